@@ -1,0 +1,37 @@
+# make study | test | docs | lab | export | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export MPLBACKEND ?= agg
+
+.PHONY: study test docs lab export clean
+
+study: $(INSTALLED)
+	$(BIN)/deepfake-nb study --profile demo
+	$(BIN)/python docs/build.py --profile demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_notebooks.py
+	$(BIN)/python -m pytest --ignore tests/test_notebooks.py
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/build.py --profile demo --library
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab nbs
+
+export: $(INSTALLED)
+	$(BIN)/python scripts/export.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _docs .pytest_cache .ruff_cache
+	find reports -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+
+$(INSTALLED): settings.ini constraints.txt setup.py pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "deepfake-nb needs Python 3.11 or newer; run: make PYTHON=python3.11"; exit 1; }
+	@echo "Installing into $(VENV): about 3 minutes and 7 GB, once."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(INSTALLED)

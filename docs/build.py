@@ -1,0 +1,178 @@
+"""Build the HTML site of a profile's reports: `make study` and `make docs` call this.
+
+Pages come from executed notebooks, from docstrings and from the command line's own help; nothing is written
+by hand here but the order of the pages.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import papermill
+
+from deepfake_nb.study import (
+    SECTIONS,
+    atomic_path,
+    available_sections,
+    inputs_digest,
+    load_results,
+    write_atomically,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "pages"
+EXECUTED = ROOT / "docs" / "_build" / "executed"
+COMMANDS = ("study", "data list", "data build", "data check", "score", "weights list", "weights fetch")
+COMMANDS += ("weights check", "bench", "info")
+
+
+def write_if_changed(path: Path, text: str) -> Path:
+    """Write a page only when it changes, so that Sphinx does not build it again."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with write_atomically(path, "w") as file:
+            file.write(text)
+    return path
+
+
+def readable(cell: dict) -> dict | None:
+    """A cell as a reader should see it: without nbdev's directives; None when it is hidden."""
+    lines = "".join(cell["source"]).splitlines()
+    directives = {line.strip() for line in lines if line.lstrip().startswith("#|")}
+    if "#| hide" in directives or "injected-parameters" in cell["metadata"].get("tags", []):
+        return None
+    lines = [line for line in lines if line.strip() not in directives]
+    source = "\n".join(lines).strip("\n")
+    if not source and not cell.get("outputs"):
+        return None
+    return {**cell, "source": source}
+
+
+def notebook_page(notebook: Path, name: str) -> str:
+    """Copy a notebook among the pages; its name there."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    content["cells"] = [cell for cell in map(readable, content["cells"]) if cell is not None]
+    content["metadata"] = {"kernelspec": content["metadata"].get("kernelspec", {}), "file_format": "mystnb"}
+    write_if_changed(PAGES / f"{name}.ipynb", json.dumps(content, indent=1))
+    return name
+
+
+def cached_run(notebook: Path, parameters: dict) -> Path:
+    """Where the executed copy of a notebook is kept, for this state of notebook, package and parameters."""
+    return EXECUTED / f"{notebook.stem}-{inputs_digest(notebook, parameters)[:12]}.ipynb"
+
+
+def executed(notebook: Path, values: dict | None = None, **depends_on: str) -> Path:
+    """The notebook with outputs: run once for each state of what it depends on."""
+    done = cached_run(notebook, {**(values or {}), **depends_on})
+    if not done.is_file():
+        print(f"Running {notebook.name}", flush=True)
+        with atomic_path(done) as running:
+            papermill.execute_notebook(
+                notebook,
+                running,
+                values or {},
+                kernel_name="python3",
+                cwd=notebook.parent,
+                progress_bar=False,
+            )
+    return done
+
+
+def library_page(notebook: Path, run: bool) -> str:
+    """The page of a library notebook, with outputs when they are wanted or already there."""
+    with_outputs = run or cached_run(notebook, {}).is_file()
+    return notebook_page(executed(notebook) if with_outputs else notebook, notebook.stem)
+
+
+def start_page(reports: Path, contents: str) -> None:
+    """The start page: `index.ipynb` run on the results of these reports, with the contents behind it."""
+    results = load_results(reports).to_json()
+    run = executed(ROOT / "nbs" / "index.ipynb", {"reports": str(reports)}, results=results)
+    index = json.loads(run.read_text(encoding="utf-8"))
+    index["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": contents})
+    with_contents = EXECUTED / "index.ipynb"
+    write_if_changed(with_contents, json.dumps(index))
+    notebook_page(with_contents, "index")
+
+
+def api_pages() -> list[str]:
+    """One page a module, from its docstrings."""
+    names = []
+    for module in sorted((ROOT / "deepfake_nb").glob("[a-z]*.py")):
+        title = f"deepfake_nb.{module.stem}"
+        directives = f"```{{eval-rst}}\n.. automodule:: {title}\n   :members:\n```\n"
+        write_if_changed(PAGES / "api" / f"{module.stem}.md", f"# {module.stem}\n\n`{title}`\n\n{directives}")
+        names.append(f"api/{module.stem}")
+    return names
+
+
+def command_line_page() -> str:
+    """Every command's own help."""
+    command = str(Path(sys.executable).with_name("deepfake-nb"))
+    environment = os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    parts = ["# Command line\n"]
+    for name in ("", *COMMANDS):
+        words = [command, *name.split(), "--help"]
+        help_text = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
+        parts.append(
+            f"## `deepfake-nb {name}`".rstrip(" `")
+            + "`\n\n```text\n"
+            + inspect.cleandoc(help_text)
+            + "\n```\n"
+        )
+    write_if_changed(PAGES / "command_line.md", "\n".join(parts))
+    return "command_line"
+
+
+def tree(caption: str, names: list[str]) -> str:
+    """A table of contents, shown in the side bar only."""
+    return "\n".join(
+        [":::{toctree}", f":caption: {caption}", ":hidden:", ":maxdepth: 1", "", *names, ":::", ""]
+    )
+
+
+def build(profile: str, run_library: bool) -> Path:
+    """Put the pages together and run Sphinx over them.
+
+    Returns
+    -------
+    Path
+        The start page.
+    """
+    reports = ROOT / "reports" / profile
+    sections = [
+        notebook_page(reports / section / "run.ipynb", SECTIONS[section])
+        for section in available_sections()
+        if (reports / section / "run.ipynb").is_file()
+    ]
+    notebooks = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    tools = [library_page(n, run_library) for n in notebooks if n.name < "10" or n.name >= "70"]
+    contents = tree("Paper sections", sections) + tree("Tools", tools)
+    reference = [command_line_page(), *api_pages()]
+    contents += tree("Reference", reference)
+    names = ["index", *sections, *tools, *reference]
+    start_page(reports, contents)
+    for stale in {path for path in PAGES.rglob("*.*") if path.stem not in {Path(n).stem for n in names}}:
+        stale.unlink()
+    site = reports / "site"
+    command = [sys.executable, "-m", "sphinx", "-q", "-j", "2", "-b", "html", "-c", str(ROOT / "docs")]
+    subprocess.run(
+        [*command, "-d", str(ROOT / "docs" / "_build" / "doctrees"), str(PAGES), str(site)], check=True
+    )
+    return site / "index.html"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--library", action="store_true", help="run the library notebooks for their outputs")
+    arguments = parser.parse_args()
+    print(f"Site: {build(arguments.profile, arguments.library)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Sphinx configuration; the pages are put together by `build.py` beside this file."""
+
+from importlib import metadata
+
+project = "deepfake-nb"
+author = "The deepfake-nb authors"
+copyright = "2026 onwards, the deepfake-nb authors"
+release = metadata.version("deepfake-nb")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+html_theme = "sphinx_book_theme"
+html_title = "deepfake-nb"
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
+html_theme_options |= {"navbar_persistent": []}
+html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "mystnb.mime_priority"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_numpy_docstring = True
+napoleon_google_docstring = False
+napoleon_use_rtype = False

@@ -1,0 +1,100 @@
+"""The notebooks are the source of truth: clean, exported, and each runs in a process of its own."""
+
+import filecmp
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+BIN = Path(sys.executable).parent
+
+
+def run(*command, cwd, **environment):
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def copy_of_checkout(tmp_path):
+    for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("nbs", "deepfake_nb"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        )
+    return tmp_path
+
+
+def different_files(left, right, pattern):
+    names = {path.name for folder in (left, right) for path in folder.glob(pattern)}
+    same, *_ = filecmp.cmpfiles(left, right, names, shallow=False)
+    return sorted(names - set(same))
+
+
+def test_package_is_what_the_notebooks_export(copy_of_checkout):
+    for module in (copy_of_checkout / "deepfake_nb").glob("*.py"):
+        if module.name != "__init__.py":
+            module.unlink()
+    run(BIN / "nbdev_export", cwd=copy_of_checkout)
+    run(sys.executable, "-m", "ruff", "format", "--quiet", "deepfake_nb", cwd=copy_of_checkout)
+    changed = different_files(copy_of_checkout / "deepfake_nb", ROOT / "deepfake_nb", "*.py")
+    assert not changed, f"run `make export`: {changed} differ from what the notebooks say"
+
+
+def test_notebooks_are_clean(copy_of_checkout):
+    run(sys.executable, "-m", "ruff", "format", "--quiet", "nbs", cwd=copy_of_checkout)
+    run(BIN / "nbdev_clean", cwd=copy_of_checkout)
+    changed = different_files(copy_of_checkout / "nbs", ROOT / "nbs", "*.ipynb")
+    assert not changed, f"run `make export`: {changed} hold marks of a run"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_holds_no_outputs(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), "run `make export`"
+
+
+def test_linter_and_formatter_pass():
+    folders = ("deepfake_nb", "tests", "benchmarks", "scripts", "docs")
+    run(sys.executable, "-m", "ruff", "check", *folders, cwd=ROOT)
+    run(sys.executable, "-m", "ruff", "format", "--check", *folders, cwd=ROOT)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_says_where_it_exports_to(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    exports = any(source.lstrip().startswith("#| export") for source in sources)
+    named = any(source.lstrip().startswith("#| default_exp ") for source in sources)
+    assert named or not exports, (
+        f"{notebook.name} exports cells but has no `#| default_exp`: nbdev drops them"
+    )
+
+
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.name >= "10"], ids=lambda path: path.stem)
+def test_section_parameters_are_commented_literals(notebook):
+    from deepfake_nb.study import section_parameters
+
+    if not notebook.name[:2].isdigit() or notebook.name.startswith("80"):
+        pytest.skip("the command line and the index are no paper sections")
+    parameters = section_parameters(notebook)
+    assert parameters["profile"][0] == "smoke"
+    assert all(comment for _, comment in parameters.values()), parameters
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(notebook, tmp_path):
+    run(
+        BIN / "nbdev_test", "--path", notebook, "--do_print", "--n_workers", "0",
+        cwd=ROOT, MPLBACKEND="agg", DEEPFAKE_NB_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip

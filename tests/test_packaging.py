@@ -1,0 +1,99 @@
+"""One list of requirements, and a wheel that works with no source tree around it."""
+
+import re
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+from configparser import ConfigParser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def settings():
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def requirements():
+    return {*settings()["requirements"].split(), *settings()["dev_requirements"].split()}
+
+
+def project_name(requirement):
+    return re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-")
+
+
+def test_environment_lists_the_requirements_of_settings():
+    listed = re.findall(r'^ {6}- "(.+)"$', (ROOT / "environment.yml").read_text(), flags=re.M)
+    assert set(listed) == requirements()
+
+
+def test_every_requirement_is_pinned_once():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==")[0].lower().replace("_", "-") for line in lines if line and line[0] != "#"]
+    assert len(pins) == len(set(pins))
+    missing = {project_name(requirement) for requirement in requirements()} - set(pins)
+    assert not missing, f"constraints.txt does not pin {missing}"
+
+
+def test_installed_metadata_has_the_requirements_of_settings():
+    declared = metadata.metadata("deepfake-nb").get_all("Requires-Dist")
+    plain = {re.sub(r"\s*;.*", "", line).replace(" ", "") for line in declared if "extra" not in line}
+    names = {project_name(line) for line in plain}
+    assert names == {project_name(line) for line in settings()["requirements"].split()}
+    assert metadata.version("deepfake-nb") == settings()["version"]
+
+
+@pytest.fixture(scope="module")
+def installed_wheel(tmp_path_factory):
+    """An empty environment with only the wheel in it; its dependencies are found where this one has them."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    site = Path(
+        subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        ).strip()
+    )
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    wheel = next(folder.glob("*.whl"))
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    return folder / "venv" / "bin"
+
+
+def test_wheel_works_without_the_source_tree(installed_wheel, tmp_path):
+    def answer(*command):
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    where = answer(installed_wheel / "python", "-c", "import deepfake_nb; print(deepfake_nb.__file__)")
+    assert str(ROOT) not in where.stdout and where.returncode == 0, where
+    version = answer(installed_wheel / "deepfake-nb", "--version")
+    assert version.stdout.strip() == f"deepfake-nb {settings()['version']}", version.stderr
+    assert "score" in answer(installed_wheel / "deepfake-nb", "--help").stdout
+    assert "not here (installed package)" in answer(installed_wheel / "deepfake-nb", "info").stdout
+    study = answer(installed_wheel / "deepfake-nb", "study")
+    assert study.returncode == 3 and "Clone the repository" in study.stderr
+
+
+def test_help_is_quick():
+    command = [str(Path(sys.executable).with_name("deepfake-nb")), "--help"]
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 1, seconds
+
+
+def test_command_line_imports_nothing_heavy():
+    code = "import sys, deepfake_nb.cli; print([m for m in ('torch', 'cv2', 'pandas', 'numpy', 'av') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
