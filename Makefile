@@ -34,4 +34,7 @@ $(INSTALLED): settings.ini constraints.txt setup.py pyproject.toml
 	@echo "Installing into $(VENV): about 3 minutes and 7 GB, once."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@# Two wheels bring the same cv2; the headless one, which needs no libGL, has to be the last.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--force-reinstall --no-deps opencv-python-headless
 	@touch $(INSTALLED)

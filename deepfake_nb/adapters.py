@@ -35,6 +35,8 @@ __all__ = [
     "assert_no_leak",
     "identity_components",
     "split_by_identity",
+    "read_shares",
+    "limit_manifest",
 ]
 
 # %% ../nbs/10_adapters.ipynb #32c81e77
@@ -49,7 +51,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from .study import InputError
+from .study import InputError, UsageError
 
 # %% ../nbs/10_adapters.ipynb #e22ad27c
 COLUMNS = ("media_id", "path", "label", "dataset", "method", "source_id", "target_id", "split", "kind")
@@ -250,7 +252,7 @@ def scan_ffpp(root, options):
     split_of, person_of = _ffpp_splits(root, scan), _ffpp_people(root, scan)
     for path in media_files(root, scan=scan):
         parts = path.parts
-        if len(parts) != 5 or parts[3] != "videos" or parts[0] not in FFPP_LABELS:
+        if len(parts) != 5 or parts[3] != "videos" or parts[0] not in FFPP_LABELS or parts[2] == "masks":
             continue
         collection, compression = parts[1:3]
         if not _is_wanted(compression, options.get("compression")):
@@ -541,7 +543,7 @@ def _compile(pattern):
     try:
         return re.compile(pattern) if pattern else None
     except re.error as error:
-        raise InputError(f"identity_pattern={pattern!r} is not a regular expression: {error}.") from None
+        raise UsageError(f"identity_pattern={pattern!r} is not a regular expression: {error}.") from None
 
 
 def _folder_index(root):
@@ -801,11 +803,13 @@ def scan_source(name, root, options=None):
 
     Raises
     ------
+    UsageError
+        The name is unknown.
     InputError
-        The name is unknown, the folder is absent, or it does not have the layout.
+        The folder is absent, or it does not have the layout.
     """
     if name not in SOURCES:
-        raise InputError(f"There is no data set {name!r}. Choose one of: {', '.join(SOURCES)}.")
+        raise UsageError(f"There is no data set {name!r}. Choose one of: {', '.join(SOURCES)}.")
     source, root = SOURCES[name], Path(root)
     if not root.is_dir() and not (root.is_file() and source.scan is scan_table):
         raise InputError(f"{str(root)!r} is not a folder. Give the folder of {source.title} with --root.")
@@ -921,11 +925,11 @@ def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
 
     Raises
     ------
-    InputError
+    UsageError
         The shares are negative or do not add up to 1.
     """
     if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise InputError(
+        raise UsageError(
             f"The shares of train, val and test must be at least 0 and add up to 1, not {ratios}."
         )
     shares = {
@@ -952,6 +956,15 @@ ACROSS = "across"
 
 
 # %% ../nbs/10_adapters.ipynb #2f0f7dd8
+def read_shares(text):
+    """Three numbers with commas between, as ``0.7,0.15,0.15``, as a tuple of float."""
+    try:
+        return tuple(float(share) for share in text.split(","))
+    except ValueError:
+        raise UsageError(f"shares={text!r} is not three numbers with commas between.") from None
+
+
+# %% ../nbs/10_adapters.ipynb #60be23eb
 def _deal(groups, labels, given, shares, rng):
     """Split of each group: the one that most lacks what the group has, largest groups first."""
     counts = pd.crosstab(groups[groups != ACROSS], labels[groups != ACROSS]).sort_index()
@@ -979,3 +992,32 @@ def _cut_component(rows, shares, rng):
     side = {people[p]: int(np.searchsorted(edges, rank, side="right")) for rank, p in enumerate(order)}
     sides = [sorted({side[person] for person in pair}) for pair in pairs]
     return [f"{pairs[0][0]} side {s[0]}" if len(s) == 1 else ACROSS for s in sides]
+
+
+# %% ../nbs/10_adapters.ipynb #ba5abf31
+def limit_manifest(manifest, limit, order="random", rng=None):
+    """Keep some of the files, half of them fake as far as there are enough.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+    limit : int or None
+        Number of files; None keeps all.
+    order : {"random", "sorted"}
+    rng : numpy.random.Generator
+        For ``random``.
+
+    Returns
+    -------
+    DataFrame
+        Ordered by path.
+    """
+    if limit is None or limit >= len(manifest):
+        return manifest
+    if limit < 1:
+        raise UsageError(f"A limit must be at least 1, not {limit}.")
+    place = rng.permutation(len(manifest)) if order == "random" else np.arange(len(manifest))
+    shuffled = manifest.iloc[place]
+    rank = shuffled.groupby("label").cumcount()
+    kept = shuffled.assign(rank=rank).sort_values(["rank", "label"], kind="stable").head(limit)
+    return kept.drop(columns="rank").sort_values("path", ignore_index=True)

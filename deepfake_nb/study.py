@@ -28,6 +28,7 @@ __all__ = [
     "available_sections",
     "section_parameters",
     "check_parameters",
+    "refuse_unknown_parameters",
     "inputs_digest",
     "is_done",
     "run_section",
@@ -575,7 +576,36 @@ def _as_type_of(default, value, name):
     raise UsageError(f"{name}={value!r} is not a {type(default).__name__} like its default {default!r}.")
 
 
-# %% ../nbs/00_study.ipynb #e3e69c94
+# %% ../nbs/00_study.ipynb #af9d2969
+def refuse_unknown_parameters(namespace, section):
+    """Refuse values that papermill injected under names the section does not know.
+
+    Parameters
+    ----------
+    namespace : dict
+        ``globals()`` of the section's notebook, right behind its parameters.
+    section : str
+        A key of `SECTIONS`.
+
+    Raises
+    ------
+    UsageError
+        A plain lower-case value stands there that is no parameter.
+    """
+    known = section_parameters(section_notebook(section))
+    plain = (str, int, float, bool, list, dict, type(None))
+    unknown = [
+        name
+        for name, value in namespace.items()
+        if name.islower() and not name.startswith("_") and isinstance(value, plain) and name not in known
+    ]
+    if unknown:
+        raise UsageError(
+            f"The section {section!r} has no parameter {unknown[0]!r}. It knows: {', '.join(known)}."
+        )
+
+
+# %% ../nbs/00_study.ipynb #765b179f
 def inputs_digest(notebook, parameters):
     """A digest of everything a section's numbers depend on but the machine.
 
@@ -680,7 +710,7 @@ def run_section(section, profile="demo", out=None, data_root=None, settings=None
     return folder
 
 
-# %% ../nbs/00_study.ipynb #765b179f
+# %% ../nbs/00_study.ipynb #ff735bce
 @contextlib.contextmanager
 def locked_folder(folder):
     """Hold a folder for one process.
@@ -715,7 +745,7 @@ def locked_folder(folder):
         yield
 
 
-# %% ../nbs/00_study.ipynb #ff735bce
+# %% ../nbs/00_study.ipynb #d21188be
 def run_study(profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None):
     """Run sections in order; see `run_section`.
 
@@ -760,7 +790,7 @@ def run_study(profile="demo", sections=None, out=None, data_root=None, settings=
     return folder
 
 
-# %% ../nbs/00_study.ipynb #ae501bbe
+# %% ../nbs/00_study.ipynb #0c82d1fa
 def run_benchmarks(names=None, media=None):
     """Run benchmarks of the checkout.
 
@@ -795,7 +825,7 @@ def run_benchmarks(names=None, media=None):
     return [row for name in names or files for row in runpy.run_path(str(files[name]))["run"](media=media)]
 
 
-# %% ../nbs/00_study.ipynb #e5b180d9
+# %% ../nbs/00_study.ipynb #0f741a93
 def installation():
     """What is installed and what this machine has, for reports of faults.
 

@@ -1,0 +1,83 @@
+"""Small copies of the layouts of data sets, for tests."""
+
+import json
+from pathlib import Path
+
+
+def place(root, names, content=b""):
+    """Make the files `names` below `root`, each with `content` (bytes, or a file to copy)."""
+    data = content if isinstance(content, bytes) else Path(content).read_bytes()
+    for name in names:
+        path = Path(root) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return Path(root)
+
+
+def ffpp(root, content=b"", compressions=("c23",), pairs=(("004", "982"), ("071", "054"))):
+    """FaceForensics++ with both people of each pair, swapped both ways by two methods, and two actors."""
+    names = []
+    for compression in compressions:
+        for a, b in pairs:
+            names += [f"original_sequences/youtube/{compression}/videos/{person}.mp4" for person in (a, b)]
+            for method in ("Deepfakes", "FaceSwap"):
+                folder = f"manipulated_sequences/{method}/{compression}/videos"
+                names += [f"{folder}/{a}_{b}.mp4", f"{folder}/{b}_{a}.mp4"]
+        names.append(f"manipulated_sequences/Deepfakes/masks/videos/{pairs[0][0]}_{pairs[0][1]}.mp4")
+        names.append(f"original_sequences/actors/{compression}/videos/01__kitchen_pan.mp4")
+        folder = f"manipulated_sequences/DeepFakeDetection/{compression}/videos"
+        names.append(f"{folder}/01_02__kitchen_pan__J5BXWVCN.mp4")
+    return place(root, names, content)
+
+
+def ffpp_splits(root, train=(("004", "982"),), val=(), test=(("071", "054"),)):
+    """The official split files: lists of pairs of sequence numbers."""
+    for name, pairs in {"train": train, "val": val, "test": test}.items():
+        (Path(root) / f"{name}.json").write_text(json.dumps([list(pair) for pair in pairs]))
+
+
+def celeb_df(root, content=b""):
+    """Celeb-DF with a test list whose 1 is real, one absent file and one file with a wrong 1."""
+    names = ["Celeb-real/id0_0000.mp4", "Celeb-real/id1_0000.mp4", "YouTube-real/00001.mp4"]
+    names += ["Celeb-synthesis/id0_id1_0000.mp4", "Celeb-synthesis/id1_id0_0000.mp4"]
+    place(root, names, content)
+    lines = [
+        "1 YouTube-real/00001.mp4",
+        "0 Celeb-synthesis/id0_id1_0000.mp4",
+        "1 Celeb-synthesis/id1_id0_0000.mp4",
+    ]
+    (Path(root) / "List_of_testing_videos.txt").write_text(
+        "\n".join([*lines, "0 Celeb-synthesis/id7_id8_0000.mp4"])
+    )
+    return Path(root)
+
+
+def dfdc(root, content=b"", parts=("dfdc_train_part_0", "dfdc_train_part_1")):
+    """DFDC with one real, one fake and one absent file a part, the same file names in every part."""
+    for part in parts:
+        place(Path(root) / part, ["real.mp4", "fake.mp4"], content)
+        entries = {"real.mp4": {"label": "REAL", "split": "train"}}
+        entries |= {
+            name: {"label": "FAKE", "split": "train", "original": "real.mp4"}
+            for name in ("fake.mp4", "no.mp4")
+        }
+        (Path(root) / part / "metadata.json").write_text(json.dumps(entries))
+    return Path(root)
+
+
+def stills(
+    root, content=b"", splits=("Train", "Validation", "Test"), labels=("Fake", "Real"), count=2, suffix=".jpg"
+):
+    """Crops below folders of splits and labels; the names hold nothing."""
+    names = [
+        f"{s}/{label}/{label.lower()}_{i}{suffix}" for s in splits for label in labels for i in range(count)
+    ]
+    return place(root, names, content)
+
+
+def recordings(root, rows, content=b""):
+    """Recordings described by a CSV; `rows` are (path, label, identity, target_id)."""
+    place(root, [row[0] for row in rows if ".." not in row[0]], content)
+    lines = ["path,label,identity,target_id", *(",".join(row) for row in rows)]
+    (Path(root) / "recordings.csv").write_text("\n".join(lines), encoding="utf-8")
+    return Path(root)
