@@ -161,6 +161,8 @@ def data_check(folder: Annotated[Path, typer.Argument(help="A folder that `data 
 
     report = check(folder)
     _print_table("Media files", report.counts.columns, report.counts.itertuples(index=False))
+    for warning in report.warnings:
+        _console().print(f"Note: {warning}", markup=False)
     for problem in report.problems:
         _console().print(f"Problem: {problem}", markup=False)
     if report.problems:
@@ -172,9 +174,27 @@ def data_check(folder: Annotated[Path, typer.Argument(help="A folder that `data 
 
 # %% ../nbs/80_cli.ipynb #0eead321
 def _progress():
-    from deepfake_nb.progress import rate_bar
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    return rate_bar()
+    class Rate(ProgressColumn):
+        def render(self, task):
+            return f"{task.speed:.1f}/s" if task.speed else ""
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 # %% ../nbs/80_cli.ipynb #4ffe190e
@@ -187,21 +207,24 @@ def score(
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the verdicts as CSV.")] = None,
 ):
     """Say of each picture or video: fake, real, or why no verdict is given."""
-    from deepfake_nb.score import score_paths, write_verdicts
+    from deepfake_nb.score import printable, score_paths, write_verdicts
 
+    scoring = score_paths(paths, detector=detector, weights=weights)
     verdicts = []
-    console = _console()
-    for verdict in score_paths(paths, detector=detector, weights=weights):
+    for verdict in scoring:
         verdicts.append(verdict)
-        shown = "" if verdict.score is None else f"score {verdict.score:.3f}"
-        console.print(
-            f"{verdict.verdict:8}{shown:14}{verdict.path}  {verdict.reason or ''}",
-            markup=False,
-            soft_wrap=True,
-        )
+        shown = f"score {verdict.score:.3f}" if verdict.verdict != "abstain" else verdict.reason
+        typer.echo(f"{verdict.verdict:8}{printable(verdict.path)}  {printable(shown)}")
+    for reason, count in scoring.skipped.items():
+        typer.echo(f"left out: {count} files, {reason}")
     write_verdicts(verdicts, json_file=json_file, csv_file=csv_file)
-    if not any(verdict.score is not None for verdict in verdicts):
-        raise InputError("None of these files could be scored; the lines above say why.")
+    said = [verdict for verdict in verdicts if verdict.verdict != "abstain"]
+    if not said:
+        raise InputError("No verdict could be given on any of these files; the lines above say why.")
+    typer.echo(
+        f"{len(said)} of {len(verdicts)} files have a verdict, by {said[0].detector} ({said[0].weights}),"
+    )
+    typer.echo(f"trained on: {said[0].trained_on}. {said[0].reason}")
 
 
 # %% ../nbs/80_cli.ipynb #500aead7
@@ -225,9 +248,11 @@ def weights_fetch(name: Annotated[str, typer.Argument(help="A name of `weights l
 @weights_app.command("check")
 def weights_check(file: Annotated[Path, typer.Argument(help="A weight file.")]):
     """Say what a weight file is, without running anything in it."""
+    from dataclasses import asdict
+
     from deepfake_nb.weights import check_file
 
-    _print_table(str(file), ("property", "value"), check_file(file).items())
+    _print_table(str(file), ("property", "value"), asdict(check_file(file)).items())
 
 
 # %% ../nbs/80_cli.ipynb #5b0424bf

@@ -294,26 +294,27 @@ def fit_similarity(points, target):
 
     Notes
     -----
-    AltFreezing (Wang, Bao, Zhou, Wang, Li, CVPR 2023), alignment of the released code.
+    AltFreezing (Wang, Bao, Zhou, Wang, Li, CVPR 2023), alignment of the released code. The squares are least in the
+    frame's pixels: the standard points are fitted to the landmarks, and the fit is inverted.
     """
     points, target = np.asarray(points, float), np.asarray(target, float)
     if points.ndim < 2 or points.shape[-2:] != target.shape or target.shape[-1:] != (2,):
         raise InputError(
             f"Points of shape {points.shape} cannot be fitted to a target of shape {target.shape}."
         )
-    source = (points @ [1, 1j]).reshape(-1, len(target))
-    if source.size == 0 or not np.isfinite(source).all():
+    seen = (points @ [1, 1j]).reshape(-1, len(target))
+    if seen.size == 0 or not np.isfinite(seen).all():
         raise InputError(
             "A similarity cannot be fitted to no points, or to points that are not finite numbers."
         )
-    goal = np.broadcast_to(target @ [1, 1j], source.shape)
-    centred, goal_centred = source - source.mean(), goal - goal.mean()
-    spread = np.sum(np.abs(centred) ** 2)
-    if spread < 1e-12 * max(1.0, abs(source.mean()) ** 2):
+    standard = target @ [1, 1j]
+    centred = standard - standard.mean()
+    turn = np.sum(centred.conj() * (seen.mean(0) - seen.mean())) / np.sum(np.abs(centred) ** 2)
+    if abs(turn) < 1e-6:
         raise InputError("A similarity cannot be fitted to landmarks that all lie in one place.")
-    turn = np.sum(centred.conj() * goal_centred) / spread
-    shift = goal.mean() - turn * source.mean()
-    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+    inverse = 1 / turn
+    shift = standard.mean() - inverse * seen.mean()
+    return np.array([[inverse.real, -inverse.imag, shift.real], [inverse.imag, inverse.real, shift.imag]])
 
 
 def transform_points(matrix, points):
@@ -776,7 +777,7 @@ def _match(expected, found):
 
 # %% ../nbs/02_faces.ipynb #11bec08a
 _BUFFER_BYTES = 256 << 20
-_SMALLEST_FACE = 48
+_SMALLEST_FACE = 36
 
 
 @dataclass
@@ -817,6 +818,7 @@ class _Tracker:
             self._look(-1)
         self._close_all()
         self.buffer.clear()
+        self.thumbnail = None
 
     def _look_for_cuts(self):
         last, self.thumbnail = self.thumbnail, _thumbnail(self.buffer[-1][1])
@@ -865,7 +867,7 @@ class _Tracker:
     def _cheap_size(self, frame, expected):
         smallest = min(float((box[2:] - box[:2]).max()) for box, _ in expected)
         size = _SMALLEST_FACE * max(frame.shape) / max(smallest, 1.0)
-        return int(np.clip(-(-size // 32) * 32, min(320, self.working_size), self.working_size))
+        return int(np.clip(-(-size // 32) * 32, min(256, self.working_size), self.working_size))
 
     def _search(self, frame, working_size):
         self.scanned_at_s = frame.time_s

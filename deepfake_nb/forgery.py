@@ -125,6 +125,7 @@ def _checked_image(image, name):
     return image
 
 
+# %% ../nbs/03_forgery.ipynb #ea8d80be
 @dataclass(frozen=True, eq=False)
 class SourceFace:
     """The face that is put onto somebody else's.
@@ -162,6 +163,7 @@ class SourceFace:
         return _cut_out(self.image, fit_similarity(self.landmarks, swap_template(size)), size)
 
 
+# %% ../nbs/03_forgery.ipynb #0e23d81b
 class FaceReplacer(Protocol):
     """What turns an aligned target face into one with the source's identity.
 
@@ -186,7 +188,7 @@ class FaceReplacer(Protocol):
         ...
 
 
-# %% ../nbs/03_forgery.ipynb #ea8d80be
+# %% ../nbs/03_forgery.ipynb #104df19a
 def _cut_out(image, matrix, size):
     """Warp `image` by a 2x3 matrix into a square, without aliasing where it gets smaller."""
     scale = math.hypot(matrix[0, 0], matrix[1, 0])
@@ -213,7 +215,7 @@ def _cut_out(image, matrix, size):
     )
 
 
-# %% ../nbs/03_forgery.ipynb #f06ddbf5
+# %% ../nbs/03_forgery.ipynb #60509d0d
 def head_turn(landmarks):
     """Tell how far a head is turned, from five points.
 
@@ -236,6 +238,7 @@ def head_turn(landmarks):
     return np.clip(((points[..., 2, :] - (eyes + mouth) / 2) * across).sum(-1) / width, -0.4, 0.4)
 
 
+# %% ../nbs/03_forgery.ipynb #70a7a57c
 def face_outline(landmarks, scale=1.0):
     """Lay a closed curve around the inner face, brows to chin, from five points.
 
@@ -279,6 +282,7 @@ def face_outline(landmarks, scale=1.0):
     return (middle + scale * (points - middle)).astype(np.float32)
 
 
+# %% ../nbs/03_forgery.ipynb #dbe955a3
 def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
     """Draw the mask through which a replaced face is pasted.
 
@@ -312,6 +316,7 @@ def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
         eyes = swap_template(size)[:2]
         distance = cv2.distanceTransform(filled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / finer
         distance = cv2.resize(distance, (size, size), interpolation=cv2.INTER_AREA)
+        distance = cv2.GaussianBlur(distance, (0, 0), size / 80)  # evens out the steps of the drawn curve
         distance[[0, -1], :] = distance[:, [0, -1]] = 0
         width = max(feather, 1e-3) * float(np.linalg.norm(eyes[1] - eyes[0]))
     else:
@@ -320,7 +325,7 @@ def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
     return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #70a7a57c
+# %% ../nbs/03_forgery.ipynb #6ad44d62
 class LandmarkWarp:
     """Replace a face by warping the source's onto the target's five points.
 
@@ -397,7 +402,7 @@ class LandmarkWarp:
         return cv2.remap(coarse, knots, np.ascontiguousarray(knots.T), cv2.INTER_LINEAR)
 
 
-# %% ../nbs/03_forgery.ipynb #dbe955a3
+# %% ../nbs/03_forgery.ipynb #119eafa3
 def _extend_skin(image, landmarks, size):
     """Paint over what lies beyond the face's outline with the colours beside it."""
     side = len(image)
@@ -416,7 +421,7 @@ def _extend_skin(image, landmarks, size):
     return np.clip(np.round(keep * image + (1 - keep) * skin), 0, 255).astype(np.uint8)
 
 
-# %% ../nbs/03_forgery.ipynb #119eafa3
+# %% ../nbs/03_forgery.ipynb #9a17507c
 def _varint(data, place):
     value = shift = 0
     while True:
@@ -449,6 +454,7 @@ def _fields(data, start, stop):
         yield number, value
 
 
+# %% ../nbs/03_forgery.ipynb #a7e4418c
 def _read_onnx_graph(path):
     """Return (names of the first nodes, last initializer as an array or None) of an ONNX file."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -486,6 +492,7 @@ def _read_onnx_graph(path):
         return nodes, np.frombuffer(content, kinds[kind]).reshape(shape).astype(np.float32)
 
 
+# %% ../nbs/03_forgery.ipynb #b515e2e9
 def _open_onnx(path, what, where, providers, threads):
     path = Path(path)
     if not path.is_file():
@@ -517,7 +524,42 @@ def _inputs_of(session):
     return ", ".join(f"{node.name} {tuple(node.shape)}" for node in session.get_inputs())
 
 
-# %% ../nbs/03_forgery.ipynb #60b28610
+# %% ../nbs/03_forgery.ipynb #e7feb465
+def _check_swapper(path, session, emap, where):
+    inputs = {node.name: node for node in session.get_inputs()}
+    fits = (
+        set(inputs) == {"target", "source"}
+        and _has_shape(inputs["target"], (1, 3, 128, 128))
+        and _has_shape(inputs["source"], (1, 512))
+    )
+    if not fits:
+        raise InputError(
+            f"{str(path)!r} is not inswapper_128: it takes {_inputs_of(session)}, "
+            f"not target (1, 3, 128, 128), source (1, 512). {where}"
+        )
+    if len(session.get_outputs()) != 1 or not _has_shape(session.get_outputs()[0], (1, 3, 128, 128)):
+        raise InputError(f"{str(path)!r} is not inswapper_128: its output is no 128-px picture. {where}")
+    if emap is None or emap.shape != (512, 512):
+        raise InputError(
+            f"{str(path)!r} does not end with the (512, 512) matrix that turns an ArcFace embedding into "
+            "its source code. Some converted copies lost it: use the original inswapper_128.onnx."
+        )
+
+
+def _check_arcface(path, session, where):
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if (
+        len(inputs) != 1
+        or not _has_shape(inputs[0], (1, 3, 112, 112))
+        or not _has_shape(outputs[0], (1, 512))
+    ):
+        raise InputError(
+            f"{str(path)!r} is not ArcFace: it takes {_inputs_of(session)}, "
+            f"not one (1, 3, 112, 112) picture to (1, 512). {where}"
+        )
+
+
+# %% ../nbs/03_forgery.ipynb #31fd3d92
 class InSwapper:
     """Replace a face by the network of Deep-Live-Cam, from files the user has.
 
@@ -549,38 +591,10 @@ class InSwapper:
     def __init__(self, path, embedding_path, *, providers=None, threads=None):
         where = "Give the path of your own inswapper_128.onnx, or use the embedded LandmarkWarp."
         self.session, _, self.emap = _open_onnx(path, "The face swapper", where, providers, threads)
-        inputs = {node.name: node for node in self.session.get_inputs()}
-        fits = (
-            set(inputs) == {"target", "source"}
-            and _has_shape(inputs["target"], (1, 3, 128, 128))
-            and _has_shape(inputs["source"], (1, 512))
-        )
-        if not fits:
-            raise InputError(
-                f"{str(path)!r} is not inswapper_128: it takes {_inputs_of(self.session)}, "
-                f"not target (1, 3, 128, 128), source (1, 512). {where}"
-            )
-        if len(self.session.get_outputs()) != 1 or not _has_shape(
-            self.session.get_outputs()[0], (1, 3, 128, 128)
-        ):
-            raise InputError(f"{str(path)!r} is not inswapper_128: its output is no 128-px picture. {where}")
-        if self.emap is None or self.emap.shape != (512, 512):
-            raise InputError(
-                f"{str(path)!r} does not end with the (512, 512) matrix that turns an ArcFace embedding into "
-                "its source code. Some converted copies lost it: use the original inswapper_128.onnx."
-            )
+        _check_swapper(path, self.session, self.emap, where)
         where = "Give an ArcFace model such as w600k_r50.onnx."
         self.arcface, nodes, _ = _open_onnx(embedding_path, "The face embedding", where, providers, threads)
-        inputs, outputs = self.arcface.get_inputs(), self.arcface.get_outputs()
-        if (
-            len(inputs) != 1
-            or not _has_shape(inputs[0], (1, 3, 112, 112))
-            or not _has_shape(outputs[0], (1, 512))
-        ):
-            raise InputError(
-                f"{str(embedding_path)!r} is not ArcFace: it takes {_inputs_of(self.arcface)}, "
-                f"not one (1, 3, 112, 112) picture to (1, 512). {where}"
-            )
+        _check_arcface(embedding_path, self.arcface, where)
         # Models converted from MXNet subtract and scale inside the graph; the others want [-1, 1].
         starts = [name for node in nodes for name in node]
         inside = any(name.startswith(("Sub", "_minus")) for name in starts)
@@ -605,7 +619,7 @@ class InSwapper:
         return np.clip(np.round(face.transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8)
 
 
-# %% ../nbs/03_forgery.ipynb #9a17507c
+# %% ../nbs/03_forgery.ipynb #39c0e8e7
 @dataclass(frozen=True)
 class SwapSettings:
     """How a replaced face is fitted into the picture.
@@ -647,6 +661,7 @@ SWAP_QUALITIES = {
 }
 
 
+# %% ../nbs/03_forgery.ipynb #c73e9216
 def swap_settings(quality):
     """Return the settings for a named or numbered quality.
 
@@ -678,7 +693,7 @@ def swap_settings(quality):
     return SwapSettings(**{**mixed, "size": 2 * round(mixed["size"] / 2)})
 
 
-# %% ../nbs/03_forgery.ipynb #b515e2e9
+# %% ../nbs/03_forgery.ipynb #73b7aa11
 def _colour_statistics(face, weight):
     """Weighted mean and deviation of a uint8 RGB face in LAB, (2, 3)."""
     lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
@@ -717,7 +732,7 @@ def _grain_of(face, mask):
     return float(np.median(inside) * 1.48) if inside.size else 0.0
 
 
-# %% ../nbs/03_forgery.ipynb #31fd3d92
+# %% ../nbs/03_forgery.ipynb #2c4989aa
 def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
     """Put the source's face onto the face of a picture.
 
@@ -755,7 +770,7 @@ def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=N
     return _swap_one(image, landmarks, source, replacer, swap_settings(quality), size, rng, None)
 
 
-# %% ../nbs/03_forgery.ipynb #fef12c66
+# %% ../nbs/03_forgery.ipynb #c28ff2d1
 def _prepared(replacer, source, landmarks):
     return replacer.prepare(source, landmarks) if hasattr(replacer, "prepare") else source
 
@@ -794,6 +809,7 @@ def _fit_in(target, replaced, mask, settings, rng, statistics):
     return np.clip(face, 0, 255)
 
 
+# %% ../nbs/03_forgery.ipynb #162a29ad
 def _paste(image, face, mask, matrix):
     """Lay an aligned float face back into the picture."""
     size = len(mask)
@@ -820,7 +836,7 @@ def _paste(image, face, mask, matrix):
     return result, full_mask
 
 
-# %% ../nbs/03_forgery.ipynb #2c4989aa
+# %% ../nbs/03_forgery.ipynb #79561620
 def smooth_landmarks(landmarks, sigma=1.0):
     """Smooth landmarks over time, without lag and not across cuts or gaps.
 
@@ -854,6 +870,35 @@ def smooth_landmarks(landmarks, sigma=1.0):
     return np.where(known[:, None, None], total / np.maximum(weight, 1e-9)[:, None, None], np.nan)
 
 
+# %% ../nbs/03_forgery.ipynb #c265c651
+def _landmarks_by_place(landmarks):
+    """Landmarks of a track or an array, one entry a frame, NaN without a face; and whether it was a track."""
+    if hasattr(landmarks, "frame_indices"):
+        indices = np.asarray(landmarks.frame_indices)
+        filled = np.full((int(indices.max()) + 1 if len(indices) else 0, 5, 2), np.nan, np.float32)
+        filled[indices] = landmarks.landmarks
+        return filled, True
+    filled = np.asarray(landmarks, np.float32)
+    if filled.ndim != 3 or filled.shape[1:] != (5, 2):
+        raise InputError(f"The landmarks of a video must have shape (frames, 5, 2), not {filled.shape}.")
+    return filled, False
+
+
+def _sources_by_place(source, replacer, filled, is_track):
+    """One source face an entry of the landmarks."""
+    if isinstance(source, SourceFace):
+        known = np.isfinite(filled).all((1, 2))
+        source = _prepared(replacer, source, filled[known]) if known.any() else source
+        return [source] * len(filled)
+    if is_track or len(source) != len(filled):
+        raise InputError(
+            f"There are {len(source)} source faces for {len(filled)} entries of landmarks. Give one face, or one an "
+            "entry of an array."
+        )
+    return source
+
+
+# %% ../nbs/03_forgery.ipynb #5ca2e3a8
 def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
     """Put the source's face onto one person in a video, frame by frame.
 
@@ -887,27 +932,10 @@ def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size
         There are more frames than landmarks, or not as many sources.
     """
     settings, replacer = swap_settings(quality), replacer or LandmarkWarp()
-    if hasattr(landmarks, "frame_indices"):
-        indices, points = np.asarray(landmarks.frame_indices), np.asarray(landmarks.landmarks)
-        filled = np.full((int(indices.max()) + 1 if len(indices) else 0, 5, 2), np.nan, np.float32)
-        filled[indices] = points
-        is_track = True
-    else:
-        filled, is_track = np.asarray(landmarks, np.float32), False
-        if filled.ndim != 3 or filled.shape[1:] != (5, 2):
-            raise InputError(f"The landmarks of a video must have shape (frames, 5, 2), not {filled.shape}.")
+    filled, is_track = _landmarks_by_place(landmarks)
     filled = smooth_landmarks(filled, settings.smoothing)
     known = np.isfinite(filled).all((1, 2))
-    if isinstance(source, SourceFace):
-        source = _prepared(replacer, source, filled[known]) if known.any() else source
-        sources = [source] * len(filled)
-    elif is_track or len(source) != len(filled):
-        raise InputError(
-            f"There are {len(source)} source faces for {len(filled)} entries of landmarks. Give one face, or one an "
-            "entry of an array."
-        )
-    else:
-        sources = source
+    sources = _sources_by_place(source, replacer, filled, is_track)
     statistics = []
     for place, frame in enumerate(frames):
         image = frame.image if isinstance(frame, Frame) else frame
@@ -931,7 +959,31 @@ def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size
         yield (Frame(frame.index, frame.time_s, swapped) if isinstance(frame, Frame) else swapped), mask
 
 
-# %% ../nbs/03_forgery.ipynb #01a051a0
+# %% ../nbs/03_forgery.ipynb #508d7be6
+def _splits_of(identities, splits):
+    """The split of each identity, or a sentence about the one that is wrong."""
+    if len(set(identities)) != len(identities):
+        twice = next(name for name in identities if identities.count(name) > 1)
+        raise InputError(f"Identity {twice!r} is named twice. Name each identity once.")
+    if splits is None:
+        split_of = dict.fromkeys(identities, "")
+    elif hasattr(splits, "get"):
+        split_of = {name: splits.get(name) for name in identities}
+    else:
+        if len(splits) != len(identities):
+            raise InputError(
+                f"There are {len(splits)} splits for {len(identities)} identities. Give one each."
+            )
+        split_of = dict(zip(identities, splits, strict=True))
+    lost = [name for name in identities if split_of[name] is None]
+    if lost:
+        raise InputError(
+            f"Identity {lost[0]!r} has no split. Give a split for each of the {len(identities)}."
+        )
+    return split_of
+
+
+# %% ../nbs/03_forgery.ipynb #8ab830e5
 def pair_identities(identities, rng, *, splits=None, rounds=1):
     """Pair every identity with others for cross-identity swaps.
 
@@ -960,24 +1012,7 @@ def pair_identities(identities, rng, *, splits=None, rounds=1):
         raise InputError(
             "There are no identities to pair." if rounds >= 1 else "Pairing takes at least one round."
         )
-    if len(set(identities)) != len(identities):
-        twice = next(name for name in identities if identities.count(name) > 1)
-        raise InputError(f"Identity {twice!r} is named twice. Name each identity once.")
-    if splits is None:
-        split_of = dict.fromkeys(identities, "")
-    elif hasattr(splits, "get"):
-        split_of = {name: splits.get(name) for name in identities}
-    else:
-        if len(splits) != len(identities):
-            raise InputError(
-                f"There are {len(splits)} splits for {len(identities)} identities. Give one each."
-            )
-        split_of = dict(zip(identities, splits, strict=True))
-    lost = [name for name in identities if split_of[name] is None]
-    if lost:
-        raise InputError(
-            f"Identity {lost[0]!r} has no split. Give a split for each of the {len(identities)}."
-        )
+    split_of = _splits_of(identities, splits)
     rows = []
     for split in sorted(set(split_of.values())):
         members = sorted(name for name in identities if split_of[name] == split)
@@ -998,6 +1033,7 @@ def pair_identities(identities, rng, *, splits=None, rounds=1):
     return table.sort_values(["split", "target_id", "source_id"], ignore_index=True)
 
 
+# %% ../nbs/03_forgery.ipynb #0748b56b
 def self_source_index(landmarks, rng, *, outside=None):
     """Choose the frame whose face a self-swap uses.
 
@@ -1037,7 +1073,7 @@ def self_source_index(landmarks, rng, *, outside=None):
     return int(rng.choice(straight))
 
 
-# %% ../nbs/03_forgery.ipynb #5ca2e3a8
+# %% ../nbs/03_forgery.ipynb #bdca71fa
 def write_masks(path, masks, frame_rate=25):
     """Store forged-area masks without loss beyond 8 bits, atomically.
 
@@ -1088,6 +1124,7 @@ def write_masks(path, masks, frame_rate=25):
     return path
 
 
+# %% ../nbs/03_forgery.ipynb #a8e9300e
 def read_masks(path):
     """Read stored masks, one at a time.
 
@@ -1114,13 +1151,13 @@ def read_masks(path):
         raise InputError(f"Cannot read masks from {str(path)!r}: {error}.") from error
 
 
-# %% ../nbs/03_forgery.ipynb #536a868e
+# %% ../nbs/03_forgery.ipynb #481ff19b
 def _chain_first(first, rest):
     yield first
     yield from rest
 
 
-# %% ../nbs/03_forgery.ipynb #5c014c6c
+# %% ../nbs/03_forgery.ipynb #1abbf5f2
 def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitrate=None, preset="ultrafast"):
     """Write a real and its fake so that the encoder cannot tell them apart.
 
@@ -1180,14 +1217,14 @@ def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitra
     return real_path, fake_path
 
 
-# %% ../nbs/03_forgery.ipynb #508d7be6
+# %% ../nbs/03_forgery.ipynb #3dc654d1
 def _write_still(path, image):
     image = _checked_image(image, f"The picture for {Path(path).name!r}")
     options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     Path(path).write_bytes(cv2.imencode(path.suffix.lower(), image[..., ::-1], options)[1].tobytes())
 
 
-# %% ../nbs/03_forgery.ipynb #0748b56b
+# %% ../nbs/03_forgery.ipynb #dc0b5dbd
 def codec_features(path):
     """Describe a video by its container and packets alone, no picture decoded.
 
@@ -1233,6 +1270,7 @@ def codec_features(path):
         }
 
 
+# %% ../nbs/03_forgery.ipynb #089dbfbe
 def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     """Try to tell fakes from reals without decoding a picture.
 
@@ -1287,12 +1325,12 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     }
 
 
-# %% ../nbs/03_forgery.ipynb #b1db4e18
+# %% ../nbs/03_forgery.ipynb #99c112b4
 def _text_number(content):
     return zlib.crc32(content) / 2**32
 
 
-# %% ../nbs/03_forgery.ipynb #c023cb89
+# %% ../nbs/03_forgery.ipynb #53b04cd3
 def _each(function, images):
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
@@ -1327,6 +1365,7 @@ def jpeg(images, quality=80):
     return _each(through, images)
 
 
+# %% ../nbs/03_forgery.ipynb #5a424b40
 def gaussian_blur(images, kernel=5, sigma=0.0):
     """Blur by a Gaussian kernel.
 
@@ -1354,6 +1393,7 @@ def brightness(images, factor):
     return _each(lambda image: np.clip(np.round(image * np.float32(factor)), 0, 255).astype(np.uint8), images)
 
 
+# %% ../nbs/03_forgery.ipynb #679435e3
 def zoom_dlc_augmentation(images, rng, strength=1.0):
     """Apply the first paper's augmentation: JPEG, blur, brightness.
 
@@ -1379,7 +1419,7 @@ def zoom_dlc_augmentation(images, rng, strength=1.0):
     return brightness(images, factor)
 
 
-# %% ../nbs/03_forgery.ipynb #1abbf5f2
+# %% ../nbs/03_forgery.ipynb #885e46ff
 def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     """Let a monitor shine onto the face.
 
@@ -1404,7 +1444,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     count, height, width = images.shape[:3]
     phase, tilt = rng.uniform(0, 2 * np.pi, 3), rng.uniform(-0.35, 0.35)
     place = np.array([rng.choice([-1, 1]) * rng.uniform(0.25, 0.6), rng.uniform(-0.5, 0.2)])
-    tint = np.array([0.62, 0.82, 1.0]) + rng.uniform(-0.05, 0.05, 3)
+    tint = np.array([0.5, 0.75, 1.0]) + rng.uniform(-0.05, 0.05, 3)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     result = np.empty_like(images)
     for index in range(count):
@@ -1416,8 +1456,8 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
         wash = np.exp(-(across**2 / 2.2 + (down - 0.3) ** 2 / 3.5))
         x, y = across - place[0] - drift[0], down - place[1] - drift[1]
         x, y = x * math.cos(tilt) + y * math.sin(tilt), y * math.cos(tilt) - x * math.sin(tilt)
-        screen = _soft_box(x, 0.55, 0.22) * _soft_box(y, 0.34, 0.22)
-        light = strength * level * (0.38 * wash + 0.55 * screen)
+        screen = _soft_box(x, 0.5, 0.5) * _soft_box(y, 0.32, 0.4)
+        light = strength * level * (0.45 * wash + 0.4 * screen)
         picture = images[index].astype(np.float32) / 255
         reflecting = 0.35 + 0.65 * np.sqrt(picture)  # light skin throws back more than hair or a dark wall
         shine = np.clip(light[..., None] * tint.astype(np.float32) * reflecting, 0, 1)
@@ -1425,6 +1465,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     return result
 
 
+# %% ../nbs/03_forgery.ipynb #edbaf5f7
 def low_light(images, rng, strength=0.5):
     """Darken the room and let the camera answer with gain and noise.
 
@@ -1456,7 +1497,7 @@ def low_light(images, rng, strength=0.5):
     return result
 
 
-# %% ../nbs/03_forgery.ipynb #3dc654d1
+# %% ../nbs/03_forgery.ipynb #8bb9dc65
 def _soft_box(distance, half, edge):
     ramp = np.clip((half + edge / 2 - np.abs(distance)) / edge, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
@@ -1471,7 +1512,7 @@ def _face_frame(landmarks, height, width):
     return (eyes + mouth) / 2, float(unit)
 
 
-# %% ../nbs/03_forgery.ipynb #dc0b5dbd
+# %% ../nbs/03_forgery.ipynb #ff141b0d
 def far_subject(images, scale, landmarks=None, masks=None):
     """Move the subject away from the camera.
 
@@ -1505,11 +1546,14 @@ def far_subject(images, scale, landmarks=None, masks=None):
     for index, image in enumerate(images):
         small = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
         around = cv2.copyMakeBorder(small, *borders, cv2.BORDER_REPLICATE)
-        room = cv2.GaussianBlur(around, (0, 0), max(1.0, 0.05 * min(height, width)))
-        result[index] = np.round(near * around + (1 - near) * room).astype(np.uint8)
+        room = cv2.resize(around, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+        room = cv2.GaussianBlur(room, (0, 0), 6, borderType=cv2.BORDER_REPLICATE)  # far out of focus
+        room = cv2.resize(room, (width, height), interpolation=cv2.INTER_CUBIC)
+        result[index] = np.clip(np.round(near * around + (1 - near) * room), 0, 255).astype(np.uint8)
     return _moved(result if scale < 1 else images.copy(), matrix, landmarks, masks, cv2.INTER_AREA)
 
 
+# %% ../nbs/03_forgery.ipynb #459044dd
 def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     """Show the clip in portrait mode between black borders.
 
@@ -1560,7 +1604,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     return moved
 
 
-# %% ../nbs/03_forgery.ipynb #089dbfbe
+# %% ../nbs/03_forgery.ipynb #e0d7fd38
 @dataclass
 class Degraded:
     """Pictures after a degradation, with what is known of them.
@@ -1577,7 +1621,7 @@ class Degraded:
     masks: np.ndarray | None = None
 
 
-# %% ../nbs/03_forgery.ipynb #99c112b4
+# %% ../nbs/03_forgery.ipynb #296ad1ab
 def _moved(images, matrix, landmarks, masks, interpolation):
     """Bundle pictures with landmarks and masks moved by a 2x3 matrix."""
     if landmarks is not None:
@@ -1600,7 +1644,7 @@ def _moved(images, matrix, landmarks, masks, interpolation):
     return Degraded(images, landmarks, masks)
 
 
-# %% ../nbs/03_forgery.ipynb #faf99cf3
+# %% ../nbs/03_forgery.ipynb #af8e6955
 def frozen_indices(count, rng, probability, mean_length=4.0):
     """Tell which frame is shown at each moment when some freeze.
 
@@ -1631,6 +1675,7 @@ def frozen_indices(count, rng, probability, mean_length=4.0):
     return np.maximum.accumulate(np.where(lost, 0, np.arange(count)))
 
 
+# %% ../nbs/03_forgery.ipynb #8646f707
 def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, masks=None):
     """Let a call freeze: lost frames show the last one that arrived.
 
@@ -1656,6 +1701,7 @@ def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, m
     )
 
 
+# %% ../nbs/03_forgery.ipynb #29337100
 @dataclass(frozen=True)
 class Line:
     """How good a call's connection is.
@@ -1665,7 +1711,8 @@ class Line:
     scale : float in (0, 1]
         Share of the picture's lines that is sent.
     bits_per_pixel : float
-        Bits for a sent pixel; 0.05 is 1.2 Mbit/s at 720p and 25 frames/s.
+        Bits for a sent pixel at 720p, where 0.05 is 1.2 Mbit/s at 25 frames/s. Smaller pictures need more for a pixel:
+        the rate falls with the power 0.75 of their area, a rule of thumb among encoders.
     loss : float in [0, 1]
         Share of frames that freeze.
     """
@@ -1676,18 +1723,25 @@ class Line:
 
 
 CONFERENCE_LINES = {
-    "good": Line(1.0, 0.15),
-    "fair": Line(0.6, 0.13, 0.03),
-    "poor": Line(0.4, 0.10, 0.10),
-    "bad": Line(0.3, 0.08, 0.25),
+    "good": Line(1.0, 0.12),
+    "fair": Line(0.7, 0.10, 0.03),
+    "poor": Line(0.5, 0.08, 0.10),
+    "bad": Line(0.35, 0.06, 0.25),
 }
+
+
+def _to_and_fro(place, count):
+    """Fold any whole number into 0 .. count - 1 as a pendulum does."""
+    place = abs(place) % max(1, 2 * count - 2)
+    return min(place, 2 * count - 2 - place) if count > 1 else 0
 
 
 def conference_line(strength):
     """Return the `Line` for a strength from 0 (nearly lossless) to 1 (as "bad")."""
-    return Line(0.3**strength, 0.5 * 0.16**strength, 0.25 * strength**2)
+    return Line(0.35**strength, 0.3 * 0.2**strength, 0.25 * strength**2)
 
 
+# %% ../nbs/03_forgery.ipynb #2ef33090
 def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, masks=None):
     """Send a clip through a video call: fewer lines, few bits, frozen frames.
 
@@ -1721,16 +1775,19 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
     height, width = images.shape[1:3]
     # even sizes of at least 16 are what 4:2:0 H.264 can hold
     small = tuple(max(16, 2 * round(side * line.scale / 2)) for side in (width, height))
-    bitrate = max(4000, round(line.bits_per_pixel * small[0] * small[1] * frame_rate))
+    area = small[0] * small[1]
+    bitrate = max(4000, round(line.bits_per_pixel * area * (1280 * 720 / area) ** 0.25 * frame_rate))
     frames = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in sent.images]
-    decoded = recompress_frames(np.stack(frames), frame_rate, bitrate=bitrate)
+    # A call has been running for a while: a second played to and fro before the clip lets the rate settle.
+    lead = [frames[_to_and_fro(place, len(frames))] for place in range(-round(frame_rate), 0)]
+    decoded = recompress_frames(lead + frames, frame_rate, bitrate=bitrate)[len(lead) :]
     sent.images = np.stack(
         [cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) for image in decoded]
     )
     return sent
 
 
-# %% ../nbs/03_forgery.ipynb #64a872f4
+# %% ../nbs/03_forgery.ipynb #99c9968a
 @dataclass(frozen=True)
 class Degradation:
     """One named way a picture gets worse.
@@ -1762,84 +1819,121 @@ def _blur_side(strength, images):
     return 2 * round(strength * 0.03 * min(images.shape[1:3])) + 1
 
 
-DEGRADATIONS = {
-    entry.name: entry
-    for entry in (
-        Degradation(
-            "paper augmentation",
-            lambda s: (
-                f"JPEG {round(100 - 20 * s)}, 5x5 blur sigma {1.1 * s:.2g} px, brightness within {10 * s:.0f} %"
-            ),
-            False,
-            _pixelwise(lambda images, s, rng: zoom_dlc_augmentation(images, rng, s)),
+# %% ../nbs/03_forgery.ipynb #e2908a4d
+_CODING = (
+    Degradation(
+        "paper augmentation",
+        lambda s: (
+            f"JPEG {round(100 - 20 * s)}, 5x5 blur sigma {1.1 * s:.2g} px, brightness within {10 * s:.0f} %"
         ),
-        Degradation(
-            "jpeg",
-            lambda s: f"JPEG quality {round(95 - 85 * s)}",
-            False,
-            _pixelwise(lambda images, s, rng: jpeg(images, round(95 - 85 * s))),
+        False,
+        _pixelwise(lambda images, s, rng: zoom_dlc_augmentation(images, rng, s)),
+    ),
+    Degradation(
+        "jpeg",
+        lambda s: f"JPEG quality {round(95 - 85 * s)}",
+        False,
+        _pixelwise(lambda images, s, rng: jpeg(images, round(95 - 85 * s))),
+    ),
+    Degradation(
+        "blur",
+        lambda s: f"Gaussian kernel {6 * s:.2g} % of the shorter side",
+        False,
+        _pixelwise(lambda images, s, rng: gaussian_blur(images, _blur_side(s, images))),
+    ),
+    Degradation(
+        "brightness",
+        lambda s: f"brighter or darker by {50 * s:.0f} %",
+        False,
+        _pixelwise(lambda images, s, rng: brightness(images, 1 + 0.5 * s * rng.choice([-1.0, 1.0]))),
+    ),
+)
+
+# %% ../nbs/03_forgery.ipynb #c3a6d944
+_CALL = (
+    Degradation(
+        "conference channel",
+        lambda s: (
+            f"{conference_line(s).scale:.0%} of the lines, {conference_line(s).bits_per_pixel:.2g} bit/pixel at 720p, "
+            f"{conference_line(s).loss:.0%} frozen"
         ),
-        Degradation(
-            "blur",
-            lambda s: f"Gaussian kernel {6 * s:.2g} % of the shorter side",
-            False,
-            _pixelwise(lambda images, s, rng: gaussian_blur(images, _blur_side(s, images))),
+        False,
+        lambda images, s, rng, landmarks, masks, rate: conference_channel(
+            images, rng, conference_line(s), rate, landmarks, masks
         ),
-        Degradation(
-            "brightness",
-            lambda s: f"brighter or darker by {50 * s:.0f} %",
-            False,
-            _pixelwise(lambda images, s, rng: brightness(images, 1 + 0.5 * s * rng.choice([-1.0, 1.0]))),
+    ),
+    Degradation(
+        "frozen frames",
+        lambda s: f"{60 * s:.0f} % of frames frozen",
+        False,
+        lambda images, s, rng, landmarks, masks, rate: drop_frames(
+            images, rng, 0.6 * s, landmarks=landmarks, masks=masks
         ),
-        Degradation(
-            "conference channel",
-            lambda s: (
-                f"{conference_line(s).scale:.0%} of the lines, {conference_line(s).bits_per_pixel:.2g} bit/pixel, "
-                f"{conference_line(s).loss:.0%} frozen"
-            ),
-            False,
-            lambda images, s, rng, landmarks, masks, rate: conference_channel(
-                images, rng, conference_line(s), rate, landmarks, masks
-            ),
+    ),
+    Degradation(
+        "low light",
+        lambda s: f"1/{40.0**s:.0f} of the light",
+        False,
+        _pixelwise(lambda images, s, rng: low_light(images, rng, s)),
+    ),
+    Degradation(
+        "screen glare",
+        lambda s: f"monitor at {100 * s:.0f} %",
+        False,
+        lambda images, s, rng, landmarks, masks, rate: Degraded(
+            screen_glare(images, rng, s, landmarks, rate), landmarks, masks
         ),
-        Degradation(
-            "frozen frames",
-            lambda s: f"{60 * s:.0f} % of frames frozen",
-            False,
-            lambda images, s, rng, landmarks, masks, rate: drop_frames(
-                images, rng, 0.6 * s, landmarks=landmarks, masks=masks
-            ),
-        ),
-        Degradation(
-            "low light",
-            lambda s: f"1/{40.0**s:.0f} of the light",
-            False,
-            _pixelwise(lambda images, s, rng: low_light(images, rng, s)),
-        ),
-        Degradation(
-            "screen glare",
-            lambda s: f"monitor at {100 * s:.0f} %",
-            False,
-            lambda images, s, rng, landmarks, masks, rate: Degraded(
-                screen_glare(images, rng, s, landmarks, rate), landmarks, masks
-            ),
-        ),
-        Degradation(
-            "far subject",
-            lambda s: f"subject at {100 * 4.0**-s:.0f} % of its size",
-            True,
-            lambda images, s, rng, landmarks, masks, rate: far_subject(images, 4.0**-s, landmarks, masks),
-        ),
-        Degradation(
-            "portrait borders",
-            lambda s: f"{100 * s:.0f} % of the way to a 9:16 window",
-            True,
-            lambda images, s, rng, landmarks, masks, rate: portrait_borders(images, s, landmarks, masks),
-        ),
-    )
-}
+    ),
+    Degradation(
+        "far subject",
+        lambda s: f"subject at {100 * 4.0**-s:.0f} % of its size",
+        True,
+        lambda images, s, rng, landmarks, masks, rate: far_subject(images, 4.0**-s, landmarks, masks),
+    ),
+    Degradation(
+        "portrait borders",
+        lambda s: f"{100 * s:.0f} % of the way to a 9:16 window",
+        True,
+        lambda images, s, rng, landmarks, masks, rate: portrait_borders(images, s, landmarks, masks),
+    ),
+)
+
+# %% ../nbs/03_forgery.ipynb #3f8d3cd9
+DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_CALL)}
 
 
+# %% ../nbs/03_forgery.ipynb #aa05fcf1
+def _checked_call(name, images, strength, **given):
+    """Pictures as (T, H, W, 3), landmarks and masks alike, and whether it was one still."""
+    if name not in DEGRADATIONS:
+        raise InputError(f"Unknown degradation {name!r}: it is one of {', '.join(DEGRADATIONS)}.")
+    if not 0 <= strength <= 1:
+        raise InputError(f"The strength of a degradation is from 0 to 1, not {strength}.")
+    images = np.asarray(images)
+    if (
+        images.dtype != np.uint8
+        or images.ndim not in (3, 4)
+        or images.shape[-1] != 3
+        or 0 in images.shape[-3:]
+    ):
+        raise InputError(
+            f"Pictures must be uint8 (height, width, 3) or (frames, height, width, 3), not {images.dtype} {images.shape}."
+        )
+    is_still = images.ndim == 3
+    images = images[None] if is_still else images
+    arrays, shapes = {}, {"landmarks": (5, 2), "masks": images.shape[1:3]}
+    for key, array in given.items():
+        if array is not None:
+            array = np.asarray(array, np.float32)
+            array = array[None] if is_still else array
+            wanted = (len(images), *shapes[key])
+            if array.shape != wanted:
+                raise InputError(f"The {key} have shape {array.shape}, the pictures want {wanted}.")
+        arrays[key] = array
+    return images, arrays, is_still
+
+
+# %% ../nbs/03_forgery.ipynb #48665c8e
 def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_rate=25):
     """Degrade pictures by a named effect of the table `DEGRADATIONS`.
 
@@ -1865,32 +1959,7 @@ def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_ra
     InputError
         No such degradation, a strength outside [0, 1], or arrays of the wrong shape.
     """
-    if name not in DEGRADATIONS:
-        raise InputError(f"Unknown degradation {name!r}: it is one of {', '.join(DEGRADATIONS)}.")
-    if not 0 <= strength <= 1:
-        raise InputError(f"The strength of a degradation is from 0 to 1, not {strength}.")
-    images = np.asarray(images)
-    if (
-        images.dtype != np.uint8
-        or images.ndim not in (3, 4)
-        or images.shape[-1] != 3
-        or 0 in images.shape[-3:]
-    ):
-        raise InputError(
-            f"Pictures must be uint8 (height, width, 3) or (frames, height, width, 3), not {images.dtype} {images.shape}."
-        )
-    is_still = images.ndim == 3
-    images = images[None] if is_still else images
-    arrays = {}
-    for key, array, shape in (("landmarks", landmarks, (5, 2)), ("masks", masks, images.shape[1:3])):
-        if array is not None:
-            array = np.asarray(array, np.float32)
-            array = array[None] if is_still else array
-            if array.shape != (len(images), *shape):
-                raise InputError(
-                    f"The {key} have shape {array.shape}, the pictures want {(len(images), *shape)}."
-                )
-        arrays[key] = array
+    images, arrays, is_still = _checked_call(name, images, strength, landmarks=landmarks, masks=masks)
     if strength == 0 or len(images) == 0:
         result = Degraded(images.copy(), **arrays)
     else:

@@ -7,9 +7,10 @@ __all__ = [
     "DETECTORS",
     "CSV_COLUMNS",
     "upright_square",
+    "cut_as_mesonet",
+    "unit_range",
     "Ready",
     "Detector",
-    "unit_range",
     "FaceScore",
     "Verdict",
     "score_of_person",
@@ -32,10 +33,11 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 
@@ -46,7 +48,7 @@ from .weights import REGISTRY, WeightFile, load_detector
 
 
 # %% ../nbs/70_score.ipynb #ac7517ed
-def upright_square(box, landmarks, size, scale=1.2):
+def upright_square(box, landmarks, size, scale=1.1):
     """The similarity transform that cuts a square around a face and sets it upright.
 
     Parameters
@@ -74,7 +76,42 @@ def upright_square(box, landmarks, size, scale=1.2):
     return np.column_stack([rotation, (size - 1) / 2 - rotation @ (box[:2] + box[2:]) / 2])
 
 
-# %% ../nbs/70_score.ipynb #735b2fd1
+# %% ../nbs/70_score.ipynb #e21cf3c9
+def cut_as_mesonet(image, box, landmarks, size=256):
+    """Cut a face as MesoNet's training pictures were: an upright square in its own resolution, then nearest neighbour.
+
+    Parameters
+    ----------
+    image : uint8, shape (H, W, 3)
+    box, landmarks
+        See `upright_square`.
+    size : int
+        Side of the crop in pixels.
+
+    Returns
+    -------
+    uint8, shape (size, size, 3)
+    """
+    own_size = int(np.clip(round(1.1 * float(max(box[2:] - box[:2]))), 8, 4 * size))
+    crop = warp(image, upright_square(box, landmarks, own_size), own_size)
+    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_NEAREST)
+
+
+# %% ../nbs/70_score.ipynb #b11f0a0f
+def unit_range(crops):
+    """Crops as MesoNet takes them: channels first, values divided by 255.
+
+    Parameters
+    ----------
+    crops : uint8, shape (N, S, S, 3)
+
+    Returns
+    -------
+    float32 tensor, shape (N, 3, S, S), in [0, 1]
+    """
+    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
+
+
 class Ready(NamedTuple):
     """A network that can score, and what its weights are in plain words."""
 
@@ -93,8 +130,8 @@ class Detector:
     load : callable
         Takes a weight file or None, gives a `Ready` network: it maps prepared faces to logits (N,), higher is
         more fake.
-    crop : callable
-        Takes box, landmarks and size, gives a 2 x 3 matrix; see `upright_square`.
+    cut : callable
+        Takes a picture, box, landmarks and size, gives the crop of a face; see `cut_as_mesonet`.
     prepare : callable
         Takes uint8 crops (N, S, S, 3), gives the network's input.
     input_size : int
@@ -109,33 +146,15 @@ class Detector:
 
     name: str
     load: Callable
-    crop: Callable = upright_square
-    prepare: Callable = field(default=None)
+    cut: Callable = cut_as_mesonet
+    prepare: Callable = unit_range
     input_size: int = 256
     minimum_frames: int = 5
     smallest_face: int = 48
     threshold: float = 0.5
 
-    def __post_init__(self):
-        if self.prepare is None:
-            object.__setattr__(self, "prepare", unit_range)
 
-
-def unit_range(crops):
-    """Crops as MesoNet takes them: channels first, values divided by 255.
-
-    Parameters
-    ----------
-    crops : uint8, shape (N, S, S, 3)
-
-    Returns
-    -------
-    float32 tensor, shape (N, 3, S, S), in [0, 1]
-    """
-    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
-
-
-# %% ../nbs/70_score.ipynb #dbbb74e7
+# %% ../nbs/70_score.ipynb #21c9a722
 def published(name):
     """A loader of published weights, for `Detector.load`."""
 
@@ -151,11 +170,11 @@ def in_words(file: WeightFile):
     return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
 
 
-# %% ../nbs/70_score.ipynb #43272d91
+# %% ../nbs/70_score.ipynb #c3446265
 DETECTORS = {name: Detector(name, published(name)) for name in REGISTRY}
 
 
-# %% ../nbs/70_score.ipynb #3db61f1c
+# %% ../nbs/70_score.ipynb #57faa87d
 @dataclass
 class FaceScore:
     """One person in one shot.
@@ -213,7 +232,7 @@ class Verdict:
         return asdict(self)
 
 
-# %% ../nbs/70_score.ipynb #c3a0cbf9
+# %% ../nbs/70_score.ipynb #52bf6b43
 def score_of_person(frame_scores, minimum_frames=1):
     """Pool the scores of one person's frames by their mean.
 
@@ -246,7 +265,7 @@ def score_of_media(person_scores):
     return max((score for score in person_scores if score is not None), default=None)
 
 
-# %% ../nbs/70_score.ipynb #52bf6b43
+# %% ../nbs/70_score.ipynb #2c1fb8c3
 class Source(NamedTuple):
     """A media file to score, or what is wrong with a path."""
 
@@ -282,7 +301,7 @@ def find_media(paths, skipped=None):
                 yield Source(path, "No picture or video matches this pattern.")
 
 
-# %% ../nbs/70_score.ipynb #8e3b326b
+# %% ../nbs/70_score.ipynb #8da08f30
 def not_media(path):
     """Why a named file is no media file; None when it only does not exist, which reading it will say."""
     if not os.path.lexists(path):
@@ -328,7 +347,7 @@ def folder_problem(error, folder):
     )
 
 
-# %% ../nbs/70_score.ipynb #8da08f30
+# %% ../nbs/70_score.ipynb #b4042bf7
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are looked at.
@@ -364,7 +383,7 @@ class Sampling:
         return max(1, min(stride, frame_count // self.fewest), math.ceil(frame_count / self.most))
 
 
-# %% ../nbs/70_score.ipynb #963277fa
+# %% ../nbs/70_score.ipynb #289cfaa6
 class Crops(NamedTuple):
     """One frame's crops: whose they are, when, and the pixels."""
 
@@ -392,12 +411,11 @@ def cut_frame(frame, rows, tracks, detector):
     cuts = []
     for number, row in rows:
         track = tracks[number]
-        matrix = detector.crop(track.boxes[row], track.landmarks[row], detector.input_size)
-        cuts.append(warp(frame.image, matrix, detector.input_size))
+        cuts.append(detector.cut(frame.image, track.boxes[row], track.landmarks[row], detector.input_size))
     return Crops([number for number, _ in rows], frame.time_s, cuts)
 
 
-# %% ../nbs/70_score.ipynb #e9128af9
+# %% ../nbs/70_score.ipynb #020263b7
 @dataclass
 class Seen:
     """The people in a file, their crops as they stream by, and how the file was looked at."""
@@ -425,7 +443,7 @@ class Counted:
             yield frame
 
 
-# %% ../nbs/70_score.ipynb #a09bdd80
+# %% ../nbs/70_score.ipynb #8842ef6f
 def look_at_picture(path, face_detector, detector):
     """Find the faces of a picture."""
     frame = Frame(0, 0.0, read_image(path))
@@ -448,7 +466,7 @@ def look_at_video(path, face_detector, detector, sampling):
     return Seen(tracks, crops, detector.minimum_frames, stream)
 
 
-# %% ../nbs/70_score.ipynb #423270b6
+# %% ../nbs/70_score.ipynb #a1a47810
 def batches_of(crops, size):
     """Gather crops into batches of (track, time) and pixels."""
     owners, pixels = [], []
@@ -474,7 +492,7 @@ def rounded(score):
     return None if score is None else round(float(score), 6)
 
 
-# %% ../nbs/70_score.ipynb #020263b7
+# %% ../nbs/70_score.ipynb #d89fcc17
 def score_people(seen, network, detector, device, batch_size):
     """Score every person seen in a file.
 
@@ -494,7 +512,7 @@ def score_people(seen, network, detector, device, batch_size):
     return faces
 
 
-# %% ../nbs/70_score.ipynb #987460e3
+# %% ../nbs/70_score.ipynb #70e2bc03
 def why_no_score(seen, detector):
     """Why nobody in a file has a score."""
     looked_at = f" in {seen.stream.count} frames looked at" if seen.stream else ""
@@ -515,7 +533,7 @@ def printable(text):
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# %% ../nbs/70_score.ipynb #d89fcc17
+# %% ../nbs/70_score.ipynb #f1144814
 class MediaScorer:
     """Scores media files with one detector, one file after the other.
 
@@ -599,7 +617,7 @@ def find_detector(detector):
     return DETECTORS[detector]
 
 
-# %% ../nbs/70_score.ipynb #d7e6f99a
+# %% ../nbs/70_score.ipynb #b86aafc0
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
@@ -630,7 +648,7 @@ class Verdicts:
             yield scorer.verdict(path, "abstain", problem) if problem else scorer.score(path)
 
 
-# %% ../nbs/70_score.ipynb #68b012d9
+# %% ../nbs/70_score.ipynb #a7709c75
 def score_paths(paths, detector="meso4-df", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
@@ -657,7 +675,7 @@ def score_paths(paths, detector="meso4-df", weights=None, **options):
     return Verdicts(MediaScorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #a7709c75
+# %% ../nbs/70_score.ipynb #ca21254c
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces")  # fmt: skip
 
@@ -689,7 +707,7 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
                 table.writerow({**record, "interval_low": low, "interval_high": high, "faces": faces})
 
 
-# %% ../nbs/70_score.ipynb #0a3c067b
+# %% ../nbs/70_score.ipynb #47c387de
 def draw_timeline(verdict, threshold=0.5, axes=None):
     """Draw the score of every person over time.
 

@@ -202,11 +202,7 @@ def _upright(picture):
 
 # %% ../nbs/01_video.ipynb #824e9dd6
 _KNOWN_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # of the H.273 codes, those that swscale converts
-_RED_BLUE_WEIGHTS = {
-    1: (0.2126, 0.0722),
-    7: (0.212, 0.087),
-    9: (0.2627, 0.0593),
-}  # BT.709, SMPTE 240M, BT.2020
+_RED_BLUE_WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}  # by H.273 code
 _YUV = re.compile(r"yuv(j?)(?:410|411|420|422|440|444)p(9|10|12|14|16)?(?:le)?$")
 _CLOSE_PIXELS = Interpolation.BILINEAR
 
@@ -259,20 +255,23 @@ class _ColourConverter:
         self._reformatters, self._lock = {}, threading.Lock()
 
     def _reformat(self, frame, format_name, use):
-        if int(frame.colorspace) not in _KNOWN_MATRICES:
-            frame.colorspace = 9 if frame.colorspace == 10 else 2
         with self._lock:
             reformatter = self._reformatters.setdefault(use, VideoReformatter())
             return reformatter.reformat(frame, format=format_name, interpolation=_CLOSE_PIXELS, threads=1)
 
     def rgb(self, frame, use="whole"):
         """The frame at its own size: uint8 (H, W, 3)."""
+        if int(frame.colorspace) not in _KNOWN_MATRICES:
+            frame.colorspace = 9 if int(frame.colorspace) == 10 else 2
         if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
             return _on_mid_grey(_pixels(self._reformat(frame, "rgba", use)))
         if frame.format.name in ("yuv444p", "yuvj444p"):  # ten times quicker than swscale, and closer
             full_range = frame.color_range == ColorRange.JPEG or frame.format.name == "yuvj444p"
             return cv2.transform(cv2.merge(_planes(frame)), _rgb_from_yuv(int(frame.colorspace), full_range))
-        pixels = _pixels(self._reformat(frame, "rgb24", use))
+        packed = self._reformat(frame, "rgb24", use)
+        pixels = _pixels(packed)
+        if packed is frame:  # the decoder may still predict from it
+            return pixels.copy()
         if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
             pixels = cv2.LUT(pixels, _FULL_FROM_LIMITED)
         return pixels
@@ -340,7 +339,10 @@ class _Lie:
 
     @classmethod
     def of_frame(cls, frame):
-        """From the display matrix a decoded frame carries, if any."""
+        """From the display matrix a decoded frame carries, if any.
+
+        To be called once a stream: PyAV keeps a frame whose side data was looked at until the garbage is collected.
+        """
         for data in frame.side_data:
             if data.type.name == "DISPLAYMATRIX":
                 return cls.of_matrix(np.frombuffer(bytes(data)[:36], np.int32))
@@ -376,9 +378,8 @@ class _Lie:
 class _Picture:
     """A decoded frame and what is needed to show it upright on a canvas of a fixed size."""
 
-    def __init__(self, frame, converter, pixel_aspect, canvas=None):
-        self.frame, self.converter = frame, converter
-        self.lie = _Lie.of_frame(frame)
+    def __init__(self, frame, converter, lie, pixel_aspect, canvas=None):
+        self.frame, self.converter, self.lie = frame, converter, lie
         wide, high = max(1, round(frame.width * pixel_aspect)), frame.height
         self.stored_size = wide, high
         self.own_size = (high, wide) if self.lie.transposed else (wide, high)
@@ -504,6 +505,7 @@ class Frame:
 
 
 # %% ../nbs/01_video.ipynb #eda59763
+_MOST_PIXELS = 2**27  # four times 8K; a damaged header may claim any size
 _PLAYLISTS = {"hls", "concat", "dash", "tty", "lavfi", "imf", "rtsp", "sdp"}
 
 
@@ -526,9 +528,15 @@ def _open_video(path):
     if moving[0].codec_context is None:
         container.close()
         raise UnreadableMedia(f"{str(path)!r} is coded in a way unknown here. Convert it to H.264.")
+    if moving[0].codec_context.width * moving[0].codec_context.height > _MOST_PIXELS:
+        container.close()
+        raise UnreadableMedia(
+            f"A frame of {str(path)!r} has more than {_MOST_PIXELS:,} pixels. Make it smaller first."
+        )
     return container, moving[0]
 
 
+# %% ../nbs/01_video.ipynb #4ec36562
 def _pixel_aspect(stream):
     """Width of a shown pixel by its height; absurd statements count as square."""
     ratio = float(stream.sample_aspect_ratio or 1)
@@ -553,7 +561,7 @@ def _seconds(stream, container):
     return container.duration / av.time_base if container.duration else None
 
 
-# %% ../nbs/01_video.ipynb #9ca6968f
+# %% ../nbs/01_video.ipynb #a4bd8d16
 _RANKED_CODECS = {
     "h264",
     "hevc",
@@ -570,8 +578,8 @@ _RANKED_FORMATS = ("mov", "matroska")
 _FAILURES_IN_A_ROW = 50
 
 
-class _Decoder:
-    """One pass over the frames of a file, from its start or from a key frame."""
+class _Packets:
+    """An opened file, its packets, and the decoder that they go into."""
 
     def __init__(self, path, threads=0):
         self.path, self.threads = path, threads
@@ -582,12 +590,16 @@ class _Decoder:
         self.time_base = self.stream.time_base
         self.frame_rate = _frame_rate(self.stream)
         self.start = self.stream.start_time
+        self.stated_frames = self.stream.frames
+        self.stated_s = _seconds(self.stream, self.container)
+        if self.container.streams.audio and not (self.stream.duration or "DURATION" in self.stream.metadata):
+            self.stated_s = None  # that of the sound, perhaps
         self.ranked = self.context.name in _RANKED_CODECS and self.container.format.name.startswith(
             _RANKED_FORMATS
         )
         self.table = None  # times of all packets, sorted, once a scan has made it
         self.lost, self.n_packets, self.n_frames, self.end_s = 0, 0, 0, 0.0
-        self.ended = self.sought = False
+        self.ended = self.sought = self.broke_off = False
 
     def packets(self):
         """Packets of the stream up to the end or to where the file stops making sense."""
@@ -596,25 +608,33 @@ class _Decoder:
             try:
                 for packet in self.container.demux(self.stream):
                     if packet.size:
-                        failures = 0
+                        self.lost, failures = self.lost + failures, 0
                         self.n_packets += 1
                         yield packet
-                return
+                break
             except av.error.EOFError:
-                return
+                break
             except (av.error.FFmpegError, OSError, ValueError):
                 failures += 1
-                self.lost += 1
+        self.broke_off = failures > 0
 
     def decode(self, packet):
         """Frames that come out when a packet goes in; none when it is damaged. None empties the decoder."""
         try:
+            if packet is not None and packet.is_corrupt:
+                self.lost += 1
+                return []
             return [frame for frame in self.context.decode(packet) if not frame.is_corrupt]
         except av.error.EOFError:
             return []
         except (av.error.FFmpegError, OSError, ValueError):
             self.lost += 1
             return []
+
+
+# %% ../nbs/01_video.ipynb #54cb16a5
+class _Decoder(_Packets):
+    """One pass over the frames of a file, from its start or from a key frame."""
 
     def frames(self):
         """Yield (index, time_s, decoded frame) from here to the end."""
@@ -645,14 +665,16 @@ class _Decoder:
         """Whether the file ended before the length that it states."""
         if not self.ended or self.sought:
             return False
-        if self.stream.frames:
-            return self.n_packets < self.stream.frames
-        sounds = len(self.container.streams.audio) and not self.stream.metadata.get("DURATION")
-        stated = None if sounds else _seconds(self.stream, self.container)
-        return stated is not None and self.end_s < stated - max(0.5, 3 / (self.frame_rate or 25))
+        if self.broke_off:
+            return True
+        if self.stated_frames:
+            return self.n_packets < self.stated_frames
+        return self.stated_s is not None and self.end_s < self.stated_s - max(
+            0.5, 3 / (self.frame_rate or 25)
+        )
 
 
-# %% ../nbs/01_video.ipynb #a4bd8d16
+# %% ../nbs/01_video.ipynb #816f7640
 class _Place:
     """Gives each decoded frame its index and time."""
 
@@ -689,7 +711,7 @@ def _alpha_decoder(stream):
     return context
 
 
-# %% ../nbs/01_video.ipynb #816f7640
+# %% ../nbs/01_video.ipynb #fe74b41c
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video file states, checked against its first frame.
@@ -744,7 +766,8 @@ def probe(path):
         first = next((frame for _, _, frame in decoder.frames()), None)
         if first is None:
             raise _nothing_decodes(path)
-        stream, picture = decoder.stream, _Picture(first, None, _pixel_aspect(decoder.stream))
+        stream = decoder.stream
+        picture = _Picture(first, None, _Lie.of_frame(first), _pixel_aspect(stream))
         return VideoInfo(
             path=Path(path),
             width=picture.size[0],
@@ -759,14 +782,14 @@ def probe(path):
         )
 
 
-# %% ../nbs/01_video.ipynb #6772f1b0
+# %% ../nbs/01_video.ipynb #ee734b06
 def _nothing_decodes(path):
     return UnreadableMedia(
         f"No frame of {str(path)!r} can be decoded: it is cut or damaged. Copy or download it again."
     )
 
 
-# %% ../nbs/01_video.ipynb #ee734b06
+# %% ../nbs/01_video.ipynb #50d68dbc
 @dataclass(frozen=True)
 class _PacketTable:
     """Presentation times of packets, sorted: the index of a frame is its place among `times`."""
@@ -804,7 +827,7 @@ def _list_packets(path, last_index=None, last_time_s=None):
         return _PacketTable(times, keys)
 
 
-# %% ../nbs/01_video.ipynb #c781b9cb
+# %% ../nbs/01_video.ipynb #b7b5a49d
 _WORTH_SEEKING = 8  # frames: decoding so few is quicker than emptying and refilling the decoder
 
 
@@ -830,6 +853,7 @@ def _frames_at(decoder, wanted, packets):
             yield latest
 
 
+# %% ../nbs/01_video.ipynb #610b1c50
 def _starts_clean(first, times):
     """Whether a decoder that was sent to a key frame began with a picture that needs no other."""
     index, _, frame = first
@@ -847,7 +871,7 @@ def _frames_from_start(decoder, wanted):
             return
 
 
-# %% ../nbs/01_video.ipynb #b7b5a49d
+# %% ../nbs/01_video.ipynb #bf7d582c
 class FrameStream:
     """Iterator over the frames of a video, made by `read_frames`; also a context manager.
 
@@ -869,8 +893,7 @@ class FrameStream:
     """
 
     def __init__(self, decoder, chosen, longest_side=None):
-        self._decoder, self._longest_side = decoder, longest_side
-        self._frames = self._made(chosen)
+        self._decoder, self._frames = decoder, _made(decoder, chosen, longest_side)
 
     def __iter__(self):
         return self
@@ -901,32 +924,31 @@ class FrameStream:
     def damage(self):
         name, said = repr(str(self._decoder.path)), []
         if self.lost_packets:
-            said.append(f"{self.lost_packets} packets of {name} could not be decoded and were skipped.")
+            said.append(f"Packets of {name} that could not be decoded and were skipped: {self.lost_packets}.")
         if self.cut_short:
             said.append(f"{name} ends after {self._decoder.end_s:.2f} s, before the length that it states.")
         return " ".join(said)
 
-    def _made(self, chosen):
-        converter, aspect, canvas, any_frame = (
-            _ColourConverter(),
-            _pixel_aspect(self._decoder.stream),
-            None,
-            False,
-        )
-        with self._decoder.container:
-            for index, time_s, decoded in chosen:
-                picture = _Picture(decoded, converter, aspect, canvas)
-                canvas = picture.size
-                if self._longest_side is not None:
-                    picture = picture.resized(*_fitted_size(*canvas, self._longest_side))
-                any_frame = True
-                yield Frame(index, time_s, picture)
-                del decoded, picture
-            if not any_frame:
-                raise _no_frame(self._decoder)
+
+# %% ../nbs/01_video.ipynb #53816ba4
+def _made(decoder, chosen, longest_side):
+    """Yield a `Frame` for each chosen frame; no reference leads back to the stream, so dropping it closes the file."""
+    converter, aspect, lies, canvas = _ColourConverter(), _pixel_aspect(decoder.stream), {}, None
+    with decoder.container:
+        for index, time_s, decoded in chosen:
+            if decoded.rotation not in lies:
+                lies[decoded.rotation] = _Lie.of_frame(decoded)
+            picture = _Picture(decoded, converter, lies[decoded.rotation], aspect, canvas)
+            canvas = picture.size
+            if longest_side is not None:
+                picture = picture.resized(*_fitted_size(*canvas, longest_side))
+            yield Frame(index, time_s, picture)
+            del decoded, picture
+        if canvas is None:
+            raise _no_frame(decoder)
 
 
-# %% ../nbs/01_video.ipynb #610b1c50
+# %% ../nbs/01_video.ipynb #0e8d91d2
 def _no_frame(decoder):
     """Why a pass gave no frame."""
     if decoder.ended and decoder.n_frames == 0:
@@ -943,7 +965,7 @@ def _positive(name, value, smallest=1):
         raise InputError(f"{name} must be a whole number of at least {smallest}, not {value!r}.")
 
 
-# %% ../nbs/01_video.ipynb #10382c0c
+# %% ../nbs/01_video.ipynb #0177603f
 def read_frames(
     path,
     *,
@@ -1006,7 +1028,7 @@ def read_frames(
     return FrameStream(decoder, chosen, longest_side)
 
 
-# %% ../nbs/01_video.ipynb #bf7d582c
+# %% ../nbs/01_video.ipynb #489ffdad
 _LISTED_FROM_INDEX, _LISTED_FROM_S = 48, 2.0  # nearer to the start, decoding is cheaper than listing packets
 
 
@@ -1045,7 +1067,7 @@ def _frames_between(decoder, stride, start_s, stop_s, max_frames):
                 return
 
 
-# %% ../nbs/01_video.ipynb #0e8d91d2
+# %% ../nbs/01_video.ipynb #cbd639e6
 _CLOCK = 90_000  # ticks a second: exact for 24, 25, 29.97, 30, 50 and 60 frames a second
 _BT601 = 6  # H.273 code of the matrix of SMPTE 170M
 _ENCODER_THREADS = 4
@@ -1084,7 +1106,7 @@ def _rate(frame_rate):
     return rate
 
 
-# %% ../nbs/01_video.ipynb #0177603f
+# %% ../nbs/01_video.ipynb #87631947
 def _prepare(context, width, height, rate, options):
     """Set up an x264 encoder."""
     context.width, context.height, context.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
@@ -1094,6 +1116,7 @@ def _prepare(context, width, height, rate, options):
     context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
 
 
+# %% ../nbs/01_video.ipynb #5951f1e0
 class _Encodable:
     """Turns RGB pictures with times into frames for the encoder, all of the size of the first."""
 
@@ -1129,7 +1152,7 @@ class _Encodable:
         return frame
 
 
-# %% ../nbs/01_video.ipynb #489ffdad
+# %% ../nbs/01_video.ipynb #64672175
 def _write(path, timed_images, rate, options):
     """Encode an iterable of (time_s, image) into a file that appears when it is whole."""
     path = Path(path)
@@ -1161,7 +1184,7 @@ def _image_of(frame):
     return frame.image if isinstance(frame, Frame) else frame
 
 
-# %% ../nbs/01_video.ipynb #a559bac2
+# %% ../nbs/01_video.ipynb #2b0c2b34
 def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="veryfast"):
     """Write frames as H.264 at a steady frame rate.
 
@@ -1195,12 +1218,16 @@ def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="ver
     return _write(path, timed, rate, _coding_options(crf, bitrate, preset, 18))
 
 
-# %% ../nbs/01_video.ipynb #87631947
+# %% ../nbs/01_video.ipynb #3e075de2
+_LONGEST_STILL_S = 10.0  # a damaged time stamp may claim a pause of a day
+
+
 def _at_rate(frames, rate):
-    """Yield (time_s, image) at steady times: each time shows the frame that a player would show then."""
-    shown, place = None, 0
+    """Yield (time_s, image) at steady times: each shows what a player would show then, but ten seconds at most."""
+    shown, place, skipped_s, last_s = None, 0, 0.0, 0.0
     for frame in frames:
-        while shown is not None and float(place / rate) < frame.time_s - 1e-6:
+        skipped_s, last_s = skipped_s + max(frame.time_s - last_s - _LONGEST_STILL_S, 0), frame.time_s
+        while shown is not None and float(place / rate) < frame.time_s - skipped_s - 1e-6:
             yield float(place / rate), shown
             place += 1
         shown = frame.image
@@ -1213,7 +1240,7 @@ def _retimed(frames):
         yield frame.time_s, frame.image
 
 
-# %% ../nbs/01_video.ipynb #5951f1e0
+# %% ../nbs/01_video.ipynb #5ed84e91
 def recompress(
     source, target, *, crf=None, bitrate=None, longest_side=None, frame_rate=None, preset="veryfast"
 ):
@@ -1255,6 +1282,7 @@ def recompress(
         return _write(target, timed, rate or _rate(info.frame_rate or 25), options)
 
 
+# %% ../nbs/01_video.ipynb #7954b390
 def recompress_frames(frames, frame_rate=25, *, crf=None, bitrate=None, preset="veryfast"):
     """Send frames through H.264 and back, in memory.
 

@@ -81,3 +81,19 @@ def recordings(root, rows, content=b""):
     lines = ["path,label,identity,target_id", *(",".join(row) for row in rows)]
     (Path(root) / "recordings.csv").write_text("\n".join(lines), encoding="utf-8")
     return Path(root)
+
+
+def talking_head(path, frames=12, seed=0, side=128):
+    """A rendered person as a short video (.mp4) or a picture (any other ending)."""
+    from deepfake_nb.rendered import random_identity, render_stills, render_video
+    from PIL import Image
+
+    from deepfake_nb.video import write_video
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    person = random_identity(seed)
+    if Path(path).suffix == ".mp4":
+        film = render_video(person, "studio", frames, size=side, seed=seed)
+        return write_video(path, film.images, 25, crf=18)
+    Image.fromarray(render_stills([person], "studio", size=side, seed=seed).images[0]).save(path)
+    return Path(path)
