@@ -121,6 +121,7 @@ def media_id_of(name):
     return f"{clean}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
+# %% ../nbs/10_adapters.ipynb #2636d068
 def kind_of(path):
     """Whether a file's ending is that of a video or an image.
 
@@ -146,7 +147,7 @@ def as_manifest(rows):
     return frame[order].sort_values("path", ignore_index=True)
 
 
-# %% ../nbs/10_adapters.ipynb #31d7e50b
+# %% ../nbs/10_adapters.ipynb #b064f65b
 def media_files(root, below=".", scan=None):
     """Media files below a folder, in a fixed order.
 
@@ -182,7 +183,7 @@ def media_files(root, below=".", scan=None):
     return found
 
 
-# %% ../nbs/10_adapters.ipynb #b064f65b
+# %% ../nbs/10_adapters.ipynb #fbee3060
 def _subfolder(root, *names):
     """The folder `names` below `root`, whatever the case of its letters; None when it is not there."""
     folder = Path(root)
@@ -209,7 +210,7 @@ def _read_json(path, scan):
         return None
 
 
-# %% ../nbs/10_adapters.ipynb #5117c4b4
+# %% ../nbs/10_adapters.ipynb #3267626d
 def wrong_root(source, root):
     """The error for a folder that does not have a data set's layout.
 
@@ -231,7 +232,7 @@ def wrong_root(source, root):
     )
 
 
-# %% ../nbs/10_adapters.ipynb #6fbfb6a5
+# %% ../nbs/10_adapters.ipynb #62d5b7a7
 def scan_ffpp(root, options):
     """FaceForensics++ and the DeepFakeDetection videos beside it, in the layout of their download script.
 
@@ -282,7 +283,7 @@ def scan_ffpp(root, options):
 FFPP_LABELS = {"original_sequences": 0, "manipulated_sequences": 1}
 
 
-# %% ../nbs/10_adapters.ipynb #62d5b7a7
+# %% ../nbs/10_adapters.ipynb #a6595263
 def _is_wanted(name, wanted):
     return not wanted or name in [part.strip() for part in wanted.split(",")]
 
@@ -317,7 +318,7 @@ def _ffpp_people(root, scan):
     return {number: first[str(download)[:11]] for number, download in downloads.items()}
 
 
-# %% ../nbs/10_adapters.ipynb #61766ba3
+# %% ../nbs/10_adapters.ipynb #a5d3182d
 def scan_celeb_df(root, options, dataset="celeb-df-v2"):
     """Celeb-DF, version 1 or 2.
 
@@ -374,7 +375,7 @@ CELEB_DF_FOLDERS = {
 }
 
 
-# %% ../nbs/10_adapters.ipynb #a5d3182d
+# %% ../nbs/10_adapters.ipynb #65bdad44
 def _celeb_df_files(root, scan):
     for folder in CELEB_DF_FOLDERS:
         if below := _subfolder(root, folder):
@@ -391,7 +392,7 @@ def _celeb_df_test_list(root):
     return {pair[1].strip(): 1 - int(pair[0]) for pair in pairs if len(pair) == 2 and pair[0] in ("0", "1")}
 
 
-# %% ../nbs/10_adapters.ipynb #6cfad1d4
+# %% ../nbs/10_adapters.ipynb #24c683ce
 def scan_dfdc(root, options):
     """The DeepFake Detection Challenge set: part folders with a ``metadata.json`` each.
 
@@ -421,7 +422,7 @@ def scan_dfdc(root, options):
     return scan
 
 
-# %% ../nbs/10_adapters.ipynb #24c683ce
+# %% ../nbs/10_adapters.ipynb #eb31e061
 def _add_dfdc_entry(scan, root, path, entry):
     label = DFDC_LABELS.get(str(entry.get("label", entry.get("is_fake"))).upper())
     if label is None:
@@ -439,7 +440,7 @@ def _add_dfdc_entry(scan, root, path, entry):
 DFDC_LABELS = {"REAL": 0, "FAKE": 1, "0": 0, "1": 1}
 
 
-# %% ../nbs/10_adapters.ipynb #54597c06
+# %% ../nbs/10_adapters.ipynb #bd81c037
 def scan_dfdc_preview(root, options):
     """The DFDC preview set: one ``dataset.json`` for all files.
 
@@ -475,6 +476,7 @@ def scan_dfdc_preview(root, options):
     return scan
 
 
+# %% ../nbs/10_adapters.ipynb #9473b744
 def is_outside(path):
     """Whether a path of a manifest leads out of the folder it is relative to.
 
@@ -492,7 +494,7 @@ def is_outside(path):
     return path.is_absolute() or bool(re.match("[A-Za-z]:", str(path))) or bool((depth < 0).any())
 
 
-# %% ../nbs/10_adapters.ipynb #7268d7d1
+# %% ../nbs/10_adapters.ipynb #fd4c26c0
 def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_splits=False):
     """Files below folders named real and fake, at any depth, optionally below train, val and test.
 
@@ -538,7 +540,7 @@ def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_s
 FFPP_CELEB_DF_NAMES = r"(?P<target>id\d+|\d{5}|\d{3})(?:_(?P<source>id\d+|\d{3}(?=_)))?(?:_\d{4})?_\d+"
 
 
-# %% ../nbs/10_adapters.ipynb #871345d2
+# %% ../nbs/10_adapters.ipynb #e391f9db
 def _compile(pattern):
     try:
         return re.compile(pattern) if pattern else None
@@ -563,7 +565,7 @@ def _named_people(path, label, entry, pattern):
     return {"source_id": source, "target_id": target}
 
 
-# %% ../nbs/10_adapters.ipynb #43ba2f53
+# %% ../nbs/10_adapters.ipynb #a7e0e213
 def scan_table(root, options, dataset="zoom"):
     """Media files listed in a CSV, such as Zoom recordings.
 
@@ -610,7 +612,7 @@ def scan_table(root, options, dataset="zoom"):
     return scan
 
 
-# %% ../nbs/10_adapters.ipynb #aca02934
+# %% ../nbs/10_adapters.ipynb #9cd6b90a
 def _label_of(text):
     return LABEL_NAMES.get(text.strip().lower(), {"0": 0, "1": 1}.get(text.strip()))
 
@@ -630,7 +632,7 @@ def _recordings_table(root):
     return table
 
 
-# %% ../nbs/10_adapters.ipynb #9d35a3f9
+# %% ../nbs/10_adapters.ipynb #58c1cf01
 def scan_lfw(root, options):
     """Labeled Faces in the Wild in the layout of scikit-learn's ``data_home``.
 
@@ -656,7 +658,7 @@ def scan_lfw(root, options):
     return scan
 
 
-# %% ../nbs/10_adapters.ipynb #5eafaf52
+# %% ../nbs/10_adapters.ipynb #16584eb3
 @dataclass(frozen=True)
 class Source:
     """A data set that can be built.
@@ -690,7 +692,7 @@ def _folders(dataset, **known):
     return lambda root, options: scan_folders(root, options, dataset, **known)
 
 
-# %% ../nbs/10_adapters.ipynb #6d897784
+# %% ../nbs/10_adapters.ipynb #4fac22a1
 CELEB_DF_LAYOUT = (
     "Celeb-real, YouTube-real and Celeb-synthesis with .mp4 files, and List_of_testing_videos.txt."
 )
@@ -717,6 +719,10 @@ SOURCES = {
         CELEB_DF_LAYOUT,
         _celeb_df("celeb-df-v2"),
     ),
+}
+
+# %% ../nbs/10_adapters.ipynb #a0d6dc30
+SOURCES |= {
     "dfdc": Source(
         "DeepFake Detection Challenge",
         "https://www.kaggle.com/c/deepfake-detection-challenge/data",
@@ -752,6 +758,10 @@ SOURCES = {
         "train, val and test, each with real and fake; optionally index.csv.",
         _folders("course", needs_splits=True),
     ),
+}
+
+# %% ../nbs/10_adapters.ipynb #9d683986
+SOURCES |= {
     "folder": Source(
         "Your own media",
         "your own disk",
@@ -783,7 +793,7 @@ SOURCES = {
 }
 
 
-# %% ../nbs/10_adapters.ipynb #4fac22a1
+# %% ../nbs/10_adapters.ipynb #a2f8ee7b
 def scan_source(name, root, options=None):
     """Read the names below a data set's folder.
 
@@ -828,7 +838,7 @@ def scan_source(name, root, options=None):
     raise InputError(error)
 
 
-# %% ../nbs/10_adapters.ipynb #7adacccf
+# %% ../nbs/10_adapters.ipynb #ee7ecf2c
 def leaks(manifest):
     """Identities that stand in more than one split, as source or as target.
 
@@ -852,6 +862,7 @@ def leaks(manifest):
     return groups[groups.splits.str.contains(", ", regex=False)].reset_index()
 
 
+# %% ../nbs/10_adapters.ipynb #8b7b32d4
 def assert_no_leak(manifest):
     """Refuse a manifest in which a person stands on both sides of a split.
 
@@ -873,7 +884,7 @@ def assert_no_leak(manifest):
         )
 
 
-# %% ../nbs/10_adapters.ipynb #8b7b32d4
+# %% ../nbs/10_adapters.ipynb #60be23eb
 def identity_components(manifest):
     """The group of each row such that no identity is in two groups.
 
@@ -905,7 +916,7 @@ def _people_of(row):
     return [str(identity) for identity in row if identity is not None and identity == identity]
 
 
-# %% ../nbs/10_adapters.ipynb #7ce2c2a2
+# %% ../nbs/10_adapters.ipynb #04d91bdf
 def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
     """Give each row without a split one, such that no identity crosses.
 
@@ -955,7 +966,7 @@ def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
 ACROSS = "across"
 
 
-# %% ../nbs/10_adapters.ipynb #2f0f7dd8
+# %% ../nbs/10_adapters.ipynb #7b77d16a
 def read_shares(text):
     """Three numbers with commas between, as ``0.7,0.15,0.15``, as a tuple of float."""
     try:
@@ -964,7 +975,7 @@ def read_shares(text):
         raise UsageError(f"shares={text!r} is not three numbers with commas between.") from None
 
 
-# %% ../nbs/10_adapters.ipynb #60be23eb
+# %% ../nbs/10_adapters.ipynb #ba5abf31
 def _deal(groups, labels, given, shares, rng):
     """Split of each group: the one that most lacks what the group has, largest groups first."""
     counts = pd.crosstab(groups[groups != ACROSS], labels[groups != ACROSS]).sort_index()
@@ -994,7 +1005,7 @@ def _cut_component(rows, shares, rng):
     return [f"{pairs[0][0]} side {s[0]}" if len(s) == 1 else ACROSS for s in sides]
 
 
-# %% ../nbs/10_adapters.ipynb #ba5abf31
+# %% ../nbs/10_adapters.ipynb #c0543038
 def limit_manifest(manifest, limit, order="random", rng=None):
     """Keep some of the files, half of them fake as far as there are enough.
 

@@ -108,10 +108,11 @@ class BuildSettings:
     threshold: float = 0.5
 
 
+# %% ../nbs/10_builds.ipynb #fa38d74e
 TRACK_SETTINGS = ("frame_stride", "max_frames", "detect_every", "crop_size", "working_size", "threshold")
 
 
-# %% ../nbs/10_builds.ipynb #fa38d74e
+# %% ../nbs/10_builds.ipynb #86bb79fd
 def read_settings(values=None):
     """Settings from text or values, with defaults for the rest.
 
@@ -148,6 +149,7 @@ def read_settings(values=None):
     return settings
 
 
+# %% ../nbs/10_builds.ipynb #b979cb52
 def _truth(value):
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if str(value).lower() not in words:
@@ -155,7 +157,7 @@ def _truth(value):
     return words[str(value).lower()]
 
 
-# %% ../nbs/10_builds.ipynb #51b8f8ca
+# %% ../nbs/10_builds.ipynb #1389f015
 def plan(source, root, limit=None, splits="official", settings=None):
     """Decide which files are built, and on which side of the split each stands.
 
@@ -200,14 +202,14 @@ def plan(source, root, limit=None, splits="official", settings=None):
 ACROSS_SPLITS = "its two people came to stand on different sides of the identity split"
 
 
-# %% ../nbs/10_builds.ipynb #ad10561b
+# %% ../nbs/10_builds.ipynb #dfb72bc6
 def _drop_duplicates(manifest, rejected):
     twice = manifest.media_id.duplicated()
     extra = [{"path": path, "reason": "another file has the same media_id"} for path in manifest.path[twice]]
     return manifest[~twice].reset_index(drop=True), [*rejected, *extra]
 
 
-# %% ../nbs/10_builds.ipynb #dfb72bc6
+# %% ../nbs/10_builds.ipynb #24c5e7d7
 @functools.lru_cache(maxsize=2)
 def _detector(working_size, threshold):
     """One detector a process. One thread always: sums over more threads differ in the last digit, and then the
@@ -245,7 +247,7 @@ def _store_tracks(job, tracks):
     return found | {"n_frames": len(tracks[0]), "track_bytes": path.stat().st_size}
 
 
-# %% ../nbs/10_builds.ipynb #605d615d
+# %% ../nbs/10_builds.ipynb #aa1b9e4a
 @dataclass(frozen=True)
 class _Job:
     """One media file to be built, with everything a worker on another machine needs."""
@@ -257,6 +259,7 @@ class _Job:
     threads: int
 
 
+# %% ../nbs/10_builds.ipynb #f140f9e8
 def _build_file(job):
     """Find, store and describe the faces of one media file; never raises for what is in the file."""
     started = time.perf_counter()
@@ -272,6 +275,7 @@ def _build_file(job):
     return result | {"seconds": round(time.perf_counter() - started, 3)}
 
 
+# %% ../nbs/10_builds.ipynb #63c35ee6
 def _trouble(error):
     """Whether an error is the disk's, the file's, or a fault of ours that a later run may not meet again."""
     causes = list(itertools.takewhile(bool, _causes(error)))
@@ -306,7 +310,7 @@ def _source_state(path):
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-# %% ../nbs/10_builds.ipynb #aa1b9e4a
+# %% ../nbs/10_builds.ipynb #eb77807d
 class _Journal:
     """Finished files of a build folder, one JSON line each; the last line about a file counts."""
 
@@ -346,6 +350,7 @@ class _Journal:
         return False
 
 
+# %% ../nbs/10_builds.ipynb #0bd195ad
 def _cannot_write(path, error):
     reason = error.strerror or error
     return InputError(f"Cannot write {str(path)!r}: {reason}. Free some space, or choose another folder.")
@@ -357,7 +362,7 @@ def _track_digest(settings):
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# %% ../nbs/10_builds.ipynb #eb77807d
+# %% ../nbs/10_builds.ipynb #cc8b3d0b
 @contextlib.contextmanager
 def _workers(jobs, scheduler, threads):
     """Yield a function from tasks to their results as they come, in any order."""
@@ -374,24 +379,14 @@ def _workers(jobs, scheduler, threads):
             backend = {"backend": "dask", "client": client, "n_jobs": -1}
         stack.enter_context(joblib.parallel_config(**backend))
         parallel = joblib.Parallel(return_as="generator_unordered")
-        results = []
-
-        def run(tasks):
-            results.append(parallel(joblib.delayed(_build_file)(task) for task in tasks))
-            return results[-1]
-
-        stack.callback(_close_quietly, results)
-        yield run
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings(
+            "ignore", message=r"\d+ tasks"
+        )  # joblib's, about work that a stop made useless
+        yield lambda tasks: parallel(joblib.delayed(_build_file)(task) for task in tasks)
 
 
-def _close_quietly(generators):
-    """Stop what is still running; joblib would warn of work that was for nothing."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for generator in generators:
-            generator.close()
-
-
+# %% ../nbs/10_builds.ipynb #2677341c
 @contextlib.contextmanager
 def _dask_client(address):
     """A client of a running cluster; what it asked for and did not get is cancelled when it leaves."""
@@ -415,7 +410,7 @@ def _dask_client(address):
         client.close(timeout=5)
 
 
-# %% ../nbs/10_builds.ipynb #2c80fecc
+# %% ../nbs/10_builds.ipynb #3e4ca50a
 @dataclass
 class BuildReport:
     """What a build did.
@@ -444,7 +439,7 @@ class BuildReport:
     seconds: float
 
 
-# %% ../nbs/10_builds.ipynb #98373aae
+# %% ../nbs/10_builds.ipynb #8b116101
 def build(
     source, root, out, *, limit=None, jobs=1, scheduler=None, splits="official", settings=None, progress=None
 ):
@@ -515,7 +510,7 @@ def build(
 MADE_HERE = ("lfw", "rendered")
 
 
-# %% ../nbs/10_builds.ipynb #c2ab03e7
+# %% ../nbs/10_builds.ipynb #f77bb9e1
 def _unfinished(manifest, root, out, journal):
     """True for rows that have to be built."""
     done = [
@@ -535,6 +530,7 @@ def _remove_half_files(folder):
         path.unlink(missing_ok=True)
 
 
+# %% ../nbs/10_builds.ipynb #bbb7956a
 def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
     journal.compact()
     if rows.empty:
@@ -547,13 +543,16 @@ def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
         for row in rows.itertuples()
     ]
     task = progress.add_task("faces", total=len(tasks)) if progress is not None else None
-    with _workers(jobs, scheduler, threads) as run:
-        for result in _living(run(tasks)):
-            if "stop" in result:
-                raise InputError(result["stop"])
-            journal.add(result)
-            if progress is not None:
-                progress.advance(task)
+    try:
+        with _workers(jobs, scheduler, threads) as run:
+            for result in _living(run(tasks)):
+                if "stop" in result:
+                    raise InputError(result["stop"])
+                journal.add(result)
+                if progress is not None:
+                    progress.advance(task)
+    finally:
+        _remove_half_files(out / "tracks")
 
 
 def _living(results):
@@ -569,7 +568,7 @@ def _living(results):
         ) from None
 
 
-# %% ../nbs/10_builds.ipynb #cc8b3d0b
+# %% ../nbs/10_builds.ipynb #d9cf6c3a
 RESULT_COLUMNS = ("tracks", "tracks_sha256", "n_tracks", "n_frames", "media_sha256", "damage")
 
 
@@ -607,7 +606,7 @@ def _write_build(report, source, root, limit, splits, settings):
     write_json(report.folder / "build.json", about | {"counts": counts, "versions": installed_versions()})
 
 
-# %% ../nbs/10_builds.ipynb #6d7adf1a
+# %% ../nbs/10_builds.ipynb #1a91c564
 @dataclass
 class CheckReport:
     """What was found in a build.
@@ -627,6 +626,7 @@ class CheckReport:
     warnings: list = field(default_factory=list)
 
 
+# %% ../nbs/10_builds.ipynb #fda82722
 def check(folder):
     """Check a build: checksums, paths, labels, duplicates, leaks and class balance.
 
@@ -655,7 +655,7 @@ def check(folder):
     return report
 
 
-# %% ../nbs/10_builds.ipynb #3e4ca50a
+# %% ../nbs/10_builds.ipynb #97287cb7
 def _counts(manifest):
     groups = manifest.assign(fake=manifest.label == 1, split=manifest.split.fillna("none")).groupby(
         "split", sort=False
@@ -682,6 +682,7 @@ def _path_problems(manifest):
     return problems
 
 
+# %% ../nbs/10_builds.ipynb #a2071144
 def _label_problems(manifest):
     wrong = manifest[~manifest.label.isin([0, 1])]
     problems = [
@@ -709,6 +710,7 @@ def _leak_problems(manifest):
     ]
 
 
+# %% ../nbs/10_builds.ipynb #bad6d6ce
 def _track_problems(folder, row):
     path = folder / row.tracks
     if not path.is_file():
@@ -734,7 +736,7 @@ def _warnings(manifest):
     return found
 
 
-# %% ../nbs/10_builds.ipynb #f77bb9e1
+# %% ../nbs/10_builds.ipynb #08035a9d
 def load_manifest(folder):
     """The manifest of a finished build.
 
@@ -763,6 +765,7 @@ def load_manifest(folder):
     return manifest
 
 
+# %% ../nbs/10_builds.ipynb #caa86cff
 def _read_manifest(folder):
     path = Path(folder) / "manifest.parquet"
     if not path.is_file():
@@ -780,7 +783,7 @@ def _read_manifest(folder):
     return manifest
 
 
-# %% ../nbs/10_builds.ipynb #bbb7956a
+# %% ../nbs/10_builds.ipynb #068d6f11
 class FaceSet:
     """The faces of a build, one media file at a time, read by memory map.
 

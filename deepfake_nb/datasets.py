@@ -392,6 +392,7 @@ class PaperSet:
         return manifest if "train" in PAPER[self.name] else manifest.assign(split="test")
 
 
+# %% ../nbs/10_datasets.ipynb #4b6ec4db
 def paper_set(
     name, profile="demo", seed=0, root=None, *, protocol="stated", data_root="", jobs=1, progress=None
 ):
@@ -441,7 +442,7 @@ def paper_set(
     return PaperSet(name, folder / "media", folder / "masks", report, "rendered people")
 
 
-# %% ../nbs/10_datasets.ipynb #4b6ec4db
+# %% ../nbs/10_datasets.ipynb #ee9b59e9
 def _camera_of(name, recipe, profile, seed, protocol):
     from deepfake_nb.filming import Camera
 
@@ -473,7 +474,7 @@ def _shoot_set(name, recipe, sizes, camera, folder, progress):
     write_json(done, {"set": name, "camera": asdict(camera), "sizes": sizes, "shots": len(shots)})
 
 
-# %% ../nbs/10_datasets.ipynb #040a14c5
+# %% ../nbs/10_datasets.ipynb #f2c4bf55
 def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options):
     media = Path(data_root or ".") / recipe.folder
     if not data_root or not media.is_dir():
@@ -499,7 +500,7 @@ def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options)
     return PaperSet(name, media, masks, report, f"{SOURCES[adapter].title}")
 
 
-# %% ../nbs/10_datasets.ipynb #2caf79d9
+# %% ../nbs/10_datasets.ipynb #defc7258
 def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     """Which rows of a manifest a training is validated on.
 

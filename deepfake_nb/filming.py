@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 
 from .adapters import limit_manifest, read_shares, scan_source, split_by_identity
 from .faces import CenterFace, face_tracks
@@ -58,6 +59,7 @@ class Shot:
     fakes: tuple = ()
 
 
+# %% ../nbs/10_filming.ipynb #f12e902a
 @dataclass(frozen=True)
 class Camera:
     """How shots are taken, forged and written.
@@ -93,7 +95,11 @@ class Camera:
     cast: str = ""
 
 
-# %% ../nbs/10_filming.ipynb #f12e902a
+# %% ../nbs/10_filming.ipynb #33cc2920
+def _device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _person(camera, name):
     return random_identity(random_seed(camera.seed, "person", camera.cast, name))
 
@@ -105,23 +111,20 @@ def _portraits(camera, names):
         return {}
     seed = random_seed(camera.seed, "portrait", camera.cast, *names)
     people = [_person(camera, name) for name in names]
-    stills = render_stills(people, camera.domain, size=max(256, camera.side), seed=seed)
+    stills = render_stills(people, camera.domain, size=max(128, camera.side), seed=seed, device=_device())
     return {n: SourceFace(i, p) for n, i, p in zip(names, stills.images, stills.landmarks, strict=True)}
 
 
+# %% ../nbs/10_filming.ipynb #809145c3
 def _film(camera, shot):
     """The frames of a shot before anything is done to them."""
-
     seed = random_seed(camera.seed, "shot", camera.cast, shot.person, shot.real or shot.fakes[0][1])
-    size, rate = camera.side, camera.frame_rate
-    return render_video(
-        _person(camera, shot.person), camera.domain, camera.frames, size=size, frame_rate=rate, seed=seed
-    )
+    options = {"size": camera.side, "frame_rate": camera.frame_rate, "seed": seed, "device": _device()}
+    return render_video(_person(camera, shot.person), camera.domain, camera.frames, **options)
 
 
 def _forge(camera, film, source, path):
     """Frames of a film with another face, and the forged area of each."""
-
     rng = random_stream(camera.seed, "swap", camera.cast, path)
     swapped = list(swap_video(film.images, film.landmarks, source, quality=camera.quality, rng=rng))
     return np.stack([frame for frame, _ in swapped]), np.stack([mask for _, mask in swapped])
@@ -129,7 +132,6 @@ def _forge(camera, film, source, path):
 
 def _transmit(camera, shot, images, masks=None):
     """Real and fake of a shot meet the same line, the same light and the same lost frames."""
-
     if not camera.channel:
         return images, masks
     rng = random_stream(camera.seed, "line", camera.cast, shot.person)
@@ -138,7 +140,7 @@ def _transmit(camera, shot, images, masks=None):
     return sent.images, sent.masks
 
 
-# %% ../nbs/10_filming.ipynb #33cc2920
+# %% ../nbs/10_filming.ipynb #f51764d1
 def shoot(camera, shots, media, masks, progress=None):
     """Render, forge and write video shots; files that are there already are kept.
 
@@ -178,7 +180,7 @@ def mask_path(masks, path):
     return Path(masks) / path.with_suffix(".mkv" if path.suffix == ".mp4" else ".png")
 
 
-# %% ../nbs/10_filming.ipynb #809145c3
+# %% ../nbs/10_filming.ipynb #3fba9640
 def _paths_of(shot):
     return [path for path in (shot.real, *(path for _, path in shot.fakes)) if path]
 
@@ -199,17 +201,16 @@ def _shoot_one(camera, shot, media, masks):
 PRESET = "ultrafast"  # no B-frames and key frames at fixed places: the order of frame types tells nothing
 
 
-# %% ../nbs/10_filming.ipynb #3fba9640
+# %% ../nbs/10_filming.ipynb #234c6d25
 def shoot_stills(camera, shots, media, masks, progress=None, batch=32):
     """Render, forge and write stills; see `shoot`."""
-
     task = progress.add_task(f"rendering {camera.cast}", total=len(shots)) if progress is not None else None
     for start in range(0, len(shots), batch):
         some = shots[start : start + batch]
         if not all((Path(media) / path).is_file() for shot in some for path in _paths_of(shot)):
             people = [_person(camera, shot.person) for shot in some]
             seed = random_seed(camera.seed, "stills", camera.cast, *_paths_of(some[0]))
-            stills = render_stills(people, camera.domain, size=camera.side, seed=seed)
+            stills = render_stills(people, camera.domain, size=camera.side, seed=seed, device=_device())
             faces = _portraits(
                 camera, [source for shot in some for source, _ in shot.fakes if source != shot.person]
             )
@@ -219,7 +220,7 @@ def shoot_stills(camera, shots, media, masks, progress=None, batch=32):
             progress.advance(task, len(some))
 
 
-# %% ../nbs/10_filming.ipynb #d1b7a9d0
+# %% ../nbs/10_filming.ipynb #2d115b7a
 def _finish_still(camera, shot, image, points, faces, media, masks):
     for person, path in shot.fakes:
         rng = random_stream(camera.seed, "swap", camera.cast, path)
@@ -239,7 +240,7 @@ def _write_image(path, image):
         temporary.write_bytes(cv2.imencode(path.suffix, image[..., ::-1], options)[1].tobytes())
 
 
-# %% ../nbs/10_filming.ipynb #234c6d25
+# %% ../nbs/10_filming.ipynb #fec9b55c
 def upsampled(image, rng, unevenness=0.08):
     """A picture as it leaves a generator whose last layer doubles the size.
 
@@ -256,7 +257,6 @@ def upsampled(image, rng, unevenness=0.08):
     array, shape (H, W, 3), uint8
         Traces as described by Odena, Dumoulin and Olah, "Deconvolution and checkerboard artifacts" (2016).
     """
-
     height, width = image.shape[:2]
     small = cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA).astype(np.float32)
     spread = np.zeros((height, width, 3), np.float32)
@@ -267,10 +267,9 @@ def upsampled(image, rng, unevenness=0.08):
     return np.clip(np.round(filled), 0, 255).astype(np.uint8)
 
 
-# %% ../nbs/10_filming.ipynb #fec9b55c
+# %% ../nbs/10_filming.ipynb #ae71fa02
 def _make_lfw(root, out, limit, settings, progress):
     """Swap LFW's photographs into a set with a table; returns its folder and what was left out."""
-
     photos = _lfw_photos(root, settings)
     photos = limit_manifest(
         photos, limit and max(4, limit // 2), settings.limit_order, random_stream(settings.seed, "limit")
@@ -297,6 +296,7 @@ def _make_lfw(root, out, limit, settings, progress):
     return folder, rejected
 
 
+# %% ../nbs/10_filming.ipynb #cadfadb2
 def _lfw_photos(root, settings):
     if settings.download and not (Path(root) / "lfw_home" / "lfw_funneled").is_dir():
         from sklearn.datasets import fetch_lfw_people
@@ -326,10 +326,9 @@ def _write_table(folder, rows):
         pd.DataFrame(rows, columns=columns).to_csv(file, index=False, lineterminator="\n")
 
 
-# %% ../nbs/10_filming.ipynb #da482406
+# %% ../nbs/10_filming.ipynb #ac792518
 def _swap_photo(root, folder, photo, source, source_path, settings):
     """Write a photo and its swap as two files of one encoder; their two rows."""
-
     name = Path(photo.path).stem
     real, fake = f"real/{name}.jpg", f"fake/{name}--{source}.jpg"
     image, points = _main_face(Path(root) / photo.path, settings)
@@ -346,7 +345,6 @@ def _swap_photo(root, folder, photo, source, source_path, settings):
 
 def _main_face(path, settings):
     """A photograph and the five points of its largest face."""
-
     image = read_image(path)
     tracks = face_tracks(image, CenterFace(settings.working_size, settings.threshold), crop_size=None)
     if not tracks:
@@ -354,7 +352,7 @@ def _main_face(path, settings):
     return image, tracks[0].landmarks[0]
 
 
-# %% ../nbs/10_filming.ipynb #cadfadb2
+# %% ../nbs/10_filming.ipynb #7d20436f
 def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
     """Make the set FF++ DLC from FaceForensics++ recordings; files that are there already are kept.
 
@@ -404,7 +402,7 @@ def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
     return rejected
 
 
-# %% ../nbs/10_filming.ipynb #ac792518
+# %% ../nbs/10_filming.ipynb #b35b2fbb
 def _ffpp_originals(root, sizes, seed):
     """One original recording a person, as many a split as asked for; official splits where they are known."""
     found = scan_source("ffpp", root, {"methods": "original"}).manifest
@@ -430,6 +428,7 @@ def _replacer(models):
     return InSwapper(network, embedding) if network.is_file() and embedding.is_file() else None
 
 
+# %% ../nbs/10_filming.ipynb #eb2ba815
 def _swap_recording(target, source, real, fake, mask, replacer, rng, max_frames):
     """Write the beginning of a recording, and the same with the face of another one."""
     tracks = face_tracks(target, CenterFace(threads=1), crop_size=None, max_frames=max_frames)
@@ -453,7 +452,7 @@ def _swap_recording(target, source, real, fake, mask, replacer, rng, max_frames)
     write_masks(mask, (area.astype(np.float32) / 255 for area in forged), rate)
 
 
-# %% ../nbs/10_filming.ipynb #7d20436f
+# %% ../nbs/10_filming.ipynb #58b1e0d4
 def _make_rendered(root, out, limit, settings, progress):
     count = max(2, (limit or 24) // 2)
     people = [f"person{number:04d}" for number in range(count)]
@@ -483,5 +482,5 @@ def _dealt(count, shares):
     return dealt + ["train"] * (count - len(dealt)) if count - len(dealt) >= 2 else ["train"] * count
 
 
-# %% ../nbs/10_filming.ipynb #b35b2fbb
+# %% ../nbs/10_filming.ipynb #449f7fa2
 MAKERS = {"lfw": _make_lfw, "rendered": _make_rendered}

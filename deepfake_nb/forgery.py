@@ -725,11 +725,24 @@ def _spread_seam(target, face, mask, share):
     return np.clip(face + share * smooth, 0, 255)
 
 
-def _grain_of(face, mask):
-    """Standard deviation of the finest detail in skin, a robust guess of camera noise."""
-    grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    inside = np.abs(grey - cv2.medianBlur(face, 3).astype(np.float32).mean(2))[mask > 0.5]
-    return float(np.median(inside) * 1.48) if inside.size else 0.0
+def _grain_of(picture, inside):
+    """Covariance (3, 3) of the finest detail inside an area: camera noise, edges held down."""
+    detail = (picture.astype(np.float32) - cv2.medianBlur(picture, 3))[inside]
+    limit = 4.5 * np.median(np.abs(detail), axis=0) + 0.5
+    detail = np.clip(detail, -limit, limit)
+    return detail.T @ detail / max(len(detail), 1)
+
+
+def _add_grain(face, picture, mask, share, rng):
+    """Give a float face the noise which the picture has and the face lacks."""
+    inside = mask > 0.5
+    if not inside.any():
+        return face
+    missing = _grain_of(picture, inside) - _grain_of(np.clip(face, 0, 255).astype(np.uint8), inside)
+    values, axes = np.linalg.eigh(missing)
+    mixing = share * np.sqrt(np.maximum(values, 0))[:, None] * axes.T
+    noise = rng.standard_normal(face.shape, dtype=np.float32)
+    return face + noise @ mixing.astype(np.float32)
 
 
 # %% ../nbs/03_forgery.ipynb #2c4989aa
@@ -786,12 +799,12 @@ def _swap_one(image, landmarks, source, replacer, settings, size, rng, statistic
     mask = face_mask(
         points, size, shape=replacer.mask_shape, feather=settings.feather, scale=settings.mask_scale
     )
-    face = _fit_in(target, replacer.replace(target, source, points), mask, settings, rng, statistics)
-    return _paste(image, face, mask, matrix)
+    face = _fit_in(target, replacer.replace(target, source, points), mask, settings, statistics)
+    return _paste(image, face, mask, matrix, settings.grain, rng)
 
 
-def _fit_in(target, replaced, mask, settings, rng, statistics):
-    """Give a replaced face the target's colour, light and grain; float32 RGB."""
+def _fit_in(target, replaced, mask, settings, statistics):
+    """Give a replaced face the target's colour and light; float32 RGB."""
     wanted, own = _colour_statistics(target, mask), _colour_statistics(replaced, mask)
     if statistics is not None:  # slow followers, so that colour does not flicker
         if statistics:
@@ -802,15 +815,11 @@ def _fit_in(target, replaced, mask, settings, rng, statistics):
     face = _match_colour(replaced.astype(np.float32), own, wanted, settings.colour)
     if settings.seam > 0:
         face = _spread_seam(target.astype(np.float32), face, mask, settings.seam)
-    if settings.grain > 0 and rng is not None:
-        missing = _grain_of(target, mask) ** 2 - _grain_of(replaced, mask) ** 2
-        sigma = settings.grain * math.sqrt(max(missing, 0))
-        face = face + rng.normal(0, 1, face.shape[:2])[..., None].astype(np.float32) * sigma
     return np.clip(face, 0, 255)
 
 
 # %% ../nbs/03_forgery.ipynb #162a29ad
-def _paste(image, face, mask, matrix):
+def _paste(image, face, mask, matrix, grain, rng):
     """Lay an aligned float face back into the picture."""
     size = len(mask)
     back = cv2.invertAffineTransform(matrix)
@@ -830,7 +839,9 @@ def _paste(image, face, mask, matrix):
     face = cv2.warpAffine(face, back, area, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     mask = cv2.warpAffine(mask, back, area, flags=cv2.INTER_LINEAR)
     mask = np.where(mask < 1 / 255, 0, np.clip(mask, 0, 1)).astype(np.float32)
-    alpha, old = mask[..., None], image[y0:y1, x0:x1]
+    alpha, old = mask[..., None], np.ascontiguousarray(image[y0:y1, x0:x1])
+    if grain > 0 and rng is not None:
+        face = _add_grain(face, old, mask, grain, rng)
     result[y0:y1, x0:x1] = np.clip(np.round(alpha * face + (1 - alpha) * old), 0, 255).astype(np.uint8)
     full_mask[y0:y1, x0:x1] = mask
     return result, full_mask

@@ -8,7 +8,7 @@ __all__ = ["DOMAINS", "Identity", "random_identity", "Rendering", "render_video"
 # %% ../nbs/04_rendered.ipynb #343dbaa7
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -117,38 +117,38 @@ def _draw_shape(rng, build):
         return float(np.clip(rng.normal(centre, spread), centre - 2.2 * spread, centre + 2.2 * spread))
 
     return {
-        "face_width": around(0.985 + 0.03 * build, 0.035),
-        "jaw_width": around(0.94 + 0.10 * build, 0.055),
-        "jaw_drop": around(0.02 * build, 0.035),
-        "chin_width": around(0.92 + 0.25 * build, 0.14),
+        "face_width": around(0.965 + 0.04 * build, 0.035),
+        "jaw_width": around(0.86 + 0.14 * build, 0.05),
+        "jaw_drop": around(-0.03 + 0.05 * build, 0.03),
+        "chin_width": around(0.85 + 0.30 * build, 0.12),
         "chin_forward": around(0.0, 0.022),
         "cheekbone": around(0.03, 0.02),
         "cheek_full": around(0.02, 0.022),
         "cranium_height": around(1.0, 0.02),
-        "brow_ridge": around(0.012 + 0.030 * build, 0.010),
+        "brow_ridge": around(0.004 + 0.034 * build, 0.009),
         "eye_distance": around(0.322, 0.012),
         "eye_height": around(0.05, 0.014),
-        "eye_width": around(0.158, 0.008),
-        "eye_open": around(0.060 - 0.006 * build, 0.006),
+        "eye_width": around(0.168 - 0.006 * build, 0.007),
+        "eye_open": around(0.061 - 0.008 * build, 0.005),
         "eye_tilt": around(0.06, 0.06),
         "eye_crease": around(0.036, 0.013),
         "eye_depth": around(0.082 + 0.018 * build, 0.013),
         "brow_height": around(0.255 - 0.022 * build, 0.014),
         "brow_thick": around(0.030 + 0.011 * build, 0.006),
         "brow_arch": around(0.035 - 0.015 * build, 0.013),
-        "nose_length": around(0.0, 0.028),
-        "nose_height": around(0.245 + 0.02 * build, 0.028),
+        "nose_length": around(-0.02 + 0.03 * build, 0.028),
+        "nose_height": around(0.225 + 0.03 * build, 0.026),
         "nose_bridge": around(0.055, 0.016),
         "nose_hump": around(0.008, 0.012),
-        "nose_width": around(0.96 + 0.10 * build, 0.13),
+        "nose_width": around(0.92 + 0.12 * build, 0.13),
         "nose_tip": around(0.045, 0.012),
         "mouth_width": around(0.245 + 0.012 * build, 0.018),
-        "mouth_height": around(-0.69, 0.018),
+        "mouth_height": around(-0.672, 0.016),
         "mouth_curve": around(0.0, 0.010),
-        "lip_upper": around(0.066 - 0.012 * build, 0.013),
-        "lip_lower": around(0.092 - 0.012 * build, 0.014),
+        "lip_upper": around(0.076 - 0.016 * build, 0.013),
+        "lip_lower": around(0.102 - 0.016 * build, 0.014),
         "ear_size": around(1.0, 0.07),
-        "ear_out": around(0.0, 0.018),
+        "ear_out": around(-0.025, 0.015),
         "neck_width": around(0.40 + 0.08 * build, 0.02),
     }
 
@@ -228,7 +228,7 @@ def random_identity(seed):
         "freckles": float(max(0.0, rng.normal(0.1, 0.35)) * (melanin < 0.4)),
         "glasses": float(rng.random() < 0.26),
         "glasses_shape": float(rng.uniform(0, 1)),
-        "glasses_thick": float(rng.uniform(0.012, 0.028)),
+        "glasses_thick": float(rng.uniform(0.007, 0.018)),
         "glasses_tone": float(rng.choice([0.01, 0.015, 0.05, 0.25])),
     }
     traits |= _draw_shape(rng, build) | _draw_hair(rng, build, age, melanin)
@@ -289,8 +289,8 @@ def _skull(x, y, z, t):
     ax = x.abs()
     wide, jaw, drop = t["face_width"], t["jaw_width"], t["jaw_drop"]
     d = _ellipsoid(x, y, z, (0, 0.36, -0.06), (0.735 * wide, 0.80 * t["cranium_height"], 0.93))
-    d = _melt(d, _ellipsoid(x, y, z, (0, -0.20, 0.20), (0.675 * wide, 0.70, 0.64)), 0.20)
-    d = _melt(d, _ellipsoid(x, y, z, (0, -0.62 - drop, 0.22), (0.57 * wide * jaw, 0.52, 0.60)), 0.22)
+    d = _melt(d, _ellipsoid(x, y, z, (0, -0.20, 0.20), (0.665 * wide, 0.68, 0.64)), 0.20)
+    d = _melt(d, _ellipsoid(x, y, z, (0, -0.62 - drop, 0.22), (0.545 * wide * jaw, 0.52, 0.60)), 0.22)
     chin = (0, -1.0 - drop, 0.64 + t["chin_forward"])
     d = _melt(d, _ellipsoid(x, y, z, chin, (0.20 * t["chin_width"], 0.17, 0.19)), 0.26)
     bone = (0.42 * wide, -0.13, 0.49)
@@ -298,13 +298,13 @@ def _skull(x, y, z, t):
         _melt(d, _ellipsoid(ax, y, z, bone, (0.19, 0.13, 0.20)), 0.22)
         - t["cheekbone"] * _bump(ax - 0.5, 0.2) * _bump(y + 0.14, 0.16) * 0.5
     )
-    angle = (0.43 * wide * jaw, -0.62 - drop, 0.10)
+    angle = (0.42 * wide * jaw, -0.60 - drop, 0.08)
     return _melt(d, _ellipsoid(ax, y, z, angle, (0.10, 0.16, 0.22)), 0.25)
 
 
 def _nose(x, y, t):
     """Height of the nose over the face."""
-    ax, tip, broad = x.abs(), -0.37 - t["nose_length"], t["nose_width"]
+    ax, tip, broad = x.abs(), -0.358 - t["nose_length"], t["nose_width"]
     along = ((0.18 - y) / (0.18 - tip)).clamp(0, 1)
     ridge = t["nose_bridge"] * _step(0.0, 0.45, along) + (t["nose_height"] - t["nose_bridge"]) * along**1.6
     ridge = ridge + t["nose_hump"] * _bump(along - 0.5, 0.2)
@@ -444,16 +444,18 @@ def _strand_noise(lattice, across, along, width, length):
 
 
 # %% ../nbs/04_rendered.ipynb #6b70075a
-def _hair_line(azimuth, x, style, t, jag):
+def _hair_line(azimuth, x, style, t, jag, wide=False):
     """Height under which there is no hair, by the angle from the face (0 = front)."""
     a = azimuth.abs()
     long = style["side_end"] < -0.3
     side_end = -0.3 + (style["side_end"] + 0.3) * t["hair_length"] if long else style["side_end"]
     back_end = style["back_end"] * (t["hair_length"] if long else 1.0)
     front = style["front"] + t["hair_recede"] * (0.3 + _bump(x.abs() - 0.36, 0.16)) - 0.02 * _bump(x, 0.12)
-    line = front + (side_end - front) * (_step(0.80, 1.12, a) if long else _step(0.72, 1.30, a))
+    line = front + (side_end - front) * (
+        _step(0.80, 1.12, a) if long else _step(0.72, 2.0 if wide else 1.30, a)
+    )
     line = line + (back_end - side_end) * _step(1.5, 1.85, a)
-    if not long:
+    if not long and not wide:
         line = line + 0.36 * _bump(a - 1.62, 0.17)
     return line + jag
 
@@ -494,18 +496,34 @@ def _hair_shell(direction, skin_radius, t, style, lattice, noise):
     x, y, z = direction * skin_radius
     locks, strands = _strand_field(x, y, z, style, t, lattice, noise["broad"])
     if style["curl"] > 0.9:
-        locks, strands = 0.35 * locks + 0.9 * noise["curls"], 0.4 * strands + 0.9 * noise["fine"]
+        tight = 1.0 if t["hair_style"] == "afro" else 0.6
+        locks = (1 - tight) * locks + tight * 0.8 * noise["curls"]
+        strands = (1 - 0.8 * tight) * strands + tight * (0.8 * noise["fine"] + 0.4 * noise["freckle"])
+    if t["hair_style"] == "shaven":
+        locks, strands = 0.2 * noise["mottle"], 0.8 * noise["fine"]
     azimuth = torch.atan2(x, z)
-    soft = 0.030 if style["top"] > 0.05 else 0.06
+    soft = 0.030 if style["top"] > 0.05 else 0.09
     jag = (0.05 * locks + 0.03 * strands) * (1.6 if style["front"] < 0.6 else 0.7)
     rise = y - _hair_line(azimuth, x, style, t, jag)
     cover = _step(-soft, soft, rise)
+    if style["side"] < 0.05:  # short sides fade towards ears and neck
+        cover = (
+            cover
+            * (0.30 + 0.70 * _step(-0.10, 0.45, y + 0.06 * strands))
+            * (1.0 if style["top"] > 0.05 else 0.82)
+        )
     height = style["side"] + (style["top"] - style["side"]) * _step(0.05, 0.95, y)
-    height = height * t["hair_volume"] * _step(-0.02, 0.22, rise) + 0.01 * _step(-0.02, 0.05, rise)
-    thick = min(1.0, style["top"] / 0.1)
-    relief = thick * (0.016 * locks + 0.007 * strands) + (
-        0.30 * style["top"] * noise["clumps"] * 0.35 if style["curl"] > 0.5 else 0.0
+    inner = (
+        torch.minimum(rise, y - _hair_line(azimuth, x, style, t, 0.0, wide=True))
+        if style["curl"] > 0.9
+        else rise
     )
+    height = height * t["hair_volume"] * _step(-0.03, 0.16 + 0.9 * style["top"], inner) + 0.008 * _step(
+        -0.02, 0.05, rise
+    )
+    thick = min(1.0, style["top"] / 0.1)
+    relief = thick * (0.016 * locks + 0.007 * strands) * (0.55 if style["curl"] > 0.9 else 1.0)
+    relief = relief + (0.085 * style["top"] * noise["clumps"] if style["curl"] > 0.5 else 0.0)
     radius = skin_radius + cover * (height + relief).clamp(min=0)
     if style["side_end"] < -0.3:
         flat = (direction[0] ** 2 + direction[2] ** 2 + 1e-6).sqrt()
@@ -574,21 +592,27 @@ def _skin_albedo(x, y, z, t, noise):
     """Colour of bare skin (3, size, size), linear RGB."""
     ax, age = x.abs(), max(0.0, (t["age"] - 25) / 45)
     ex, ey = t["eye_distance"], t["eye_height"]
-    tip = -0.37 - t["nose_length"]
+    tip = -0.358 - t["nose_length"]
     pale = 1 - t["melanin"]
     red = (
         0.55 * _bump(ax - 0.40, 0.17) * _bump(y + 0.24, 0.15)
         + 0.65 * _bump(x, 0.15) * _bump(y - tip, 0.12)
         + 0.35 * _step(0.70, 0.80, ax)
     )
-    red = red + 0.35 * _bump(x, 0.15) * _bump(y + 1.05, 0.12) + 0.10 * noise["broad"] + 0.06 * noise["mottle"]
+    red = (
+        red
+        + 0.35 * _bump(x, 0.15) * _bump(y + 1.05, 0.12)
+        + 0.13 * noise["broad"]
+        + 0.10 * noise["mottle"]
+        + 0.06 * noise["freckle"]
+    )
     shade = 0.30 * _bump(ax - ex + 0.03, 0.17) * _bump(y - ey + 0.05, 0.10) * (0.6 + 0.6 * age)
     shade = (
         shade
         + 0.22 * _bump(ax - ex, 0.20) * _bump(y - ey - 0.07, 0.07)
         + 0.05 * noise["broad"]
-        + 0.05 * noise["mottle"]
-        + 0.02 * noise["fine"]
+        + 0.06 * noise["mottle"]
+        + 0.035 * noise["fine"]
     )
     shade = shade + 0.35 * _bump((y - ey) / 0.075, 1.0) * _bump((ax - ex) / 0.17, 1.0)
     freckle = t["freckles"] * _step(1.0, 1.9, noise["freckle"]) * _bump(y + 0.12, 0.30) * _step(0.2, 0.5, z)
@@ -681,7 +705,11 @@ def _wrinkles(x, y, t, noise):
 
 
 # %% ../nbs/04_rendered.ipynb #792bfeb0
-def _tangents(position, normal, style, t):
+def _unit_rows(vectors):
+    return vectors / vectors.norm(dim=0, keepdim=True).clamp(min=1e-3)
+
+
+def _tangents(position, normal, style, t, strands):
     """Unit directions (3, size, size) along which hair lies."""
     flow = style["flow"]
     side = torch.tanh((position[0] - t["hair_part"]) * 6)
@@ -694,13 +722,14 @@ def _tangents(position, normal, style, t):
     )
     down = torch.where(position[1:2] < 0.1, torch.tensor((0.0, -1.0, 0.0))[:, None, None], down)
     tangent = down - normal * (normal * down).sum(0, keepdim=True)
-    return tangent / tangent.norm(dim=0, keepdim=True).clamp(min=1e-3)
+    tangent = tangent / tangent.norm(dim=0, keepdim=True).clamp(min=1e-3)
+    return _unit_rows(tangent + normal * (0.10 + 0.13 * strands))  # strands shine at different heights
 
 
 def _hair_albedo(t, locks, strands, rise):
     """Colour of hair (3, size, size)."""
     base = torch.tensor(t["hair_colour"])[:, None, None]
-    light = torch.exp(0.30 * strands + 0.22 * locks).clamp(0.35, 2.4)
+    light = torch.exp(0.36 * strands + 0.26 * locks).clamp(0.3, 2.6)
     roots = 0.72 + 0.28 * _step(0.0, 0.35, rise)
     return base * light * roots
 
@@ -742,10 +771,16 @@ def _paint(position, t, style, shell, noise):
 
 def _find_points(position, t):
     """Five landmarks and the outline of the face on the skin, as points (points, 3)."""
-    tip = -0.37 - t["nose_length"]
+    tip = -0.358 - t["nose_length"]
     corner = t["mouth_height"] + t["mouth_curve"]
     ex, ey, mw = t["eye_distance"], t["eye_height"], t["mouth_width"]
-    flat = [(-ex, ey), (ex, ey), (0.0, tip - 0.01), (-mw, corner), (mw, corner)]
+    flat = [
+        (-ex, ey),
+        (ex, ey),
+        (0.0, tip + 0.035),
+        (-0.98 * mw, corner + 0.028),
+        (0.98 * mw, corner + 0.028),
+    ]
     flat += [
         (0.0, 0.80),
         (0.0, -1.14 - t["jaw_drop"]),
@@ -780,7 +815,7 @@ def _build_person(identity, size):
     radius = shell[0] + relief + grown
     normal = _normals_of(radius * direction)
     albedo, gloss, face = _paint(bare, t, style, shell, noise)
-    tangent = _tangents(bare, normal, style, t)
+    tangent = _tangents(bare, normal, style, t, shell[3])
     static = torch.cat((normal, gloss[None], shell[1][None], tangent, face[None]))
     openness = _openness(radius[None], direction)
     return _Person(identity, radius[None], normal, albedo, static, _find_points(bare, t), direction, openness)
@@ -861,7 +896,7 @@ def _surroundings(directions, light):
 
 def _soften(picture, sigma):
     """Gaussian blur of (channels, h, w) with one sigma in pixels per channel."""
-    reach = max(1, int(math.ceil(2.5 * max(sigma))))
+    reach = max(1, math.ceil(2.5 * max(sigma)))
     axis = torch.arange(-reach, reach + 1, device=picture.device, dtype=torch.float32)
     kernel = torch.stack([torch.exp(-0.5 * (axis / max(s, 0.15)) ** 2) for s in sigma])
     kernel = (kernel / kernel.sum(1, keepdim=True))[:, None]
@@ -889,7 +924,8 @@ def _light_person(person, light, rotation):
     wrapped = torch.lerp(
         ((facing + 0.08) / 1.08).clamp(min=0), ((facing + 0.45) / 1.45).clamp(min=0) * 0.9, hair
     )
-    edge = ((normal * rim[:, None, None]).sum(0) * 1.1).clamp(min=0)
+    past = _visibility(person.radius, position + 0.02 * normal, rim, sharpness=5.0, reach=0.5, steps=5)
+    edge = (normal * rim[:, None, None]).sum(0).clamp(min=0) * past
     weights = _surroundings(_sky_directions().to(device) @ rotation.T, light) * (4.0 / SKY_DIRECTIONS)
     around = F.interpolate(
         torch.einsum("dhw,dc->chw", person.openness, weights)[None],
@@ -921,7 +957,7 @@ def _tangle(generator, size):
 
 
 def _torso_shape(x, y, t):
-    """Front of neck and shoulders: depth (h, w), cover (h, w) and the half-width of the neck."""
+    """Front of neck and shoulders: depth and cover, each (h, w)."""
     ax = x.abs()
     broad = 0.93 + 0.14 * t["build"]
     neck_half = t["neck_width"] + 0.03 + 0.05 * _step(-1.1, -1.5, y)
@@ -933,7 +969,7 @@ def _torso_shape(x, y, t):
     chest_depth = -0.42 + (0.80 * chest) * (drop / 0.75).clamp(1e-4, 1) ** 0.55 + 0.05 * drop
     cover = torch.maximum(_step(0.012, -0.012, ax - neck_half), _step(-0.012, 0.012, shoulder - y))
     depth = -_melt(-neck_depth, -chest_depth, 0.22)
-    return depth, cover, neck_half
+    return depth, cover
 
 
 # %% ../nbs/04_rendered.ipynb #05a91632
@@ -1000,7 +1036,7 @@ def _build_torso(person, outfit, light, rotation, generator, size):
     t = person.identity.trait
     height, width = int(0.62 * size), int(0.9 * size)
     y, x = torch.meshgrid(torch.linspace(-4.0, -0.4, height), torch.linspace(-2.6, 2.6, width), indexing="ij")
-    depth, cover, neck_half = _torso_shape(x, y, t)
+    depth, cover = _torso_shape(x, y, t)
     folds, weave = _tangle(generator, (height, width)), torch.randn(height, width, generator=generator)
     cloth, colour, raised, gloss = _dress(outfit.kind, x, y, depth, t, outfit.colours, folds)
     bone = (
@@ -1045,6 +1081,7 @@ def _build_torso(person, outfit, light, rotation, generator, size):
         (normal * half[:, None, None]).sum(0).clamp(min=0) ** 24 * (gloss * cloth + 0.10 * (1 - cloth)) * seen
     )
     lit = albedo * arriving * collar + shine * _vector(light.key)[:, None, None]
+    cover = cover * _step(-0.42, -0.46, y)
     return torch.cat((lit, cover[None], raised[None]))
 
 
@@ -1325,7 +1362,7 @@ def _gala_backdrop(rng, shape):
 
 def _outdoor_backdrop(rng, shape):
     """A street, a park, a beach or a café, out of focus."""
-    kind, (h, w) = rng.integers(4), shape
+    kind, h = rng.integers(4), shape[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     clouds = F.interpolate(torch.randn(1, 1, 7, 9, generator=generator), size=shape, mode="bicubic")[0, 0]
     leaves = F.interpolate(torch.randn(1, 1, 26, 32, generator=generator), size=shape, mode="bicubic")[0, 0]
@@ -1387,7 +1424,7 @@ def _build_backdrop(rng, domain, shape):
         "wild": _outdoor_backdrop,
     }[domain]
     scale = 160 / shape[0]
-    work = (160, max(32, int(round(shape[1] * scale))))
+    work = (160, max(32, round(shape[1] * scale)))
     canvas, blur = paint(rng, work)
     canvas = _soften(canvas, [blur * work[0]] * 3)
     return F.interpolate(canvas[None], size=shape, mode="bicubic", align_corners=False)[0].clamp(min=0)
@@ -1514,7 +1551,7 @@ def _draw_look(rng, domain):
     """Camera of a scene, by domain."""
     looks = {  # scale, distance, exposure, blur, sharpen, noise, vignette
         "studio": ((0.205, 0.245), (16, 24), (0.95, 1.10), (0.35, 0.7), 0.25, (0.6, 1.5), 0.05),
-        "conference": ((0.225, 0.310), (5.5, 8.0), (0.75, 1.15), (0.6, 1.1), 0.7, (2.0, 5.0), 0.12),
+        "conference": ((0.220, 0.295), (6.0, 8.5), (0.75, 1.15), (0.6, 1.1), 0.7, (2.0, 5.0), 0.12),
         "celebrity": ((0.215, 0.275), (12, 20), (0.95, 1.25), (0.35, 0.8), 0.2, (0.8, 2.2), 0.15),
         "wild": ((0.215, 0.330), (8, 18), (0.85, 1.30), (0.3, 0.9), 0.3, (0.6, 3.0), 0.10),
     }[domain]
@@ -1592,39 +1629,96 @@ def _gap(radius, x, y, z):
     return (x * x + y * y + z * z).sqrt() - surface
 
 
-def _rays(columns, rows, rotation, shift, distance):
-    """Points at depth 0 and directions of the camera's rays in the head's frame, each three of (frames, h, w)."""
+def _rays(px, py, rotation, shift, distance):
+    """Points at depth 0 and directions of the camera's rays in the head's frame, each three of (frames, ...)."""
     r = rotation[:, :, :, None, None]
-    px, py = columns[:, None, :], rows[:, :, None]
     base = [r[:, 0, i] * px + r[:, 1, i] * py for i in range(3)]
     ray = [base[i] / distance - r[:, 2, i] for i in range(3)]
     offset = torch.einsum("nji,nj->ni", rotation, shift)[:, :, None, None]
     return [base[i] - offset[:, i : i + 1, 0] for i in range(3)], ray
 
 
+def _drop_jaw(x, y, z, t, f):
+    """The jaw's part of `_relax`, cheap enough for every step along a ray."""
+    drop = 0.136 * f["mouth_open"]
+    return (
+        x,
+        y + drop * _step(0.0, 0.20, t["mouth_height"] - 0.06 * f["mouth_open"] - y) * _step(-0.15, 0.45, z),
+        z,
+    )
+
+
 def _march(radius, base, ray, t, f, start, steps, stride):
-    """Walk along the rays until the head is met: depth along the ray and remaining gap, each (frames, h, w)."""
+    """Walk along the rays until the head is met: depth, remaining gap, and whether the head was met."""
     depth, met = start, torch.zeros_like(start, dtype=torch.bool)
     for _ in range(steps):
         x, y, z = (base[i] + depth * ray[i] for i in range(3))
-        gap = _gap(radius, *_relax(x, y, z, t, f))
+        gap = _gap(radius, *_drop_jaw(x, y, z, t, f))
         met = met | (gap < 0)
         ahead = torch.where(met, gap.clamp(max=0.02) * 0.7, (gap * 0.72).clamp(min=stride, max=0.4))
         depth = depth + torch.where(gap > 0, ahead, 0.5 * gap.clamp(min=-0.05))
     return depth, gap, met
 
 
-def _hit_head(radius, columns, rows, rotation, shift, distance, t, f, coarse=4):
-    """Where rays meet the head: points (three of (frames, h, w)), gap, and depth along the ray."""
-    base, ray = _rays(
-        columns[:, coarse // 2 :: coarse], rows[:, coarse // 2 :: coarse], rotation, shift, distance
+def _march_on(radius, base, ray, t, f, depth, gap, met, tolerance):
+    """Walk on along the few rays that have passed an edge and not yet met what lies behind it."""
+    late = _pack((gap > tolerance) & ~met)
+    parts = [_pick(v[:, None], late)[:, 0] for v in (*base, *ray, depth)]
+    on, still, found = _march(radius, parts[:3], parts[3:6], t, f, parts[6], 18, 0.030)
+    taken = _unpack(torch.stack((on, still, found.float(), torch.ones_like(on)), 1), late, depth[0].numel())[
+        :, :, None, :
+    ]
+    was_late = taken[:, 3] > 0
+    return (
+        torch.where(was_late, taken[:, 0], depth),
+        torch.where(was_late, taken[:, 1], gap),
+        met | (taken[:, 2] > 0),
     )
-    first, _, _ = _march(radius, base, ray, t, f, torch.full_like(base[0], -1.6), 28, 0.025)
+
+
+def _pack(mask):
+    """Positions of the True pixels of every frame: (frames, most), filled up with one past the last pixel."""
+    frames, size = mask.shape[0], mask[0].numel()
+    which, where = mask.flatten(1).nonzero(as_tuple=True)
+    counts = torch.bincount(which, minlength=frames)
+    order = torch.arange(len(which), device=mask.device) - (counts.cumsum(0) - counts)[which]
+    index = torch.full((frames, max(1, int(counts.max()))), size, dtype=torch.int64, device=mask.device)
+    index[which, order] = where
+    return index
+
+
+def _pick(values, index):
+    """Values (frames, channels, h, w) at packed positions: (frames, channels, 1, most)."""
+    flat = F.pad(values.flatten(2), (0, 1))
+    return flat.gather(2, index[:, None, :].expand(-1, flat.shape[1], -1))[:, :, None, :]
+
+
+def _unpack(values, index, size):
+    """Packed values (frames, channels, 1, most) back to (frames, channels, size); what was not packed is 0."""
+    flat = values.new_zeros(values.shape[0], values.shape[1], size + 1)
+    flat.scatter_(2, index[:, None, :].expand(-1, values.shape[1], -1), values[:, :, 0])
+    return flat[:, :, :size]
+
+
+def _find_heads(radius, columns, rows, rotation, shift, distance, t, f, coarse=4):
+    """Samples of the picture that a head may cover, and the depth at which to start looking for it.
+
+    Returns
+    -------
+    index (frames, most), px, py, depth (frames, 1, most)
+    """
+    half = coarse // 2
+    base, ray = _rays(columns[:, None, half::coarse], rows[:, half::coarse, None], rotation, shift, distance)
+    first, gap, met = _march(radius, base, ray, t, f, torch.full_like(base[0], -1.6), 26, 0.025)
     near = -F.max_pool2d(-first[:, None], 3, stride=1, padding=1)
-    near = F.interpolate(near, size=(rows.shape[1], columns.shape[1]), mode="nearest")[:, 0]
-    base, ray = _rays(columns, rows, rotation, shift, distance)
-    depth, gap, met = _march(radius, base, ray, t, f, near - 0.05, 9, 0.008)
-    return [base[i] + depth * ray[i] for i in range(3)], gap, depth, met
+    shape = (rows.shape[1], columns.shape[1])
+    hit = F.max_pool2d((met | (gap < 0.04)).float()[:, None], 3, stride=1, padding=1)
+    both = F.interpolate(torch.cat((near, hit), 1), size=shape, mode="nearest")
+    index = _pack(both[:, 1] > 0.5)
+    inside = index.clamp(max=shape[0] * shape[1] - 1)
+    px = columns.gather(1, inside % shape[1])[:, None]
+    py = rows.gather(1, inside // shape[1])[:, None]
+    return index, px, py, _pick(both[:, :1], index)[:, 0] - 0.05
 
 
 # %% ../nbs/04_rendered.ipynb #01798940
@@ -1657,10 +1751,10 @@ def _draw_eyes(colour, x, y, arriving, t, f, half, soft):
     bulge = (1 - 0.42 * ball_x * ball_x - 0.3 * ball_y * ball_y).clamp(min=0.2)
     ix, iy = qx - side * f["gaze_x"] * 1.0, flat - f["gaze_y"] - 0.004
     ring = (ix * ix + iy * iy).sqrt() / 0.0595
-    lid_shade = 0.42 + 0.58 * _step(-0.006, 0.050, upper - qy)
+    lid_shade = 0.34 + 0.66 * _step(-0.006, 0.060, upper - qy)
     light = arriving * bulge * lid_shade
     corner = _bump(qx + 0.95 * wide, 0.045)
-    white = [0.74 * light, (0.69 - 0.22 * corner) * light, (0.67 - 0.20 * corner) * light]
+    white = [0.56 * light, (0.51 - 0.18 * corner) * light, (0.49 - 0.17 * corner) * light]
     rim, pupil = _step(0.74, 0.98, ring), _step(0.44, 0.36, ring)
     glow = (
         1.0
@@ -1702,7 +1796,7 @@ def _draw_mouth(colour, x, y, arriving, t, f, soft):
     pull = f["smile"] * _bump(x.abs() - 0.28, 0.20)
     x, y = x * (1 - 0.16 * pull), y - 0.065 * pull * (x.abs() / 0.28).clamp(max=1.4) ** 2
     ax = x.abs()
-    upper, lower, seam = _opening(x, t, f)
+    upper, lower, _ = _opening(x, t, f)
     cover = (
         ((upper - y) / soft + 0.3).clamp(0, 1)
         * ((y - lower) / soft + 0.3).clamp(0, 1)
@@ -1737,14 +1831,14 @@ def _draw_mouth(colour, x, y, arriving, t, f, soft):
 
 
 # %% ../nbs/04_rendered.ipynb #799b5c99
-def _draw_glasses(colour, alpha, columns, rows, rotation, shift, distance, t, half, soft, depth, key):
+def _draw_glasses(colour, alpha, px, py, rotation, shift, distance, t, half, soft, depth, key):
     """Spectacles in a plane before the eyes, with temples to the ears; nothing for people without."""
-    base, ray = _rays(columns, rows, rotation, shift, distance)
+    base, ray = _rays(px, py, rotation, shift, distance)
     walk = (0.945 - base[2]) / ray[2].clamp(max=-0.2)
     x, y = base[0] + walk * ray[0], base[1] + walk * ray[1]
     shape = t["glasses_shape"]
     ax, cy = x.abs(), t["eye_height"] - 0.035
-    wide, tall, round_ = 0.245 + 0.02 * shape, 0.15 + 0.05 * shape, 0.07 + 0.12 * shape
+    wide, tall, round_ = 0.228 + 0.012 * shape, 0.135 + 0.055 * shape, 0.06 + 0.12 * shape
     dx, dy = (ax - 0.335).abs() - wide + round_, (y - cy).abs() - tall + round_
     edge = (
         (dx.clamp(min=0) ** 2 + dy.clamp(min=0) ** 2 + 1e-9).sqrt()
@@ -1800,49 +1894,66 @@ def _shine(sample, rgb_light, half, view_sheen, key):
     across = (1 - ((tangent * half).sum(1)) ** 2).clamp(min=0)
     a4 = across**4
     a16 = a4**4
-    strand = 0.015 * a4 + 0.055 * a16 * a16
+    strand = 0.012 * a4 + 0.085 * a16 * a16 * a16
     amount = (skin + sheen * gloss) * (1 - hair) + strand * hair
     return (amount * rgb_light)[:, None] * key
 
 
-def _draw_heads(maps, lit, rotation, shift, columns, rows, look, t, f, light, soft):
+def _draw_features(colour, x, y, z, sample, arriving, t, f, half, soft):
+    """Eyes and mouth over the skin, drawn only where they are."""
+    eye = ((x.abs() - t["eye_distance"]).abs() < 0.24) & ((y - t["eye_height"]).abs() < 0.16)
+    mouth = (
+        (x.abs() < t["mouth_width"] + 0.04) & (y < t["mouth_height"] + 0.10) & (y > t["mouth_height"] - 0.26)
+    )
+    for part, where in (("eyes", eye), ("mouth", mouth)):
+        index = _pack(where & (z > 0.3))
+        picked = _pick(torch.cat((colour, torch.stack((x, y, arriving, sample[:, 4]), 1)), 1), index)
+        px, py, light, hair = picked[:, 3], picked[:, 4], picked[:, 5], picked[:, 6]
+        if part == "eyes":
+            drawn = _draw_eyes(picked[:, :3], px, py, light, t, f, half, soft)
+        else:
+            drawn = _draw_mouth(picked[:, :3], px, py, light, t, f, soft)
+        change = torch.where(
+            index[:, None, None, :] < x[0].numel(), (drawn - picked[:, :3]) * (1 - hair)[:, None], 0.0
+        )
+        colour = colour + _unpack(change, index, x[0].numel())[:, :, None, :]
+    return colour
+
+
+def _draw_heads(person, lit, rotation, shift, columns, rows, look, t, f, light, soft):
     """Draw heads over a window.
 
     Returns
     -------
-    colour (frames, 3, h, w), alpha, depth towards the camera, face : tensor (frames, h, w)
+    index : tensor (frames, most), see `_pack`
+    colour (frames, 3, 1, most), cover, depth towards the camera, face : tensor (frames, 1, most)
     """
-    device = columns.device
-    point, gap, depth, met = _hit_head(
-        maps.radius[None].expand(len(rows), -1, -1, -1), columns, rows, rotation, shift, look.distance, t, f
-    )
-    alpha = torch.maximum((1.6 - gap / (1.2 * soft)).clamp(0, 1), met.float())
-    x, y, z = point
-    rx, ry, rz = _relax(x, y, z, t, f)
-    grid = _texture_grid(rx, ry, rz)
-    frames = grid.shape[0]
+    frames, device = len(rows), columns.device
+    radius = person.radius[None].expand(frames, -1, -1, -1)
+    index, px, py, start = _find_heads(radius, columns, rows, rotation, shift, look.distance, t, f)
+    base, ray = _rays(px, py, rotation, shift, look.distance)
+    depth, gap, met = _march(radius, base, ray, t, f, start, 7, 0.008)
+    depth, gap, met = _march_on(radius, base, ray, t, f, depth, gap, met, soft)
+    cover = torch.maximum((1.6 - gap / (1.2 * soft)).clamp(0, 1), met.float())
+    x, y, z = (base[i] + depth * ray[i] for i in range(3))
+    grid = _texture_grid(*_relax(x, y, z, t, f))
     sample = F.grid_sample(
-        maps.static[None].expand(frames, -1, -1, -1), grid, padding_mode="border", align_corners=True
+        person.static[None].expand(frames, -1, -1, -1), grid, padding_mode="border", align_corners=True
     )
     glow = F.grid_sample(lit, grid, padding_mode="border", align_corners=True)
-    key_world = _unit(_vector(light["key_direction"], device))
-    half = _unit(torch.einsum("nji,nj->ni", rotation, _unit(key_world + _vector((0.0, 0.0, 1.0), device))))[
-        :, :, None, None
-    ]
-    view = rotation[:, 2, :][:, :, None, None]
-    facing = (sample[:, :3] * view).sum(1).clamp(0, 1)
-    key = _vector(light["key"], device)[:, :, None, None]
+    half = _unit(_unit(_vector(light.key_direction, device)) + _vector((0.0, 0.0, 1.0), device)) @ rotation
+    half = half[:, :, None, None]
+    facing = (sample[:, :3] * rotation[:, 2, :, None, None]).sum(1).clamp(0, 1)
+    key = _vector(light.key, device)[None, :, None, None]
     colour = glow[:, :3] + _shine(sample, glow[:, 3], half, (1 - facing) ** 3, key)
-    front = (z > 0.3).float()
-    eyed = _draw_eyes(colour, x, y, glow[:, 3], t, f, half, soft)
-    mouthed = _draw_mouth(eyed, x, y, glow[:, 3], t, f, soft)
-    colour = _lay(colour, mouthed, front * (1 - sample[:, 4]))
-    colour, alpha = _draw_glasses(
-        colour, alpha, columns, rows, rotation, shift, look.distance, t, half, soft, depth, key
-    )
+    colour = _draw_features(colour, x, y, z, sample, glow[:, 3], t, f, half, soft)
+    if float(t["glasses"].max()) > 0:
+        colour, cover = _draw_glasses(
+            colour, cover, px, py, rotation, shift, look.distance, t, half, soft, depth, key
+        )
     r = rotation[:, 2, :, None, None]
     towards = r[:, 0] * x + r[:, 1] * y + r[:, 2] * z + shift[:, 2, None, None]
-    return colour, alpha, towards, sample[:, 8]
+    return index, colour, cover, towards, sample[:, 8], (px, py)
 
 
 # %% ../nbs/04_rendered.ipynb #c75ae3f6
@@ -1859,7 +1970,6 @@ def _film(picture, look, vignette):
 
 def _sensor(value, look, grain, softness):
     """Lens blur, sharpening in the camera, and noise; display values in, uint8 out (frames, h, w, 3)."""
-    frames, channels, h, w = value.shape
     if softness > 0.2:
         value = _blur_frames(value, softness)
     if look.sharpen > 0:
@@ -1872,7 +1982,7 @@ def _sensor(value, look, grain, softness):
 
 def _blur_frames(value, sigma):
     """Gaussian blur of (frames, 3, h, w) with one sigma in pixels."""
-    reach = max(1, int(math.ceil(2.2 * sigma)))
+    reach = max(1, math.ceil(2.2 * sigma))
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     taps = (taps / taps.sum()).tolist()
     for dim in (2, 3):
@@ -1964,6 +2074,8 @@ def _set_scene(identity, domain, shape, times, seed, take, device):
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     size = int(np.clip(16 * round(1.3 * height / 16), 176, 448))
     person = _build_person(identity, size)
+    metered = (0.30 / (0.12 + 0.6 * float(np.mean(identity.trait["skin"])))) ** 0.35
+    look = replace(look, exposure=look.exposure * metered)
     poses = _lit_poses(motion)
     turned = _rotations({k: poses[:, i] for i, k in enumerate(("yaw", "pitch", "roll"))})
     torso = _build_torso(person, outfit, light, turned[0], generator, max(size, 224))
@@ -2009,12 +2121,11 @@ def _project(points, scene, shape):
 # %% ../nbs/04_rendered.ipynb #981aeec2
 def _move_points(scene, f):
     """Landmarks and outline of the face as the expression moves them: (frames, k, 3) in the head's frame."""
-    t = scene.person.identity.trait
     points = scene.person.points[None].repeat(scene.rotation.shape[0], 1, 1)
     smile, drop, pucker = (f[k][:, 0] for k in ("smile", "mouth_open", "pucker"))
     corner = points[:, 3:5]
     corner[..., 0] *= 1 + 0.13 * smile - 0.08 * pucker
-    corner[..., 1] += 0.05 * smile - 0.05 * drop
+    corner[..., 1] += 0.05 * smile - 0.03 * drop
     points[:, 6, 1] -= 0.13 * drop[:, 0]
     return points
 
@@ -2046,88 +2157,71 @@ def _window(scene, shape, margin=0.12):
         look.centre[1] * height - scale * (high[1] + drift + margin),
         look.centre[1] * height - scale * (low[1] - drift - margin),
     )
-    return (
-        int(np.clip(top, 0, height)),
-        int(np.clip(math.ceil(bottom), 0, height)),
-        int(np.clip(left, 0, width)),
-        int(np.clip(math.ceil(right), 0, width)),
+    top, left = (int(np.clip(v, 0, side)) // 4 * 4 for v, side in ((top, height), (left, width)))
+    bottom, right = (
+        min(side, -(-int(np.clip(v, 8, side)) // 4) * 4) for v, side in ((bottom, height), (right, width))
     )
+    return top, bottom, left, right
 
 
 # %% ../nbs/04_rendered.ipynb #3bdceca3
-def _draw_torso(scene, columns, rows, shift):
-    """Neck and shoulders over the picture: (frames, 5, h, w)."""
-    follow = shift[:, :2] * torch.tensor((0.55, 0.5), device=shift.device)
-    x = (columns - follow[:, :1]) / 2.6
-    y = (rows - follow[:, 1:] + 2.2) / 1.8
-    frames, h, w = len(x), rows.shape[1], columns.shape[1]
-    grid = torch.stack((x[:, None, :].expand(frames, h, w), y[:, :, None].expand(frames, h, w)), -1)
-    torso = F.grid_sample(
-        scene.torso[None].expand(frames, -1, -1, -1), grid, padding_mode="border", align_corners=True
+def _sample_torso(scene, px, py, shift, channels=slice(0, 5)):
+    """Neck and shoulders at positions in decimetres: (frames, channels, h, w)."""
+    follow = shift[:, :2, None, None] * torch.tensor((0.55, 0.5), device=shift.device)[:, None, None]
+    x, y = (px - follow[:, 0]) / 2.6, (py - follow[:, 1] + 2.2) / 1.8
+    grid = torch.stack(torch.broadcast_tensors(x, y), -1)
+    torso = scene.torso[channels][None].expand(len(grid), -1, -1, -1)
+    return F.grid_sample(torso, grid, padding_mode="border", align_corners=True)
+
+
+def _pixel_places(scene, shape, span, samples):
+    """Where the columns (frames, w) and rows (frames, h) of a picture lie, in decimetres from the middle of the head."""
+    (height, width), look, device = shape, scene.look, scene.rotation.device
+    scale = (
+        look.scale
+        * height
+        * torch.tensor(scene.motion["zoom"][span], dtype=torch.float32, device=device)[:, None]
     )
-    inside = _step(1.0, 0.97, x.abs())[:, None, :] * (y < 1.0)[:, :, None]
-    torso[:, 3] *= inside
-    return torso
+    columns = (
+        (torch.arange(width * samples, device=device) + 0.5) / samples - look.centre[0] * width
+    ) / scale
+    rows = (look.centre[1] * height - (torch.arange(height * samples, device=device) + 0.5) / samples) / scale
+    return columns, rows
 
 
-def _draw_frames(scene, shape, span, supersample):
-    """Frames of a span: uint8 images (n, h, w, 3) and face masks (n, h, w)."""
-    height, width = shape
-    device, look = scene.rotation.device, scene.look
+def _draw_frames(scene, shape, span, samples, window):
+    """Linear pictures (n, 3, h, w) and face masks (n, h, w) of a span of frames, `samples` squared to a pixel."""
+    (height, width), device, look = shape, scene.rotation.device, scene.look
     motion = {
         k: torch.tensor(v[span], dtype=torch.float32, device=device)[:, None, None]
         for k, v in scene.motion.items()
     }
     rotation, shift = scene.rotation[span], _shifts(scene)[span]
-    t = _stack_traits([scene.person.identity], device)
-    scale = look.scale * height * motion["zoom"][:, :, 0]
-    columns = (
-        (torch.arange(width * supersample, device=device) + 0.5) / supersample - look.centre[0] * width
-    ) / scale
-    rows = (
-        look.centre[1] * height - (torch.arange(height * supersample, device=device) + 0.5) / supersample
-    ) / scale
-    n = len(rotation)
-    behind = F.interpolate(scene.backdrop[None], scale_factor=supersample, mode="bilinear").expand(
-        n, -1, -1, -1
+    columns, rows = _pixel_places(scene, shape, span, 1)
+    torso = _sample_torso(scene, columns[:, None, :], rows[:, :, None], shift)
+    picture = _lay(scene.backdrop[None], torso[:, :3], torso[:, 3])
+    top, bottom, left, right = window
+    columns, rows = _pixel_places(scene, shape, span, samples)
+    columns, rows = columns[:, left * samples : right * samples], rows[:, top * samples : bottom * samples]
+    weights = _pose_weights({k: v[span] for k, v in scene.motion.items()}, scene.nodes).to(device)
+    lit = (weights @ scene.lit.flatten(1)).view(-1, *scene.lit.shape[1:])
+    t, soft = _stack_traits([scene.person.identity], device), 1.0 / (look.scale * height * samples)
+    index, colour, cover, towards, face, (px, py) = _draw_heads(
+        scene.person, lit, rotation, shift, columns, rows, look, t, motion, scene.light, soft
     )
-    torso = _draw_torso(scene, columns, rows, shift)
-    picture = _lay(behind, torso[:, :3], torso[:, 3])
-    top, bottom, left, right = _window(scene, shape)
-    top, left = 4 * (top // 4) * supersample, 4 * (left // 4) * supersample
-    bottom, right = (
-        min(height * supersample, 4 * -(-bottom // 4) * supersample),
-        min(width * supersample, 4 * -(-right // 4) * supersample),
+    before = _sample_torso(scene, px, py, shift, slice(3, 5))
+    cover = cover * (1 - _step(-0.03, 0.03, before[:, 1] - towards) * before[:, 0])
+    layer = _unpack(
+        torch.cat((colour * cover[:, None], cover[:, None], (face * cover)[:, None]), 1),
+        index,
+        rows.shape[1] * columns.shape[1],
     )
-    lit = torch.einsum(
-        "np,pchw->nchw",
-        _pose_weights({k: v[span] for k, v in scene.motion.items()}, scene.nodes).to(device),
-        scene.lit,
-    )
-    light = {"key_direction": [scene.light.key_direction], "key": [scene.light.key]}
-    soft = 1.0 / (look.scale * height * supersample)
-    colour, alpha, towards, face = _draw_heads(
-        scene.person,
-        lit,
-        rotation,
-        shift,
-        columns[:, left:right],
-        rows[:, top:bottom],
-        look,
-        t,
-        motion,
-        light,
-        soft,
-    )
-    over = torso[:, :, top:bottom, left:right]
-    nearer = _step(-0.03, 0.03, over[:, 4] - towards) * over[:, 3]
-    alpha = alpha * (1 - nearer)
-    picture[:, :, top:bottom, left:right] = _lay(picture[:, :, top:bottom, left:right], colour, alpha)
-    mask = torch.zeros(n, 1, height * supersample, width * supersample, device=device)
-    mask[:, 0, top:bottom, left:right] = face * alpha
-    if supersample > 1:
-        picture, mask = F.avg_pool2d(picture, supersample), F.avg_pool2d(mask, supersample)
-    return picture, mask[:, 0] > 0.5
+    layer = F.avg_pool2d(layer.view(len(rows), 5, rows.shape[1], columns.shape[1]), samples)
+    part = picture[:, :, top:bottom, left:right]
+    part.copy_(part * (1 - layer[:, 3:4]) + layer[:, :3])
+    masks = torch.zeros(len(rows), height, width, dtype=torch.bool, device=device)
+    masks[:, top:bottom, left:right] = layer[:, 4] > 0.5
+    return picture, masks
 
 
 # %% ../nbs/04_rendered.ipynb #44e68b4e
@@ -2145,14 +2239,14 @@ def _develop(scene, picture, shape, first_frame):
     return _sensor(value, look, grain, look.blur * height / 256)
 
 
-def _render_scene(scene, shape, supersample=2, chunk_pixels=2**18):
+def _render_scene(scene, shape, samples=2, chunk_samples=2**19):
     """All frames of a scene: images and face masks as arrays."""
-    n, pixels = len(scene.rotation), shape[0] * shape[1] * supersample**2
-    chunk = max(2, chunk_pixels // pixels)
+    n, window = len(scene.rotation), _window(scene, shape)
+    chunk = max(2, chunk_samples // (shape[0] * shape[1] * samples**2))
     images, masks = np.empty((n, *shape, 3), np.uint8), np.empty((n, *shape), bool)
     for start in range(0, n, chunk):
         span = slice(start, min(n, start + chunk))
-        picture, mask = _draw_frames(scene, shape, span, supersample)
+        picture, mask = _draw_frames(scene, shape, span, samples, window)
         images[span] = _develop(scene, picture, shape, start).cpu().numpy()
         masks[span] = mask.cpu().numpy()
     return images, masks

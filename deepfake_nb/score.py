@@ -41,14 +41,14 @@ import cv2
 import numpy as np
 import torch
 
-from .faces import CenterFace, face_tracks, track_faces, warp
+from .faces import CenterFace, face_tracks, track_faces
 from .study import InputError, UsageError, write_atomically, write_json
 from .video import Frame, media_kind, probe, read_frames, read_image
 from .weights import REGISTRY, WeightFile, load_detector
 
 
 # %% ../nbs/70_score.ipynb #ac7517ed
-def upright_square(box, landmarks, size, scale=1.1):
+def upright_square(box, landmarks, size, scale=1.2):
     """The similarity transform that cuts a square around a face and sets it upright.
 
     Parameters
@@ -78,7 +78,7 @@ def upright_square(box, landmarks, size, scale=1.1):
 
 # %% ../nbs/70_score.ipynb #e21cf3c9
 def cut_as_mesonet(image, box, landmarks, size=256):
-    """Cut a face as MesoNet's training pictures were: an upright square in its own resolution, then nearest neighbour.
+    """Cut a face as MesoNet's training pictures were cut: upright, in its own resolution, then by nearest neighbour.
 
     Parameters
     ----------
@@ -91,9 +91,27 @@ def cut_as_mesonet(image, box, landmarks, size=256):
     Returns
     -------
     uint8, shape (size, size, 3)
+        Mirrored where the square reaches beyond the picture.
+
+    Notes
+    -----
+    Afchar et al. 2018; the steps are those of ``pipeline.py`` in the authors' repository.
     """
-    own_size = int(np.clip(round(1.1 * float(max(box[2:] - box[:2]))), 8, 4 * size))
-    crop = warp(image, upright_square(box, landmarks, own_size), own_size)
+    side = 1.2 * float(max(box[2:] - box[:2]))
+    own_size = int(np.clip(round(side), 8, 4 * size))
+    matrix = upright_square(box, landmarks, own_size)
+    limits = np.array(image.shape[1::-1])
+    centre = (box[:2] + box[2:]) / 2
+    x0, y0 = np.clip(np.floor(centre - side), 0, limits - 1).astype(int)
+    x1, y1 = np.clip(np.ceil(centre + side), [x0 + 1, y0 + 1], limits).astype(int)
+    matrix[:, 2] += matrix[:, :2] @ (x0, y0)
+    crop = cv2.warpAffine(
+        image[y0:y1, x0:x1],
+        matrix,
+        (own_size, own_size),
+        flags=cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
@@ -474,8 +492,8 @@ def batches_of(crops, size):
         owners.extend((track, frame.time_s) for track in frame.tracks)
         pixels.extend(frame.pixels)
         if len(pixels) >= size:
-            yield owners, np.stack(pixels)
-            owners, pixels = [], []
+            batch, owners, pixels = (owners, np.stack(pixels)), [], []
+            yield batch
     if pixels:
         yield owners, np.stack(pixels)
 

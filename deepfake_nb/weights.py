@@ -24,6 +24,7 @@ __all__ = [
 import importlib
 import pickle
 import re
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -273,6 +274,12 @@ def import_state_dict(kind, state_dict):
 
 
 # %% ../nbs/08_weights.ipynb #52b293c2
+def first_line(error):
+    """What an error says, in one short line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
+# %% ../nbs/08_weights.ipynb #62534e91
 class KerasLayer(NamedTuple):
     """One layer of a Keras file with its tensors by name (``kernel``, ``bias``, ``gamma``, ...)."""
 
@@ -301,7 +308,7 @@ def text_list(group, name):
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-# %% ../nbs/08_weights.ipynb #74844ac4
+# %% ../nbs/08_weights.ipynb #605c795c
 def plain_dataset(group, name):
     """A data set that lies in the file itself."""
     for part in name.split("/"):
@@ -350,13 +357,13 @@ def read_keras_layers(path):
         UnicodeDecodeError,
     ) as error:
         raise InputError(
-            f"{str(path)!r} cannot be read as a Keras weight file ({str(error).strip(chr(39))[:120]}). "
+            f"{str(path)!r} cannot be read as a Keras weight file ({first_line(error)}). "
             f"It may be cut short: compare its size with that of the release."
         ) from error
     return [layer for layer in layers if layer.tensors]
 
 
-# %% ../nbs/08_weights.ipynb #524550ac
+# %% ../nbs/08_weights.ipynb #2cf60780
 TENSOR_NAMES = {
     nn.Conv2d: {"kernel": "weight", "bias": "bias"},
     nn.Linear: {"kernel": "weight", "bias": "bias"},
@@ -389,7 +396,7 @@ def to_torch_order(tensor, channels):
     return tensor.T
 
 
-# %% ../nbs/08_weights.ipynb #2cf60780
+# %% ../nbs/08_weights.ipynb #a57afd87
 def keras_state_dict(layers, network):
     """The tensors of Keras layers under the names of `network`; None when they do not fit it."""
     state_dict = {}
@@ -414,7 +421,7 @@ def keras_kind(layers):
     return next((kind for kind, build in networks.items() if keras_state_dict(layers, build())), None)
 
 
-# %% ../nbs/08_weights.ipynb #38e3f3b5
+# %% ../nbs/08_weights.ipynb #8962ef8f
 def import_mesonet(path, polarity="P(real)"):
     """Read a Keras file of Meso-4 or MesoInception-4.
 
@@ -447,7 +454,7 @@ def import_mesonet(path, polarity="P(real)"):
     return import_state_dict(kind, state_dict)
 
 
-# %% ../nbs/08_weights.ipynb #7ce00cdf
+# %% ../nbs/08_weights.ipynb #34428d19
 SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-legacy": b"\x80"}
 
 
@@ -470,7 +477,7 @@ def file_format(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #34428d19
+# %% ../nbs/08_weights.ipynb #8b407b7f
 def read_state_dict(path):
     """The tensors of a PyTorch or safetensors file, without running anything in it.
 
@@ -494,7 +501,9 @@ def read_state_dict(path):
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{str(path)!r} holds Python objects besides tensors and was not opened, because opening it could "
@@ -503,16 +512,14 @@ def read_state_dict(path):
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"{str(path)!r} is damaged or cut short: {str(error).splitlines()[0][:120]}"
-        ) from error
+        raise InputError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
     tensors = tensors_within(content)
     if not tensors:
         raise InputError(f"{str(path)!r} holds no tensors by name. Give a state dict, not a single value.")
     return tensors
 
 
-# %% ../nbs/08_weights.ipynb #8b407b7f
+# %% ../nbs/08_weights.ipynb #d7147ddd
 def tensors_within(content):
     """The largest dictionary of tensors in nested dictionaries."""
     if not isinstance(content, dict):
@@ -530,7 +537,7 @@ def state_dict_kind(state_dict):
     return None
 
 
-# %% ../nbs/08_weights.ipynb #d7147ddd
+# %% ../nbs/08_weights.ipynb #404196b5
 @dataclass(frozen=True)
 class WeightFile:
     """What a weight file is.
@@ -572,7 +579,7 @@ class WeightFile:
 UNKNOWN = "unknown: not a file of the registry"
 
 
-# %% ../nbs/08_weights.ipynb #404196b5
+# %% ../nbs/08_weights.ipynb #629abf60
 def check_file(path):
     """Say what a weight file is, without running anything in it.
 
@@ -616,7 +623,7 @@ def check_file(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #f1e8006f
+# %% ../nbs/08_weights.ipynb #65c13698
 class LoadedNetwork(NamedTuple):
     """A network in eval mode, and what its weights are."""
 

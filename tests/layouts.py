@@ -83,17 +83,16 @@ def recordings(root, rows, content=b""):
     return Path(root)
 
 
-def talking_head(path, frames=12, seed=0, side=128):
-    """A rendered person as a short video (.mp4) or a picture (any other ending)."""
-    from deepfake_nb.rendered import random_identity, render_stills, render_video
+def talking_heads(folder, frames=12, side=128):
+    """Four short videos and two pictures of two rendered people, and of the same two in a mirror."""
     from PIL import Image
 
+    from deepfake_nb.rendered import random_identity, render_video
     from deepfake_nb.video import write_video
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    person = random_identity(seed)
-    if Path(path).suffix == ".mp4":
-        film = render_video(person, "studio", frames, size=side, seed=seed)
-        return write_video(path, film.images, 25, crf=18)
-    Image.fromarray(render_stills([person], "studio", size=side, seed=seed).images[0]).save(path)
-    return Path(path)
+    for person in range(2):
+        film = render_video(random_identity(person), "studio", frames, size=side, seed=person).images
+        write_video(folder / f"{person}.mp4", film, 25, crf=18)
+        write_video(folder / f"{person + 2}.mp4", film[:, :, ::-1], 25, crf=18)
+        Image.fromarray(film[0]).save(folder / f"{person}.png")
+    return folder

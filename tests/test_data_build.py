@@ -26,12 +26,7 @@ SMALL = {"crop_size": 32, "detect_every": 5}
 @pytest.fixture(scope="session")
 def heads(tmp_path_factory):
     """Four short videos and two pictures of rendered people."""
-    folder = tmp_path_factory.mktemp("heads")
-    for number in range(4):
-        layouts.talking_head(folder / f"{number}.mp4", seed=number)
-    for number in range(2):
-        layouts.talking_head(folder / f"{number}.png", seed=10 + number)
-    return folder
+    return layouts.talking_heads(tmp_path_factory.mktemp("heads"))
 
 
 @pytest.fixture

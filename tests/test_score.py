@@ -1,0 +1,433 @@
+"""Scoring media: every kind of bad input gets a verdict with a reason, and the batch goes on."""
+
+import csv
+import json
+import os
+import tracemalloc
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepfake_nb.faces import CenterFace, Detections
+from deepfake_nb.rendered import random_identity, render_stills
+from deepfake_nb.score import (
+    DETECTORS,
+    Detector,
+    MediaScorer,
+    Ready,
+    Sampling,
+    cut_as_mesonet,
+    find_media,
+    score_paths,
+    write_verdicts,
+)
+from deepfake_nb.study import InputError, UsageError
+from deepfake_nb.video import write_video
+
+CONTRACT = {
+    "path", "verdict", "score", "probability", "interval", "reason", "detector", "weights", "trained_on", "faces",
+}  # fmt: skip
+
+
+class Brightness(torch.nn.Module):
+    """Logit 0 where the middle of a crop is grey 0.5, higher where it is brighter: an answer that can be foreseen."""
+
+    def forward(self, faces):
+        return 10 * (faces[..., 96:160, 96:160].mean(dim=(1, 2, 3)) - 0.5)
+
+
+class WhiteSquares:
+    """A face detector that takes every patch that is not black for a face; quick, and sure of itself."""
+
+    working_size = 4096
+
+    def detect(self, image):
+        count, _, stats, _ = cv2.connectedComponentsWithStats(np.uint8(image.min(2) > 60))
+        boxes = np.float32([[x, y, x + w, y + h] for x, y, w, h, _ in stats[1:count]]).reshape(-1, 4)
+        points = np.float32([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+        landmarks = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
+        return Detections(boxes, np.full(len(boxes), 0.9, np.float32), landmarks)
+
+
+def detector_of(network, **rules):
+    return Detector("test", lambda weights=None: Ready(network, "none", "nothing"), **rules)
+
+
+@pytest.fixture(scope="session")
+def face():
+    """A rendered face, 256 pixels."""
+    return render_stills([random_identity(3)], "studio", size=256, seed=0).images[0]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return MediaScorer(detector_of(Brightness()), device="cpu", face_detector=CenterFace(threads=2))
+
+
+@pytest.fixture
+def quick():
+    """A scorer for white patches on black."""
+    return MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares())
+
+
+def patches(*levels, side=64, width=320, height=120):
+    """A black picture with a patch of each grey level."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for number, level in enumerate(levels):
+        image[20 : 20 + side, 20 + 100 * number : 20 + 100 * number + side] = level
+    return image
+
+
+def save(path, image, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+def assert_contract(verdict):
+    record = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
+    assert set(record) == CONTRACT
+    assert record["verdict"] in ("fake", "real", "abstain")
+    assert (record["verdict"] == "abstain") == (record["score"] is None)
+    assert record["probability"] is None and record["interval"] is None and record["reason"]
+    for person in record["faces"]:
+        assert set(person) == {"track", "n_frames", "score", "timeline"}
+        assert person["n_frames"] == len(person["timeline"])
+        assert all(set(moment) == {"time_s", "score"} for moment in person["timeline"])
+
+
+# --- what a score is -------------------------------------------------------------------------------------------
+
+
+def test_the_most_suspicious_person_decides_and_each_stands_apart(quick, tmp_path):
+    write_video(tmp_path / "two.mp4", [patches(102, 204)] * 50, 25)
+    verdict = quick.score(tmp_path / "two.mp4")
+    assert_contract(verdict)
+    scores = sorted(person.score for person in verdict.faces)
+    assert scores == pytest.approx([1 / (1 + np.exp(1)), 1 / (1 + np.exp(-3))], abs=0.03)
+    assert verdict.score == max(scores) and verdict.verdict == "fake"
+    for person in verdict.faces:
+        times = [moment["time_s"] for moment in person.timeline]
+        assert times == sorted(times) and times[0] == 0 and times[-1] < 2 and len(times) > 10
+
+
+def test_a_person_seen_too_shortly_has_no_score_and_does_not_decide(quick, tmp_path):
+    frames = [patches(100, 250 if 20 <= number < 40 else 0, width=640, height=360) for number in range(100)]
+    write_video(tmp_path / "guest.mp4", frames, 25)
+    quick.sampling = Sampling(frames_per_second=5, fewest=1)
+    verdict = quick.score(tmp_path / "guest.mp4")
+    assert_contract(verdict)
+    assert [person.score is None for person in verdict.faces] == [False, True]
+    assert 0 < verdict.faces[1].n_frames < 5
+    assert verdict.verdict == "real" and verdict.score == verdict.faces[0].score < 0.5
+
+
+def test_the_threshold_is_the_detectors(tmp_path):
+    save(tmp_path / "grey.png", patches(140))
+    words = []
+    for threshold in (0.3, 0.9):
+        detector = detector_of(Brightness(), threshold=threshold)
+        (verdict,) = score_paths(tmp_path / "grey.png", detector, face_detector=WhiteSquares())
+        words.append(verdict.verdict)
+        assert f"{threshold} and above is called fake" in verdict.reason
+    assert words == ["fake", "real"]
+
+
+def test_a_crop_beyond_the_border_is_mirrored_and_a_huge_face_stays_small_in_memory():
+    landmarks = np.float32([[30, 30], [70, 30], [50, 50], [35, 75], [65, 75]])
+    image = np.full((60, 60, 3), 200, np.uint8)
+    assert np.all(cut_as_mesonet(image, np.float32([0, 0, 100, 100]), landmarks) == 200)
+    assert np.all(cut_as_mesonet(image, np.float32([-90, -90, -10, -10]), landmarks - 90) == 200)
+    huge = np.full((4000, 4000, 3), 90, np.uint8)
+    crop = cut_as_mesonet(huge, np.float32([0, 0, 3900, 3900]), landmarks * 39)
+    assert crop.shape == (256, 256, 3) and np.all(crop == 90)
+
+
+# --- bad input: each gets a reason, none stops the rest -----------------------------------------------------------
+
+
+def test_damaged_and_mislabelled_files_do_not_stop_a_batch(scorer, face, tmp_path):
+    good = write_video(tmp_path / "whole.mp4", [face] * 12, 12)
+    content = good.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.mp4").write_text("This is no video.")
+    (tmp_path / "text.jpg").write_text("This is no picture.")
+    save(tmp_path / "zz.png", face)
+    write_sound(tmp_path / "sound.mp4")
+    verdicts = {Path(verdict.path).name: verdict for verdict in score_with(scorer, tmp_path)}
+    assert len(verdicts) == 8
+    for name, verdict in verdicts.items():
+        assert_contract(verdict)
+        if name in ("whole.mp4", "zz.png"):
+            assert verdict.score is not None, verdict.reason
+        else:
+            assert verdict.verdict == "abstain" and "fault of this program" not in verdict.reason, verdict.reason
+    assert "empty" in verdicts["empty.mp4"].reason and "empty" in verdicts["empty.jpg"].reason
+
+
+def score_with(scorer, *paths):
+    """What `score_paths` gives, by a scorer that is there already."""
+    from deepfake_nb.score import Verdicts
+
+    return Verdicts(scorer, paths)
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000, layout="mono")
+        for start in range(0, 16000, 1024):
+            wave = np.sin(np.arange(start, start + 1024) / 20).astype(np.float32)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, start
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_a_video_without_a_face_and_one_of_one_frame(scorer, face, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 60, (10, 128, 128, 3), dtype=np.uint8)
+    write_video(tmp_path / "noface.mp4", noise, 10)
+    write_video(tmp_path / "one.mp4", [face], 25)
+    no_face, one = score_with(scorer, tmp_path)
+    assert_contract(no_face), assert_contract(one)
+    assert no_face.verdict == "abstain" and "No face was found in 10 frames" in no_face.reason
+    assert one.verdict == "abstain" and "Too few frames" in one.reason and "5 are needed" in one.reason
+    assert one.faces[0].n_frames == 1 and one.faces[0].score is None
+
+
+def test_tiny_and_huge_pictures(scorer, face, tmp_path):
+    save(tmp_path / "a_tiny.png", np.zeros((1, 1, 3), np.uint8))
+    huge = cv2.resize(face, (4320, 4320))
+    save(tmp_path / "b_8k.jpg", cv2.copyMakeBorder(huge, 0, 0, 1680, 1680, cv2.BORDER_REPLICATE), quality=80)
+    tiny, large = score_with(scorer, tmp_path)
+    assert_contract(tiny), assert_contract(large)
+    assert tiny.verdict == "abstain"
+    assert large.score == pytest.approx(scorer.score(save(tmp_path / "face.png", face)).score, abs=0.1)
+
+
+def test_unusual_pictures_score_like_the_plain_one(scorer, face, tmp_path):
+    plain = scorer.score(save(tmp_path / "plain.png", face)).score
+    picture = Image.fromarray(face)
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    picture.quantize(256).save(tmp_path / "palette.png")
+    picture.convert("L").save(tmp_path / "grey.png")
+    grey = np.asarray(picture.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.rotate(90, expand=True).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    for name in ("cmyk.jpg", "palette.png", "grey.png", "deep.png", "turned.jpg"):
+        verdict = scorer.score(tmp_path / name)
+        assert_contract(verdict)
+        assert verdict.score == pytest.approx(plain, abs=0.1), (name, verdict.reason)
+
+
+def test_a_face_below_the_smallest_size(scorer, face, tmp_path):
+    image = np.full((256, 256, 3), 127, np.uint8)
+    image[100:160, 100:160] = cv2.resize(face, (60, 60), interpolation=cv2.INTER_AREA)
+    scorer = MediaScorer(detector_of(Brightness(), smallest_face=64), face_detector=scorer.face_detector)
+    verdict = scorer.score(save(tmp_path / "small.png", image))
+    assert_contract(verdict)
+    assert verdict.verdict == "abstain" and "too small" in verdict.reason and "64 are needed" in verdict.reason
+
+
+@pytest.mark.parametrize("name", ["ein Bild mit Lücken.png", "Жанна/лицо.png", "顔.png", "a'b\"c<d>&.png", "new\nline.png"])
+def test_file_names_of_all_kinds(quick, tmp_path, name):
+    save(tmp_path / name, patches(200))
+    verdicts = list(score_with(quick, tmp_path))
+    write_verdicts(verdicts, tmp_path / "out.json", tmp_path / "out.csv")
+    assert verdicts[0].score is not None
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))[0]["path"] == str(tmp_path / name)
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        assert next(csv.DictReader(file))["path"] == str(tmp_path / name)
+
+
+def test_a_file_name_that_is_no_unicode(quick, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    try:
+        with open(odd, "wb") as file:
+            file.write(save(tmp_path / "a.png", patches(200)).read_bytes())
+    except OSError:
+        pytest.skip("this file system takes no names that are not Unicode")
+    write_verdicts(score_with(quick, tmp_path), tmp_path / "out.json", tmp_path / "out.csv")
+    assert [record["score"] is not None for record in json.loads((tmp_path / "out.json").read_text())] == [True, True]
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_the_rest_goes_on(quick, tmp_path, monkeypatch):
+    for folder in ("a", "locked", "z"):
+        save(tmp_path / folder / "face.png", patches(200))
+    scandir = os.scandir
+
+    def guarded(path="."):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    verdicts = {verdict.path: verdict for verdict in score_with(quick, tmp_path)}
+    assert sorted(Path(path).relative_to(tmp_path).as_posix() for path in verdicts) == ["a/face.png", "locked", "z/face.png"]
+    locked = verdicts[str(tmp_path / "locked")]
+    assert_contract(locked)
+    assert locked.verdict == "abstain" and "Permission denied" in locked.reason
+    (alone,) = score_with(quick, tmp_path / "locked")
+    assert "Permission denied" in alone.reason and "no picture or video" not in alone.reason
+
+
+def test_paths_that_are_not_there(quick, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    paths = [tmp_path / "absent.mp4", tmp_path / "notes.txt", tmp_path / "*.mp4", tmp_path]
+    reasons = [verdict.reason for verdict in score_with(quick, *paths)]
+    expected = ["There is no file", "neither a picture nor a video", "matches this pattern", "no picture or video in this"]
+    assert len(reasons) == 4
+    assert all(words in reason for words, reason in zip(expected, reasons, strict=True)), reasons
+
+
+def test_a_broken_link_and_a_loop_of_folders(quick, tmp_path):
+    save(tmp_path / "face.png", patches(200))
+    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
+    words = [(Path(verdict.path).name, verdict.verdict) for verdict in score_with(quick, tmp_path)]
+    assert words == [("dangling.jpg", "abstain"), ("face.png", "fake")]
+
+
+def test_brackets_in_a_file_name_are_no_pattern(tmp_path):
+    save(tmp_path / "clip[1].png", patches(200))
+    assert [source.problem for source in find_media([tmp_path / "clip[1].png"])] == [None]
+
+
+def test_a_network_that_gives_no_number_makes_no_verdict(tmp_path):
+    class Silent(torch.nn.Module):
+        def forward(self, faces):
+            return torch.full((len(faces),), float("nan"))
+
+    save(tmp_path / "face.png", patches(200))
+    (verdict,) = score_paths([tmp_path], detector_of(Silent()), face_detector=WhiteSquares())
+    assert_contract(verdict)
+    assert verdict.verdict == "abstain" and "undefined" in verdict.reason
+    assert verdict.faces[0].timeline == [{"time_s": 0.0, "score": None}]
+
+
+def test_our_own_fault_on_one_file_does_not_stop_the_rest(tmp_path):
+    class Fragile(torch.nn.Module):
+        def forward(self, faces):
+            if faces.max() > 0.9:
+                raise RuntimeError("too bright")
+            return faces.mean(dim=(1, 2, 3))
+
+    save(tmp_path / "a.png", patches(255))
+    save(tmp_path / "b.png", patches(120))
+    first, second = score_paths([tmp_path], detector_of(Fragile()), face_detector=WhiteSquares())
+    assert first.verdict == "abstain" and "too bright" in first.reason
+    assert second.score is not None
+
+
+# --- many files, large files ------------------------------------------------------------------------------------
+
+
+def test_files_are_read_as_verdicts_are_taken(quick, tmp_path):
+    for number in range(3):
+        save(tmp_path / f"{number}.png", patches(200))
+    verdicts = score_with(quick, tmp_path)
+    next(verdicts)
+    (tmp_path / "1.png").unlink()
+    assert [verdict.verdict for verdict in verdicts] == ["abstain", "fake"]
+
+
+def test_memory_does_not_grow_with_the_number_of_files(quick, tmp_path):
+    save(tmp_path / "face.png", patches(200))
+    for number in range(150):
+        os.link(tmp_path / "face.png", tmp_path / f"{number:03}.png")
+    verdicts, held = score_with(quick, tmp_path), []
+    tracemalloc.start()
+    for number, _ in enumerate(verdicts):
+        if number in (30, 140):
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert held[1] - held[0] < 100_000, held
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(quick, tmp_path):
+    peaks = []
+    for seconds in (20, 60):
+        write_video(tmp_path / "long.mp4", (patches(200) for _ in range(25 * seconds)), 25)
+        tracemalloc.start()
+        assert quick.score(tmp_path / "long.mp4").faces[0].n_frames == 5 * seconds
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 3_000_000, peaks
+
+
+def test_a_long_film_is_looked_at_less_often():
+    assert Sampling().stride(25, 25 * 3600 * 2) == 300
+    assert Sampling(most=100).stride(30, 3000) == 30
+    assert Sampling().stride(None, None) == 5
+
+
+# --- detectors and their weights ----------------------------------------------------------------------------------
+
+
+def test_a_wrong_detector_or_weight_file_fails_before_any_media_is_opened(tmp_path):
+    text = tmp_path / "text.h5"
+    text.write_text("not weights")
+    with pytest.raises(UsageError, match="Choose one of: meso4-df"):
+        score_paths([tmp_path / "absent.mp4"], "meso9")
+    with pytest.raises(InputError, match="neither HDF5"):
+        score_paths([tmp_path / "absent.mp4"], "meso4-df", text)
+    with pytest.raises(InputError, match="cannot be opened"):
+        score_paths([tmp_path / "absent.mp4"], "meso4-df", tmp_path / "absent.h5")
+
+
+def test_weights_nobody_registered_are_named_as_such(tmp_path, face):
+    from deepfake_nb.mesonet import Meso4
+
+    torch.save(Meso4().state_dict(), tmp_path / "mine.pt")
+    save(tmp_path / "face.png", face)
+    (verdict,) = score_paths(tmp_path / "face.png", "meso4-df", tmp_path / "mine.pt", device="cpu")
+    assert_contract(verdict)
+    assert verdict.weights.startswith("mine.pt (SHA-256 ") and "unknown" in verdict.trained_on
+    assert 0 < verdict.score < 1
+
+
+def test_every_detector_has_a_registered_checkpoint():
+    from deepfake_nb.weights import REGISTRY
+
+    assert set(DETECTORS) == set(REGISTRY)
+
+
+# --- real media -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def released(shared_data):
+    weights = shared_data / "mesonet" / "weights" / "Meso4_DF.h5"
+    scorer = MediaScorer("meso4-df", weights, sampling=Sampling(frames_per_second=1))
+    return scorer, shared_data
+
+
+def test_meso4_tells_a_face_swap_from_its_target_video(released):
+    scorer, data = released
+    folder = data / "ffpp"
+    real = scorer.score(folder / "original_sequences/youtube/c23/videos/519.mp4")
+    fake = scorer.score(folder / "manipulated_sequences/Deepfakes/c23/videos/519_515.mp4")
+    assert_contract(real), assert_contract(fake)
+    assert (real.verdict, fake.verdict) == ("real", "fake")
+    assert fake.score > real.score + 0.2
+    assert fake.weights == "meso4-df" and "face-swap" in fake.trained_on
+    assert len(fake.faces) == 1 and fake.faces[0].n_frames > 25
+
+
+def test_meso4_ranks_face_swaps_above_genuine_faces(released):
+    from sklearn.metrics import roc_auc_score
+
+    scorer, data = released
+    stills = data / "swap_stills" / "test"
+    fakes = [scorer.score(path).score for path in sorted((stills / "fake").glob("Deepfakes_*.jpg"))]
+    reals = [scorer.score(path).score for path in sorted((stills / "real").glob("*.jpg"))[::6]]
+    assert len(fakes) >= 10 and None not in fakes + reals
+    assert roc_auc_score([1] * len(fakes) + [0] * len(reals), fakes + reals) > 0.85

@@ -1,0 +1,307 @@
+"""Published weights: agreement with the released files, other layouts of Keras files, and files that lie."""
+
+import json
+import math
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepfake_nb import weights
+from deepfake_nb.mesonet import Meso4, MesoInception4
+from deepfake_nb.study import InputError, UsageError
+from deepfake_nb.weights import (
+    check_file,
+    fetch,
+    import_mesonet,
+    import_state_dict,
+    load_detector,
+    read_state_dict,
+)
+
+MESO4_SHAPES = {
+    "conv2d": [(3, 3, 3, 8), (5, 5, 8, 8), (5, 5, 8, 16), (5, 5, 16, 16)],
+    "batch_normalization": [8, 8, 16, 16],
+    "dense": [(1024, 16), (16, 1)],
+}
+RELEASED = {
+    "Meso4_DF": "meso4-df",
+    "Meso4_F2F": "meso4-f2f",
+    "MesoInception_DF": "mesoinception-df",
+    "MesoInception_F2F": "mesoinception-f2f",
+}
+
+
+def random_keras_layers(rng):
+    """Meso-4 as Keras holds it: layers in the order in which they are applied, with random tensors."""
+    layers = {}
+    for kind, shapes in MESO4_SHAPES.items():
+        for number, shape in enumerate(shapes):
+            if kind == "batch_normalization":
+                gamma, beta, mean = rng.normal(size=(3, shape)) * 0.3 + [[1], [0], [0.2]]
+                tensors = {"gamma": gamma, "beta": beta, "moving_mean": mean}
+                tensors["moving_variance"] = rng.uniform(0.002, 1, size=shape)
+            else:
+                kernel = rng.normal(size=shape) / math.sqrt(np.prod(shape[:-1]))
+                tensors = {"kernel": kernel, "bias": rng.normal(size=shape[-1]) * 0.1}
+            layers[kind, number] = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    return layers
+
+
+def write_keras(path, layers, *, first=0, whole_model=False, short_names=False, as_text=False):
+    """Write layers as Keras 2 does (weights alone), or as a whole model, or with the names of Keras 3."""
+    with h5py.File(path, "w") as file:
+        root = file.create_group("model_weights") if whole_model else file
+        names = []
+        for (kind, number), tensors in layers.items():
+            count = first + number
+            layer = f"{kind}_{count}" if count else kind
+            group = root.create_group(layer)
+            keys = [name if short_names else f"{layer}/{name}:0" for name in tensors]
+            for key, tensor in zip(keys, tensors.values(), strict=True):
+                group[key] = tensor
+            group.attrs["weight_names"] = keys if as_text else [key.encode() for key in keys]
+            names.append(layer)
+        root.create_group("flatten").attrs["weight_names"] = np.zeros(0)
+        names.append("flatten")
+        root.attrs["layer_names"] = names if as_text else [name.encode() for name in names]
+    return path
+
+
+def keras_meso4(layers, image):
+    """P(real) of Meso-4 by NumPy alone, written from Keras' documentation; `image` (256, 256, 3) in [0, 1]."""
+    maps = image.astype(np.float64)
+    for number, (kernel_side, pooling) in enumerate([(3, 2), (5, 2), (5, 2), (5, 4)]):
+        conv, norm = layers["conv2d", number], layers["batch_normalization", number]
+        margin = kernel_side // 2
+        padded = np.pad(maps, ((margin, margin), (margin, margin), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel_side, kernel_side), axis=(0, 1))
+        maps = np.einsum("hwcij,ijco->hwo", windows, conv["kernel"], optimize=True) + conv["bias"]
+        maps = np.maximum(maps, 0)
+        maps = (maps - norm["moving_mean"]) / np.sqrt(norm["moving_variance"] + 1e-3) * norm["gamma"] + norm["beta"]
+        rows, columns, channels = maps.shape
+        blocks = maps.reshape(rows // pooling, pooling, columns // pooling, pooling, channels)
+        maps = blocks.max((1, 3))
+    hidden = maps.reshape(-1) @ layers["dense", 0]["kernel"] + layers["dense", 0]["bias"]
+    hidden = np.where(hidden > 0, hidden, 0.1 * hidden)
+    return 1 / (1 + np.exp(-float((hidden @ layers["dense", 1]["kernel"] + layers["dense", 1]["bias"])[0])))
+
+
+@pytest.fixture(scope="module")
+def keras_layers():
+    return random_keras_layers(np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def keras_file(keras_layers, tmp_path_factory):
+    return write_keras(tmp_path_factory.mktemp("keras") / "meso4.h5", keras_layers, first=5)
+
+
+def score(network, images):
+    """P(fake) of pictures (N, H, W, 3) in [0, 1]."""
+    with torch.no_grad():
+        return torch.sigmoid(network(torch.from_numpy(np.float32(images)).permute(0, 3, 1, 2))).numpy()
+
+
+def test_imported_meso4_agrees_with_keras_arithmetic_in_numpy(keras_layers, keras_file):
+    images = np.random.default_rng(1).uniform(size=(3, 256, 256, 3))
+    expected = [1 - keras_meso4(keras_layers, image) for image in images]
+    assert np.ptp(expected) > 1e-3, "the pictures must not all get the same score, or the comparison is void"
+    assert score(import_mesonet(keras_file), images) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", [{"whole_model": True}, {"first": 99}, {"short_names": True, "as_text": True}])
+def test_other_layouts_of_the_same_tensors_give_the_same_network(keras_layers, keras_file, tmp_path, layout):
+    other = write_keras(tmp_path / "other.h5", keras_layers, **layout)
+    images = np.random.default_rng(2).uniform(size=(1, 256, 256, 3))
+    assert score(import_mesonet(other), images) == pytest.approx(score(import_mesonet(keras_file), images), abs=1e-6)
+
+
+def test_layers_beyond_nine_are_sorted_as_numbers(keras_layers, keras_file, tmp_path):
+    reversed_order = dict(reversed(keras_layers.items()))
+    other = write_keras(tmp_path / "other.h5", reversed_order, first=8)
+    images = np.random.default_rng(2).uniform(size=(1, 256, 256, 3))
+    assert score(import_mesonet(other), images) == pytest.approx(score(import_mesonet(keras_file), images), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_files_answer_as_their_authors_network_does(name, shared_data, shared_fixtures):
+    published = json.loads((shared_fixtures / "mesonet_scores.json").read_text())[name]
+    network = import_mesonet(shared_data / "mesonet" / "weights" / f"{name}.h5")
+    assert len(published) == 4
+    for picture, real in published.items():
+        image = Image.open(shared_data / "mesonet" / picture).convert("RGB").resize((256, 256), Image.NEAREST)
+        assert score(network, np.asarray(image)[None] / 255) == pytest.approx(1 - real, abs=1e-3), picture
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_files_are_recognised(name, shared_data):
+    file = shared_data / "mesonet" / "weights" / f"{name}.h5"
+    report = check_file(file)
+    assert report.published == RELEASED[name]
+    entry = weights.REGISTRY[report.published]
+    assert (report.kind, report.size, report.licence) == (entry.kind, entry.size, "Apache-2.0")
+    assert entry.url.endswith(f"/{name}.h5")
+
+
+def test_no_layer_of_meso4_shares_its_batch_norm(keras_file):
+    norms = [module for module in import_mesonet(keras_file).modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len({norm.running_var.data_ptr() for norm in norms}) == 4
+    assert all(norm.eps == 1e-3 for norm in norms)
+
+
+def test_state_dicts_go_round_through_files(tmp_path):
+    from safetensors.torch import save_file
+
+    network = MesoInception4().eval()
+    save_file(network.state_dict(), tmp_path / "a.safetensors")
+    torch.save({"epoch": 1, "model": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "a.pt")
+    torch.save(network.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("a.safetensors", "a.pt", "old.pt"):
+        assert check_file(tmp_path / name).kind == "mesoinception4", name
+        loaded = load_detector("mesoinception-df", tmp_path / name)
+        assert "unknown" in loaded.weights.trained_on
+        assert torch.equal(loaded.network.head.weight, network.head.weight)
+
+
+def test_a_new_kind_is_one_line(monkeypatch):
+    monkeypatch.setitem(weights.KINDS, "tiny", "torch.nn:Identity")
+    assert isinstance(import_state_dict("tiny", {}), torch.nn.Identity)
+
+
+def test_unknown_kinds_and_names_are_refused():
+    with pytest.raises(InputError, match="There are: meso4, mesoinception4"):
+        import_state_dict("altfreezing-of-tomorrow", {})
+    for call in (fetch, load_detector):
+        with pytest.raises(UsageError, match="Choose one of: meso4-df"):
+            call("meso4")
+
+
+def test_fetch_takes_a_file_from_the_cache_and_refuses_another(tmp_path, monkeypatch, shared_data):
+    monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
+    monkeypatch.setattr("requests.sessions.Session.request", offline)
+    (tmp_path / "weights").mkdir()
+    cached = tmp_path / "weights" / "Meso4_DF.h5"
+    cached.write_bytes((shared_data / "mesonet" / "weights" / "Meso4_DF.h5").read_bytes())
+    assert fetch("meso4-df") == cached
+    cached.write_bytes(b"something else")
+    with pytest.raises(InputError, match="--weights"):
+        fetch("meso4-df")
+
+
+def offline(*_, **__):
+    import requests
+
+    raise requests.exceptions.ConnectionError("no network")
+
+
+def test_without_a_network_fetch_says_how_to_get_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
+    monkeypatch.setattr("requests.sessions.Session.request", offline)
+    with pytest.raises(InputError) as raised:
+        load_detector("meso4-df")
+    sentence = str(raised.value)
+    assert "https://raw.githubusercontent.com/DariusAf/MesoNet/master/weights/Meso4_DF.h5" in sentence
+    assert "--weights" in sentence and "\n" not in sentence
+
+
+def test_a_download_that_is_another_file_is_not_kept(tmp_path, monkeypatch):
+    def give_something(_, url, output_file, *__, **___):
+        with open(output_file, "wb") as file:
+            file.write(b"<html>moved</html>")
+
+    monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
+    monkeypatch.setattr("pooch.HTTPDownloader.__call__", give_something)
+    with pytest.raises(InputError, match="SHA-256 differs"):
+        fetch("meso4-df")
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+class Intruder:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (type(self.path).touch, (self.path,))
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle", "model"])
+def test_nothing_in_a_weight_file_is_run(tmp_path, how):
+    trap, file = tmp_path / "was-here", tmp_path / "weights.pt"
+    if how == "pickle":
+        file.write_bytes(pickle.dumps({"state_dict": Intruder(trap)}))
+    else:
+        content = torch.nn.Linear(2, 2) if how == "model" else {"state_dict": Intruder(trap), "a": torch.ones(1)}
+        torch.save(content, file, _use_new_zipfile_serialization=how != "legacy")
+    with pytest.raises(InputError, match="Python objects besides tensors"):
+        check_file(file)
+    assert not trap.exists()
+
+
+def bad_files(folder, keras_layers):
+    """Files that are not usable weights, by what is wrong with them."""
+    files = {name: folder / name for name in ("text.h5", "empty.pt", "cut.h5", "cut.pt", "numbers.pt", "other.h5")}
+    files["text.h5"].write_text("I am not a weight file.")
+    files["empty.pt"].touch()
+    whole = write_keras(folder / "whole.h5", keras_layers)
+    files["cut.h5"].write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    torch.save(Meso4().state_dict(), folder / "whole.pt")
+    files["cut.pt"].write_bytes((folder / "whole.pt").read_bytes()[:5000])
+    torch.save([1, 2, 3], files["numbers.pt"])
+    with h5py.File(files["other.h5"], "w") as file:
+        file["table"] = np.arange(3.0)
+    (folder / "short.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{" + b"x" * 40)
+    return [*files.values(), folder / "short.safetensors", folder / "absent.h5", folder]
+
+
+def test_files_that_are_no_weights_give_a_sentence(tmp_path, keras_layers):
+    for file in bad_files(tmp_path, keras_layers):
+        with pytest.raises(InputError) as raised:
+            check_file(file)
+        assert str(file) in str(raised.value) and "\n" not in str(raised.value), file
+        with pytest.raises(InputError):
+            load_detector("meso4-df", file)
+
+
+def test_another_network_is_named(tmp_path, keras_file):
+    with pytest.raises(InputError, match="needs a 'mesoinception4' network, but .* holds a 'meso4' network"):
+        load_detector("mesoinception-df", keras_file)
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
+    assert check_file(tmp_path / "linear.pt").kind is None
+    with pytest.raises(InputError, match="holds no network that this version knows"):
+        load_detector("meso4-df", tmp_path / "linear.pt")
+    with pytest.raises(InputError, match="lacks .* tensors"):
+        import_state_dict("meso4", read_state_dict(tmp_path / "linear.pt"))
+
+
+def test_a_keras_file_of_another_width_is_refused(tmp_path, keras_layers):
+    wide = dict(keras_layers)
+    wide["dense", 0] = {"kernel": np.zeros((4096, 16), np.float32), "bias": np.zeros(16, np.float32)}
+    with pytest.raises(InputError, match="neither Meso-4 nor MesoInception-4"):
+        import_mesonet(write_keras(tmp_path / "wide.h5", wide))
+
+
+@pytest.mark.parametrize("link", ["external", "soft", "store"])
+def test_hdf5_links_are_not_followed(tmp_path, keras_layers, link):
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["kernel"] = np.zeros((3, 3, 3, 8), np.float32)
+    file = write_keras(tmp_path / "linked.h5", keras_layers)
+    with h5py.File(file, "r+") as opened:
+        group = opened["conv2d"]["conv2d"]
+        del group["kernel:0"]
+        if link == "external":
+            group["kernel:0"] = h5py.ExternalLink(secret, "kernel")
+        elif link == "soft":
+            opened["elsewhere"] = np.zeros((3, 3, 3, 8), np.float32)
+            group["kernel:0"] = h5py.SoftLink("/elsewhere")
+        else:
+            store = [(str(tmp_path / "raw"), 0, h5py.h5f.UNLIMITED)]
+            group.create_dataset("kernel:0", (3, 3, 3, 8), np.float32, external=store)
+    with pytest.raises(InputError, match=r"points out of the file|not a plain data set"):
+        check_file(file)
