@@ -37,6 +37,7 @@ from .builds import BuildReport, build
 from .builds import FaceSet as FaceSet
 from .builds import check as check
 from .builds import load_manifest as load_manifest
+from .forgery import pair_identities
 from deepfake_nb.study import (
     InputError,
     UsageError,
@@ -87,10 +88,34 @@ SOURCES_OF_PAPER = {
 
 # %% ../nbs/10_datasets.ipynb #6468d414
 PROFILE_SIZES = {
-    "smoke": {"videos": 0.03, "stills": 0.0001, "course": 0.002, "dfdc": 0.001, "frames": 34, "side": 128},
-    "demo": {"videos": 0.15, "stills": 0.003, "course": 0.03, "dfdc": 0.005, "frames": 64, "side": 256},
-    "gpu": {"videos": 1.0, "stills": 0.1, "course": 1.0, "dfdc": 0.1, "frames": 300, "side": 512},
-    "paper": {"videos": 1.0, "stills": 1.0, "course": 1.0, "dfdc": 1.0, "frames": 300, "side": 512},
+    "smoke": {
+        "videos": 0.0,
+        "stills": 0.0,
+        "course": 0.0,
+        "dfdc": 0.0,
+        "frames": 34,
+        "side": 128,
+        "takes": 2,
+    },
+    "demo": {
+        "videos": 0.15,
+        "stills": 0.003,
+        "course": 0.03,
+        "dfdc": 0.005,
+        "frames": 64,
+        "side": 256,
+        "takes": 10,
+    },
+    "gpu": {"videos": 1.0, "stills": 0.1, "course": 1.0, "dfdc": 0.1, "frames": 300, "side": 512, "takes": 1},
+    "paper": {
+        "videos": 1.0,
+        "stills": 1.0,
+        "course": 1.0,
+        "dfdc": 1.0,
+        "frames": 300,
+        "side": 512,
+        "takes": 1,
+    },
 }
 SHARE_OF = dict.fromkeys(("ffpp-dlc", "zoom-dlc", "celeb-df"), "videos") | {
     "openforensics": "stills",
@@ -124,8 +149,6 @@ def set_sizes(name, profile):
 # %% ../nbs/10_datasets.ipynb #f3c4dd42
 def _cast(sizes, seed, name, first=0, width=3):
     """People of each split, as numbers with leading zeros, and for each of them whose face he will wear."""
-    from deepfake_nb.forgery import pair_identities
-
     people, split_of = [], {}
     for split, (real, fake) in sizes.items():
         new = [f"{first + len(people) + i:0{width}d}" for i in range(max(real, fake))]
@@ -142,7 +165,7 @@ def _ranks(split_of):
 
 
 # %% ../nbs/10_datasets.ipynb #c91ede29
-def _ffpp_dlc(sizes, seed, media):
+def _ffpp_dlc(sizes, seed, media, takes):
     split_of, source_of = _cast(sizes, seed, "ffpp-dlc")
     shots = []
     for person, rank in _ranks(split_of).items():
@@ -158,7 +181,7 @@ def _ffpp_dlc(sizes, seed, media):
     return shots
 
 
-def _zoom_dlc(sizes, seed, media):
+def _zoom_dlc(sizes, seed, media, takes):
     split_of, source_of = _cast(sizes, seed, "zoom-dlc")
     shots, lines = [], ["path,label,identity,target_id,method,split"]
     for person, rank in _ranks(split_of).items():
@@ -177,7 +200,7 @@ def _write_text(path, text):
 
 
 # %% ../nbs/10_datasets.ipynb #e56559a1
-def _celeb_df(sizes, seed, media):
+def _celeb_df(sizes, seed, media, takes):
     split_of, source_of = _cast(sizes, seed, "celeb-df", width=1)
     shots = []
     for person, rank in _ranks(split_of).items():
@@ -187,7 +210,7 @@ def _celeb_df(sizes, seed, media):
     return _with_test_list(shots, media)
 
 
-def _celeb_df_published(sizes, seed, media):
+def _celeb_df_published(sizes, seed, media, takes):
     real, fake = sizes["test"]
     people = ("id0", "id10", "id11", "id12", "id13")
     shots = [(people[i % 5], f"Celeb-real/{people[i % 5]}_{i // 5:04d}.mp4", ()) for i in range(real)]
@@ -205,7 +228,7 @@ def _with_test_list(shots, media):
 
 
 # %% ../nbs/10_datasets.ipynb #9568638f
-def _dfdc(sizes, seed, media):
+def _dfdc(sizes, seed, media, takes):
     split_of, source_of = _cast(
         {split: (real, 0) for split, (real, fake) in sizes.items()}, seed, "dfdc", 1000
     )
@@ -234,22 +257,37 @@ def _dfdc(sizes, seed, media):
 
 
 # %% ../nbs/10_datasets.ipynb #bd89bba9
-def _stills(sizes, seed, media, name, folders, synthetic=False):
-    split_of, source_of = _cast(sizes, seed, name, width=6)
+def _stills(sizes, seed, media, name, folders, takes, synthetic=False):
     shots = []
-    for person, rank in _ranks(split_of).items():
-        split = split_of[person]
-        (real, fake), (real_folder, fake_folder) = sizes[split], folders[split]
-        source, twin = source_of[person], f"nobody{person}"
-        fakes = ((source, f"{fake_folder}/{person}_{source}.jpg"),) if rank < fake else ()
-        if synthetic and fakes:
-            shots.append((twin, None, ((twin, f"{fake_folder}/{twin}.jpg"),)))
-            fakes = ()
-        shots.append((person, f"{real_folder}/{person}.jpg" if rank < real else None, fakes))
+    for split, (real, fake) in sizes.items():
+        real_folder, fake_folder = folders[split]
+        pictures, source_of = _pictures(max(real, fake), takes, seed, f"{name} {split}")
+        for rank, (person, take) in enumerate(pictures):
+            path = f"{real_folder}/{person}_{take}.jpg" if rank < real else None
+            fakes = ((source_of[person], f"{fake_folder}/{person}_{take}_{source_of[person]}.jpg"),)
+            if synthetic and rank < fake:
+                nobody = f"nobody-{person}"
+                shots.append((nobody, None, ((nobody, f"{fake_folder}/{nobody}_{take}.jpg"),)))
+            shots.append((person, path, fakes if rank < fake and not synthetic else ()))
+    shots = [shot for shot in shots if shot[1] or shot[2]]
     _write_index(media, shots)
-    return [shot for shot in shots if shot[1] or shot[2]]
+    return shots
 
 
+def _pictures(count, takes, seed, name):
+    """Person and take of each of `count` pictures, and whose face each person will wear: someone of the next few."""
+    people = max(2, -(-count // takes))
+    each = -(-count // people)
+    names = [f"{name.split()[-1]}{number:06d}" for number in range(people)]
+    block = {
+        person: f"block {min(number // 8, max(0, people // 8 - 1))}" for number, person in enumerate(names)
+    }
+    pairs = pair_identities(names, random_stream(seed, "pairs", name), splits=block)
+    pictures = [(names[i // each], i % each) for i in range(count)]
+    return pictures, dict(zip(pairs.target_id, pairs.source_id, strict=True))
+
+
+# %% ../nbs/10_datasets.ipynb #491cb97e
 def _write_index(media, shots):
     """Who is seen in each still, for the guard against leaks."""
     lines = ["file,label,method,source_id,target_id"]
@@ -265,8 +303,8 @@ def _label_folders(splits, real="real", fake="fake"):
     return {key: (f"{folder}/{real}", f"{folder}/{fake}") for key, folder in splits.items()}
 
 
-# %% ../nbs/10_datasets.ipynb #491cb97e
-def _cross_stills(sizes, seed, media):
+# %% ../nbs/10_datasets.ipynb #0c6ba374
+def _cross_stills(sizes, seed, media, takes):
     """Frames of a few people named as in the joined set: half as in FF++, half as in Celeb-DF."""
     count, shots = sizes["test"][0], []
     people = max(4, 2 * round(count / 40))
@@ -281,7 +319,7 @@ def _cross_stills(sizes, seed, media):
     return shots
 
 
-# %% ../nbs/10_datasets.ipynb #9fdac61a
+# %% ../nbs/10_datasets.ipynb #9a28e40f
 @dataclass(frozen=True)
 class Recipe:
     """How a paper's set is made and built.
@@ -291,7 +329,7 @@ class Recipe:
     adapter : str
         A key of `SOURCES`, whose layout is imitated.
     shots : callable
-        From sizes, seed and media folder to tuples of person, real path, fakes.
+        From sizes, seed, media folder and pictures a person to tuples of person, real path, fakes.
     camera : dict
         Fields of `filming.Camera` that differ from the default.
     settings : dict
@@ -308,13 +346,13 @@ class Recipe:
 
 
 def _still_shots(name, folders, synthetic=False):
-    return lambda sizes, seed, media: _stills(sizes, seed, media, name, folders, synthetic)
+    return lambda sizes, seed, media, takes: _stills(sizes, seed, media, name, folders, takes, synthetic)
 
 
-# %% ../nbs/10_datasets.ipynb #9a28e40f
+# %% ../nbs/10_datasets.ipynb #9f3a44c5
 COURSE_FOLDERS = {"train": "train", "val": "val", "test": "test"}
 FORENSICS_FOLDERS = {"train": "Train", "val": "Validation", "test": "Test"}
-STILL = {"frames": 1, "side": 256}
+STILL = {"frames": 1}
 RECIPES = {
     "ffpp-dlc": Recipe("ffpp", _ffpp_dlc, {"domain": "studio"}, {}, "ffpp"),
     "zoom-dlc": Recipe("zoom", _zoom_dlc, {"domain": "conference", "channel": True}, {}, "zoom"),
@@ -359,7 +397,7 @@ RECIPES = {
 }
 
 
-# %% ../nbs/10_datasets.ipynb #42a9c847
+# %% ../nbs/10_datasets.ipynb #4b6ec4db
 @dataclass
 class PaperSet:
     """A paper's set, built.
@@ -392,7 +430,7 @@ class PaperSet:
         return manifest if "train" in PAPER[self.name] else manifest.assign(split="test")
 
 
-# %% ../nbs/10_datasets.ipynb #4b6ec4db
+# %% ../nbs/10_datasets.ipynb #ee9b59e9
 def paper_set(
     name, profile="demo", seed=0, root=None, *, protocol="stated", data_root="", jobs=1, progress=None
 ):
@@ -437,12 +475,12 @@ def paper_set(
     camera = _camera_of(name, recipe, profile, seed, protocol)
     folder = root / f"{name}-{profile}-{seed}-{_recipe_digest(camera, sizes)}"
     with locked_folder(folder):
-        _shoot_set(name, recipe, sizes, camera, folder, progress)
+        _shoot_set(name, profile, recipe, sizes, camera, folder, progress)
     report = build(recipe.adapter, folder / "media", folder / "built", settings=settings, **options)
     return PaperSet(name, folder / "media", folder / "masks", report, "rendered people")
 
 
-# %% ../nbs/10_datasets.ipynb #ee9b59e9
+# %% ../nbs/10_datasets.ipynb #040a14c5
 def _camera_of(name, recipe, profile, seed, protocol):
     from deepfake_nb.filming import Camera
 
@@ -450,6 +488,8 @@ def _camera_of(name, recipe, profile, seed, protocol):
     published = {"crf": (23, 18)} if protocol == "published" and name in ("ffpp-dlc", "zoom-dlc") else {}
     published |= {"cast": "celeb-df published"} if protocol == "published" and name == "celeb-df" else {}
     about = {"frames": sizes["frames"], "side": sizes["side"], "seed": seed, "cast": name}
+    if recipe.camera.get("frames") == 1:
+        about["side"] = min(256, about["side"])
     return Camera(**{**about, **recipe.camera, **published})
 
 
@@ -462,19 +502,20 @@ def _recipe_digest(camera, sizes):
 MAKING_MODULES = ("rendered", "forgery", "filming", "video")
 
 
-def _shoot_set(name, recipe, sizes, camera, folder, progress):
+def _shoot_set(name, profile, recipe, sizes, camera, folder, progress):
     from deepfake_nb.filming import Shot, shoot, shoot_stills
 
     media, done = folder / "media", folder / "media.json"
     if done.is_file():
         return
     shots = _celeb_df_published if camera.cast == "celeb-df published" else recipe.shots
-    shots = [Shot(*shot) for shot in shots(sizes, camera.seed, media)]
+    takes = sizes_for(profile, PROFILE_SIZES)["takes"]
+    shots = [Shot(*shot) for shot in shots(sizes, camera.seed, media, takes)]
     (shoot_stills if camera.frames == 1 else shoot)(camera, shots, media, folder / "masks", progress)
     write_json(done, {"set": name, "camera": asdict(camera), "sizes": sizes, "shots": len(shots)})
 
 
-# %% ../nbs/10_datasets.ipynb #f2c4bf55
+# %% ../nbs/10_datasets.ipynb #2caf79d9
 def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options):
     media = Path(data_root or ".") / recipe.folder
     if not data_root or not media.is_dir():
@@ -500,7 +541,7 @@ def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options)
     return PaperSet(name, media, masks, report, f"{SOURCES[adapter].title}")
 
 
-# %% ../nbs/10_datasets.ipynb #defc7258
+# %% ../nbs/10_datasets.ipynb #fbd9d694
 def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     """Which rows of a manifest a training is validated on.
 

@@ -843,7 +843,8 @@ def _look_at(detector, frame, close_look, box, landmarks):
     """The face nearest to what is expected, seen at `close_look` pixels; none or one."""
     (height, width), sides = frame.shape, np.maximum(box[2:] - box[:2], 1.0)
     side = 1.6 * float(sides.max())
-    reach = side * np.array([0.75 if sides[0] < 0.85 * sides[1] else 1.0, 1.0])
+    shape = np.array([0.75 if sides[0] < 0.85 * sides[1] else 1.0, 1.0])
+    reach = side * shape
     low = np.floor((box[:2] + box[2:] - reach) / 2).astype(int)
     high = np.ceil((box[:2] + box[2:] + reach) / 2).astype(int)
     (x0, y0), (x1, y1) = np.clip([low, high], 0, [width, height])
@@ -851,7 +852,7 @@ def _look_at(detector, frame, close_look, box, landmarks):
         return join_detections([])
     cut, _ = frame.crop((x0, y0, x1, y1))
     scale = min(close_look / side, 2.0)
-    size = max(8, round((x1 - x0) * scale)), max(8, round((y1 - y0) * scale))
+    size = np.clip(np.rint(np.array([x1 - x0, y1 - y0]) * scale), 8, close_look * shape).astype(int).tolist()
     small = cv2.resize(cut, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     found = detector.detect(small).mapped(((x1 - x0) / size[0], (y1 - y0) / size[1]), (x0, y0))
     return found.chosen([column for _, column in _match([(box, landmarks)], found)])
@@ -886,7 +887,7 @@ class _Looker:
         if all_seen and frame.time_s - self.searched_at_s < self.rescan_s:
             return found
         self.searched_at_s = frame.time_s
-        size = self._cheap_size(frame, expected, full) if all_seen else full
+        size = self._cheap_size(frame, expected, full) if expected else full
         return _merge(found, _search(self.detector, frame, size))
 
     @staticmethod

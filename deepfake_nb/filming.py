@@ -154,7 +154,7 @@ def shoot(camera, shots, media, masks, progress=None):
         See `build`.
     """
     task = progress.add_task(f"rendering {camera.cast}", total=len(shots)) if progress is not None else None
-    for shot in shots:
+    for shot in _in_order_of_use(shots):
         if not all((Path(media) / path).is_file() for path in _paths_of(shot)):
             _shoot_one(camera, shot, Path(media), Path(masks))
         if progress is not None:
@@ -181,6 +181,19 @@ def mask_path(masks, path):
 
 
 # %% ../nbs/10_filming.ipynb #3fba9640
+def _in_order_of_use(shots):
+    """Shots such that whoever lent his face is filmed next: drawing a person anew takes longer than a frame."""
+    waiting = {}
+    for shot in shots:
+        waiting.setdefault(shot.person, []).append(shot)
+    while waiting:
+        person = next(iter(waiting))
+        while person in waiting:
+            some = waiting.pop(person)
+            yield from some
+            person = next((source for shot in some[::-1] for source, _ in shot.fakes[::-1]), None)
+
+
 def _paths_of(shot):
     return [path for path in (shot.real, *(path for _, path in shot.fakes)) if path]
 
@@ -202,25 +215,44 @@ PRESET = "ultrafast"  # no B-frames and key frames at fixed places: the order of
 
 
 # %% ../nbs/10_filming.ipynb #234c6d25
-def shoot_stills(camera, shots, media, masks, progress=None, batch=32):
+def shoot_stills(camera, shots, media, masks, progress=None):
     """Render, forge and write stills; see `shoot`."""
     task = progress.add_task(f"rendering {camera.cast}", total=len(shots)) if progress is not None else None
-    for start in range(0, len(shots), batch):
-        some = shots[start : start + batch]
+    for some in _batches(shots):
         if not all((Path(media) / path).is_file() for shot in some for path in _paths_of(shot)):
-            people = [_person(camera, shot.person) for shot in some]
-            seed = random_seed(camera.seed, "stills", camera.cast, *_paths_of(some[0]))
-            stills = render_stills(people, camera.domain, size=camera.side, seed=seed, device=_device())
-            faces = _portraits(
-                camera, [source for shot in some for source, _ in shot.fakes if source != shot.person]
-            )
-            for shot, image, points in zip(some, stills.images, stills.landmarks, strict=True):
-                _finish_still(camera, shot, image, points, faces, Path(media), Path(masks))
+            _shoot_batch(camera, some, Path(media), Path(masks))
         if progress is not None:
             progress.advance(task, len(some))
 
 
 # %% ../nbs/10_filming.ipynb #2d115b7a
+def _batches(shots, least=16, most=64):
+    """Shots that are drawn together, cut where all sources of the fakes are among the people drawn."""
+    batch = []
+    for shot in shots:
+        batch.append(shot)
+        closed = {source for s in batch for source, _ in s.fakes} <= {s.person for s in batch}
+        if len(batch) >= most or (len(batch) >= least and closed):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _shoot_batch(camera, shots, media, masks):
+    people = [_person(camera, shot.person) for shot in shots]
+    seed = random_seed(camera.seed, "stills", camera.cast, *_paths_of(shots[0]))
+    stills = render_stills(people, camera.domain, size=camera.side, seed=seed, device=_device())
+    drawn = {
+        s.person: SourceFace(i, p) for s, i, p in zip(shots, stills.images, stills.landmarks, strict=True)
+    }
+    absent = [source for shot in shots for source, _ in shot.fakes if source not in drawn]
+    faces = drawn | _portraits(camera, absent)
+    for shot, image, points in zip(shots, stills.images, stills.landmarks, strict=True):
+        _finish_still(camera, shot, image, points, faces, media, masks)
+
+
+# %% ../nbs/10_filming.ipynb #fec9b55c
 def _finish_still(camera, shot, image, points, faces, media, masks):
     for person, path in shot.fakes:
         rng = random_stream(camera.seed, "swap", camera.cast, path)
@@ -240,7 +272,7 @@ def _write_image(path, image):
         temporary.write_bytes(cv2.imencode(path.suffix, image[..., ::-1], options)[1].tobytes())
 
 
-# %% ../nbs/10_filming.ipynb #fec9b55c
+# %% ../nbs/10_filming.ipynb #da482406
 def upsampled(image, rng, unevenness=0.08):
     """A picture as it leaves a generator whose last layer doubles the size.
 
@@ -267,7 +299,7 @@ def upsampled(image, rng, unevenness=0.08):
     return np.clip(np.round(filled), 0, 255).astype(np.uint8)
 
 
-# %% ../nbs/10_filming.ipynb #ae71fa02
+# %% ../nbs/10_filming.ipynb #cadfadb2
 def _make_lfw(root, out, limit, settings, progress):
     """Swap LFW's photographs into a set with a table; returns its folder and what was left out."""
     photos = _lfw_photos(root, settings)
@@ -296,7 +328,7 @@ def _make_lfw(root, out, limit, settings, progress):
     return folder, rejected
 
 
-# %% ../nbs/10_filming.ipynb #cadfadb2
+# %% ../nbs/10_filming.ipynb #ac792518
 def _lfw_photos(root, settings):
     if settings.download and not (Path(root) / "lfw_home" / "lfw_funneled").is_dir():
         from sklearn.datasets import fetch_lfw_people
@@ -326,7 +358,7 @@ def _write_table(folder, rows):
         pd.DataFrame(rows, columns=columns).to_csv(file, index=False, lineterminator="\n")
 
 
-# %% ../nbs/10_filming.ipynb #ac792518
+# %% ../nbs/10_filming.ipynb #2133ac38
 def _swap_photo(root, folder, photo, source, source_path, settings):
     """Write a photo and its swap as two files of one encoder; their two rows."""
     name = Path(photo.path).stem
@@ -352,7 +384,7 @@ def _main_face(path, settings):
     return image, tracks[0].landmarks[0]
 
 
-# %% ../nbs/10_filming.ipynb #7d20436f
+# %% ../nbs/10_filming.ipynb #b35b2fbb
 def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
     """Make the set FF++ DLC from FaceForensics++ recordings; files that are there already are kept.
 
@@ -402,7 +434,7 @@ def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
     return rejected
 
 
-# %% ../nbs/10_filming.ipynb #b35b2fbb
+# %% ../nbs/10_filming.ipynb #eb2ba815
 def _ffpp_originals(root, sizes, seed):
     """One original recording a person, as many a split as asked for; official splits where they are known."""
     found = scan_source("ffpp", root, {"methods": "original"}).manifest
@@ -428,7 +460,7 @@ def _replacer(models):
     return InSwapper(network, embedding) if network.is_file() and embedding.is_file() else None
 
 
-# %% ../nbs/10_filming.ipynb #eb2ba815
+# %% ../nbs/10_filming.ipynb #3ff809fa
 def _swap_recording(target, source, real, fake, mask, replacer, rng, max_frames):
     """Write the beginning of a recording, and the same with the face of another one."""
     tracks = face_tracks(target, CenterFace(threads=1), crop_size=None, max_frames=max_frames)
@@ -452,7 +484,7 @@ def _swap_recording(target, source, real, fake, mask, replacer, rng, max_frames)
     write_masks(mask, (area.astype(np.float32) / 255 for area in forged), rate)
 
 
-# %% ../nbs/10_filming.ipynb #58b1e0d4
+# %% ../nbs/10_filming.ipynb #449f7fa2
 def _make_rendered(root, out, limit, settings, progress):
     count = max(2, (limit or 24) // 2)
     people = [f"person{number:04d}" for number in range(count)]
@@ -482,5 +514,5 @@ def _dealt(count, shares):
     return dealt + ["train"] * (count - len(dealt)) if count - len(dealt) >= 2 else ["train"] * count
 
 
-# %% ../nbs/10_filming.ipynb #449f7fa2
+# %% ../nbs/10_filming.ipynb #16ca4f2e
 MAKERS = {"lfw": _make_lfw, "rendered": _make_rendered}

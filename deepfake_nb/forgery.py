@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 # %% ../nbs/03_forgery.ipynb #1ed5b088
+import contextlib
 import math
 import mmap
 import zlib
@@ -66,7 +67,7 @@ from sklearn.model_selection import GroupKFold
 
 from .faces import fit_similarity, transform_points
 from .study import InputError, atomic_path
-from .video import Frame, media_kind, recompress_frames, write_video
+from .video import Frame, media_kind, read_frames, recompress_frames, write_video
 
 # %% ../nbs/03_forgery.ipynb #16565750
 ARCFACE_POINTS = (
@@ -1169,12 +1170,40 @@ def _chain_first(first, rest):
 
 
 # %% ../nbs/03_forgery.ipynb #1abbf5f2
-def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitrate=None, preset="ultrafast"):
+@contextlib.contextmanager
+def _with_history(frames, beside, frame_rate, crf):
+    """Yield the frames after one pass through a usual encoder; the file between is removed."""
+    if crf is None:
+        yield frames
+        return
+    between = beside.with_name(f"{beside.stem}.history.mp4")
+    try:
+        write_video(between, frames, frame_rate, crf=crf, preset="veryfast")
+        with read_frames(between) as again:
+            yield again
+    finally:
+        between.unlink(missing_ok=True)
+
+
+# %% ../nbs/03_forgery.ipynb #3dc654d1
+def write_pair(
+    real,
+    fake,
+    real_path,
+    fake_path,
+    frame_rate=25,
+    *,
+    crf=18,
+    bitrate=None,
+    preset="ultrafast",
+    history_crf=None,
+):
     """Write a real and its fake so that the encoder cannot tell them apart.
 
     Parameters
     ----------
-    real, fake : iterables of uint8 (H, W, 3) RGB frames; for stills one such array each
+    real, fake : iterables of Frame or uint8 (H, W, 3) RGB arrays; for stills one such array each
+        Read once, one frame at a time, the real first.
     real_path, fake_path : str or Path
         `.mp4` for videos; `.png` or `.jpg` for stills. Both the same.
     frame_rate : number
@@ -1186,6 +1215,10 @@ def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitra
     preset : str
         x264's speed setting. "ultrafast" has no B-frames and key frames at fixed places, so that the order of
         frame types cannot follow what is in the picture.
+    history_crf : float or None
+        Give about 20 where the real was compressed when it was found (FaceForensics++, phone clips): both videos
+        then first pass x264's "veryfast" at this CRF and have the same history. None for frames that come fresh from
+        a renderer.
 
     Returns
     -------
@@ -1207,7 +1240,7 @@ def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitra
 
     def noted(frames, seen):
         for frame in frames:
-            seen.append(frame.shape)
+            seen.append(np.shape(frame.image if isinstance(frame, Frame) else frame))
             yield frame
 
     with atomic_path(real_path) as real_temporary, atomic_path(fake_path) as fake_temporary:
@@ -1219,7 +1252,9 @@ def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitra
                 _write_still(temporary, frames)
             else:
                 options = {"bitrate": bitrate} if bitrate else {"crf": crf}
-                write_video(temporary, noted(frames, seen), frame_rate, preset=preset, **options)
+                frames = noted(frames, seen)
+                with _with_history(frames, temporary, frame_rate, history_crf) as frames:
+                    write_video(temporary, frames, frame_rate, preset=preset, **options)
         if shapes[0] != shapes[1]:  # raised inside, so that neither file appears
             raise InputError(
                 f"{real_path.name!r} has {len(shapes[0])} frames of {shapes[0][0]} and {fake_path.name!r} "
@@ -1228,14 +1263,14 @@ def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitra
     return real_path, fake_path
 
 
-# %% ../nbs/03_forgery.ipynb #3dc654d1
+# %% ../nbs/03_forgery.ipynb #7f41e0b9
 def _write_still(path, image):
     image = _checked_image(image, f"The picture for {Path(path).name!r}")
     options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     Path(path).write_bytes(cv2.imencode(path.suffix.lower(), image[..., ::-1], options)[1].tobytes())
 
 
-# %% ../nbs/03_forgery.ipynb #dc0b5dbd
+# %% ../nbs/03_forgery.ipynb #089dbfbe
 def codec_features(path):
     """Describe a video by its container and packets alone, no picture decoded.
 
@@ -1281,7 +1316,7 @@ def codec_features(path):
         }
 
 
-# %% ../nbs/03_forgery.ipynb #089dbfbe
+# %% ../nbs/03_forgery.ipynb #99c112b4
 def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     """Try to tell fakes from reals without decoding a picture.
 
@@ -1336,12 +1371,12 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     }
 
 
-# %% ../nbs/03_forgery.ipynb #99c112b4
+# %% ../nbs/03_forgery.ipynb #ae95ce6e
 def _text_number(content):
     return zlib.crc32(content) / 2**32
 
 
-# %% ../nbs/03_forgery.ipynb #53b04cd3
+# %% ../nbs/03_forgery.ipynb #5a424b40
 def _each(function, images):
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
@@ -1376,7 +1411,7 @@ def jpeg(images, quality=80):
     return _each(through, images)
 
 
-# %% ../nbs/03_forgery.ipynb #5a424b40
+# %% ../nbs/03_forgery.ipynb #679435e3
 def gaussian_blur(images, kernel=5, sigma=0.0):
     """Blur by a Gaussian kernel.
 
@@ -1404,7 +1439,7 @@ def brightness(images, factor):
     return _each(lambda image: np.clip(np.round(image * np.float32(factor)), 0, 255).astype(np.uint8), images)
 
 
-# %% ../nbs/03_forgery.ipynb #679435e3
+# %% ../nbs/03_forgery.ipynb #bc33d86f
 def zoom_dlc_augmentation(images, rng, strength=1.0):
     """Apply the first paper's augmentation: JPEG, blur, brightness.
 
@@ -1430,7 +1465,7 @@ def zoom_dlc_augmentation(images, rng, strength=1.0):
     return brightness(images, factor)
 
 
-# %% ../nbs/03_forgery.ipynb #885e46ff
+# %% ../nbs/03_forgery.ipynb #edbaf5f7
 def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     """Let a monitor shine onto the face.
 
@@ -1476,7 +1511,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     return result
 
 
-# %% ../nbs/03_forgery.ipynb #edbaf5f7
+# %% ../nbs/03_forgery.ipynb #8bb9dc65
 def low_light(images, rng, strength=0.5):
     """Darken the room and let the camera answer with gain and noise.
 
@@ -1508,7 +1543,7 @@ def low_light(images, rng, strength=0.5):
     return result
 
 
-# %% ../nbs/03_forgery.ipynb #8bb9dc65
+# %% ../nbs/03_forgery.ipynb #482662af
 def _soft_box(distance, half, edge):
     ramp = np.clip((half + edge / 2 - np.abs(distance)) / edge, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
@@ -1523,7 +1558,7 @@ def _face_frame(landmarks, height, width):
     return (eyes + mouth) / 2, float(unit)
 
 
-# %% ../nbs/03_forgery.ipynb #ff141b0d
+# %% ../nbs/03_forgery.ipynb #459044dd
 def far_subject(images, scale, landmarks=None, masks=None):
     """Move the subject away from the camera.
 
@@ -1564,7 +1599,7 @@ def far_subject(images, scale, landmarks=None, masks=None):
     return _moved(result if scale < 1 else images.copy(), matrix, landmarks, masks, cv2.INTER_AREA)
 
 
-# %% ../nbs/03_forgery.ipynb #459044dd
+# %% ../nbs/03_forgery.ipynb #e0d7fd38
 def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     """Show the clip in portrait mode between black borders.
 
@@ -1615,7 +1650,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     return moved
 
 
-# %% ../nbs/03_forgery.ipynb #e0d7fd38
+# %% ../nbs/03_forgery.ipynb #296ad1ab
 @dataclass
 class Degraded:
     """Pictures after a degradation, with what is known of them.
@@ -1632,7 +1667,7 @@ class Degraded:
     masks: np.ndarray | None = None
 
 
-# %% ../nbs/03_forgery.ipynb #296ad1ab
+# %% ../nbs/03_forgery.ipynb #8694a115
 def _moved(images, matrix, landmarks, masks, interpolation):
     """Bundle pictures with landmarks and masks moved by a 2x3 matrix."""
     if landmarks is not None:
@@ -1655,7 +1690,7 @@ def _moved(images, matrix, landmarks, masks, interpolation):
     return Degraded(images, landmarks, masks)
 
 
-# %% ../nbs/03_forgery.ipynb #af8e6955
+# %% ../nbs/03_forgery.ipynb #8646f707
 def frozen_indices(count, rng, probability, mean_length=4.0):
     """Tell which frame is shown at each moment when some freeze.
 
@@ -1686,7 +1721,7 @@ def frozen_indices(count, rng, probability, mean_length=4.0):
     return np.maximum.accumulate(np.where(lost, 0, np.arange(count)))
 
 
-# %% ../nbs/03_forgery.ipynb #8646f707
+# %% ../nbs/03_forgery.ipynb #29337100
 def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, masks=None):
     """Let a call freeze: lost frames show the last one that arrived.
 
@@ -1712,7 +1747,7 @@ def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, m
     )
 
 
-# %% ../nbs/03_forgery.ipynb #29337100
+# %% ../nbs/03_forgery.ipynb #2ef33090
 @dataclass(frozen=True)
 class Line:
     """How good a call's connection is.
@@ -1752,7 +1787,7 @@ def conference_line(strength):
     return Line(0.35**strength, 0.3 * 0.2**strength, 0.25 * strength**2)
 
 
-# %% ../nbs/03_forgery.ipynb #2ef33090
+# %% ../nbs/03_forgery.ipynb #5e7e80e0
 def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, masks=None):
     """Send a clip through a video call: fewer lines, few bits, frozen frames.
 
@@ -1798,7 +1833,7 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
     return sent
 
 
-# %% ../nbs/03_forgery.ipynb #99c9968a
+# %% ../nbs/03_forgery.ipynb #e2908a4d
 @dataclass(frozen=True)
 class Degradation:
     """One named way a picture gets worse.
@@ -1830,7 +1865,7 @@ def _blur_side(strength, images):
     return 2 * round(strength * 0.03 * min(images.shape[1:3])) + 1
 
 
-# %% ../nbs/03_forgery.ipynb #e2908a4d
+# %% ../nbs/03_forgery.ipynb #c3a6d944
 _CODING = (
     Degradation(
         "paper augmentation",
@@ -1860,7 +1895,7 @@ _CODING = (
     ),
 )
 
-# %% ../nbs/03_forgery.ipynb #c3a6d944
+# %% ../nbs/03_forgery.ipynb #3f8d3cd9
 _CALL = (
     Degradation(
         "conference channel",
@@ -1909,11 +1944,11 @@ _CALL = (
     ),
 )
 
-# %% ../nbs/03_forgery.ipynb #3f8d3cd9
+# %% ../nbs/03_forgery.ipynb #aa05fcf1
 DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_CALL)}
 
 
-# %% ../nbs/03_forgery.ipynb #aa05fcf1
+# %% ../nbs/03_forgery.ipynb #48665c8e
 def _checked_call(name, images, strength, **given):
     """Pictures as (T, H, W, 3), landmarks and masks alike, and whether it was one still."""
     if name not in DEGRADATIONS:
@@ -1944,7 +1979,7 @@ def _checked_call(name, images, strength, **given):
     return images, arrays, is_still
 
 
-# %% ../nbs/03_forgery.ipynb #48665c8e
+# %% ../nbs/03_forgery.ipynb #209e947d
 def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_rate=25):
     """Degrade pictures by a named effect of the table `DEGRADATIONS`.
 

@@ -64,45 +64,13 @@ class MesoNet(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.head = nn.Linear(self.num_features, 1)
 
-    def forward_maps(self, images):
-        """The last convolutional maps.
-
-        Parameters
-        ----------
-        images : tensor, shape (N, 3, S, S), values in [0, 1]
-
-        Returns
-        -------
-        tensor, shape (N, 16, ceil(S / 32), ceil(S / 32))
-        """
-        return self.body(images)
-
     def forward_features(self, images):
-        """What the last layer sees of each face.
-
-        Parameters
-        ----------
-        images : tensor, shape (N, 3, S, S), values in [0, 1]
-
-        Returns
-        -------
-        tensor, shape (N, 16)
-        """
-        flat = self.forward_maps(images).flatten(1)
+        """What the last layer sees of faces (N, 3, S, S) with values in [0, 1]: a tensor (N, 16)."""
+        flat = self.body(images).flatten(1)
         return functional.leaky_relu(self.dense(self.dropout(flat)), 0.1)
 
     def forward(self, images):
-        """Score faces.
-
-        Parameters
-        ----------
-        images : tensor, shape (N, 3, S, S), values in [0, 1]
-
-        Returns
-        -------
-        tensor, shape (N,)
-            Logits, higher is more fake.
-        """
+        """Logits (N,), higher is more fake, of faces (N, 3, S, S) with values in [0, 1]."""
         return self.head(self.dropout(self.forward_features(images))).squeeze(1)
 
 

@@ -19,7 +19,6 @@ __all__ = [
     "find_media",
     "Sampling",
     "MediaScorer",
-    "find_detector",
     "Verdicts",
     "score_paths",
     "write_verdicts",
@@ -138,6 +137,7 @@ class Ready(NamedTuple):
     trained_on: str
 
 
+# %% ../nbs/70_score.ipynb #21c9a722
 @dataclass(frozen=True)
 class Detector:
     """What scores a face, and the rules around it.
@@ -172,7 +172,7 @@ class Detector:
     threshold: float = 0.5
 
 
-# %% ../nbs/70_score.ipynb #21c9a722
+# %% ../nbs/70_score.ipynb #c3446265
 def published(name):
     """A loader of published weights, for `Detector.load`."""
 
@@ -188,11 +188,11 @@ def in_words(file: WeightFile):
     return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
 
 
-# %% ../nbs/70_score.ipynb #c3446265
+# %% ../nbs/70_score.ipynb #dfc3c02b
 DETECTORS = {name: Detector(name, published(name)) for name in REGISTRY}
 
 
-# %% ../nbs/70_score.ipynb #57faa87d
+# %% ../nbs/70_score.ipynb #1e047e4f
 @dataclass
 class FaceScore:
     """One person in one shot.
@@ -250,7 +250,7 @@ class Verdict:
         return asdict(self)
 
 
-# %% ../nbs/70_score.ipynb #52bf6b43
+# %% ../nbs/70_score.ipynb #8e3b326b
 def score_of_person(frame_scores, minimum_frames=1):
     """Pool the scores of one person's frames by their mean.
 
@@ -283,7 +283,7 @@ def score_of_media(person_scores):
     return max((score for score in person_scores if score is not None), default=None)
 
 
-# %% ../nbs/70_score.ipynb #2c1fb8c3
+# %% ../nbs/70_score.ipynb #8da08f30
 class Source(NamedTuple):
     """A media file to score, or what is wrong with a path."""
 
@@ -319,7 +319,7 @@ def find_media(paths, skipped=None):
                 yield Source(path, "No picture or video matches this pattern.")
 
 
-# %% ../nbs/70_score.ipynb #8da08f30
+# %% ../nbs/70_score.ipynb #cbc7e79e
 def not_media(path):
     """Why a named file is no media file; None when it only does not exist, which reading it will say."""
     if not os.path.lexists(path):
@@ -365,7 +365,7 @@ def folder_problem(error, folder):
     )
 
 
-# %% ../nbs/70_score.ipynb #b4042bf7
+# %% ../nbs/70_score.ipynb #e9128af9
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are looked at.
@@ -401,7 +401,7 @@ class Sampling:
         return max(1, min(stride, frame_count // self.fewest), math.ceil(frame_count / self.most))
 
 
-# %% ../nbs/70_score.ipynb #289cfaa6
+# %% ../nbs/70_score.ipynb #423270b6
 class Crops(NamedTuple):
     """One frame's crops: whose they are, when, and the pixels."""
 
@@ -433,7 +433,7 @@ def cut_frame(frame, rows, tracks, detector):
     return Crops([number for number, _ in rows], frame.time_s, cuts)
 
 
-# %% ../nbs/70_score.ipynb #020263b7
+# %% ../nbs/70_score.ipynb #8842ef6f
 @dataclass
 class Seen:
     """The people in a file, their crops as they stream by, and how the file was looked at."""
@@ -461,7 +461,7 @@ class Counted:
             yield frame
 
 
-# %% ../nbs/70_score.ipynb #8842ef6f
+# %% ../nbs/70_score.ipynb #987460e3
 def look_at_picture(path, face_detector, detector):
     """Find the faces of a picture."""
     frame = Frame(0, 0.0, read_image(path))
@@ -484,7 +484,14 @@ def look_at_video(path, face_detector, detector, sampling):
     return Seen(tracks, crops, detector.minimum_frames, stream)
 
 
-# %% ../nbs/70_score.ipynb #a1a47810
+def look_at(path, face_detector, detector, sampling):
+    """Find the faces of a picture or video."""
+    if media_kind(path) == "video":
+        return look_at_video(path, face_detector, detector, sampling)
+    return look_at_picture(path, face_detector, detector)
+
+
+# %% ../nbs/70_score.ipynb #d89fcc17
 def batches_of(crops, size):
     """Gather crops into batches of (track, time) and pixels."""
     owners, pixels = [], []
@@ -510,7 +517,7 @@ def rounded(score):
     return None if score is None else round(float(score), 6)
 
 
-# %% ../nbs/70_score.ipynb #d89fcc17
+# %% ../nbs/70_score.ipynb #35fe8c8d
 def score_people(seen, network, detector, device, batch_size):
     """Score every person seen in a file.
 
@@ -530,20 +537,40 @@ def score_people(seen, network, detector, device, batch_size):
     return faces
 
 
-# %% ../nbs/70_score.ipynb #70e2bc03
+# %% ../nbs/70_score.ipynb #8adb0c9d
 def why_no_score(seen, detector):
     """Why nobody in a file has a score."""
-    looked_at = f" in {seen.stream.count} frames looked at" if seen.stream else ""
+    looked_at = f"{seen.stream.count} frames looked at" if seen.stream else "the picture"
     if not seen.tracks:
-        return f"No face was found{looked_at}."
+        return f"No face was found in {looked_at}."
     side = max(float((track.boxes[:, 2:] - track.boxes[:, :2]).max()) for track in seen.tracks)
     if side < detector.smallest_face:
         return f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
     longest = max(int(large_enough(track, detector).sum()) for track in seen.tracks)
     if longest < seen.minimum_frames:
         needed = f"{seen.minimum_frames} are needed"
-        return f"Too few frames: nobody was seen in more than {longest}{looked_at}, {needed}."
+        return f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
     return "The score is undefined: the network did not answer with numbers."
+
+
+def judge(seen, faces, detector):
+    """The word, the score and the reason for a verdict."""
+    score = score_of_media([face.score for face in faces])
+    if score is None:
+        return "abstain", None, f"{why_no_score(seen, detector)} {seen.damage}".strip()
+    threshold = detector.threshold
+    reason = f"Not calibrated: the score is no probability; {threshold:g} and above is called fake."
+    return "fake" if score >= threshold else "real", score, f"{reason} {seen.damage}".strip()
+
+
+# %% ../nbs/70_score.ipynb #f1144814
+def find_detector(detector):
+    """A detector by its name; one that is passed comes back as it is."""
+    if isinstance(detector, Detector):
+        return detector
+    if detector not in DETECTORS:
+        raise UsageError(f"There is no detector {detector!r}. Choose one of: {', '.join(DETECTORS)}.")
+    return DETECTORS[detector]
 
 
 def printable(text):
@@ -551,7 +578,7 @@ def printable(text):
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# %% ../nbs/70_score.ipynb #f1144814
+# %% ../nbs/70_score.ipynb #bf4eb0ee
 class MediaScorer:
     """Scores media files with one detector, one file after the other.
 
@@ -591,51 +618,30 @@ class MediaScorer:
     def score(self, path):
         """The `Verdict` on one picture or video; an abstention where it cannot be read or judged."""
         try:
-            return self._judge(path, self._look_at(path))
+            seen = look_at(path, self.face_detector, self.detector, self.sampling)
+            faces = score_people(seen, self.network, self.detector, self.device, self.batch_size)
+            return self.verdict(path, *judge(seen, faces, self.detector), faces)
         except InputError as error:
-            return self.verdict(path, "abstain", f"It cannot be read: {error}")
+            return self.abstain(path, f"It cannot be read: {error}")
         except MemoryError:
-            return self.verdict(path, "abstain", "It does not fit into memory.")
+            return self.abstain(path, "It does not fit into memory.")
         except Exception as error:
-            return self.verdict(
-                path, "abstain", f"A fault of this program kept it from being scored: {error!r}"
-            )
+            return self.abstain(path, f"A fault of this program kept it from being scored: {error!r}")
 
-    def verdict(self, path, word, reason, score=None, faces=()):
+    def abstain(self, path, reason):
+        """A `Verdict` that says nothing of a file, and why."""
+        return self.verdict(path, "abstain", None, reason, [])
+
+    def verdict(self, path, word, score, reason, faces):
         """A `Verdict` in this scorer's name."""
         return Verdict(
             path=printable(path), verdict=word, score=rounded(score), probability=None, interval=None,
             reason=printable(reason), detector=self.detector.name, weights=self.ready.weights,
-            trained_on=self.ready.trained_on, faces=list(faces),
+            trained_on=self.ready.trained_on, faces=faces,
         )  # fmt: skip
 
-    def _look_at(self, path):
-        if media_kind(path) == "video":
-            return look_at_video(path, self.face_detector, self.detector, self.sampling)
-        return look_at_picture(path, self.face_detector, self.detector)
 
-    def _judge(self, path, seen):
-        faces = score_people(seen, self.network, self.detector, self.device, self.batch_size)
-        score = score_of_media([face.score for face in faces])
-        if score is None:
-            reason = f"{why_no_score(seen, self.detector)} {seen.damage}".strip()
-            return self.verdict(path, "abstain", reason, faces=faces)
-        threshold = self.detector.threshold
-        reason = f"Not calibrated: the score is no probability; {threshold:g} and above is called fake."
-        word = "fake" if score >= threshold else "real"
-        return self.verdict(path, word, f"{reason} {seen.damage}".strip(), score, faces)
-
-
-def find_detector(detector):
-    """A detector by its name; one that is passed comes back as it is."""
-    if isinstance(detector, Detector):
-        return detector
-    if detector not in DETECTORS:
-        raise UsageError(f"There is no detector {detector!r}. Choose one of: {', '.join(DETECTORS)}.")
-    return DETECTORS[detector]
-
-
-# %% ../nbs/70_score.ipynb #b86aafc0
+# %% ../nbs/70_score.ipynb #37f8a6a8
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
@@ -663,10 +669,10 @@ class Verdicts:
     @staticmethod
     def _score(scorer, sources):
         for path, problem in sources:
-            yield scorer.verdict(path, "abstain", problem) if problem else scorer.score(path)
+            yield scorer.abstain(path, problem) if problem else scorer.score(path)
 
 
-# %% ../nbs/70_score.ipynb #a7709c75
+# %% ../nbs/70_score.ipynb #ee0de2f3
 def score_paths(paths, detector="meso4-df", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
@@ -693,7 +699,7 @@ def score_paths(paths, detector="meso4-df", weights=None, **options):
     return Verdicts(MediaScorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #ca21254c
+# %% ../nbs/70_score.ipynb #0729521a
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces")  # fmt: skip
 
@@ -725,9 +731,9 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
                 table.writerow({**record, "interval_low": low, "interval_high": high, "faces": faces})
 
 
-# %% ../nbs/70_score.ipynb #47c387de
+# %% ../nbs/70_score.ipynb #fca6844a
 def draw_timeline(verdict, threshold=0.5, axes=None):
-    """Draw the score of every person over time.
+    """Draw the score of every face track over time.
 
     Parameters
     ----------
@@ -743,13 +749,13 @@ def draw_timeline(verdict, threshold=0.5, axes=None):
     """
     import matplotlib.pyplot as plt
 
-    axes = axes or plt.subplots(figsize=(7, 2.6), layout="constrained")[1]
+    axes = axes or plt.subplots(figsize=(8, 2.6), layout="constrained")[1]
     for face in verdict.faces:
         times = [moment["time_s"] for moment in face.timeline]
         scores = [math.nan if moment["score"] is None else moment["score"] for moment in face.timeline]
         mean = "too few frames" if face.score is None else f"mean {face.score:.2f}"
-        axes.plot(times, scores, marker="o", markersize=3, label=f"person {face.track + 1}: {mean}")
-    axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label="called fake from here on")
+        axes.plot(times, scores, marker="o", markersize=3, label=f"face {face.track + 1}: {mean}")
+    axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label="fake from here on")
     axes.set(xlabel="time (s)", ylabel="score, 1 = fake", ylim=(-0.03, 1.03))
-    axes.legend(loc="upper left", fontsize="small")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize="small")
     return axes

@@ -168,7 +168,9 @@ def test_damaged_and_mislabelled_files_do_not_stop_a_batch(scorer, face, tmp_pat
         if name in ("whole.mp4", "zz.png"):
             assert verdict.score is not None, verdict.reason
         else:
-            assert verdict.verdict == "abstain" and "fault of this program" not in verdict.reason, verdict.reason
+            assert verdict.verdict == "abstain" and "fault of this program" not in verdict.reason, (
+                verdict.reason
+            )
     assert "empty" in verdicts["empty.mp4"].reason and "empty" in verdicts["empty.jpg"].reason
 
 
@@ -234,10 +236,14 @@ def test_a_face_below_the_smallest_size(scorer, face, tmp_path):
     scorer = MediaScorer(detector_of(Brightness(), smallest_face=64), face_detector=scorer.face_detector)
     verdict = scorer.score(save(tmp_path / "small.png", image))
     assert_contract(verdict)
-    assert verdict.verdict == "abstain" and "too small" in verdict.reason and "64 are needed" in verdict.reason
+    assert (
+        verdict.verdict == "abstain" and "too small" in verdict.reason and "64 are needed" in verdict.reason
+    )
 
 
-@pytest.mark.parametrize("name", ["ein Bild mit Lücken.png", "Жанна/лицо.png", "顔.png", "a'b\"c<d>&.png", "new\nline.png"])
+@pytest.mark.parametrize(
+    "name", ["ein Bild mit Lücken.png", "Жанна/лицо.png", "顔.png", "a'b\"c<d>&.png", "new\nline.png"]
+)
 def test_file_names_of_all_kinds(quick, tmp_path, name):
     save(tmp_path / name, patches(200))
     verdicts = list(score_with(quick, tmp_path))
@@ -256,7 +262,8 @@ def test_a_file_name_that_is_no_unicode(quick, tmp_path):
     except OSError:
         pytest.skip("this file system takes no names that are not Unicode")
     write_verdicts(score_with(quick, tmp_path), tmp_path / "out.json", tmp_path / "out.csv")
-    assert [record["score"] is not None for record in json.loads((tmp_path / "out.json").read_text())] == [True, True]
+    records = json.loads((tmp_path / "out.json").read_text())
+    assert [record["score"] is not None for record in records] == [True, True]
 
 
 def test_a_folder_that_may_not_be_read_is_named_and_the_rest_goes_on(quick, tmp_path, monkeypatch):
@@ -271,7 +278,8 @@ def test_a_folder_that_may_not_be_read_is_named_and_the_rest_goes_on(quick, tmp_
 
     monkeypatch.setattr(os, "scandir", guarded)
     verdicts = {verdict.path: verdict for verdict in score_with(quick, tmp_path)}
-    assert sorted(Path(path).relative_to(tmp_path).as_posix() for path in verdicts) == ["a/face.png", "locked", "z/face.png"]
+    names = sorted(Path(path).relative_to(tmp_path).as_posix() for path in verdicts)
+    assert names == ["a/face.png", "locked", "z/face.png"]
     locked = verdicts[str(tmp_path / "locked")]
     assert_contract(locked)
     assert locked.verdict == "abstain" and "Permission denied" in locked.reason
@@ -283,7 +291,12 @@ def test_paths_that_are_not_there(quick, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     paths = [tmp_path / "absent.mp4", tmp_path / "notes.txt", tmp_path / "*.mp4", tmp_path]
     reasons = [verdict.reason for verdict in score_with(quick, *paths)]
-    expected = ["There is no file", "neither a picture nor a video", "matches this pattern", "no picture or video in this"]
+    expected = [
+        "There is no file",
+        "neither a picture nor a video",
+        "matches this pattern",
+        "no picture or video in this",
+    ]
     assert len(reasons) == 4
     assert all(words in reason for words, reason in zip(expected, reasons, strict=True)), reasons
 

@@ -81,7 +81,8 @@ def keras_meso4(layers, image):
         windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel_side, kernel_side), axis=(0, 1))
         maps = np.einsum("hwcij,ijco->hwo", windows, conv["kernel"], optimize=True) + conv["bias"]
         maps = np.maximum(maps, 0)
-        maps = (maps - norm["moving_mean"]) / np.sqrt(norm["moving_variance"] + 1e-3) * norm["gamma"] + norm["beta"]
+        scale = norm["gamma"] / np.sqrt(norm["moving_variance"] + 1e-3)
+        maps = (maps - norm["moving_mean"]) * scale + norm["beta"]
         rows, columns, channels = maps.shape
         blocks = maps.reshape(rows // pooling, pooling, columns // pooling, pooling, channels)
         maps = blocks.max((1, 3))
@@ -113,18 +114,24 @@ def test_imported_meso4_agrees_with_keras_arithmetic_in_numpy(keras_layers, kera
     assert score(import_mesonet(keras_file), images) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("layout", [{"whole_model": True}, {"first": 99}, {"short_names": True, "as_text": True}])
+@pytest.mark.parametrize(
+    "layout", [{"whole_model": True}, {"first": 99}, {"short_names": True, "as_text": True}]
+)
 def test_other_layouts_of_the_same_tensors_give_the_same_network(keras_layers, keras_file, tmp_path, layout):
     other = write_keras(tmp_path / "other.h5", keras_layers, **layout)
     images = np.random.default_rng(2).uniform(size=(1, 256, 256, 3))
-    assert score(import_mesonet(other), images) == pytest.approx(score(import_mesonet(keras_file), images), abs=1e-6)
+    assert score(import_mesonet(other), images) == pytest.approx(
+        score(import_mesonet(keras_file), images), abs=1e-6
+    )
 
 
 def test_layers_beyond_nine_are_sorted_as_numbers(keras_layers, keras_file, tmp_path):
     reversed_order = dict(reversed(keras_layers.items()))
     other = write_keras(tmp_path / "other.h5", reversed_order, first=8)
     images = np.random.default_rng(2).uniform(size=(1, 256, 256, 3))
-    assert score(import_mesonet(other), images) == pytest.approx(score(import_mesonet(keras_file), images), abs=1e-6)
+    assert score(import_mesonet(other), images) == pytest.approx(
+        score(import_mesonet(keras_file), images), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -148,7 +155,9 @@ def test_released_files_are_recognised(name, shared_data):
 
 
 def test_no_layer_of_meso4_shares_its_batch_norm(keras_file):
-    norms = [module for module in import_mesonet(keras_file).modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = [
+        module for module in import_mesonet(keras_file).modules() if isinstance(module, torch.nn.BatchNorm2d)
+    ]
     assert len({norm.running_var.data_ptr() for norm in norms}) == 4
     assert all(norm.eps == 1e-3 for norm in norms)
 
@@ -158,7 +167,9 @@ def test_state_dicts_go_round_through_files(tmp_path):
 
     network = MesoInception4().eval()
     save_file(network.state_dict(), tmp_path / "a.safetensors")
-    torch.save({"epoch": 1, "model": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "a.pt")
+    torch.save(
+        {"epoch": 1, "model": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "a.pt"
+    )
     torch.save(network.state_dict(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     for name in ("a.safetensors", "a.pt", "old.pt"):
         assert check_file(tmp_path / name).kind == "mesoinception4", name
@@ -236,7 +247,9 @@ def test_nothing_in_a_weight_file_is_run(tmp_path, how):
     if how == "pickle":
         file.write_bytes(pickle.dumps({"state_dict": Intruder(trap)}))
     else:
-        content = torch.nn.Linear(2, 2) if how == "model" else {"state_dict": Intruder(trap), "a": torch.ones(1)}
+        content = (
+            torch.nn.Linear(2, 2) if how == "model" else {"state_dict": Intruder(trap), "a": torch.ones(1)}
+        )
         torch.save(content, file, _use_new_zipfile_serialization=how != "legacy")
     with pytest.raises(InputError, match="Python objects besides tensors"):
         check_file(file)
@@ -245,7 +258,9 @@ def test_nothing_in_a_weight_file_is_run(tmp_path, how):
 
 def bad_files(folder, keras_layers):
     """Files that are not usable weights, by what is wrong with them."""
-    files = {name: folder / name for name in ("text.h5", "empty.pt", "cut.h5", "cut.pt", "numbers.pt", "other.h5")}
+    files = {
+        name: folder / name for name in ("text.h5", "empty.pt", "cut.h5", "cut.pt", "numbers.pt", "other.h5")
+    }
     files["text.h5"].write_text("I am not a weight file.")
     files["empty.pt"].touch()
     whole = write_keras(folder / "whole.h5", keras_layers)
@@ -269,13 +284,13 @@ def test_files_that_are_no_weights_give_a_sentence(tmp_path, keras_layers):
 
 
 def test_another_network_is_named(tmp_path, keras_file):
-    with pytest.raises(InputError, match="needs a 'mesoinception4' network, but .* holds a 'meso4' network"):
+    with pytest.raises(InputError, match=r"needs a 'mesoinception4' network, but .* holds a 'meso4' network"):
         load_detector("mesoinception-df", keras_file)
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "linear.pt")
     assert check_file(tmp_path / "linear.pt").kind is None
     with pytest.raises(InputError, match="holds no network that this version knows"):
         load_detector("meso4-df", tmp_path / "linear.pt")
-    with pytest.raises(InputError, match="lacks .* tensors"):
+    with pytest.raises(InputError, match=r"lacks .* tensors"):
         import_state_dict("meso4", read_state_dict(tmp_path / "linear.pt"))
 
 
