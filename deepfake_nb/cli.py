@@ -117,7 +117,7 @@ def study(
 @data_app.command("list")
 def data_list():
     """The data sets that can be built, and where to get them."""
-    from deepfake_nb.datasets import SOURCES
+    from deepfake_nb.adapters import SOURCES
 
     rows = [(name, source.title, source.where) for name, source in SOURCES.items()]
     _print_table("Data sets", ("source", "what it is", "where to get it"), rows)
@@ -137,7 +137,7 @@ def data_build(
     ] = None,
 ):
     """Find the faces of a data set once, and store them as aligned tracks."""
-    from deepfake_nb.datasets import build
+    from deepfake_nb.builds import build
 
     with _progress() as progress:
         report = build(
@@ -157,7 +157,7 @@ def data_build(
 @data_app.command("check")
 def data_check(folder: Annotated[Path, typer.Argument(help="A folder that `data build` wrote.")]):
     """Check a build: checksums, paths, labels, and that no identity crosses a split."""
-    from deepfake_nb.datasets import check
+    from deepfake_nb.builds import check
 
     report = check(folder)
     _print_table("Media files", report.counts.columns, report.counts.itertuples(index=False))

@@ -94,6 +94,7 @@ PROFILE_SIZES = {
         "course": 0.0,
         "dfdc": 0.0,
         "frames": 34,
+        "dfdc_frames": 11,
         "side": 128,
         "takes": 2,
     },
@@ -103,16 +104,27 @@ PROFILE_SIZES = {
         "course": 0.03,
         "dfdc": 0.005,
         "frames": 64,
+        "dfdc_frames": 41,
         "side": 256,
         "takes": 10,
     },
-    "gpu": {"videos": 1.0, "stills": 0.1, "course": 1.0, "dfdc": 0.1, "frames": 300, "side": 512, "takes": 1},
+    "gpu": {
+        "videos": 1.0,
+        "stills": 0.1,
+        "course": 1.0,
+        "dfdc": 0.1,
+        "frames": 300,
+        "dfdc_frames": 300,
+        "side": 512,
+        "takes": 1,
+    },
     "paper": {
         "videos": 1.0,
         "stills": 1.0,
         "course": 1.0,
         "dfdc": 1.0,
         "frames": 300,
+        "dfdc_frames": 300,
         "side": 512,
         "takes": 1,
     },
@@ -488,6 +500,8 @@ def _camera_of(name, recipe, profile, seed, protocol):
     published = {"crf": (23, 18)} if protocol == "published" and name in ("ffpp-dlc", "zoom-dlc") else {}
     published |= {"cast": "celeb-df published"} if protocol == "published" and name == "celeb-df" else {}
     about = {"frames": sizes["frames"], "side": sizes["side"], "seed": seed, "cast": name}
+    if name == "dfdc":
+        about["frames"] = sizes["dfdc_frames"]
     if recipe.camera.get("frames") == 1:
         about["side"] = min(256, about["side"])
     return Camera(**{**about, **recipe.camera, **published})

@@ -6,8 +6,10 @@
 __all__ = ["Shot", "Camera", "shoot", "mask_path", "shoot_stills", "upsampled", "swap_ffpp"]
 
 # %% ../nbs/10_filming.ipynb #139f5570
+import functools
 import hashlib
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -104,15 +106,13 @@ def _person(camera, name):
     return random_identity(random_seed(camera.seed, "person", camera.cast, name))
 
 
-def _portraits(camera, names):
-    """The pictures of people from which swaps take the faces."""
-    names = list(dict.fromkeys(names))
-    if not names:
-        return {}
-    seed = random_seed(camera.seed, "portrait", camera.cast, *names)
-    people = [_person(camera, name) for name in names]
-    stills = render_stills(people, camera.domain, size=max(128, camera.side), seed=seed, device=_device())
-    return {n: SourceFace(i, p) for n, i, p in zip(names, stills.images, stills.landmarks, strict=True)}
+@functools.lru_cache(maxsize=128)
+def _portrait(camera, name):
+    """The picture of a person from which swaps take the face; drawn once, used for all swaps."""
+    seed = random_seed(camera.seed, "portrait", camera.cast, name)
+    size = max(128, camera.side)
+    still = render_stills([_person(camera, name)], camera.domain, size=size, seed=seed, device=_device())
+    return SourceFace(still.images[0], still.landmarks[0])
 
 
 # %% ../nbs/10_filming.ipynb #809145c3
@@ -201,9 +201,7 @@ def _paths_of(shot):
 def _shoot_one(camera, shot, media, masks):
     film = _film(camera, shot)
     for person, path in shot.fakes:
-        images, forged = _transmit(
-            camera, shot, *_forge(camera, film, _portraits(camera, [person])[person], path)
-        )
+        images, forged = _transmit(camera, shot, *_forge(camera, film, _portrait(camera, person), path))
         write_masks(mask_path(masks, path), forged, camera.frame_rate)
         write_video(media / path, images, camera.frame_rate, crf=camera.crf[1], preset=PRESET)
     if shot.real:
@@ -246,8 +244,8 @@ def _shoot_batch(camera, shots, media, masks):
     drawn = {
         s.person: SourceFace(i, p) for s, i, p in zip(shots, stills.images, stills.landmarks, strict=True)
     }
-    absent = [source for shot in shots for source, _ in shot.fakes if source not in drawn]
-    faces = drawn | _portraits(camera, absent)
+    absent = {source for shot in shots for source, _ in shot.fakes} - set(drawn)
+    faces = drawn | {source: _portrait(camera, source) for source in sorted(absent)}
     for shot, image, points in zip(shots, stills.images, stills.landmarks, strict=True):
         _finish_still(camera, shot, image, points, faces, media, masks)
 
@@ -273,7 +271,7 @@ def _write_image(path, image):
 
 
 # %% ../nbs/10_filming.ipynb #da482406
-def upsampled(image, rng, unevenness=0.08):
+def upsampled(image, rng, unevenness=0.02):
     """A picture as it leaves a generator whose last layer doubles the size.
 
     Parameters
@@ -346,7 +344,7 @@ def _join_lonely(photos):
     """Splits of the photos; a split of one person cannot be paired and joins training."""
     people = photos.groupby("split").source_id.nunique()
     if photos.source_id.nunique() < 2:
-        raise InputError("LFW needs at least two people, or there is nobody to swap with.")
+        raise InputError("There must be photographs of at least two people, or there is nobody to swap with.")
     lonely = people[people < 2].index
     joined = photos.split.where(~photos.split.isin(lonely), "train")
     return joined if (photos[joined == "train"].source_id.nunique() != 1) else "train"
@@ -407,8 +405,11 @@ def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
         Recordings that could not be used: ``path``, ``reason``.
     """
     originals = _ffpp_originals(root, sizes, seed)
-    people = originals.groupby("split").source_id.transform("size") > 1
-    originals = originals[people].set_index("source_id")
+    if len(originals) < 2:
+        raise InputError(
+            f"{str(root)!r} holds fewer than two original recordings, so there is nobody to swap with."
+        )
+    originals = originals.assign(split=_join_lonely(originals)).set_index("source_id")
     pairs = pair_identities(
         list(originals.index), random_stream(seed, "pairs"), splits=originals.split.to_dict()
     )
@@ -470,8 +471,8 @@ def _swap_recording(target, source, real, fake, mask, replacer, rng, max_frames)
     best = int(faces[0].scores.argmax())
     frame = next(read_frames(source, indices=[int(faces[0].frame_indices[best])]))
     face = SourceFace(frame.image, faces[0].landmarks[best])
-    frames, rate = read_frames(target, max_frames=max_frames), probe(target).frame_rate
-    forged = []
+    frames, rate = read_frames(target, max_frames=max_frames), Fraction(probe(target).frame_rate)
+    rate, forged = rate.limit_denominator(1001), []
 
     def swapped():
         for frame, area in swap_video(frames, tracks[0], face, replacer, rng=rng):

@@ -657,7 +657,7 @@ class SwapSettings:
 
 SWAP_QUALITIES = {
     "crude": SwapSettings(64, 0.3, 0.95, 0.8, 0.4, 0.0, 0.0, 0.015),
-    "live": SwapSettings(128, 0.35, 1.0, 0.9, 0.6, 1.0, 1.0, 0.005),
+    "live": SwapSettings(128, 0.35, 1.0, 0.9, 0.6, 1.0, 1.0, 0.0),
     "celebrity": SwapSettings(256, 0.5, 1.02, 1.0, 0.8, 1.0, 2.0, 0.0),
 }
 
@@ -727,9 +727,12 @@ def _spread_seam(target, face, mask, share):
 
 
 def _grain_of(picture, inside):
-    """Covariance (3, 3) of the finest detail inside an area: camera noise, edges held down."""
-    detail = (picture.astype(np.float32) - cv2.medianBlur(picture, 3))[inside]
-    limit = 4.5 * np.median(np.abs(detail), axis=0) + 0.5
+    """Covariance (3, 3) of the finest detail in the flat parts of an area, a guess of camera noise."""
+    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 2)
+    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
+    flat = inside & (slope <= np.quantile(slope[inside], 0.35))
+    detail = (picture.astype(np.float32) - cv2.medianBlur(picture, 3))[flat]
+    limit = 4.0 * np.median(np.abs(detail), axis=0) + 0.5
     detail = np.clip(detail, -limit, limit)
     return detail.T @ detail / max(len(detail), 1)
 

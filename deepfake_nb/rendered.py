@@ -6,8 +6,10 @@
 __all__ = ["DOMAINS", "Identity", "random_identity", "Rendering", "render_video", "render_stills"]
 
 # %% ../nbs/04_rendered.ipynb #e76928b7
+import contextlib
 import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
@@ -2340,20 +2342,44 @@ def _develop(scene, picture, shape, first_frame):
 
 
 # %% ../nbs/04_rendered.ipynb #2c674c54
-def _render_scene(scene, shape, samples=2, chunk_samples=2**19):
+@contextlib.contextmanager
+def _workers(device):
+    """A `map` that spreads work over torch's threads, one operation to a thread.
+
+    Operations on a few frames are too short to be worth splitting: on a busy machine two threads that wait for each
+    other after every operation take ten times as long as two threads that each draw their own frames.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or device.type != "cpu":
+        yield map
+        return
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown()
+        torch.set_num_threads(threads)
+
+
+# %% ../nbs/04_rendered.ipynb #3f7e08ae
+def _render_scene(scene, shape, spread, samples=2, chunk_samples=2**19):
     """All frames of a scene: images and face masks as arrays."""
     n, window = len(scene.rotation), _window(scene, shape)
     chunk = max(2, chunk_samples // (shape[0] * shape[1] * samples**2))
     images, masks = np.empty((n, *shape, 3), np.uint8), np.empty((n, *shape), bool)
-    for start in range(0, n, chunk):
+
+    def draw(start):
         span = slice(start, min(n, start + chunk))
-        picture, mask = _draw_frames(scene, shape, span, samples, window)
-        images[span] = _develop(scene, picture, shape, start).cpu().numpy()
-        masks[span] = mask.cpu().numpy()
+        with torch.inference_mode():
+            picture, mask = _draw_frames(scene, shape, span, samples, window)
+            images[span] = _develop(scene, picture, shape, start).cpu().numpy()
+            masks[span] = mask.cpu().numpy()
+
+    list(spread(draw, range(0, n, chunk)))
     return images, masks
 
 
-# %% ../nbs/04_rendered.ipynb #3f7e08ae
+# %% ../nbs/04_rendered.ipynb #9bfa3333
 def _checked_shape(size):
     """Height and width from a number or a pair."""
     pair = (size, size) if isinstance(size, (int, np.integer)) and not isinstance(size, bool) else size
@@ -2377,7 +2403,7 @@ def _checked_people(identities):
     return identities
 
 
-# %% ../nbs/04_rendered.ipynb #9bfa3333
+# %% ../nbs/04_rendered.ipynb #d877e828
 def _checked_count(value, name, least):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise InputError(f"{name} is a whole number of at least {least}, not {value!r}")
@@ -2392,11 +2418,11 @@ def _checked_domain(domain):
     return domain
 
 
-# %% ../nbs/04_rendered.ipynb #d877e828
-def _assemble(scene, shape, times, domain, seed, supersample):
+# %% ../nbs/04_rendered.ipynb #6f10feb2
+def _assemble(scene, shape, times, domain, seed, spread):
     """Render a scene and write down what is known about it."""
     device = scene.rotation.device
-    images, masks = _render_scene(scene, shape, supersample)
+    images, masks = _render_scene(scene, shape, spread)
     f = {k: torch.tensor(scene.motion[k], dtype=torch.float32, device=device)[:, None, None] for k in MOTION}
     landmarks, boxes = _describe(scene, shape, f)
     key = np.array(scene.light.key_direction)
@@ -2411,7 +2437,7 @@ def _assemble(scene, shape, times, domain, seed, supersample):
     return Rendering(images, landmarks, masks, boxes, table)
 
 
-# %% ../nbs/04_rendered.ipynb #03b998a2
+# %% ../nbs/04_rendered.ipynb #8efd0941
 def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0, device=None):
     """Render a video of one person.
 
@@ -2445,12 +2471,18 @@ def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0,
     if not frame_rate > 0:
         raise InputError(f"frame_rate is a positive number of frames a second, not {frame_rate!r}")
     times = np.arange(n_frames) / frame_rate
-    with torch.inference_mode():
-        scene = _set_scene(identity, domain, shape, times, seed, -1, torch.device(device or "cpu"))
-        return _assemble(scene, shape, times, domain, seed, 2)
+    device = torch.device(device or "cpu")
+
+    def prepare(_):
+        with torch.inference_mode():
+            return _set_scene(identity, domain, shape, times, seed, -1, device)
+
+    with torch.inference_mode(), _workers(device) as spread:
+        (scene,) = spread(prepare, [0])
+        return _assemble(scene, shape, times, domain, seed, spread)
 
 
-# %% ../nbs/04_rendered.ipynb #8efd0941
+# %% ../nbs/04_rendered.ipynb #874c5ae8
 def render_stills(identities, domain, *, size=256, seed=0, device=None):
     """Render one picture of each person; a person given twice gets two different pictures.
 
@@ -2477,17 +2509,18 @@ def render_stills(identities, domain, *, size=256, seed=0, device=None):
     _checked_domain(domain)
     identities = _checked_people(identities)
     seed = _checked_count(seed, "seed", 0)
-    takes, parts = {}, []
-    with torch.inference_mode():
-        for identity in identities:
-            take = takes[identity.seed] = takes.get(identity.seed, -1) + 1
-            times = np.zeros(1)
-            scene = _set_scene(identity, domain, shape, times, seed, take, torch.device(device or "cpu"))
-            parts.append(_assemble(scene, shape, times, domain, seed, 2))
-    return Rendering(
-        *(
-            np.concatenate([getattr(p, name) for p in parts])
-            for name in ("images", "landmarks", "face_masks", "boxes")
-        ),
-        pd.concat([p.parameters for p in parts], ignore_index=True),
+    takes, device = {}, torch.device(device or "cpu")
+    works = [(i, takes.setdefault(i.seed, []).append(0) or len(takes[i.seed]) - 1) for i in identities]
+
+    def draw(work):
+        with torch.inference_mode():
+            scene = _set_scene(work[0], domain, shape, np.zeros(1), seed, work[1], device)
+            return _assemble(scene, shape, np.zeros(1), domain, seed, map)
+
+    with _workers(device) as spread:
+        parts = list(spread(draw, works))
+    arrays = (
+        np.concatenate([getattr(p, name) for p in parts])
+        for name in ("images", "landmarks", "face_masks", "boxes")
     )
+    return Rendering(*arrays, pd.concat([p.parameters for p in parts], ignore_index=True))

@@ -535,6 +535,7 @@ def section_parameters(notebook):
     }
 
 
+# %% ../nbs/00_study.ipynb #06b638c6
 def check_parameters(notebook, values):
     """Check the values a caller sets against what the notebook knows.
 
@@ -576,7 +577,7 @@ def _as_type_of(default, value, name):
     raise UsageError(f"{name}={value!r} is not a {type(default).__name__} like its default {default!r}.")
 
 
-# %% ../nbs/00_study.ipynb #af9d2969
+# %% ../nbs/00_study.ipynb #b1ff77ab
 def refuse_unknown_parameters(namespace, section):
     """Refuse values that papermill injected under names the section does not know.
 
@@ -605,7 +606,7 @@ def refuse_unknown_parameters(namespace, section):
         )
 
 
-# %% ../nbs/00_study.ipynb #765b179f
+# %% ../nbs/00_study.ipynb #c545badc
 def inputs_digest(notebook, parameters):
     """A digest of everything a section's numbers depend on but the machine.
 
@@ -645,6 +646,23 @@ def is_done(folder, digest):
     return False
 
 
+# %% ../nbs/00_study.ipynb #b0b28288
+def _execute(notebook, parameters, folder):
+    import papermill
+
+    failed = folder / "failed.ipynb"
+    try:
+        papermill.execute_notebook(
+            notebook, failed, parameters, kernel_name="python3", cwd=folder, progress_bar=False,
+            request_save_on_cell_execute=False,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        if error.ename in ("InputError", "UsageError"):
+            raise InputError(error.evalue) from None
+        raise
+    os.replace(failed, folder / "run.ipynb")
+
+
 def run_section(section, profile="demo", out=None, data_root=None, settings=None, fresh=False):
     """Run one section notebook headless, and keep its executed copy and results.
 
@@ -674,8 +692,6 @@ def run_section(section, profile="demo", out=None, data_root=None, settings=None
     InputError
         The notebook ended in one: its sentence.
     """
-    import papermill
-
     notebook = section_notebook(section)
     sizes_for(profile, {name: {} for name in PROFILES})
     folder = Path(out or project_root() / "reports").absolute() / profile / section
@@ -689,28 +705,12 @@ def run_section(section, profile="demo", out=None, data_root=None, settings=None
         return folder
     done.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with atomic_path(folder / "run.ipynb") as executed:
-            papermill.execute_notebook(
-                notebook,
-                executed,
-                parameters,
-                kernel_name="python3",
-                cwd=folder,
-                progress_bar=False,
-                log_output=False,
-                stdout_file=None,
-                request_save_on_cell_execute=False,
-            )
-    except papermill.PapermillExecutionError as error:
-        if error.ename == "InputError":
-            raise InputError(error.evalue) from None
-        raise
+    _execute(notebook, parameters, folder)
     write_json(done, {"digest": digest, "parameters": parameters})
     return folder
 
 
-# %% ../nbs/00_study.ipynb #ff735bce
+# %% ../nbs/00_study.ipynb #ae501bbe
 @contextlib.contextmanager
 def locked_folder(folder):
     """Hold a folder for one process.
@@ -745,7 +745,7 @@ def locked_folder(folder):
         yield
 
 
-# %% ../nbs/00_study.ipynb #d21188be
+# %% ../nbs/00_study.ipynb #0c82d1fa
 def run_study(profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None):
     """Run sections in order; see `run_section`.
 
@@ -790,7 +790,7 @@ def run_study(profile="demo", sections=None, out=None, data_root=None, settings=
     return folder
 
 
-# %% ../nbs/00_study.ipynb #0c82d1fa
+# %% ../nbs/00_study.ipynb #cbe8b950
 def run_benchmarks(names=None, media=None):
     """Run benchmarks of the checkout.
 
@@ -825,7 +825,7 @@ def run_benchmarks(names=None, media=None):
     return [row for name in names or files for row in runpy.run_path(str(files[name]))["run"](media=media)]
 
 
-# %% ../nbs/00_study.ipynb #0f741a93
+# %% ../nbs/00_study.ipynb #6ff0405e
 def installation():
     """What is installed and what this machine has, for reports of faults.
 

@@ -414,3 +414,13 @@ def test_real_media(shared_data, tmp_path):
     assert report.built == 4 and report.leaking == 0 and not check(tmp_path / "ff").problems
     report = build("dfdc", shared_data / "dfdc", tmp_path / "dfdc", settings=settings)
     assert report.built == 1 and report.rejected == 1
+
+
+def test_real_recordings_are_swapped_into_a_set(shared_data, tmp_path):
+    from deepfake_nb.filming import swap_ffpp
+
+    sizes = {"train": (50, 50), "val": (10, 10)}
+    rejected = swap_ffpp(shared_data / "ffpp", tmp_path / "media", tmp_path / "masks", sizes, max_frames=8)
+    report = build("ffpp", tmp_path / "media", tmp_path / "out", settings=SMALL)
+    assert not rejected and report.manifest.label.tolist() == [1, 1, 0, 0]
+    assert (report.manifest.n_frames == 8).all() and report.leaking == 0

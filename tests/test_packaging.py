@@ -1,5 +1,6 @@
 """One list of requirements, and a wheel that works with no source tree around it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -71,8 +72,10 @@ def installed_wheel(tmp_path_factory):
 
 
 def test_wheel_works_without_the_source_tree(installed_wheel, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
     def answer(*command):
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
 
     where = answer(installed_wheel / "python", "-c", "import deepfake_nb; print(deepfake_nb.__file__)")
     assert str(ROOT) not in where.stdout and where.returncode == 0, where

@@ -19,7 +19,9 @@ def clip(people):
 
 
 def same(a, b):
-    return all(np.array_equal(getattr(a, k), getattr(b, k)) for k in ("images", "landmarks", "face_masks", "boxes"))
+    return all(
+        np.array_equal(getattr(a, k), getattr(b, k)) for k in ("images", "landmarks", "face_masks", "boxes")
+    )
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -57,7 +59,9 @@ def test_pixels_do_not_depend_on_the_callers_randomness(people):
 def test_batch_equals_single_renders(people):
     batch = render_stills(people, "celebrity", size=96, seed=6)
     for k, person in enumerate(people):
-        assert np.array_equal(batch.images[k], render_stills([person], "celebrity", size=96, seed=6).images[0])
+        assert np.array_equal(
+            batch.images[k], render_stills([person], "celebrity", size=96, seed=6).images[0]
+        )
     assert batch.parameters.identity.tolist() == [p.seed for p in people]
 
 
