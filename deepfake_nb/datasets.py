@@ -82,7 +82,7 @@ SOURCES_OF_PAPER = {
     "openforensics": "Nurgozhin 2025, section 2.1",
     "cross-stills": "Nurgozhin 2025, section 2.5",
     "course-fakes": "Geva and Naftali 2022, question 9",
-    "course-synthetic": "Geva and Naftali 2022, question 16",
+    "course-synthetic": "Geva and Naftali 2022, question 15",
     "dfdc": "LatentForensics, section 4.1 and Table 1",
 }
 
@@ -100,8 +100,8 @@ PROFILE_SIZES = {
     },
     "demo": {
         "videos": 0.15,
-        "stills": 0.003,
-        "course": 0.03,
+        "stills": 0.002,
+        "course": 0.02,
         "dfdc": 0.005,
         "frames": 64,
         "dfdc_frames": 41,

@@ -275,7 +275,10 @@ def _texture_grid(x, y, z):
     """Where points seen from the middle of the head lie in a texture: (..., 2) in [-1, 1]."""
     nearness = torch.rsqrt(x * x + y * y + z * z + 1e-9)
     k = torch.rsqrt(torch.clamp(1 + z * nearness, min=0.02)) * nearness * (math.sqrt(2) / UV_EXTENT)
-    return torch.stack((x * k, y * k), -1)
+    grid = torch.empty((*k.shape, 2), dtype=k.dtype, device=k.device)
+    torch.mul(x, k, out=grid[..., 0])
+    torch.mul(y, k, out=grid[..., 1])
+    return grid
 
 
 # %% ../nbs/04_rendered.ipynb #626b37d0
@@ -828,8 +831,8 @@ def _find_points(position, t):
         (0.004 - ex, ey),
         (ex - 0.004, ey),
         (0.0, nose),
-        (-1.03 * mw, corner + 0.042),
-        (1.03 * mw, corner + 0.042),
+        (-1.02 * mw, corner + 0.050),
+        (1.02 * mw, corner + 0.050),
     ]
     flat += [
         (0.0, 0.80),
@@ -846,7 +849,7 @@ def _find_points(position, t):
         rows.append((px, py, float(z[nearest])))
     points = torch.tensor(rows)
     points[:3, 2] -= torch.tensor(
-        (0.03, 0.03, 0.11)
+        (0.03, 0.03, 0.14)
     )  # where a detector trained on photographs puts them: under the skin
     return points
 
@@ -1632,7 +1635,7 @@ def _draw_look(rng, domain):
     """Camera of a scene, by domain."""
     looks = {  # scale, distance, exposure, blur, sharpen, noise, vignette
         "studio": ((0.205, 0.245), (16, 24), (0.95, 1.10), (0.35, 0.7), 0.25, (0.6, 1.5), 0.05),
-        "conference": ((0.220, 0.295), (6.0, 8.5), (0.75, 1.15), (0.6, 1.1), 0.7, (2.0, 5.0), 0.12),
+        "conference": ((0.210, 0.270), (6.5, 9.0), (0.75, 1.15), (0.6, 1.1), 0.7, (2.0, 5.0), 0.12),
         "celebrity": ((0.215, 0.275), (12, 20), (0.95, 1.25), (0.35, 0.8), 0.2, (0.8, 2.2), 0.15),
         "wild": ((0.215, 0.330), (8, 18), (0.85, 1.30), (0.3, 0.9), 0.3, (0.6, 3.0), 0.10),
     }[domain]
@@ -1749,7 +1752,7 @@ def _march_on(radius, base, ray, t, f, depth, gap, met, tolerance):
     """Walk on along the few rays that have passed an edge and not yet met what lies behind it."""
     late = _pack((gap > tolerance) & ~met)
     parts = [_pick(v[:, None], late)[:, 0] for v in (*base, *ray, depth)]
-    on, still, found = _march(radius, parts[:3], parts[3:6], t, f, parts[6], 18, 0.030)
+    on, still, found = _march(radius, parts[:3], parts[3:6], t, f, parts[6], 13, 0.035)
     taken = _unpack(torch.stack((on, still, found.float(), torch.ones_like(on)), 1), late, depth[0].numel())[
         :, :, None, :
     ]
@@ -1787,6 +1790,17 @@ def _unpack(values, index, size):
 
 
 # %% ../nbs/04_rendered.ipynb #0ea0fc38
+def _pool(values, index, shape, samples):
+    """Sum packed values (frames, channels, 1, most) over the samples of each pixel: (frames, channels, h, w)."""
+    h, w = shape[0] // samples, shape[1] // samples
+    pixel = (index // shape[1] // samples) * w + index % shape[1] // samples
+    pixel = torch.where(index < shape[0] * shape[1], pixel, h * w)
+    sums = values.new_zeros(values.shape[0], values.shape[1], h * w + 1)
+    sums.scatter_add_(2, pixel[:, None, :].expand(-1, values.shape[1], -1), values[:, :, 0])
+    return sums[:, :, : h * w].view(values.shape[0], values.shape[1], h, w)
+
+
+# %% ../nbs/04_rendered.ipynb #3b91ee86
 def _find_heads(radius, columns, rows, rotation, shift, distance, t, f, coarse=4):
     """Samples of the picture that a head may cover, and the depth at which to start looking for it.
 
@@ -1796,7 +1810,7 @@ def _find_heads(radius, columns, rows, rotation, shift, distance, t, f, coarse=4
     """
     half = coarse // 2
     base, ray = _rays(columns[:, None, half::coarse], rows[:, half::coarse, None], rotation, shift, distance)
-    first, gap, met = _march(radius, base, ray, t, f, torch.full_like(base[0], -1.6), 26, 0.025)
+    first, gap, met = _march(radius, base, ray, t, f, torch.full_like(base[0], -1.45), 19, 0.03)
     near = -F.max_pool2d(-first[:, None], 3, stride=1, padding=1)
     shape = (rows.shape[1], columns.shape[1])
     hit = F.max_pool2d((met | (gap < 0.04)).float()[:, None], 3, stride=1, padding=1)
@@ -1808,17 +1822,17 @@ def _find_heads(radius, columns, rows, rotation, shift, distance, t, f, coarse=4
     return index, px, py, _pick(both[:, :1], index)[:, 0] - 0.05
 
 
-# %% ../nbs/04_rendered.ipynb #3b91ee86
+# %% ../nbs/04_rendered.ipynb #19008c69
 def _lay(under, over, cover):
     """Composite a colour (frames, 3, h, w) over another with cover (frames, h, w)."""
-    return under + cover[:, None] * (over - under)
+    return torch.lerp(under, over, cover[:, None])
 
 
 def _rgb(*channels):
     return torch.stack(channels, 1)
 
 
-# %% ../nbs/04_rendered.ipynb #a4ba2595
+# %% ../nbs/04_rendered.ipynb #4db15964
 def _eyelids(qx, t, f):
     """Heights of the upper and lower eyelid's edge and of the upper one when open, by the distance from the eye's middle."""
     arc = (1 - ((qx + 0.012) / t["eye_width"]) ** 2).clamp(min=0)
@@ -1828,7 +1842,7 @@ def _eyelids(qx, t, f):
     return top + f["blink"] * (0.85 * lower - top), lower, top
 
 
-# %% ../nbs/04_rendered.ipynb #4db15964
+# %% ../nbs/04_rendered.ipynb #b44ad4fb
 def _eyeball(qx, qy, flat, side, upper, lower, arriving, t, f, half):
     """Sclera, iris, pupil, catch-light and the wet edge of the lower lid: (frames, 3, h, w)."""
     ball_x, ball_y = qx / 0.135, flat / 0.135
@@ -1853,7 +1867,7 @@ def _eyeball(qx, qy, flat, side, upper, lower, arriving, t, f, half):
     return _rgb(*eye) + (spark + wet)[:, None]
 
 
-# %% ../nbs/04_rendered.ipynb #b44ad4fb
+# %% ../nbs/04_rendered.ipynb #2d7490d3
 def _draw_eyes(colour, x, y, arriving, t, f, half, soft):
     """Open the eyelids of a face and draw eyes, lashes and the crease of the lids.
 
@@ -1886,7 +1900,7 @@ def _draw_eyes(colour, x, y, arriving, t, f, half, soft):
     return _lay(colour, 0.045 * colour + 0.004, torch.maximum(lash, low_lash).clamp(0, 1))
 
 
-# %% ../nbs/04_rendered.ipynb #2d7490d3
+# %% ../nbs/04_rendered.ipynb #b3276a00
 def _draw_mouth(colour, x, y, arriving, t, f, soft):
     """Draw what an open mouth shows: dark cavity, teeth, tongue."""
     pull = f["smile"] * _bump(x.abs() - 0.28, 0.20)
@@ -1926,7 +1940,7 @@ def _draw_mouth(colour, x, y, arriving, t, f, soft):
     return _lay(colour, mouth, cover)
 
 
-# %% ../nbs/04_rendered.ipynb #6930c024
+# %% ../nbs/04_rendered.ipynb #12d83d80
 def _lens_edge(x, y, t):
     """Signed distance from the rim of a lens, and the half-height and half-width of the lens."""
     shape = t["glasses_shape"]
@@ -1950,10 +1964,9 @@ def _temples(base, ray, t, soft, depth):
     return arms
 
 
-# %% ../nbs/04_rendered.ipynb #12d83d80
-def _draw_glasses(colour, cover, px, py, rotation, shift, distance, t, half, soft, depth, key):
-    """Spectacles in a plane before the eyes, with temples to the ears."""
-    base, ray = _rays(px, py, rotation, shift, distance)
+# %% ../nbs/04_rendered.ipynb #7c09d6a3
+def _draw_glasses(colour, cover, base, ray, t, half, soft, depth, key):
+    """Spectacles in a plane before the eyes, with temples to the ears: colour (frames, 4, h, w), the last the cover."""
     walk = (0.945 - base[2]) / ray[2].clamp(max=-0.2)
     x, y = base[0] + walk * ray[0], base[1] + walk * ray[1] - t["eye_height"] + 0.035
     edge, tall, wide = _lens_edge(x, y, t)
@@ -1974,10 +1987,24 @@ def _draw_glasses(colour, cover, px, py, rotation, shift, distance, t, half, sof
     shadow = _bump(edge + 0.05, 0.05) * worn * (y < tall) * 0.10 * cover
     colour = (colour * (1 - 0.07 * lens[:, None]) + (glint * lens)[:, None] * key) * (1 - shadow)[:, None]
     tone = t["glasses_tone"] * (0.35 * _step(0.2, 0.9, y / tall) + 0.5)
-    return _lay(colour, tone[:, None] * (0.4 + key), frame), torch.maximum(cover, frame)
+    colour = _lay(colour, tone[:, None] * (0.4 + key), frame)
+    return torch.cat((colour, torch.maximum(cover, frame)[:, None]), 1)
 
 
 # %% ../nbs/04_rendered.ipynb #5d1b2c1b
+def _put_on_glasses(colour, cover, base, ray, t, half, soft, depth, key):
+    """`_draw_glasses` on the samples at the height of the eyes: colour (frames, 3, 1, most) and cover."""
+    height = base[1] + (0.945 - base[2]) / ray[2].clamp(max=-0.2) * ray[1]
+    index = _pack((height - t["eye_height"]).abs() < 0.26)
+    before = torch.cat((colour, cover[:, None]), 1)
+    picked = _pick(torch.cat((before, torch.stack((*base, *ray, depth), 1)), 1), index)
+    parts = [picked[:, k] for k in range(4, 11)]
+    drawn = _draw_glasses(picked[:, :3], picked[:, 3], parts[:3], parts[3:6], t, half, soft, parts[6], key)
+    after = before + _unpack(drawn - picked[:, :4], index, cover[0].numel())[:, :, None, :]
+    return after[:, :3], after[:, 3]
+
+
+# %% ../nbs/04_rendered.ipynb #c90547b3
 def _shine(sample, rgb_light, half, view_sheen, key):
     """Speculars of skin and hair: (frames, 3, h, w)."""
     normal, gloss, hair, tangent = sample[:, :3], sample[:, 3], sample[:, 4], sample[:, 5:8]
@@ -1994,7 +2021,7 @@ def _shine(sample, rgb_light, half, view_sheen, key):
     return (amount * rgb_light)[:, None] * key
 
 
-# %% ../nbs/04_rendered.ipynb #76400cf9
+# %% ../nbs/04_rendered.ipynb #4fd8c4c9
 def _draw_features(colour, x, y, z, sample, arriving, t, f, half, soft):
     """Eyes and mouth over the skin, drawn only where they are."""
     eye = ((x.abs() - t["eye_distance"]).abs() < 0.24) & ((y - t["eye_height"]).abs() < 0.16)
@@ -2016,7 +2043,7 @@ def _draw_features(colour, x, y, z, sample, arriving, t, f, half, soft):
     return colour
 
 
-# %% ../nbs/04_rendered.ipynb #c90547b3
+# %% ../nbs/04_rendered.ipynb #840438d7
 def _draw_heads(person, lit, rotation, shift, columns, rows, look, t, f, light, soft):
     """Draw heads over a window.
 
@@ -2045,15 +2072,13 @@ def _draw_heads(person, lit, rotation, shift, columns, rows, look, t, f, light, 
     colour = glow[:, :3] + _shine(sample, glow[:, 3], half, (1 - facing) ** 3, key)
     colour = _draw_features(colour, x, y, z, sample, glow[:, 3], t, f, half, soft)
     if float(t["glasses"].max()) > 0:
-        colour, cover = _draw_glasses(
-            colour, cover, px, py, rotation, shift, look.distance, t, half, soft, depth, key
-        )
+        colour, cover = _put_on_glasses(colour, cover, base, ray, t, half, soft, depth, key)
     r = rotation[:, 2, :, None, None]
     towards = r[:, 0] * x + r[:, 1] * y + r[:, 2] * z + shift[:, 2, None, None]
     return index, colour, cover, towards, sample[:, 8], (px, py)
 
 
-# %% ../nbs/04_rendered.ipynb #840438d7
+# %% ../nbs/04_rendered.ipynb #6e218b2e
 def _film(picture, look, vignette):
     """From linear light to display values in [0, 1]."""
     tint = _vector(look.tint, picture.device)[None, :, None, None]
@@ -2077,7 +2102,7 @@ def _sensor(value, look, grain, softness):
     return (value.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-# %% ../nbs/04_rendered.ipynb #507e2c71
+# %% ../nbs/04_rendered.ipynb #468c557d
 def _blur_frames(value, sigma):
     """Gaussian blur of (frames, 3, h, w) with one sigma in pixels."""
     reach = max(1, math.ceil(2.2 * sigma))
@@ -2091,7 +2116,7 @@ def _blur_frames(value, sigma):
     return value
 
 
-# %% ../nbs/04_rendered.ipynb #468c557d
+# %% ../nbs/04_rendered.ipynb #621c0884
 @dataclass
 class Rendering:
     """Pictures of rendered people and what is known about them.
@@ -2119,7 +2144,7 @@ class Rendering:
         return len(self.images)
 
 
-# %% ../nbs/04_rendered.ipynb #53f7de98
+# %% ../nbs/04_rendered.ipynb #5b09dcf0
 @dataclass(frozen=True)
 class _Scene:
     """All that is drawn before the first frame of a video or a still."""
@@ -2136,7 +2161,7 @@ class _Scene:
     grain: torch.Tensor
 
 
-# %% ../nbs/04_rendered.ipynb #621c0884
+# %% ../nbs/04_rendered.ipynb #f7ea83e1
 def _lit_poses(motion):
     """Poses (yaw, pitch, roll in degrees) at which a head is lit; between them light is interpolated."""
     middle = [float(np.mean(motion[k])) for k in ("yaw", "pitch", "roll")]
@@ -2162,7 +2187,7 @@ def _pose_weights(motion, poses):
     return torch.tensor(weights, dtype=torch.float32)
 
 
-# %% ../nbs/04_rendered.ipynb #5b09dcf0
+# %% ../nbs/04_rendered.ipynb #77a700f7
 def _set_scene(identity, domain, shape, times, seed, take, device):
     """Draw everything of a scene that does not change from frame to frame."""
     height, width = shape
@@ -2197,7 +2222,7 @@ def _set_scene(identity, domain, shape, times, seed, take, device):
     )
 
 
-# %% ../nbs/04_rendered.ipynb #f7ea83e1
+# %% ../nbs/04_rendered.ipynb #290355ee
 def _shifts(scene):
     """Movement (frames, 3) of the middle of the head in decimetres: the head turns about the neck."""
     pivot = torch.tensor((0.0, -0.85, -0.25), device=scene.rotation.device)
@@ -2218,14 +2243,14 @@ def _project(points, scene, shape):
     )
 
 
-# %% ../nbs/04_rendered.ipynb #77a700f7
+# %% ../nbs/04_rendered.ipynb #c08d623c
 def _move_points(scene, f):
     """Landmarks and outline of the face as the expression moves them: (frames, k, 3) in the head's frame."""
     points = scene.person.points[None].repeat(scene.rotation.shape[0], 1, 1)
     smile, drop, pucker = (f[k][:, 0] for k in ("smile", "mouth_open", "pucker"))
     corner = points[:, 3:5]
     corner[..., 0] *= 1 + 0.08 * smile - 0.08 * pucker
-    corner[..., 1] += 0.02 * smile - 0.05 * drop
+    corner[..., 1] += 0.005 * smile - 0.04 * drop
     points[:, 6, 1] -= 0.13 * drop[:, 0]
     return points
 
@@ -2239,7 +2264,7 @@ def _describe(scene, shape, f):
     return flat[:, :5].cpu().numpy(), boxes.cpu().numpy()
 
 
-# %% ../nbs/04_rendered.ipynb #290355ee
+# %% ../nbs/04_rendered.ipynb #202d126e
 def _window(scene, shape, margin=0.12):
     """Rows and columns (top, bottom, left, right) of the picture in which the head ever is."""
     position = (scene.person.radius * scene.person.direction).flatten(1).T[::7]
@@ -2265,7 +2290,7 @@ def _window(scene, shape, margin=0.12):
     return top, bottom, left, right
 
 
-# %% ../nbs/04_rendered.ipynb #c08d623c
+# %% ../nbs/04_rendered.ipynb #415610e3
 def _sample_torso(scene, px, py, shift, channels=slice(0, 5)):
     """Neck and shoulders at positions in decimetres: (frames, channels, h, w)."""
     follow = shift[:, :2, None, None] * torch.tensor((0.55, 0.5), device=shift.device)[:, None, None]
@@ -2290,7 +2315,7 @@ def _pixel_places(scene, shape, span, samples):
     return columns, rows
 
 
-# %% ../nbs/04_rendered.ipynb #202d126e
+# %% ../nbs/04_rendered.ipynb #2c674c54
 def _draw_frames(scene, shape, span, samples, window):
     """Linear pictures (n, 3, h, w) and face masks (n, h, w) of a span of frames, `samples` squared to a pixel."""
     (height, width), device, look = shape, scene.rotation.device, scene.look
@@ -2313,12 +2338,8 @@ def _draw_frames(scene, shape, span, samples, window):
     )
     before = _sample_torso(scene, px, py, shift, slice(3, 5))
     cover = cover * (1 - _step(-0.03, 0.03, before[:, 1] - towards) * before[:, 0])
-    layer = _unpack(
-        torch.cat((colour * cover[:, None], cover[:, None], (face * cover)[:, None]), 1),
-        index,
-        rows.shape[1] * columns.shape[1],
-    )
-    layer = F.avg_pool2d(layer.view(len(rows), 5, rows.shape[1], columns.shape[1]), samples)
+    layer = torch.cat((colour * cover[:, None], cover[:, None], (face * cover)[:, None]), 1) / samples**2
+    layer = _pool(layer, index, (rows.shape[1], columns.shape[1]), samples)
     part = picture[:, :, top:bottom, left:right]
     part.copy_(part * (1 - layer[:, 3:4]) + layer[:, :3])
     masks = torch.zeros(len(rows), height, width, dtype=torch.bool, device=device)
@@ -2326,7 +2347,7 @@ def _draw_frames(scene, shape, span, samples, window):
     return picture, masks
 
 
-# %% ../nbs/04_rendered.ipynb #415610e3
+# %% ../nbs/04_rendered.ipynb #3f7e08ae
 def _vignette(shape, amount, device):
     ys, xs = torch.meshgrid(torch.linspace(-1, 1, shape[0]), torch.linspace(-1, 1, shape[1]), indexing="ij")
     return (1 - amount * (xs * xs + ys * ys))[None, None].to(device)
@@ -2341,7 +2362,7 @@ def _develop(scene, picture, shape, first_frame):
     return _sensor(value, look, grain, look.blur * height / 256)
 
 
-# %% ../nbs/04_rendered.ipynb #2c674c54
+# %% ../nbs/04_rendered.ipynb #9bfa3333
 @contextlib.contextmanager
 def _workers(device):
     """A `map` that spreads work over torch's threads, one operation to a thread.
@@ -2361,8 +2382,8 @@ def _workers(device):
         torch.set_num_threads(threads)
 
 
-# %% ../nbs/04_rendered.ipynb #3f7e08ae
-def _render_scene(scene, shape, spread, samples=2, chunk_samples=2**19):
+# %% ../nbs/04_rendered.ipynb #d877e828
+def _render_scene(scene, shape, spread, samples=2, chunk_samples=2**20):
     """All frames of a scene: images and face masks as arrays."""
     n, window = len(scene.rotation), _window(scene, shape)
     chunk = max(2, chunk_samples // (shape[0] * shape[1] * samples**2))
@@ -2379,7 +2400,7 @@ def _render_scene(scene, shape, spread, samples=2, chunk_samples=2**19):
     return images, masks
 
 
-# %% ../nbs/04_rendered.ipynb #9bfa3333
+# %% ../nbs/04_rendered.ipynb #6f10feb2
 def _checked_shape(size):
     """Height and width from a number or a pair."""
     pair = (size, size) if isinstance(size, (int, np.integer)) and not isinstance(size, bool) else size
@@ -2403,7 +2424,7 @@ def _checked_people(identities):
     return identities
 
 
-# %% ../nbs/04_rendered.ipynb #d877e828
+# %% ../nbs/04_rendered.ipynb #03b998a2
 def _checked_count(value, name, least):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise InputError(f"{name} is a whole number of at least {least}, not {value!r}")
@@ -2418,7 +2439,7 @@ def _checked_domain(domain):
     return domain
 
 
-# %% ../nbs/04_rendered.ipynb #6f10feb2
+# %% ../nbs/04_rendered.ipynb #8efd0941
 def _assemble(scene, shape, times, domain, seed, spread):
     """Render a scene and write down what is known about it."""
     device = scene.rotation.device
@@ -2437,7 +2458,7 @@ def _assemble(scene, shape, times, domain, seed, spread):
     return Rendering(images, landmarks, masks, boxes, table)
 
 
-# %% ../nbs/04_rendered.ipynb #8efd0941
+# %% ../nbs/04_rendered.ipynb #c5b0ecc9
 def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0, device=None):
     """Render a video of one person.
 
@@ -2482,7 +2503,7 @@ def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0,
         return _assemble(scene, shape, times, domain, seed, spread)
 
 
-# %% ../nbs/04_rendered.ipynb #874c5ae8
+# %% ../nbs/04_rendered.ipynb #81911f6d
 def render_stills(identities, domain, *, size=256, seed=0, device=None):
     """Render one picture of each person; a person given twice gets two different pictures.
 

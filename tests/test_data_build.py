@@ -424,3 +424,12 @@ def test_real_recordings_are_swapped_into_a_set(shared_data, tmp_path):
     report = build("ffpp", tmp_path / "media", tmp_path / "out", settings=SMALL)
     assert not rejected and report.manifest.label.tolist() == [1, 1, 0, 0]
     assert (report.manifest.n_frames == 8).all() and report.leaking == 0
+
+
+def test_rendered_people_are_a_source_of_their_own(tmp_path):
+    settings = {**SMALL, "frames": 4}
+    report = build("rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings)
+    assert report.manifest.label.tolist() == [1, 1, 0, 0] and report.leaking == 0
+    assert (report.manifest.n_frames == 4).all()
+    again = build("rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings)
+    assert (again.built, again.kept) == (0, 4)

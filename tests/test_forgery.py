@@ -546,11 +546,9 @@ PEOPLE, TAKES = 6, 4
 
 @pytest.fixture(scope="module")
 def pairs():
-    """24 clips straight from the renderer, each with a swap."""
+    """24 clips straight from the renderer, framed as broadly as FaceForensics++, each with a swap."""
     films = [
-        render_video(
-            random_identity(100 + place), "conference", 12 * TAKES, size=96, frame_rate=25, seed=place
-        )
+        render_video(random_identity(100 + place), "studio", 12 * TAKES, size=128, frame_rate=25, seed=place)
         for place in range(PEOPLE)
     ]
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -51,39 +52,46 @@ def test_installed_metadata_has_the_requirements_of_settings():
     assert metadata.version("deepfake-nb") == settings()["version"]
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def answer(*command, cwd):
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT)
+
+
 @pytest.fixture(scope="module")
 def installed_wheel(tmp_path_factory):
     """An empty environment with only the wheel in it; its dependencies are found where this one has them."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(ROOT)]
-    subprocess.run(build, check=True, capture_output=True)
+    source = folder / "source"
+    shutil.copytree(
+        ROOT / "deepfake_nb", source / "deepfake_nb", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    build = answer(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source, cwd=folder)
+    assert build.returncode == 0, build.stderr[-2000:]
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
-    site = Path(
-        subprocess.check_output(
-            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
-        ).strip()
-    )
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    wheel = next(folder.glob("*.whl"))
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
-    return folder / "venv" / "bin"
+    install = ("-m", "pip", "--python", python, "install", "--no-deps", next(folder.glob("*.whl")))
+    assert answer(sys.executable, *install, cwd=folder).returncode == 0
+    site = answer(
+        python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder
+    ).stdout.strip()
+    (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python.parent
 
 
 def test_wheel_works_without_the_source_tree(installed_wheel, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-    def answer(*command):
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-
-    where = answer(installed_wheel / "python", "-c", "import deepfake_nb; print(deepfake_nb.__file__)")
+    command = installed_wheel / "deepfake-nb"
+    code = "import deepfake_nb; print(deepfake_nb.__file__)"
+    where = answer(installed_wheel / "python", "-c", code, cwd=tmp_path)
     assert str(ROOT) not in where.stdout and where.returncode == 0, where
-    version = answer(installed_wheel / "deepfake-nb", "--version")
+    version = answer(command, "--version", cwd=tmp_path)
     assert version.stdout.strip() == f"deepfake-nb {settings()['version']}", version.stderr
-    assert "score" in answer(installed_wheel / "deepfake-nb", "--help").stdout
-    assert "not here (installed package)" in answer(installed_wheel / "deepfake-nb", "info").stdout
-    study = answer(installed_wheel / "deepfake-nb", "study")
+    assert "score" in answer(command, "--help", cwd=tmp_path).stdout
+    assert "not here (installed package)" in answer(command, "info", cwd=tmp_path).stdout
+    study = answer(command, "study", cwd=tmp_path)
     assert study.returncode == 3 and "Clone the repository" in study.stderr
 
 
