@@ -1070,7 +1070,7 @@ def _frames_between(decoder, stride, start_s, stop_s, max_frames):
 # %% ../nbs/01_video.ipynb #cbd639e6
 _CLOCK = 90_000  # ticks a second: exact for 24, 25, 29.97, 30, 50 and 60 frames a second
 _BT601 = 6  # H.273 code of the matrix of SMPTE 170M
-_ENCODER_THREADS = 4
+_ENCODER_THREADS = 4  # at constant quality
 _AVX_512 = 13  # OpenCV's number for this kind of processor
 _PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
 _ENDINGS_WRITTEN = (".mp4", ".m4v", ".mov", ".mkv")
@@ -1083,7 +1083,8 @@ def _coding_options(crf, bitrate, preset, default_crf):
     if crf is not None and bitrate is not None:
         raise InputError("Give either crf or bitrate, not both.")
     instructions = ":asm=avx2" if cv2.checkHardwareSupport(_AVX_512) else ""
-    options = {"preset": preset, "x264-params": f"threads={_ENCODER_THREADS}:sliced-threads=0{instructions}"}
+    threads = _ENCODER_THREADS if bitrate is None else 1
+    options = {"preset": preset, "x264-params": f"threads={threads}:sliced-threads=0{instructions}"}
     if bitrate is None:
         crf = default_crf if crf is None else crf
         if not 0 <= crf <= 51:
@@ -1160,7 +1161,9 @@ def _write(path, timed_images, rate, options):
         raise InputError(
             f"Cannot write {str(path)!r}: the ending must be one of {', '.join(_ENDINGS_WRITTEN)}."
         )
-    container_options = {"fflags": "+bitexact", "movflags": "+faststart"}
+    container_options = {"fflags": "+bitexact"}
+    if path.suffix.lower() != ".mkv":
+        container_options["movflags"] = "+faststart"
     encodable, timed_images = _Encodable(rate), iter(timed_images)
     first = next(timed_images, None)
     if first is None:

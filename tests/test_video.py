@@ -571,6 +571,14 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
     assert [len(sums[size]) for size in sizes] == [1, 1, 1]
 
 
+def test_a_bitrate_gives_the_same_bytes_too(tmp_path):
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.integers(0, 255, (200, 200, 3), dtype=np.uint8), (0, 0), 3)
+    frames = [texture[shift : shift + 68, shift : shift + 68] for shift in range(33)]
+    sums = {sha256_of(write_video(tmp_path / "out.mp4", frames, 25, bitrate=20_000)) for _ in range(15)}
+    assert len(sums) == 1
+
+
 def test_bitrate_is_kept(tmp_path):
     rng = np.random.default_rng(0)
     texture = cv2.GaussianBlur(rng.integers(0, 255, (240, 1000, 3), dtype=np.uint8), (0, 0), 1)
