@@ -270,9 +270,10 @@ def bench(
     from deepfake_nb.study import run_benchmarks, write_json
 
     rows = run_benchmarks(names, media)
-    columns = ("name", "ours_s", "plain_s", "ratio", "goal", "met", "note")
-    shown = [[f"{row[c]:.3g}" if isinstance(row[c], float) else row[c] for c in columns] for row in rows]
-    _print_table("Benchmarks", columns, shown)
+    for row in rows:
+        met = "met" if row["met"] else "NOT met"
+        typer.echo(f"{row['name']}: ratio {row['ratio']:.3g}, goal {row['goal']}: {met}")
+        typer.echo(f"  ours {row['ours_s']:.3g} s, plain {row['plain_s']:.3g} s; {row['note']}")
     if json_file:
         write_json(json_file, rows)
 

@@ -826,14 +826,9 @@ def _find_points(position, t):
     """Five landmarks and the outline of the face on the skin, as points (points, 3)."""
     nose = -0.323 - 0.25 * t["nose_length"]
     corner = t["mouth_height"] + t["mouth_curve"]
-    ex, ey, mw = t["eye_distance"], t["eye_height"], t["mouth_width"]
-    flat = [
-        (0.004 - ex, ey),
-        (ex - 0.004, ey),
-        (0.0, nose),
-        (-1.02 * mw, corner + 0.050),
-        (1.02 * mw, corner + 0.050),
-    ]
+    ex, ey, mw = t["eye_distance"] + 0.018 * (t["build"] - 0.6), t["eye_height"] - 0.010, t["mouth_width"]
+    mx, my = 0.134 + 0.5 * mw + 0.016 * (t["build"] - 0.5), corner + 0.046 - 0.016 * (t["build"] - 0.5)
+    flat = [(-ex, ey), (ex, ey), (0.0, nose), (-mx, my), (mx, my)]
     flat += [
         (0.0, 0.80),
         (0.0, -1.14 - t["jaw_drop"]),
@@ -849,7 +844,7 @@ def _find_points(position, t):
         rows.append((px, py, float(z[nearest])))
     points = torch.tensor(rows)
     points[:3, 2] -= torch.tensor(
-        (0.03, 0.03, 0.14)
+        (0.03, 0.03, 0.09)
     )  # where a detector trained on photographs puts them: under the skin
     return points
 
@@ -897,7 +892,7 @@ def _openness(radius, direction_map, size=96):
 
 
 # %% ../nbs/04_rendered.ipynb #4663d5fe
-@functools.lru_cache(maxsize=6)
+@functools.lru_cache(maxsize=12)
 def _build_person(identity, size):
     """Model and paint one person, once; see `_Person`."""
     t, style = identity.trait, HAIR_STYLES[identity.trait["hair_style"]]
@@ -1149,7 +1144,7 @@ def _build_torso(person, outfit, light, rotation, generator, size):
         2, 0, 1
     )
     skin = _vector(t["skin"])[:, None, None] * (1 - 0.05 * weave.abs().clamp(max=1) * 0.2)
-    albedo = skin * (1 - cloth) + colour * cloth * (1 + 0.05 * weave)
+    albedo = skin * (1 - cloth) + colour * cloth * (1 + 0.03 * weave)
     lit = _light_torso(person, light, rotation, torch.stack((x, y, raised)), normal, albedo, cloth, gloss)
     cover = cover * _step(-0.42, -0.46, y)
     return torch.cat((lit, cover[None], raised[None]))
@@ -1529,7 +1524,7 @@ POSE_SPREAD = {  # degrees: mean yaw and pitch of a scene, then movement within 
     "studio": (7.0, 3.0, 6.0, 3.0),
     "conference": (9.0, 5.0, 6.0, 3.5),
     "celebrity": (14.0, 4.0, 6.0, 3.0),
-    "wild": (19.0, 8.0, 5.0, 3.0),
+    "wild": (14.0, 6.0, 5.0, 3.0),
 }
 
 
@@ -1570,7 +1565,7 @@ def _draw_motion(rng, domain, times, still):
     """Pose and expression of every frame: a dictionary of float arrays (n,); angles in degrees."""
     yaw, pitch, turn, nod = POSE_SPREAD[domain]
     n = len(times)
-    mean_yaw, mean_pitch = np.clip(rng.normal(0, [yaw, pitch]), [-32, -13], [32, 13])
+    mean_yaw, mean_pitch = np.clip(rng.normal(0, [yaw, pitch]), [-26, -12], [26, 12])
     mood = float(np.clip(rng.normal(0.25 if domain != "celebrity" else 0.45, 0.3), -0.15, 0.9))
     talks = rng.random() < (0.85 if not still else 0.45)
     mouth = _speech(rng, times) if not still else np.full(n, rng.uniform(0, 0.8))
@@ -1635,9 +1630,9 @@ def _draw_look(rng, domain):
     """Camera of a scene, by domain."""
     looks = {  # scale, distance, exposure, blur, sharpen, noise, vignette
         "studio": ((0.205, 0.245), (16, 24), (0.95, 1.10), (0.35, 0.7), 0.25, (0.6, 1.5), 0.05),
-        "conference": ((0.210, 0.270), (6.5, 9.0), (0.75, 1.15), (0.6, 1.1), 0.7, (2.0, 5.0), 0.12),
+        "conference": ((0.200, 0.255), (7.0, 10.0), (0.80, 1.15), (0.5, 0.95), 0.7, (1.6, 4.2), 0.12),
         "celebrity": ((0.215, 0.275), (12, 20), (0.95, 1.25), (0.35, 0.8), 0.2, (0.8, 2.2), 0.15),
-        "wild": ((0.215, 0.330), (8, 18), (0.85, 1.30), (0.3, 0.9), 0.3, (0.6, 3.0), 0.10),
+        "wild": ((0.200, 0.290), (8, 18), (0.85, 1.30), (0.3, 0.9), 0.3, (0.6, 3.0), 0.10),
     }[domain]
     scale, distance, exposure, blur, sharpen, noise, vignette = looks
     warmth = rng.normal(0, 0.035 if domain == "studio" else 0.06)
@@ -2125,7 +2120,8 @@ class Rendering:
     ----------
     images : uint8 array, shape (n, height, width, 3), RGB
     landmarks : float32 array, shape (n, 5, 2)
-        Left eye, right eye, nose tip, left and right mouth corner in pixels (x, y); left is left in the picture.
+        Left eye, right eye, nose tip, left and right mouth corner in pixels (x, y); left is left in the picture, whole
+        numbers are middles of pixels.
     face_masks : bool array, shape (n, height, width)
         Visible skin of the face, eyes and mouth included, hair not.
     boxes : float32 array, shape (n, 4)
@@ -2232,15 +2228,13 @@ def _shifts(scene):
 
 
 def _project(points, scene, shape):
-    """Points (frames, k, 3) in the camera's frame to pixels (frames, k, 2)."""
+    """Points (frames, k, 3) in the camera's frame to pixels (frames, k, 2); whole numbers are middles of pixels."""
     height, width = shape
     look = scene.look
     zoom = torch.tensor(scene.motion["zoom"], dtype=torch.float32, device=points.device)[:, None]
     scale = look.scale * height * zoom * look.distance / (look.distance - points[..., 2])
-    return torch.stack(
-        (look.centre[0] * width + scale * points[..., 0], look.centre[1] * height - scale * points[..., 1]),
-        -1,
-    )
+    x = look.centre[0] * width + scale * points[..., 0]
+    return torch.stack((x, look.centre[1] * height - scale * points[..., 1]), -1) - 0.5
 
 
 # %% ../nbs/04_rendered.ipynb #c08d623c
@@ -2383,10 +2377,10 @@ def _workers(device):
 
 
 # %% ../nbs/04_rendered.ipynb #d877e828
-def _render_scene(scene, shape, spread, samples=2, chunk_samples=2**20):
-    """All frames of a scene: images and face masks as arrays."""
-    n, window = len(scene.rotation), _window(scene, shape)
-    chunk = max(2, chunk_samples // (shape[0] * shape[1] * samples**2))
+def _render_scene(scene, shape, spread, chunk_samples=2**20):
+    """All frames of a scene: images and face masks as arrays; four samples a pixel, one in pictures of half a megapixel."""
+    n, window, samples = len(scene.rotation), _window(scene, shape), 2 if shape[0] * shape[1] < 2**19 else 1
+    chunk = max(1, chunk_samples // (shape[0] * shape[1] * samples**2))
     images, masks = np.empty((n, *shape, 3), np.uint8), np.empty((n, *shape), bool)
 
     def draw(start):

@@ -654,7 +654,7 @@ def _execute(notebook, parameters, folder):
     try:
         papermill.execute_notebook(
             notebook, failed, parameters, kernel_name="python3", cwd=folder, progress_bar=False,
-            request_save_on_cell_execute=False,
+            request_save_on_cell_execute=False, extra_arguments=["--log-level=ERROR"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         if error.ename in ("InputError", "UsageError"):
@@ -813,7 +813,8 @@ def run_benchmarks(names=None, media=None):
     InputError
         The package is installed without its benchmarks.
     """
-    import runpy
+    import importlib
+    import sys
 
     root = project_root()
     files = {} if root is None else {p.stem: p for p in sorted((root / "benchmarks").glob("[a-z]*.py"))}
@@ -822,7 +823,15 @@ def run_benchmarks(names=None, media=None):
     unknown = [name for name in names or [] if name not in files]
     if unknown:
         raise UsageError(f"There is no benchmark {unknown[0]!r}. Choose from: {', '.join(files)}.")
-    return [row for name in names or files for row in runpy.run_path(str(files[name]))["run"](media=media)]
+    sys.path.insert(0, str(root))  # so that a benchmark can start processes, which import it by name
+    try:
+        return [
+            row
+            for name in names or files
+            for row in importlib.import_module(f"benchmarks.{name}").run(media=media)
+        ]
+    finally:
+        sys.path.remove(str(root))
 
 
 # %% ../nbs/00_study.ipynb #6ff0405e

@@ -20,7 +20,7 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "mystnb.mime_priority"]
+suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "mystnb.mime_priority", "ref.python"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

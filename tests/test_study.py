@@ -111,6 +111,28 @@ def test_a_second_study_in_one_folder_says_so(small_study):
     study.run_study("smoke")
 
 
+BENCHMARK = """
+import multiprocessing
+
+def work():
+    return 0.5
+
+def run(media=None):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        ours_s = pool.apply(work)
+    return [dict(name="half", ours_s=ours_s, plain_s=1.0, ratio=2.0, goal="2", met=True, note=str(media))]
+"""
+
+
+def test_a_benchmark_may_start_processes(small_study):
+    (small_study / "benchmarks").mkdir()
+    (small_study / "benchmarks" / "halves.py").write_text(BENCHMARK)
+    rows = study.run_benchmarks(media="a.mp4")
+    assert (rows[0]["ours_s"], rows[0]["note"]) == (0.5, "a.mp4")
+    with pytest.raises(UsageError, match="Choose from: halves"):
+        study.run_benchmarks(["thirds"])
+
+
 def limit_file_size():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
