@@ -154,6 +154,7 @@ def data_build(
         raise InputError(f"Nothing in {str(root)!r} could be used; {str(out / 'rejected.csv')!r} says why.")
 
 
+# %% ../nbs/80_cli.ipynb #0eead321
 @data_app.command("check")
 def data_check(folder: Annotated[Path, typer.Argument(help="A folder that `data build` wrote.")]):
     """Check a build: checksums, paths, labels, and that no identity crosses a split."""
@@ -172,7 +173,7 @@ def data_check(folder: Annotated[Path, typer.Argument(help="A folder that `data 
     typer.echo("No problems.")
 
 
-# %% ../nbs/80_cli.ipynb #0eead321
+# %% ../nbs/80_cli.ipynb #4a0b967d
 def _progress():
     from rich.progress import (
         BarColumn,
@@ -197,7 +198,7 @@ def _progress():
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-# %% ../nbs/80_cli.ipynb #4ffe190e
+# %% ../nbs/80_cli.ipynb #f37185a7
 @app.command()
 def score(
     paths: Annotated[list[Path], typer.Argument(help="Pictures, videos, folders.", metavar="PATH...")],
@@ -227,7 +228,7 @@ def score(
     typer.echo(f"trained on: {said[0].trained_on}. {said[0].reason}")
 
 
-# %% ../nbs/80_cli.ipynb #500aead7
+# %% ../nbs/80_cli.ipynb #17bc8fca
 @weights_app.command("list")
 def weights_list():
     """The published checkpoints that can be read."""
@@ -255,7 +256,7 @@ def weights_check(file: Annotated[Path, typer.Argument(help="A weight file.")]):
     _print_table(str(file), ("property", "value"), asdict(check_file(file)).items())
 
 
-# %% ../nbs/80_cli.ipynb #5b0424bf
+# %% ../nbs/80_cli.ipynb #8e21864c
 @app.command()
 def bench(
     names: Annotated[
@@ -286,7 +287,7 @@ def info():
     _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
 
 
-# %% ../nbs/80_cli.ipynb #81de98eb
+# %% ../nbs/80_cli.ipynb #0cd4fe30
 def main(arguments=None):
     """Run the command line.
 
@@ -313,6 +314,6 @@ def main(arguments=None):
         raise SystemExit(0) from None
 
 
-# %% ../nbs/80_cli.ipynb #0cd4fe30
+# %% ../nbs/80_cli.ipynb #3caaa8cb
 if __name__ == "__main__":
     main()

@@ -277,6 +277,7 @@ def standard_face(size):
     return STANDARD_FACE * (size / STANDARD_SIZE)
 
 
+# %% ../nbs/02_faces.ipynb #8da0f488
 def fit_similarity(points, target):
     """Fit one similarity transform to the points of one or many frames together, by least squares.
 
@@ -322,7 +323,7 @@ def fit_similarity(points, target):
     return np.array([[inverse.real, -inverse.imag, shift.real], [inverse.imag, inverse.real, shift.imag]])
 
 
-# %% ../nbs/02_faces.ipynb #8da0f488
+# %% ../nbs/02_faces.ipynb #6fa0cd53
 def transform_points(matrix, points):
     """Map points by a 2x3 matrix.
 
@@ -339,7 +340,7 @@ def transform_points(matrix, points):
     return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
 
 
-# %% ../nbs/02_faces.ipynb #c4d65910
+# %% ../nbs/02_faces.ipynb #120c1dd2
 def enlarge_box(box, scale=0.5, shape=None):
     """Enlarge a box by `scale` times its size on each side, rounded to whole pixels within the picture.
 
@@ -368,7 +369,7 @@ def enlarge_box(box, scale=0.5, shape=None):
     return large.astype(int)
 
 
-# %% ../nbs/02_faces.ipynb #120c1dd2
+# %% ../nbs/02_faces.ipynb #620cbddb
 @dataclass
 class _Region:
     """A cut from a frame, perhaps reduced, and how its pixels lie in the frame."""
@@ -403,7 +404,7 @@ def _shrink_for(matrix):
     return max(1, int(1 / max(np.hypot(matrix[0, 0], matrix[1, 0]), 1e-3)))
 
 
-# %% ../nbs/02_faces.ipynb #620cbddb
+# %% ../nbs/02_faces.ipynb #8a51f8f4
 def warp(image, matrix, size):
     """Cut a square crop by a similarity transform.
 
@@ -435,7 +436,7 @@ def warp(image, matrix, size):
     return _Region.of(image[y0:y1, x0:x1], (x0, y0), shrink).warped(matrix, size)
 
 
-# %% ../nbs/02_faces.ipynb #8a51f8f4
+# %% ../nbs/02_faces.ipynb #fc5b3528
 def align_clip(images, boxes, landmarks, size=224):
     """Align a clip as AltFreezing does: one similarity transform for all its frames.
 
@@ -477,7 +478,7 @@ def align_clip(images, boxes, landmarks, size=224):
     return crops, matrix
 
 
-# %% ../nbs/02_faces.ipynb #36f67df8
+# %% ../nbs/02_faces.ipynb #6766a730
 def window_start(position, n_frames, window):
     """First frame of the window around `position`, kept within the track.
 
@@ -515,7 +516,7 @@ def track_transforms(landmarks, size=224, window=32):
     return np.stack([fitted[start] for start in starts]) if starts else np.zeros((0, 2, 3))
 
 
-# %% ../nbs/02_faces.ipynb #aa10949b
+# %% ../nbs/02_faces.ipynb #398ddd2a
 def _clip_frames(track, start, length, stride):
     """The slice of a track's frames that makes a clip."""
     stop = start + (length - 1) * stride + 1
@@ -526,7 +527,7 @@ def _clip_frames(track, start, length, stride):
     return slice(start, stop, stride)
 
 
-# %% ../nbs/02_faces.ipynb #398ddd2a
+# %% ../nbs/02_faces.ipynb #a7caac53
 @dataclass
 class FaceTrack:
     """One person's face through one shot; a picture gives a track of one frame.
@@ -609,7 +610,7 @@ class FaceTrack:
         return [self.clip(start, length, stride) for start in range(0, len(self) - span + 1, step or span)]
 
 
-# %% ../nbs/02_faces.ipynb #5a3cdaf8
+# %% ../nbs/02_faces.ipynb #fd3fd2b2
 def refit_clip(track, start, length, stride=1):
     """A clip of a stored track under AltFreezing's own transform, fitted to the landmarks of this clip's frames only.
 
@@ -638,7 +639,7 @@ def refit_clip(track, start, length, stride=1):
     return refitted
 
 
-# %% ../nbs/02_faces.ipynb #d8e324d7
+# %% ../nbs/02_faces.ipynb #11bec08a
 @contextlib.contextmanager
 def _temporary_space():
     try:
@@ -666,6 +667,7 @@ class _CropSpool:
                     self.file.write(self.crops.pop(0).data)
 
 
+# %% ../nbs/02_faces.ipynb #2a0217a3
 class _CropShelf:
     """Crops of finished tracks: in memory up to a limit, then one behind the other in one temporary file."""
 
@@ -699,7 +701,7 @@ class _CropShelf:
                 track.crops = everything[first : first + count]
 
 
-# %% ../nbs/02_faces.ipynb #11bec08a
+# %% ../nbs/02_faces.ipynb #15e4495f
 class _Cropper:
     """Aligned crops of one track, made as its frames come in."""
 
@@ -732,7 +734,7 @@ class _Cropper:
         return np.stack(self.transforms), self.spool
 
 
-# %% ../nbs/02_faces.ipynb #15e4495f
+# %% ../nbs/02_faces.ipynb #eb9d37bf
 def _thumbnail(frame):
     small = frame.resized(max(32, max(frame.shape) // 8))
     return np.float32(cv2.resize(small, (32, 32), interpolation=cv2.INTER_AREA))
@@ -749,7 +751,7 @@ def _find_cuts(thumbnails, threshold):
     return [at + 1 for at, step in enumerate(steps) if step > threshold and step > 3 * usual[at]]
 
 
-# %% ../nbs/02_faces.ipynb #19f4ebf0
+# %% ../nbs/02_faces.ipynb #29b2b128
 class _OpenTrack:
     """A track that may still grow."""
 
@@ -804,7 +806,7 @@ class _OpenTrack:
         return track
 
 
-# %% ../nbs/02_faces.ipynb #bc2fcfd6
+# %% ../nbs/02_faces.ipynb #2dc51e16
 def _overlap(boxes, others):
     """Intersection over union of each box with each other box."""
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
@@ -829,7 +831,7 @@ def _match(expected, found):
     return [(int(row), int(column)) for row, column in pairs if possible[row, column]]
 
 
-# %% ../nbs/02_faces.ipynb #29b2b128
+# %% ../nbs/02_faces.ipynb #0bb30b52
 _SMALLEST_FACE = 36
 
 
@@ -864,7 +866,7 @@ def _merge(close, searched):
     return _suppress_overlaps(join_detections([close, searched]), rank, 0.4)
 
 
-# %% ../nbs/02_faces.ipynb #0bb30b52
+# %% ../nbs/02_faces.ipynb #55fd411a
 @dataclass
 class _Looker:
     """Decides how to look at a frame: closely at known faces, or at all of it."""
@@ -897,7 +899,7 @@ class _Looker:
         return int(np.clip(size, min(256, full), full))
 
 
-# %% ../nbs/02_faces.ipynb #354fe454
+# %% ../nbs/02_faces.ipynb #07828528
 @dataclass
 class _Shot:
     """The people in one shot."""
@@ -939,10 +941,11 @@ class _Shot:
         self.tracks, self.looker.searched_at_s = [], -np.inf
 
 
-# %% ../nbs/02_faces.ipynb #07828528
+# %% ../nbs/02_faces.ipynb #973a7777
 _BUFFER_BYTES = 256 << 20
 
 
+# %% ../nbs/02_faces.ipynb #15756cca
 @dataclass
 class _Tracker:
     shot: _Shot
@@ -998,7 +1001,7 @@ class _Tracker:
             self.buffer.popleft()
 
 
-# %% ../nbs/02_faces.ipynb #2b99d5d4
+# %% ../nbs/02_faces.ipynb #664ef4e7
 def track_faces(
     frames,
     detector,
@@ -1060,13 +1063,13 @@ def track_faces(
     return sorted(tracks, key=lambda track: -_prominence(track))
 
 
-# %% ../nbs/02_faces.ipynb #973a7777
+# %% ../nbs/02_faces.ipynb #17f2541b
 def _prominence(track):
     sides = np.clip(track.boxes[:, 2:] - track.boxes[:, :2], 0, None)
     return float(np.sqrt(np.prod(sides, -1)).sum())
 
 
-# %% ../nbs/02_faces.ipynb #664ef4e7
+# %% ../nbs/02_faces.ipynb #a46227f1
 def _search_still(image, detector):
     found = detector.detect(image)
     size = getattr(detector, "working_size", 640)
@@ -1107,7 +1110,7 @@ def _still_tracks(image, detector, crop_size):
     return sorted(tracks, key=lambda track: -_prominence(track))
 
 
-# %% ../nbs/02_faces.ipynb #17f2541b
+# %% ../nbs/02_faces.ipynb #8164557b
 def face_tracks(
     source, detector=None, *, crop_size=224, every=5, max_frames=None, **options
 ) -> list[FaceTrack]:
@@ -1147,7 +1150,7 @@ def face_tracks(
     return track_faces(source, detector, crop_size=crop_size, every=every, max_frames=max_frames, **options)
 
 
-# %% ../nbs/02_faces.ipynb #e75ac58e
+# %% ../nbs/02_faces.ipynb #6a71ae05
 def ffhq_transform(landmarks, size=256):
     """The similarity that cuts a face as FFHQ's pictures were cut.
 
@@ -1186,7 +1189,7 @@ def ffhq_transform(landmarks, size=256):
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
-# %% ../nbs/02_faces.ipynb #a3b06482
+# %% ../nbs/02_faces.ipynb #36e7ff56
 def _mirror_and_blur(image, matrix, size):
     """Extend a picture to what the crop needs: mirrored, and blurred with the distance from the border."""
     corners = transform_points(
@@ -1213,7 +1216,7 @@ def _mirror_and_blur(image, matrix, size):
     return np.uint8(np.clip(np.rint(wide), 0, 255)), moved
 
 
-# %% ../nbs/02_faces.ipynb #4e43c244
+# %% ../nbs/02_faces.ipynb #a22527be
 def align_ffhq(image, landmarks, size=256):
     """Cut and turn a face as FFHQ's pictures were.
 
@@ -1240,7 +1243,7 @@ def align_ffhq(image, landmarks, size=256):
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
 
 
-# %% ../nbs/02_faces.ipynb #5ed00da3
+# %% ../nbs/02_faces.ipynb #688a93e7
 STORE_VERSION = 1
 ALIGNMENT = "altfreezing-window"
 """What the crops of a store are: AltFreezing's standard points and fit, over a sliding window of frames."""
@@ -1264,7 +1267,7 @@ class FaceTrackRecord:
     meta: dict
 
 
-# %% ../nbs/02_faces.ipynb #308ea629
+# %% ../nbs/02_faces.ipynb #6d8b34b4
 _FIELDS = {
     "frame_indices": "I64",
     "times_s": "F64",
@@ -1303,7 +1306,7 @@ def _store_header(arrays, meta):
     return len(text).to_bytes(8, "little") + text
 
 
-# %% ../nbs/02_faces.ipynb #2fdea863
+# %% ../nbs/02_faces.ipynb #97babbbf
 def write_face_tracks(path, tracks, media_id, **meta) -> str:
     """Write the face tracks of one media file; the file appears whole or not at all.
 
@@ -1357,7 +1360,7 @@ def write_face_tracks(path, tracks, media_id, **meta) -> str:
     return checksum
 
 
-# %% ../nbs/02_faces.ipynb #688a93e7
+# %% ../nbs/02_faces.ipynb #fc70c183
 def _read_store_header(path):
     """Header entries, metadata, raw header, and where the data begin."""
     damaged = f"The face track file {str(path)!r} is damaged or not a face track file: build it again."
@@ -1398,6 +1401,7 @@ def _verify_checksum(path, meta, raw):
         )
 
 
+# %% ../nbs/02_faces.ipynb #6fdd9c9a
 def _open_array(path, entry, offset):
     kind, shape = np.dtype(_NUMPY_TYPES[entry["dtype"]]), tuple(entry["shape"])
     start, stop = entry["data_offsets"]
@@ -1410,7 +1414,7 @@ def _open_array(path, entry, offset):
         return np.frombuffer(file.read(stop - start), kind).reshape(shape)
 
 
-# %% ../nbs/02_faces.ipynb #6d8b34b4
+# %% ../nbs/02_faces.ipynb #7725f1f8
 def read_face_tracks(path, verify=False) -> FaceTrackRecord:
     """Read a record written by `write_face_tracks`; crops are mapped, not loaded.
 

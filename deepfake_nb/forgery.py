@@ -737,6 +737,7 @@ def _grain_of(picture, inside):
     return detail.T @ detail / max(len(detail), 1)
 
 
+# %% ../nbs/03_forgery.ipynb #f0ecbd18
 def _add_grain(face, picture, mask, share, rng):
     """Give a float face the noise which the picture has and the face lacks."""
     inside = mask > 0.5
@@ -749,7 +750,7 @@ def _add_grain(face, picture, mask, share, rng):
     return face + noise @ mixing.astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #2c4989aa
+# %% ../nbs/03_forgery.ipynb #c28ff2d1
 def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
     """Put the source's face onto the face of a picture.
 
@@ -787,7 +788,7 @@ def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=N
     return _swap_one(image, landmarks, source, replacer, swap_settings(quality), size, rng, None)
 
 
-# %% ../nbs/03_forgery.ipynb #c28ff2d1
+# %% ../nbs/03_forgery.ipynb #162a29ad
 def _prepared(replacer, source, landmarks):
     return replacer.prepare(source, landmarks) if hasattr(replacer, "prepare") else source
 
@@ -822,7 +823,7 @@ def _fit_in(target, replaced, mask, settings, statistics):
     return np.clip(face, 0, 255)
 
 
-# %% ../nbs/03_forgery.ipynb #162a29ad
+# %% ../nbs/03_forgery.ipynb #25114984
 def _paste(image, face, mask, matrix, grain, rng):
     """Lay an aligned float face back into the picture."""
     size = len(mask)
@@ -851,7 +852,7 @@ def _paste(image, face, mask, matrix, grain, rng):
     return result, full_mask
 
 
-# %% ../nbs/03_forgery.ipynb #79561620
+# %% ../nbs/03_forgery.ipynb #c265c651
 def smooth_landmarks(landmarks, sigma=1.0):
     """Smooth landmarks over time, without lag and not across cuts or gaps.
 
@@ -885,7 +886,7 @@ def smooth_landmarks(landmarks, sigma=1.0):
     return np.where(known[:, None, None], total / np.maximum(weight, 1e-9)[:, None, None], np.nan)
 
 
-# %% ../nbs/03_forgery.ipynb #c265c651
+# %% ../nbs/03_forgery.ipynb #5ca2e3a8
 def _landmarks_by_place(landmarks):
     """Landmarks of a track or an array, one entry a frame, NaN without a face; and whether it was a track."""
     if hasattr(landmarks, "frame_indices"):
@@ -913,7 +914,7 @@ def _sources_by_place(source, replacer, filled, is_track):
     return source
 
 
-# %% ../nbs/03_forgery.ipynb #5ca2e3a8
+# %% ../nbs/03_forgery.ipynb #536a868e
 def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
     """Put the source's face onto one person in a video, frame by frame.
 
@@ -974,7 +975,7 @@ def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size
         yield (Frame(frame.index, frame.time_s, swapped) if isinstance(frame, Frame) else swapped), mask
 
 
-# %% ../nbs/03_forgery.ipynb #508d7be6
+# %% ../nbs/03_forgery.ipynb #8ab830e5
 def _splits_of(identities, splits):
     """The split of each identity, or a sentence about the one that is wrong."""
     if len(set(identities)) != len(identities):
@@ -998,7 +999,7 @@ def _splits_of(identities, splits):
     return split_of
 
 
-# %% ../nbs/03_forgery.ipynb #8ab830e5
+# %% ../nbs/03_forgery.ipynb #0748b56b
 def pair_identities(identities, rng, *, splits=None, rounds=1):
     """Pair every identity with others for cross-identity swaps.
 
@@ -1048,7 +1049,7 @@ def pair_identities(identities, rng, *, splits=None, rounds=1):
     return table.sort_values(["split", "target_id", "source_id"], ignore_index=True)
 
 
-# %% ../nbs/03_forgery.ipynb #0748b56b
+# %% ../nbs/03_forgery.ipynb #b1db4e18
 def self_source_index(landmarks, rng, *, outside=None):
     """Choose the frame whose face a self-swap uses.
 
@@ -1088,7 +1089,7 @@ def self_source_index(landmarks, rng, *, outside=None):
     return int(rng.choice(straight))
 
 
-# %% ../nbs/03_forgery.ipynb #bdca71fa
+# %% ../nbs/03_forgery.ipynb #a8e9300e
 def write_masks(path, masks, frame_rate=25):
     """Store forged-area masks without loss beyond 8 bits, atomically.
 
@@ -1139,7 +1140,7 @@ def write_masks(path, masks, frame_rate=25):
     return path
 
 
-# %% ../nbs/03_forgery.ipynb #a8e9300e
+# %% ../nbs/03_forgery.ipynb #481ff19b
 def read_masks(path):
     """Read stored masks, one at a time.
 
@@ -1166,13 +1167,13 @@ def read_masks(path):
         raise InputError(f"Cannot read masks from {str(path)!r}: {error}.") from error
 
 
-# %% ../nbs/03_forgery.ipynb #481ff19b
+# %% ../nbs/03_forgery.ipynb #c023cb89
 def _chain_first(first, rest):
     yield first
     yield from rest
 
 
-# %% ../nbs/03_forgery.ipynb #1abbf5f2
+# %% ../nbs/03_forgery.ipynb #3dc654d1
 @contextlib.contextmanager
 def _with_history(frames, beside, frame_rate, crf):
     """Yield the frames after one pass through a usual encoder; the file between is removed."""
@@ -1188,7 +1189,7 @@ def _with_history(frames, beside, frame_rate, crf):
         between.unlink(missing_ok=True)
 
 
-# %% ../nbs/03_forgery.ipynb #3dc654d1
+# %% ../nbs/03_forgery.ipynb #7f41e0b9
 def write_pair(
     real,
     fake,
@@ -1266,14 +1267,14 @@ def write_pair(
     return real_path, fake_path
 
 
-# %% ../nbs/03_forgery.ipynb #7f41e0b9
+# %% ../nbs/03_forgery.ipynb #dc0b5dbd
 def _write_still(path, image):
     image = _checked_image(image, f"The picture for {Path(path).name!r}")
     options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     Path(path).write_bytes(cv2.imencode(path.suffix.lower(), image[..., ::-1], options)[1].tobytes())
 
 
-# %% ../nbs/03_forgery.ipynb #089dbfbe
+# %% ../nbs/03_forgery.ipynb #99c112b4
 def codec_features(path):
     """Describe a video by its container and packets alone, no picture decoded.
 
@@ -1319,7 +1320,7 @@ def codec_features(path):
         }
 
 
-# %% ../nbs/03_forgery.ipynb #99c112b4
+# %% ../nbs/03_forgery.ipynb #ae95ce6e
 def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     """Try to tell fakes from reals without decoding a picture.
 
@@ -1374,12 +1375,12 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     }
 
 
-# %% ../nbs/03_forgery.ipynb #ae95ce6e
+# %% ../nbs/03_forgery.ipynb #faf99cf3
 def _text_number(content):
     return zlib.crc32(content) / 2**32
 
 
-# %% ../nbs/03_forgery.ipynb #5a424b40
+# %% ../nbs/03_forgery.ipynb #679435e3
 def _each(function, images):
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
@@ -1414,7 +1415,7 @@ def jpeg(images, quality=80):
     return _each(through, images)
 
 
-# %% ../nbs/03_forgery.ipynb #679435e3
+# %% ../nbs/03_forgery.ipynb #bc33d86f
 def gaussian_blur(images, kernel=5, sigma=0.0):
     """Blur by a Gaussian kernel.
 
@@ -1442,7 +1443,7 @@ def brightness(images, factor):
     return _each(lambda image: np.clip(np.round(image * np.float32(factor)), 0, 255).astype(np.uint8), images)
 
 
-# %% ../nbs/03_forgery.ipynb #bc33d86f
+# %% ../nbs/03_forgery.ipynb #885e46ff
 def zoom_dlc_augmentation(images, rng, strength=1.0):
     """Apply the first paper's augmentation: JPEG, blur, brightness.
 
@@ -1468,7 +1469,7 @@ def zoom_dlc_augmentation(images, rng, strength=1.0):
     return brightness(images, factor)
 
 
-# %% ../nbs/03_forgery.ipynb #edbaf5f7
+# %% ../nbs/03_forgery.ipynb #8bb9dc65
 def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     """Let a monitor shine onto the face.
 
@@ -1514,7 +1515,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     return result
 
 
-# %% ../nbs/03_forgery.ipynb #8bb9dc65
+# %% ../nbs/03_forgery.ipynb #482662af
 def low_light(images, rng, strength=0.5):
     """Darken the room and let the camera answer with gain and noise.
 
@@ -1546,7 +1547,7 @@ def low_light(images, rng, strength=0.5):
     return result
 
 
-# %% ../nbs/03_forgery.ipynb #482662af
+# %% ../nbs/03_forgery.ipynb #ff141b0d
 def _soft_box(distance, half, edge):
     ramp = np.clip((half + edge / 2 - np.abs(distance)) / edge, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
@@ -1561,7 +1562,7 @@ def _face_frame(landmarks, height, width):
     return (eyes + mouth) / 2, float(unit)
 
 
-# %% ../nbs/03_forgery.ipynb #459044dd
+# %% ../nbs/03_forgery.ipynb #e0d7fd38
 def far_subject(images, scale, landmarks=None, masks=None):
     """Move the subject away from the camera.
 
@@ -1602,7 +1603,7 @@ def far_subject(images, scale, landmarks=None, masks=None):
     return _moved(result if scale < 1 else images.copy(), matrix, landmarks, masks, cv2.INTER_AREA)
 
 
-# %% ../nbs/03_forgery.ipynb #e0d7fd38
+# %% ../nbs/03_forgery.ipynb #296ad1ab
 def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     """Show the clip in portrait mode between black borders.
 
@@ -1653,7 +1654,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     return moved
 
 
-# %% ../nbs/03_forgery.ipynb #296ad1ab
+# %% ../nbs/03_forgery.ipynb #8694a115
 @dataclass
 class Degraded:
     """Pictures after a degradation, with what is known of them.
@@ -1670,7 +1671,7 @@ class Degraded:
     masks: np.ndarray | None = None
 
 
-# %% ../nbs/03_forgery.ipynb #8694a115
+# %% ../nbs/03_forgery.ipynb #af8e6955
 def _moved(images, matrix, landmarks, masks, interpolation):
     """Bundle pictures with landmarks and masks moved by a 2x3 matrix."""
     if landmarks is not None:
@@ -1693,7 +1694,7 @@ def _moved(images, matrix, landmarks, masks, interpolation):
     return Degraded(images, landmarks, masks)
 
 
-# %% ../nbs/03_forgery.ipynb #8646f707
+# %% ../nbs/03_forgery.ipynb #29337100
 def frozen_indices(count, rng, probability, mean_length=4.0):
     """Tell which frame is shown at each moment when some freeze.
 
@@ -1724,7 +1725,7 @@ def frozen_indices(count, rng, probability, mean_length=4.0):
     return np.maximum.accumulate(np.where(lost, 0, np.arange(count)))
 
 
-# %% ../nbs/03_forgery.ipynb #29337100
+# %% ../nbs/03_forgery.ipynb #2ef33090
 def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, masks=None):
     """Let a call freeze: lost frames show the last one that arrived.
 
@@ -1750,7 +1751,7 @@ def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, m
     )
 
 
-# %% ../nbs/03_forgery.ipynb #2ef33090
+# %% ../nbs/03_forgery.ipynb #5e7e80e0
 @dataclass(frozen=True)
 class Line:
     """How good a call's connection is.
@@ -1790,7 +1791,7 @@ def conference_line(strength):
     return Line(0.35**strength, 0.3 * 0.2**strength, 0.25 * strength**2)
 
 
-# %% ../nbs/03_forgery.ipynb #5e7e80e0
+# %% ../nbs/03_forgery.ipynb #99c9968a
 def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, masks=None):
     """Send a clip through a video call: fewer lines, few bits, frozen frames.
 
@@ -1836,7 +1837,7 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
     return sent
 
 
-# %% ../nbs/03_forgery.ipynb #e2908a4d
+# %% ../nbs/03_forgery.ipynb #c3a6d944
 @dataclass(frozen=True)
 class Degradation:
     """One named way a picture gets worse.
@@ -1868,7 +1869,7 @@ def _blur_side(strength, images):
     return 2 * round(strength * 0.03 * min(images.shape[1:3])) + 1
 
 
-# %% ../nbs/03_forgery.ipynb #c3a6d944
+# %% ../nbs/03_forgery.ipynb #3f8d3cd9
 _CODING = (
     Degradation(
         "paper augmentation",
@@ -1898,7 +1899,7 @@ _CODING = (
     ),
 )
 
-# %% ../nbs/03_forgery.ipynb #3f8d3cd9
+# %% ../nbs/03_forgery.ipynb #aa05fcf1
 _CALL = (
     Degradation(
         "conference channel",
@@ -1947,11 +1948,11 @@ _CALL = (
     ),
 )
 
-# %% ../nbs/03_forgery.ipynb #aa05fcf1
+# %% ../nbs/03_forgery.ipynb #48665c8e
 DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_CALL)}
 
 
-# %% ../nbs/03_forgery.ipynb #48665c8e
+# %% ../nbs/03_forgery.ipynb #209e947d
 def _checked_call(name, images, strength, **given):
     """Pictures as (T, H, W, 3), landmarks and masks alike, and whether it was one still."""
     if name not in DEGRADATIONS:
@@ -1982,7 +1983,7 @@ def _checked_call(name, images, strength, **given):
     return images, arrays, is_still
 
 
-# %% ../nbs/03_forgery.ipynb #209e947d
+# %% ../nbs/03_forgery.ipynb #2bb408b1
 def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_rate=25):
     """Degrade pictures by a named effect of the table `DEGRADATIONS`.
 

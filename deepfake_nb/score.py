@@ -215,6 +215,7 @@ class FaceScore:
     timeline: list
 
 
+# %% ../nbs/70_score.ipynb #52bf6b43
 @dataclass
 class Verdict:
     """What is said of one media file.
@@ -250,7 +251,7 @@ class Verdict:
         return asdict(self)
 
 
-# %% ../nbs/70_score.ipynb #8e3b326b
+# %% ../nbs/70_score.ipynb #d9a0660a
 def score_of_person(frame_scores, minimum_frames=1):
     """Pool the scores of one person's frames by their mean.
 
@@ -283,7 +284,7 @@ def score_of_media(person_scores):
     return max((score for score in person_scores if score is not None), default=None)
 
 
-# %% ../nbs/70_score.ipynb #8da08f30
+# %% ../nbs/70_score.ipynb #cbc7e79e
 class Source(NamedTuple):
     """A media file to score, or what is wrong with a path."""
 
@@ -319,7 +320,7 @@ def find_media(paths, skipped=None):
                 yield Source(path, "No picture or video matches this pattern.")
 
 
-# %% ../nbs/70_score.ipynb #cbc7e79e
+# %% ../nbs/70_score.ipynb #74847ae7
 def not_media(path):
     """Why a named file is no media file; None when it only does not exist, which reading it will say."""
     if not os.path.lexists(path):
@@ -365,7 +366,7 @@ def folder_problem(error, folder):
     )
 
 
-# %% ../nbs/70_score.ipynb #e9128af9
+# %% ../nbs/70_score.ipynb #a09bdd80
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are looked at.
@@ -401,7 +402,7 @@ class Sampling:
         return max(1, min(stride, frame_count // self.fewest), math.ceil(frame_count / self.most))
 
 
-# %% ../nbs/70_score.ipynb #423270b6
+# %% ../nbs/70_score.ipynb #020263b7
 class Crops(NamedTuple):
     """One frame's crops: whose they are, when, and the pixels."""
 
@@ -433,7 +434,7 @@ def cut_frame(frame, rows, tracks, detector):
     return Crops([number for number, _ in rows], frame.time_s, cuts)
 
 
-# %% ../nbs/70_score.ipynb #8842ef6f
+# %% ../nbs/70_score.ipynb #987460e3
 @dataclass
 class Seen:
     """The people in a file, their crops as they stream by, and how the file was looked at."""
@@ -461,7 +462,7 @@ class Counted:
             yield frame
 
 
-# %% ../nbs/70_score.ipynb #987460e3
+# %% ../nbs/70_score.ipynb #a1a47810
 def look_at_picture(path, face_detector, detector):
     """Find the faces of a picture."""
     frame = Frame(0, 0.0, read_image(path))
@@ -491,7 +492,7 @@ def look_at(path, face_detector, detector, sampling):
     return look_at_picture(path, face_detector, detector)
 
 
-# %% ../nbs/70_score.ipynb #d89fcc17
+# %% ../nbs/70_score.ipynb #35fe8c8d
 def batches_of(crops, size):
     """Gather crops into batches of (track, time) and pixels."""
     owners, pixels = [], []
@@ -517,7 +518,7 @@ def rounded(score):
     return None if score is None else round(float(score), 6)
 
 
-# %% ../nbs/70_score.ipynb #35fe8c8d
+# %% ../nbs/70_score.ipynb #70e2bc03
 def score_people(seen, network, detector, device, batch_size):
     """Score every person seen in a file.
 
@@ -537,7 +538,7 @@ def score_people(seen, network, detector, device, batch_size):
     return faces
 
 
-# %% ../nbs/70_score.ipynb #8adb0c9d
+# %% ../nbs/70_score.ipynb #f1144814
 def why_no_score(seen, detector):
     """Why nobody in a file has a score."""
     looked_at = f"{seen.stream.count} frames looked at" if seen.stream else "the picture"
@@ -563,7 +564,7 @@ def judge(seen, faces, detector):
     return "fake" if score >= threshold else "real", score, f"{reason} {seen.damage}".strip()
 
 
-# %% ../nbs/70_score.ipynb #f1144814
+# %% ../nbs/70_score.ipynb #3c1ce8ec
 def find_detector(detector):
     """A detector by its name; one that is passed comes back as it is."""
     if isinstance(detector, Detector):
@@ -578,7 +579,7 @@ def printable(text):
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# %% ../nbs/70_score.ipynb #bf4eb0ee
+# %% ../nbs/70_score.ipynb #7c419237
 class MediaScorer:
     """Scores media files with one detector, one file after the other.
 
@@ -641,7 +642,7 @@ class MediaScorer:
         )  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #37f8a6a8
+# %% ../nbs/70_score.ipynb #ee0de2f3
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
@@ -672,7 +673,7 @@ class Verdicts:
             yield scorer.abstain(path, problem) if problem else scorer.score(path)
 
 
-# %% ../nbs/70_score.ipynb #ee0de2f3
+# %% ../nbs/70_score.ipynb #754dc6c9
 def score_paths(paths, detector="meso4-df", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
@@ -699,7 +700,7 @@ def score_paths(paths, detector="meso4-df", weights=None, **options):
     return Verdicts(MediaScorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #0729521a
+# %% ../nbs/70_score.ipynb #e74eb4d7
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces")  # fmt: skip
 
@@ -731,7 +732,7 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
                 table.writerow({**record, "interval_low": low, "interval_high": high, "faces": faces})
 
 
-# %% ../nbs/70_score.ipynb #fca6844a
+# %% ../nbs/70_score.ipynb #b61f9ceb
 def draw_timeline(verdict, threshold=0.5, axes=None):
     """Draw the score of every face track over time.
 

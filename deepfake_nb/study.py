@@ -99,6 +99,7 @@ def atomic_path(path):
             temporary.unlink(missing_ok=True)
 
 
+# %% ../nbs/00_study.ipynb #4ca71745
 @contextlib.contextmanager
 def write_atomically(path, mode="wb"):
     """Yield an open file whose content takes the name `path` only when the block ends well.
@@ -123,6 +124,7 @@ def write_atomically(path, mode="wb"):
             yield file
 
 
+# %% ../nbs/00_study.ipynb #f390e3cd
 def write_json(path, value):
     """Write `value` as indented JSON with sorted keys, atomically.
 
@@ -144,7 +146,7 @@ def write_json(path, value):
         file.write(text + "\n")
 
 
-# %% ../nbs/00_study.ipynb #f4818104
+# %% ../nbs/00_study.ipynb #f370fbf8
 def project_root():
     """The checkout that holds ``settings.ini`` and ``nbs/``.
 
@@ -190,7 +192,7 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# %% ../nbs/00_study.ipynb #bac35430
+# %% ../nbs/00_study.ipynb #2c616d60
 SECTIONS = {
     "datasets": "10_datasets",
     "frame_detectors": "20_frame_detectors",
@@ -200,7 +202,7 @@ SECTIONS = {
     "leaderboard": "60_leaderboard",
 }
 
-# %% ../nbs/00_study.ipynb #2c616d60
+# %% ../nbs/00_study.ipynb #05a37c7d
 PROFILES = {
     "smoke": "seconds, for tests: the smallest sizes at which every step still happens",
     "demo": "minutes on two CPU cores, on the embedded rendered people",
@@ -237,7 +239,7 @@ def sizes_for(profile, sizes):
     return dict(sizes[profile])
 
 
-# %% ../nbs/00_study.ipynb #285d3275
+# %% ../nbs/00_study.ipynb #2959224d
 def random_stream(seed, *names):
     """A NumPy generator for one named use of randomness.
 
@@ -274,7 +276,7 @@ def random_seed(seed, *names):
     return int(random_stream(seed, *names).integers(2**31))
 
 
-# %% ../nbs/00_study.ipynb #f4811ecc
+# %% ../nbs/00_study.ipynb #7e584c80
 @dataclass
 class Result:
     """One number of a report and where it comes from.
@@ -317,7 +319,7 @@ class Result:
     note: str = ""
 
 
-# %% ../nbs/00_study.ipynb #c35bfaae
+# %% ../nbs/00_study.ipynb #babac6a6
 def commit_id():
     """The commit of the checkout, with ``+changes`` when files differ from it.
 
@@ -359,6 +361,7 @@ def installed_versions(
     return versions
 
 
+# %% ../nbs/00_study.ipynb #3ef39eb8
 def package_version():
     """The version of this package, from its own source.
 
@@ -386,7 +389,7 @@ def device_name():
     return f"cpu ({os.cpu_count()} cores)"
 
 
-# %% ../nbs/00_study.ipynb #babac6a6
+# %% ../nbs/00_study.ipynb #2abc34ea
 @dataclass
 class RunRecord:
     """What one run of a section found, and on what it ran.
@@ -433,7 +436,7 @@ class RunRecord:
         write_json(folder / "run.json", run)
 
 
-# %% ../nbs/00_study.ipynb #62d48a85
+# %% ../nbs/00_study.ipynb #ff972260
 def load_results(folder):
     """The results of every section below a folder.
 
@@ -454,7 +457,7 @@ def load_results(folder):
     return pd.DataFrame(rows, columns=list(Result.__dataclass_fields__))
 
 
-# %% ../nbs/00_study.ipynb #ff972260
+# %% ../nbs/00_study.ipynb #06b638c6
 def section_notebook(section):
     """The notebook of a paper section.
 
@@ -500,7 +503,7 @@ def available_sections():
     return [] if root is None else [s for s, n in SECTIONS.items() if (root / "nbs" / f"{n}.ipynb").is_file()]
 
 
-# %% ../nbs/00_study.ipynb #f2fee1cf
+# %% ../nbs/00_study.ipynb #b1ff77ab
 def section_parameters(notebook):
     """The parameters of a notebook, with defaults and the comment behind each.
 
@@ -535,7 +538,7 @@ def section_parameters(notebook):
     }
 
 
-# %% ../nbs/00_study.ipynb #06b638c6
+# %% ../nbs/00_study.ipynb #60138c46
 def check_parameters(notebook, values):
     """Check the values a caller sets against what the notebook knows.
 
@@ -577,7 +580,7 @@ def _as_type_of(default, value, name):
     raise UsageError(f"{name}={value!r} is not a {type(default).__name__} like its default {default!r}.")
 
 
-# %% ../nbs/00_study.ipynb #b1ff77ab
+# %% ../nbs/00_study.ipynb #5b18fbc4
 def refuse_unknown_parameters(namespace, section):
     """Refuse values that papermill injected under names the section does not know.
 
@@ -606,7 +609,7 @@ def refuse_unknown_parameters(namespace, section):
         )
 
 
-# %% ../nbs/00_study.ipynb #c545badc
+# %% ../nbs/00_study.ipynb #d21188be
 def inputs_digest(notebook, parameters):
     """A digest of everything a section's numbers depend on but the machine.
 
@@ -646,7 +649,7 @@ def is_done(folder, digest):
     return False
 
 
-# %% ../nbs/00_study.ipynb #b0b28288
+# %% ../nbs/00_study.ipynb #e5b180d9
 def _execute(notebook, parameters, folder):
     import papermill
 
@@ -663,6 +666,7 @@ def _execute(notebook, parameters, folder):
     os.replace(failed, folder / "run.ipynb")
 
 
+# %% ../nbs/00_study.ipynb #0c82d1fa
 def run_section(section, profile="demo", out=None, data_root=None, settings=None, fresh=False):
     """Run one section notebook headless, and keep its executed copy and results.
 
@@ -710,7 +714,7 @@ def run_section(section, profile="demo", out=None, data_root=None, settings=None
     return folder
 
 
-# %% ../nbs/00_study.ipynb #ae501bbe
+# %% ../nbs/00_study.ipynb #aa3b6f3b
 @contextlib.contextmanager
 def locked_folder(folder):
     """Hold a folder for one process.
@@ -745,7 +749,7 @@ def locked_folder(folder):
         yield
 
 
-# %% ../nbs/00_study.ipynb #0c82d1fa
+# %% ../nbs/00_study.ipynb #6ff0405e
 def run_study(profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None):
     """Run sections in order; see `run_section`.
 
@@ -790,7 +794,7 @@ def run_study(profile="demo", sections=None, out=None, data_root=None, settings=
     return folder
 
 
-# %% ../nbs/00_study.ipynb #cbe8b950
+# %% ../nbs/00_study.ipynb #61aa0d06
 def run_benchmarks(names=None, media=None):
     """Run benchmarks of the checkout.
 
@@ -834,7 +838,7 @@ def run_benchmarks(names=None, media=None):
         sys.path.remove(str(root))
 
 
-# %% ../nbs/00_study.ipynb #6ff0405e
+# %% ../nbs/00_study.ipynb #e96f33ea
 def installation():
     """What is installed and what this machine has, for reports of faults.
 

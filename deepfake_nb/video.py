@@ -578,6 +578,7 @@ _RANKED_FORMATS = ("mov", "matroska")
 _FAILURES_IN_A_ROW = 50
 
 
+# %% ../nbs/01_video.ipynb #54cb16a5
 class _Packets:
     """An opened file, its packets, and the decoder that they go into."""
 
@@ -632,7 +633,7 @@ class _Packets:
             return []
 
 
-# %% ../nbs/01_video.ipynb #54cb16a5
+# %% ../nbs/01_video.ipynb #816f7640
 class _Decoder(_Packets):
     """One pass over the frames of a file, from its start or from a key frame."""
 
@@ -674,7 +675,7 @@ class _Decoder(_Packets):
         )
 
 
-# %% ../nbs/01_video.ipynb #816f7640
+# %% ../nbs/01_video.ipynb #6772f1b0
 class _Place:
     """Gives each decoded frame its index and time."""
 
@@ -711,7 +712,7 @@ def _alpha_decoder(stream):
     return context
 
 
-# %% ../nbs/01_video.ipynb #fe74b41c
+# %% ../nbs/01_video.ipynb #ee734b06
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video file states, checked against its first frame.
@@ -745,6 +746,7 @@ class VideoInfo:
     has_audio: bool
 
 
+# %% ../nbs/01_video.ipynb #c781b9cb
 def probe(path):
     """Look at a video file and decode its first frame.
 
@@ -782,14 +784,14 @@ def probe(path):
         )
 
 
-# %% ../nbs/01_video.ipynb #ee734b06
+# %% ../nbs/01_video.ipynb #50d68dbc
 def _nothing_decodes(path):
     return UnreadableMedia(
         f"No frame of {str(path)!r} can be decoded: it is cut or damaged. Copy or download it again."
     )
 
 
-# %% ../nbs/01_video.ipynb #50d68dbc
+# %% ../nbs/01_video.ipynb #610b1c50
 @dataclass(frozen=True)
 class _PacketTable:
     """Presentation times of packets, sorted: the index of a frame is its place among `times`."""
@@ -827,7 +829,7 @@ def _list_packets(path, last_index=None, last_time_s=None):
         return _PacketTable(times, keys)
 
 
-# %% ../nbs/01_video.ipynb #b7b5a49d
+# %% ../nbs/01_video.ipynb #10382c0c
 _WORTH_SEEKING = 8  # frames: decoding so few is quicker than emptying and refilling the decoder
 
 
@@ -853,7 +855,7 @@ def _frames_at(decoder, wanted, packets):
             yield latest
 
 
-# %% ../nbs/01_video.ipynb #610b1c50
+# %% ../nbs/01_video.ipynb #bf7d582c
 def _starts_clean(first, times):
     """Whether a decoder that was sent to a key frame began with a picture that needs no other."""
     index, _, frame = first
@@ -871,7 +873,7 @@ def _frames_from_start(decoder, wanted):
             return
 
 
-# %% ../nbs/01_video.ipynb #bf7d582c
+# %% ../nbs/01_video.ipynb #0e8d91d2
 class FrameStream:
     """Iterator over the frames of a video, made by `read_frames`; also a context manager.
 
@@ -930,7 +932,7 @@ class FrameStream:
         return " ".join(said)
 
 
-# %% ../nbs/01_video.ipynb #53816ba4
+# %% ../nbs/01_video.ipynb #0177603f
 def _made(decoder, chosen, longest_side):
     """Yield a `Frame` for each chosen frame; no reference leads back to the stream, so dropping it closes the file."""
     converter, aspect, lies, canvas = _ColourConverter(), _pixel_aspect(decoder.stream), {}, None
@@ -948,7 +950,7 @@ def _made(decoder, chosen, longest_side):
             raise _no_frame(decoder)
 
 
-# %% ../nbs/01_video.ipynb #0e8d91d2
+# %% ../nbs/01_video.ipynb #489ffdad
 def _no_frame(decoder):
     """Why a pass gave no frame."""
     if decoder.ended and decoder.n_frames == 0:
@@ -965,7 +967,7 @@ def _positive(name, value, smallest=1):
         raise InputError(f"{name} must be a whole number of at least {smallest}, not {value!r}.")
 
 
-# %% ../nbs/01_video.ipynb #0177603f
+# %% ../nbs/01_video.ipynb #a559bac2
 def read_frames(
     path,
     *,
@@ -1028,7 +1030,7 @@ def read_frames(
     return FrameStream(decoder, chosen, longest_side)
 
 
-# %% ../nbs/01_video.ipynb #489ffdad
+# %% ../nbs/01_video.ipynb #cbd639e6
 _LISTED_FROM_INDEX, _LISTED_FROM_S = 48, 2.0  # nearer to the start, decoding is cheaper than listing packets
 
 
@@ -1067,7 +1069,7 @@ def _frames_between(decoder, stride, start_s, stop_s, max_frames):
                 return
 
 
-# %% ../nbs/01_video.ipynb #cbd639e6
+# %% ../nbs/01_video.ipynb #5951f1e0
 _CLOCK = 90_000  # ticks a second: exact for 24, 25, 29.97, 30, 50 and 60 frames a second
 _BT601 = 6  # H.273 code of the matrix of SMPTE 170M
 _ENCODER_THREADS = 4  # at constant quality
@@ -1107,7 +1109,7 @@ def _rate(frame_rate):
     return rate
 
 
-# %% ../nbs/01_video.ipynb #87631947
+# %% ../nbs/01_video.ipynb #64672175
 def _prepare(context, width, height, rate, options):
     """Set up an x264 encoder."""
     context.width, context.height, context.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
@@ -1117,7 +1119,7 @@ def _prepare(context, width, height, rate, options):
     context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
 
 
-# %% ../nbs/01_video.ipynb #5951f1e0
+# %% ../nbs/01_video.ipynb #2b0c2b34
 class _Encodable:
     """Turns RGB pictures with times into frames for the encoder, all of the size of the first."""
 
@@ -1153,7 +1155,7 @@ class _Encodable:
         return frame
 
 
-# %% ../nbs/01_video.ipynb #64672175
+# %% ../nbs/01_video.ipynb #5d3bd216
 def _write(path, timed_images, rate, options):
     """Encode an iterable of (time_s, image) into a file that appears when it is whole."""
     path = Path(path)
@@ -1187,7 +1189,7 @@ def _image_of(frame):
     return frame.image if isinstance(frame, Frame) else frame
 
 
-# %% ../nbs/01_video.ipynb #2b0c2b34
+# %% ../nbs/01_video.ipynb #3e075de2
 def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="veryfast"):
     """Write frames as H.264 at a steady frame rate.
 
@@ -1221,7 +1223,7 @@ def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="ver
     return _write(path, timed, rate, _coding_options(crf, bitrate, preset, 18))
 
 
-# %% ../nbs/01_video.ipynb #3e075de2
+# %% ../nbs/01_video.ipynb #7954b390
 _LONGEST_STILL_S = 10.0  # a damaged time stamp may claim a pause of a day
 
 
@@ -1243,7 +1245,7 @@ def _retimed(frames):
         yield frame.time_s, frame.image
 
 
-# %% ../nbs/01_video.ipynb #5ed84e91
+# %% ../nbs/01_video.ipynb #ad5ca05c
 def recompress(
     source, target, *, crf=None, bitrate=None, longest_side=None, frame_rate=None, preset="veryfast"
 ):
@@ -1285,7 +1287,7 @@ def recompress(
         return _write(target, timed, rate or _rate(info.frame_rate or 25), options)
 
 
-# %% ../nbs/01_video.ipynb #7954b390
+# %% ../nbs/01_video.ipynb #3adad6d3
 def recompress_frames(frames, frame_rate=25, *, crf=None, bitrate=None, preset="veryfast"):
     """Send frames through H.264 and back, in memory.
 

@@ -176,6 +176,7 @@ def fetch(name):
     return file
 
 
+# %% ../nbs/08_weights.ipynb #802a6f96
 def registered(name):
     """The registry line of a checkpoint.
 
@@ -197,14 +198,14 @@ def registered(name):
     return REGISTRY[name]
 
 
-# %% ../nbs/08_weights.ipynb #df7a97e9
+# %% ../nbs/08_weights.ipynb #e94d0b27
 KINDS = {
     "meso4": "deepfake_nb.mesonet:Meso4",
     "mesoinception4": "deepfake_nb.mesonet:MesoInception4",
 }
 
 
-# %% ../nbs/08_weights.ipynb #e94d0b27
+# %% ../nbs/08_weights.ipynb #67997479
 def build_network(kind):
     """An untrained network of a kind, in training mode, by PyTorch's own initialisation."""
     if kind not in KINDS:
@@ -221,7 +222,7 @@ def expected_shapes(kind):
         return {key: tuple(tensor.shape) for key, tensor in build_network(kind).state_dict().items()}
 
 
-# %% ../nbs/08_weights.ipynb #7eb31b0f
+# %% ../nbs/08_weights.ipynb #ce71db99
 def without_prefix(state_dict, expected):
     """Strip leading name parts common to all keys until the keys are the expected ones."""
     while set(state_dict) != set(expected) and state_dict:
@@ -242,7 +243,7 @@ def differences(state_dict, expected):
     return "; ".join(f"it {verb} {len(keys)} tensors such as {keys[0]!r}" for verb, keys in words if keys)
 
 
-# %% ../nbs/08_weights.ipynb #ce71db99
+# %% ../nbs/08_weights.ipynb #8960400b
 def import_state_dict(kind, state_dict):
     """Fill a network of a kind with released tensors.
 
@@ -273,13 +274,13 @@ def import_state_dict(kind, state_dict):
     return network.eval()
 
 
-# %% ../nbs/08_weights.ipynb #52b293c2
+# %% ../nbs/08_weights.ipynb #62534e91
 def first_line(error):
     """What an error says, in one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-# %% ../nbs/08_weights.ipynb #62534e91
+# %% ../nbs/08_weights.ipynb #74844ac4
 class KerasLayer(NamedTuple):
     """One layer of a Keras file with its tensors by name (``kernel``, ``bias``, ``gamma``, ...)."""
 
@@ -308,7 +309,7 @@ def text_list(group, name):
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-# %% ../nbs/08_weights.ipynb #605c795c
+# %% ../nbs/08_weights.ipynb #524550ac
 def plain_dataset(group, name):
     """A data set that lies in the file itself."""
     for part in name.split("/"):
@@ -363,7 +364,7 @@ def read_keras_layers(path):
     return [layer for layer in layers if layer.tensors]
 
 
-# %% ../nbs/08_weights.ipynb #2cf60780
+# %% ../nbs/08_weights.ipynb #a57afd87
 TENSOR_NAMES = {
     nn.Conv2d: {"kernel": "weight", "bias": "bias"},
     nn.Linear: {"kernel": "weight", "bias": "bias"},
@@ -396,7 +397,7 @@ def to_torch_order(tensor, channels):
     return tensor.T
 
 
-# %% ../nbs/08_weights.ipynb #a57afd87
+# %% ../nbs/08_weights.ipynb #38e3f3b5
 def keras_state_dict(layers, network):
     """The tensors of Keras layers under the names of `network`; None when they do not fit it."""
     state_dict = {}
@@ -421,7 +422,7 @@ def keras_kind(layers):
     return next((kind for kind, build in networks.items() if keras_state_dict(layers, build())), None)
 
 
-# %% ../nbs/08_weights.ipynb #8962ef8f
+# %% ../nbs/08_weights.ipynb #3a40a32e
 def import_mesonet(path, polarity="P(real)"):
     """Read a Keras file of Meso-4 or MesoInception-4.
 
@@ -454,7 +455,7 @@ def import_mesonet(path, polarity="P(real)"):
     return import_state_dict(kind, state_dict)
 
 
-# %% ../nbs/08_weights.ipynb #34428d19
+# %% ../nbs/08_weights.ipynb #8b407b7f
 SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-legacy": b"\x80"}
 
 
@@ -477,7 +478,7 @@ def file_format(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #8b407b7f
+# %% ../nbs/08_weights.ipynb #d7147ddd
 def read_state_dict(path):
     """The tensors of a PyTorch or safetensors file, without running anything in it.
 
@@ -519,7 +520,7 @@ def read_state_dict(path):
     return tensors
 
 
-# %% ../nbs/08_weights.ipynb #d7147ddd
+# %% ../nbs/08_weights.ipynb #404196b5
 def tensors_within(content):
     """The largest dictionary of tensors in nested dictionaries."""
     if not isinstance(content, dict):
@@ -537,7 +538,7 @@ def state_dict_kind(state_dict):
     return None
 
 
-# %% ../nbs/08_weights.ipynb #404196b5
+# %% ../nbs/08_weights.ipynb #629abf60
 @dataclass(frozen=True)
 class WeightFile:
     """What a weight file is.
@@ -579,7 +580,7 @@ class WeightFile:
 UNKNOWN = "unknown: not a file of the registry"
 
 
-# %% ../nbs/08_weights.ipynb #629abf60
+# %% ../nbs/08_weights.ipynb #7d5a0f0a
 def check_file(path):
     """Say what a weight file is, without running anything in it.
 
@@ -623,7 +624,7 @@ def check_file(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #65c13698
+# %% ../nbs/08_weights.ipynb #251da099
 class LoadedNetwork(NamedTuple):
     """A network in eval mode, and what its weights are."""
 
