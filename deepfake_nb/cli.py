@@ -312,8 +312,3 @@ def main(arguments=None):
         raise SystemExit(3) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
-
-
-# %% ../nbs/80_cli.ipynb #3caaa8cb
-if __name__ == "__main__":
-    main()

@@ -31,6 +31,7 @@ __all__ = [
     "refuse_unknown_parameters",
     "inputs_digest",
     "is_done",
+    "execute_notebook",
     "run_section",
     "locked_folder",
     "run_study",
@@ -650,20 +651,37 @@ def is_done(folder, digest):
 
 
 # %% ../nbs/00_study.ipynb #e5b180d9
-def _execute(notebook, parameters, folder):
-    import papermill
+def execute_notebook(notebook, executed, parameters=None, folder=None):
+    """Run a notebook in a process of its own, through a socket that only this machine can reach.
 
-    failed = folder / "failed.ipynb"
+    Parameters
+    ----------
+    notebook, executed : Path
+        What to run, and where its executed copy goes; after a failure too, up to the cell that failed.
+    parameters : dict, optional
+    folder : Path, optional
+        The working folder of the run; the notebook's own by default.
+
+    Raises
+    ------
+    InputError
+        The notebook ended in one: its sentence.
+    papermill.PapermillExecutionError
+        A cell failed in another way.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    config = Config({"KernelManager": {"transport": "ipc"}})
     try:
         papermill.execute_notebook(
-            notebook, failed, parameters, kernel_name="python3", cwd=folder, progress_bar=False,
-            request_save_on_cell_execute=False, extra_arguments=["--log-level=ERROR"],
+            notebook, executed, parameters or {}, kernel_name="python3", cwd=folder or Path(notebook).parent,
+            progress_bar=False, request_save_on_cell_execute=False, config=config,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         if error.ename in ("InputError", "UsageError"):
             raise InputError(error.evalue) from None
         raise
-    os.replace(failed, folder / "run.ipynb")
 
 
 # %% ../nbs/00_study.ipynb #0c82d1fa
@@ -709,7 +727,8 @@ def run_section(section, profile="demo", out=None, data_root=None, settings=None
         return folder
     done.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _execute(notebook, parameters, folder)
+    execute_notebook(notebook, folder / "failed.ipynb", parameters, folder)
+    os.replace(folder / "failed.ipynb", folder / "run.ipynb")
     write_json(done, {"digest": digest, "parameters": parameters})
     return folder
 

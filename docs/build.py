@@ -12,12 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import papermill
-
 from deepfake_nb.study import (
     SECTIONS,
     atomic_path,
     available_sections,
+    execute_notebook,
     inputs_digest,
     load_results,
     write_atomically,
@@ -71,14 +70,7 @@ def executed(notebook: Path, values: dict | None = None, **depends_on: str) -> P
     if not done.is_file():
         print(f"Running {notebook.name}", flush=True)
         with atomic_path(done) as running:
-            papermill.execute_notebook(
-                notebook,
-                running,
-                values or {},
-                kernel_name="python3",
-                cwd=notebook.parent,
-                progress_bar=False,
-            )
+            execute_notebook(notebook, running, values)
     return done
 
 

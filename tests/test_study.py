@@ -14,7 +14,7 @@ import pytest
 from deepfake_nb import study
 from deepfake_nb.study import InputError, UsageError, write_atomically
 
-COMMAND = [sys.executable, "-m", "deepfake_nb.cli"]
+COMMAND = [str(Path(sys.executable).with_name("deepfake-nb"))]
 NOTEBOOK = {
     "cells": [
         {
