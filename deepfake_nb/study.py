@@ -424,7 +424,9 @@ class RunRecord:
 
         rows = [asdict(result) for result in self.results if result.table == name]
         columns = ["row", "metric", "value", "low", "high", "n", "published", "data", "note"]
-        frame = pd.DataFrame(rows, columns=[*columns]).rename(columns={"value": "ours", "published": "paper"})
+        frame = pd.DataFrame(rows, columns=columns, dtype=object).rename(
+            columns={"value": "ours", "published": "paper"}
+        )
         return frame.dropna(axis=1, how="all").loc[:, lambda f: ~(f == "").all()]
 
     def write(self, folder):
