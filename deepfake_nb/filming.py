@@ -480,7 +480,13 @@ def _swap_recording(target, source, real, fake, mask, replacer, rng, max_frames)
             yield frame.image
 
     write_pair(
-        (f.image for f in read_frames(target, max_frames=max_frames)), swapped(), real, fake, rate, crf=18
+        (f.image for f in read_frames(target, max_frames=max_frames)),
+        swapped(),
+        real,
+        fake,
+        rate,
+        crf=18,
+        history_crf=20,
     )
     write_masks(mask, (area.astype(np.float32) / 255 for area in forged), rate)
 
