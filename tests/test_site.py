@@ -88,3 +88,13 @@ def test_study_by_hand_from_any_folder(tmp_path):
         [*command[:3], "-p", "profile", "large"], capture_output=True, text=True, cwd=tmp_path
     )
     assert unknown.returncode != 0 and "There is no profile 'large'" in unknown.stderr
+
+
+def test_reference_reports_name_no_folder_of_a_machine():
+    reports = [
+        path for path in (ROOT / "reports" / "reference").rglob("*") if path.suffix in (".json", ".ipynb")
+    ]
+    assert reports
+    for path in reports:
+        text = path.read_text(encoding="utf-8")
+        assert not [folder for folder in ("/home/", "/root/", "/tmp/", "/Users/") if folder in text], path
