@@ -138,7 +138,18 @@ def kind_of(path):
 
 
 def as_manifest(rows):
-    """Rows as a table with the columns of `COLUMNS` first, ordered by path; missing text is None."""
+    """Put rows into a manifest.
+
+    Parameters
+    ----------
+    rows : list of dict
+        Keys as in `COLUMNS`, and others.
+
+    Returns
+    -------
+    DataFrame
+        The columns of `COLUMNS` first, ordered by path; missing text is None.
+    """
     frame = pd.DataFrame(rows, columns=[*COLUMNS] if not len(rows) else None)
     frame = frame.astype({c: object for c in COLUMNS if c != "label"}).astype({"label": "int64"})
     text = [c for c in COLUMNS if c != "label"]
@@ -968,7 +979,22 @@ ACROSS = "across"
 
 # %% ../nbs/09_adapters.ipynb #6a67c1e9
 def read_shares(text):
-    """Three numbers with commas between, as ``0.7,0.15,0.15``, as a tuple of float."""
+    """Read the shares of training, validation and test from text.
+
+    Parameters
+    ----------
+    text : str
+        Numbers with commas between, as ``0.7,0.15,0.15``.
+
+    Returns
+    -------
+    tuple of float
+
+    Raises
+    ------
+    UsageError
+        Something in it is not a number.
+    """
     try:
         return tuple(float(share) for share in text.split(","))
     except ValueError:

@@ -102,6 +102,11 @@ def join_detections(parts) -> Detections:
     Parameters
     ----------
     parts : iterable of Detections
+
+    Returns
+    -------
+    Detections
+        In the order given; empty when there are no parts.
     """
     parts = list(parts)
     return Detections(
@@ -273,7 +278,18 @@ STANDARD_SIZE = 256
 
 
 def standard_face(size):
-    """AltFreezing's standard points for a crop of `size` x `size` pixels, shape (5, 2)."""
+    """AltFreezing's standard points for a square crop.
+
+    Parameters
+    ----------
+    size : int
+        Side of the crop in pixels.
+
+    Returns
+    -------
+    array, shape (5, 2), float
+        x and y in pixels, in the order of `LANDMARK_NAMES`.
+    """
     return STANDARD_FACE * (size / STANDARD_SIZE)
 
 

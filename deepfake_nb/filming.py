@@ -214,7 +214,13 @@ PRESET = "ultrafast"  # no B-frames and key frames at fixed places: the order of
 
 # %% ../nbs/09_filming.ipynb #374ba4c4
 def shoot_stills(camera, shots, media, masks, progress=None):
-    """Render, forge and write stills; see `shoot`."""
+    """Render, forge and write stills, several people at once.
+
+    Parameters
+    ----------
+    camera, shots, media, masks, progress
+        See `shoot`.
+    """
     task = progress.add_task(f"rendering {camera.cast}", total=len(shots)) if progress is not None else None
     for some in _batches(shots):
         if not all((Path(media) / path).is_file() for shot in some for path in _paths_of(shot)):

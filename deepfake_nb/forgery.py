@@ -1437,7 +1437,23 @@ def gaussian_blur(images, kernel=5, sigma=0.0):
 
 
 def brightness(images, factor):
-    """Multiply brightness by `factor`; uint8 in and out, clipped at white."""
+    """Multiply brightness, clipped at white.
+
+    Parameters
+    ----------
+    images : uint8 array, shape (H, W, 3) or (n, H, W, 3)
+    factor : float
+        At least 0; the first paper draws from 0.9 to 1.1 (Murphy 2024, section 10.1).
+
+    Returns
+    -------
+    uint8 array of the same shape
+
+    Raises
+    ------
+    InputError
+        The factor is negative.
+    """
     if factor < 0:
         raise InputError(f"A brightness factor cannot be negative ({factor}).")
     return _each(lambda image: np.clip(np.round(image * np.float32(factor)), 0, 255).astype(np.uint8), images)
@@ -1787,7 +1803,17 @@ def _to_and_fro(place, count):
 
 
 def conference_line(strength):
-    """Return the `Line` for a strength from 0 (nearly lossless) to 1 (as "bad")."""
+    """The line of a video call that is as bad as wanted.
+
+    Parameters
+    ----------
+    strength : float
+        From 0 (nearly lossless) to 1 (as "bad").
+
+    Returns
+    -------
+    Line
+    """
     return Line(0.35**strength, 0.3 * 0.2**strength, 0.25 * strength**2)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+WITH_PARAMETERS = [path for path in NOTEBOOKS if "10" <= path.name[:2] < "80"]  # sections and `score`
 BIN = Path(sys.executable).parent
 
 
@@ -80,12 +81,10 @@ def test_notebook_says_where_it_exports_to(notebook):
     )
 
 
-@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if n.name >= "10"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", WITH_PARAMETERS, ids=lambda path: path.stem)
 def test_section_parameters_are_commented_literals(notebook):
     from deepfake_nb.study import section_parameters
 
-    if not notebook.name[:2].isdigit() or notebook.name.startswith("80"):
-        pytest.skip("the command line and the index are no paper sections")
     parameters = section_parameters(notebook)
     assert parameters["profile"][0] == "smoke"
     assert all(comment for _, comment in parameters.values()), parameters
