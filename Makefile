@@ -25,7 +25,7 @@ export: $(INSTALLED)
 	$(BIN)/python scripts/export.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info _docs .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info docs/_build docs/pages .pytest_cache .ruff_cache
 	find reports -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
 
 $(INSTALLED): settings.ini constraints.txt setup.py pyproject.toml
