@@ -136,6 +136,7 @@ SHARE_OF = dict.fromkeys(("ffpp-dlc", "zoom-dlc", "celeb-df"), "videos") | {
 SHARE_OF |= dict.fromkeys(("cross-stills", "course-fakes", "course-synthetic"), "course")
 
 
+# %% ../nbs/10_datasets.ipynb #9c07f3a6
 def set_sizes(name, profile):
     """Real and fake files of each split of a paper's set at a profile.
 
@@ -158,7 +159,7 @@ def set_sizes(name, profile):
     }
 
 
-# %% ../nbs/10_datasets.ipynb #d7c3c107
+# %% ../nbs/10_datasets.ipynb #c91ede29
 def _cast(sizes, seed, name, first=0, width=3):
     """People of each split, as numbers with leading zeros, and for each of them whose face he will wear."""
     people, split_of = [], {}
@@ -176,7 +177,7 @@ def _ranks(split_of):
     return {person: next(seen.setdefault(split, itertools.count())) for person, split in split_of.items()}
 
 
-# %% ../nbs/10_datasets.ipynb #723ef0d1
+# %% ../nbs/10_datasets.ipynb #e56559a1
 def _ffpp_dlc(sizes, seed, media, takes):
     split_of, source_of = _cast(sizes, seed, "ffpp-dlc")
     shots = []
@@ -211,7 +212,7 @@ def _write_text(path, text):
         file.write(text + "\n")
 
 
-# %% ../nbs/10_datasets.ipynb #dbbb08a8
+# %% ../nbs/10_datasets.ipynb #9568638f
 def _celeb_df(sizes, seed, media, takes):
     split_of, source_of = _cast(sizes, seed, "celeb-df", width=1)
     shots = []
@@ -239,7 +240,7 @@ def _with_test_list(shots, media):
     return shots
 
 
-# %% ../nbs/10_datasets.ipynb #75365078
+# %% ../nbs/10_datasets.ipynb #bd89bba9
 def _dfdc(sizes, seed, media, takes):
     split_of, source_of = _cast(
         {split: (real, 0) for split, (real, fake) in sizes.items()}, seed, "dfdc", 1000
@@ -268,7 +269,7 @@ def _dfdc(sizes, seed, media, takes):
     return shots
 
 
-# %% ../nbs/10_datasets.ipynb #491cb97e
+# %% ../nbs/10_datasets.ipynb #0c6ba374
 def _stills(sizes, seed, media, name, folders, takes, synthetic=False):
     shots = []
     for split, (real, fake) in sizes.items():
@@ -299,7 +300,7 @@ def _pictures(count, takes, seed, name):
     return pictures, dict(zip(pairs.target_id, pairs.source_id, strict=True))
 
 
-# %% ../nbs/10_datasets.ipynb #0c6ba374
+# %% ../nbs/10_datasets.ipynb #9fdac61a
 def _write_index(media, shots):
     """Who is seen in each still, for the guard against leaks."""
     lines = ["file,label,method,source_id,target_id"]
@@ -315,7 +316,7 @@ def _label_folders(splits, real="real", fake="fake"):
     return {key: (f"{folder}/{real}", f"{folder}/{fake}") for key, folder in splits.items()}
 
 
-# %% ../nbs/10_datasets.ipynb #9fdac61a
+# %% ../nbs/10_datasets.ipynb #9a28e40f
 def _cross_stills(sizes, seed, media, takes):
     """Frames of a few people named as in the joined set: half as in FF++, half as in Celeb-DF."""
     count, shots = sizes["test"][0], []
@@ -331,7 +332,7 @@ def _cross_stills(sizes, seed, media, takes):
     return shots
 
 
-# %% ../nbs/10_datasets.ipynb #9f3a44c5
+# %% ../nbs/10_datasets.ipynb #f906a28e
 @dataclass(frozen=True)
 class Recipe:
     """How a paper's set is made and built.
@@ -361,7 +362,7 @@ def _still_shots(name, folders, synthetic=False):
     return lambda sizes, seed, media, takes: _stills(sizes, seed, media, name, folders, takes, synthetic)
 
 
-# %% ../nbs/10_datasets.ipynb #f906a28e
+# %% ../nbs/10_datasets.ipynb #42a9c847
 COURSE_FOLDERS = {"train": "train", "val": "val", "test": "test"}
 FORENSICS_FOLDERS = {"train": "Train", "val": "Validation", "test": "Test"}
 STILL = {"frames": 1}
@@ -409,7 +410,7 @@ RECIPES = {
 }
 
 
-# %% ../nbs/10_datasets.ipynb #ee9b59e9
+# %% ../nbs/10_datasets.ipynb #040a14c5
 @dataclass
 class PaperSet:
     """A paper's set, built.
@@ -442,7 +443,7 @@ class PaperSet:
         return manifest if "train" in PAPER[self.name] else manifest.assign(split="test")
 
 
-# %% ../nbs/10_datasets.ipynb #040a14c5
+# %% ../nbs/10_datasets.ipynb #f2c4bf55
 def paper_set(
     name, profile="demo", seed=0, root=None, *, protocol="stated", data_root="", jobs=1, progress=None
 ):
@@ -492,7 +493,7 @@ def paper_set(
     return PaperSet(name, folder / "media", folder / "masks", report, "rendered people")
 
 
-# %% ../nbs/10_datasets.ipynb #f2c4bf55
+# %% ../nbs/10_datasets.ipynb #2caf79d9
 def _camera_of(name, recipe, profile, seed, protocol):
     from deepfake_nb.filming import Camera
 
@@ -529,7 +530,7 @@ def _shoot_set(name, profile, recipe, sizes, camera, folder, progress):
     write_json(done, {"set": name, "camera": asdict(camera), "sizes": sizes, "shots": len(shots)})
 
 
-# %% ../nbs/10_datasets.ipynb #defc7258
+# %% ../nbs/10_datasets.ipynb #fbd9d694
 def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options):
     media = Path(data_root or ".") / recipe.folder
     if not data_root or not media.is_dir():
@@ -555,7 +556,7 @@ def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options)
     return PaperSet(name, media, masks, report, f"{SOURCES[adapter].title}")
 
 
-# %% ../nbs/10_datasets.ipynb #934f4cd0
+# %% ../nbs/10_datasets.ipynb #d4c05ef7
 def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     """Which rows of a manifest a training is validated on.
 

@@ -1802,6 +1802,7 @@ def _to_and_fro(place, count):
     return min(place, 2 * count - 2 - place) if count > 1 else 0
 
 
+# %% ../nbs/03_forgery.ipynb #99c9968a
 def conference_line(strength):
     """The line of a video call that is as bad as wanted.
 
@@ -1817,7 +1818,7 @@ def conference_line(strength):
     return Line(0.35**strength, 0.3 * 0.2**strength, 0.25 * strength**2)
 
 
-# %% ../nbs/03_forgery.ipynb #99c9968a
+# %% ../nbs/03_forgery.ipynb #e2908a4d
 def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, masks=None):
     """Send a clip through a video call: fewer lines, few bits, frozen frames.
 
@@ -1863,7 +1864,7 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
     return sent
 
 
-# %% ../nbs/03_forgery.ipynb #c3a6d944
+# %% ../nbs/03_forgery.ipynb #3f8d3cd9
 @dataclass(frozen=True)
 class Degradation:
     """One named way a picture gets worse.
@@ -1895,7 +1896,7 @@ def _blur_side(strength, images):
     return 2 * round(strength * 0.03 * min(images.shape[1:3])) + 1
 
 
-# %% ../nbs/03_forgery.ipynb #3f8d3cd9
+# %% ../nbs/03_forgery.ipynb #aa05fcf1
 _CODING = (
     Degradation(
         "paper augmentation",
@@ -1925,7 +1926,7 @@ _CODING = (
     ),
 )
 
-# %% ../nbs/03_forgery.ipynb #aa05fcf1
+# %% ../nbs/03_forgery.ipynb #48665c8e
 _CALL = (
     Degradation(
         "conference channel",
@@ -1974,11 +1975,11 @@ _CALL = (
     ),
 )
 
-# %% ../nbs/03_forgery.ipynb #48665c8e
+# %% ../nbs/03_forgery.ipynb #209e947d
 DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_CALL)}
 
 
-# %% ../nbs/03_forgery.ipynb #209e947d
+# %% ../nbs/03_forgery.ipynb #2bb408b1
 def _checked_call(name, images, strength, **given):
     """Pictures as (T, H, W, 3), landmarks and masks alike, and whether it was one still."""
     if name not in DEGRADATIONS:
@@ -2009,7 +2010,7 @@ def _checked_call(name, images, strength, **given):
     return images, arrays, is_still
 
 
-# %% ../nbs/03_forgery.ipynb #2bb408b1
+# %% ../nbs/03_forgery.ipynb #97d025de
 def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_rate=25):
     """Degrade pictures by a named effect of the table `DEGRADATIONS`.
 

@@ -323,6 +323,7 @@ def plain_dataset(group, name):
     return group
 
 
+# %% ../nbs/08_weights.ipynb #2cf60780
 def read_keras_layers(path):
     """The layers with weights of a Keras file, in the order of the file.
 
@@ -364,7 +365,7 @@ def read_keras_layers(path):
     return [layer for layer in layers if layer.tensors]
 
 
-# %% ../nbs/08_weights.ipynb #a57afd87
+# %% ../nbs/08_weights.ipynb #38e3f3b5
 TENSOR_NAMES = {
     nn.Conv2d: {"kernel": "weight", "bias": "bias"},
     nn.Linear: {"kernel": "weight", "bias": "bias"},
@@ -397,7 +398,7 @@ def to_torch_order(tensor, channels):
     return tensor.T
 
 
-# %% ../nbs/08_weights.ipynb #38e3f3b5
+# %% ../nbs/08_weights.ipynb #8962ef8f
 def keras_state_dict(layers, network):
     """The tensors of Keras layers under the names of `network`; None when they do not fit it."""
     state_dict = {}
@@ -422,7 +423,7 @@ def keras_kind(layers):
     return next((kind for kind, build in networks.items() if keras_state_dict(layers, build())), None)
 
 
-# %% ../nbs/08_weights.ipynb #3a40a32e
+# %% ../nbs/08_weights.ipynb #2289d663
 def import_mesonet(path, polarity="P(real)"):
     """Read a Keras file of Meso-4 or MesoInception-4.
 
@@ -455,7 +456,7 @@ def import_mesonet(path, polarity="P(real)"):
     return import_state_dict(kind, state_dict)
 
 
-# %% ../nbs/08_weights.ipynb #8b407b7f
+# %% ../nbs/08_weights.ipynb #d7147ddd
 SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-legacy": b"\x80"}
 
 
@@ -478,7 +479,7 @@ def file_format(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #d7147ddd
+# %% ../nbs/08_weights.ipynb #404196b5
 def read_state_dict(path):
     """The tensors of a PyTorch or safetensors file, without running anything in it.
 
@@ -520,7 +521,7 @@ def read_state_dict(path):
     return tensors
 
 
-# %% ../nbs/08_weights.ipynb #404196b5
+# %% ../nbs/08_weights.ipynb #629abf60
 def tensors_within(content):
     """The largest dictionary of tensors in nested dictionaries."""
     if not isinstance(content, dict):
@@ -538,7 +539,7 @@ def state_dict_kind(state_dict):
     return None
 
 
-# %% ../nbs/08_weights.ipynb #629abf60
+# %% ../nbs/08_weights.ipynb #7d5a0f0a
 @dataclass(frozen=True)
 class WeightFile:
     """What a weight file is.
@@ -580,7 +581,7 @@ class WeightFile:
 UNKNOWN = "unknown: not a file of the registry"
 
 
-# %% ../nbs/08_weights.ipynb #7d5a0f0a
+# %% ../nbs/08_weights.ipynb #017d7c55
 def check_file(path):
     """Say what a weight file is, without running anything in it.
 
@@ -624,7 +625,7 @@ def check_file(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #251da099
+# %% ../nbs/08_weights.ipynb #94b81025
 class LoadedNetwork(NamedTuple):
     """A network in eval mode, and what its weights are."""
 
