@@ -74,6 +74,8 @@ UNSTATED = {
     ("course-fakes", "val"),
     ("course-synthetic", "train"),
     ("course-synthetic", "val"),
+    ("dfdc", "train"),
+    ("dfdc", "test"),
 }
 SOURCES_OF_PAPER = {
     "ffpp-dlc": "Murphy 2024, Table 1 and section 3.1",
