@@ -73,8 +73,6 @@ __all__ = [
     "agrees",
     "detector_table",
     "best_part",
-    "holm",
-    "paired_tests",
     "late_fusion",
     "error_overlap",
     "unbiased_products",
@@ -111,7 +109,7 @@ from torch.nn import functional
 from .adapters import scan_source
 from .frame_detectors import Stills
 from .mesonet import Meso4, MesoInception4
-from .metrics import auc, bootstrap, compare
+from .metrics import auc, bootstrap
 from .study import InputError, UsageError, atomic_path, random_stream, sha256_of, write_json
 from deepfake_nb.training import (
     Augmentation,
@@ -1218,47 +1216,7 @@ def best_part(validation, combination, which):
     return (min(combination, key=rank),)
 
 
-def holm(p_values):
-    """Holm's corrected p-values of a family of tests; missing ones stay missing."""
-    p_values = np.array([np.nan if p is None else p for p in p_values], float)
-    order, m = np.argsort(p_values), np.isfinite(p_values).sum()
-    steps = np.maximum.accumulate((m - np.arange(len(order))) * p_values[order])
-    corrected = np.empty(len(order))
-    corrected[order] = np.minimum(steps, 1)
-    return corrected
-
-
-# %% ../nbs/30_fusion.ipynb #bd41e843
-def paired_tests(pairs, rng=None, resamples=2000):
-    """Differences in AUC (DeLong) and accuracy (bootstrap) between detectors on the same pictures.
-
-    Parameters
-    ----------
-    pairs : dict of row to (DataFrame, DataFrame)
-        Predictions of a and b; differences are b - a.
-    rng, resamples
-        See `metrics.compare`.
-
-    Returns
-    -------
-    DataFrame
-        ``row, metric, difference, low, high, p_value, p_holm, n, reason``.
-    """
-    found = []
-    for row, (a, b) in pairs.items():
-        compared = compare(a, b, ("auc", "accuracy"), rng=rng, resamples=resamples)
-        area, *_, accuracy = compared.tests
-        found += [
-            {"row": row, **test.as_dict(), "metric": name}
-            for name, test in (("AUC", area), ("accuracy", accuracy))
-        ]
-    table = pd.DataFrame(found, dtype=object)
-    for _, rows in table.groupby("metric"):
-        table.loc[rows.index, "p_holm"] = holm(rows.p_value)
-    return table
-
-
-# %% ../nbs/30_fusion.ipynb #46b087a6
+# %% ../nbs/30_fusion.ipynb #65217513
 def late_fusion(tables):
     """The mean score of several detectors on the same pictures.
 
@@ -1288,7 +1246,7 @@ def late_fusion(tables):
     ).reset_index()
 
 
-# %% ../nbs/30_fusion.ipynb #70256d02
+# %% ../nbs/30_fusion.ipynb #2bb38469
 def error_overlap(labels, scores_a, scores_b, threshold=0.5):
     """Of the pictures that at least one detector gets wrong, the share that both do.
 
@@ -1311,7 +1269,7 @@ def error_overlap(labels, scores_a, scores_b, threshold=0.5):
     return float((wrong_a & wrong_b).sum() / either) if either else None
 
 
-# %% ../nbs/30_fusion.ipynb #2c924b03
+# %% ../nbs/30_fusion.ipynb #05bafc81
 def unbiased_products(first, second):
     """HSIC of two Gram matrices (N, N) without diagonals, unbiased; Song et al. 2012, equation 5."""
     n = len(first)
@@ -1319,7 +1277,7 @@ def unbiased_products(first, second):
     return (trace + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * (first.sum(0) @ second.sum(0))) / (n * (n - 3))
 
 
-# %% ../nbs/30_fusion.ipynb #2d7da36f
+# %% ../nbs/30_fusion.ipynb #70256d02
 def linear_cka(features_a, features_b):
     """How alike two sets of features arrange the same pictures.
 
@@ -1343,7 +1301,7 @@ def linear_cka(features_a, features_b):
     return float(unbiased_products(*grams) / np.sqrt(own)) if own > 0 else None
 
 
-# %% ../nbs/30_fusion.ipynb #a57d2e14
+# %% ../nbs/30_fusion.ipynb #698f7405
 def rank_correlation(predictor, outcomes):
     """Spearman's correlation of one value a row with each of many outcomes.
 
@@ -1372,7 +1330,7 @@ def resampled_areas(tables, seed, resamples):
     ])  # fmt: skip
 
 
-# %% ../nbs/30_fusion.ipynb #b3998a13
+# %% ../nbs/30_fusion.ipynb #16c887d5
 def pareto_front(costs, values):
     """Which choices are not beaten: none is as cheap and better, or cheaper and as good.
 

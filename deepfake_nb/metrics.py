@@ -36,6 +36,8 @@ __all__ = [
     "bootstrap_test",
     "Comparison",
     "compare",
+    "holm",
+    "paired_tests",
     "Calibration",
     "fit_calibration",
     "read_calibration",
@@ -1668,7 +1670,48 @@ def try_delong(labels, scores_a, scores_b, confidence):
         return [Difference("auc", "DeLong", n=len(labels), reason=str(undefined))]
 
 
-# %% ../nbs/05_metrics.ipynb #5de62ed3
+# %% ../nbs/05_metrics.ipynb #997b62f7
+def holm(p_values):
+    """Holm's corrected p-values of a family of tests; missing ones stay missing."""
+    p_values = np.array([np.nan if p is None else p for p in p_values], float)
+    order, m = np.argsort(p_values), np.isfinite(p_values).sum()
+    steps = np.maximum.accumulate((m - np.arange(len(order))) * p_values[order])
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(steps, 1)
+    return corrected
+
+
+# %% ../nbs/05_metrics.ipynb #381a446e
+def paired_tests(pairs, rng=None, resamples=2000):
+    """Differences in AUC (DeLong) and accuracy (bootstrap) between detectors on the same media, with Holm's correction by metric.
+
+    Parameters
+    ----------
+    pairs : dict of row to (DataFrame, DataFrame)
+        Predictions of a and b; differences are b - a.
+    rng, resamples
+        See `metrics.compare`.
+
+    Returns
+    -------
+    DataFrame
+        ``row, metric, difference, low, high, p_value, p_holm, n, reason``.
+    """
+    found = []
+    for row, (a, b) in pairs.items():
+        compared = compare(a, b, ("auc", "accuracy"), rng=rng, resamples=resamples)
+        area, *_, accuracy = compared.tests
+        found += [
+            {"row": row, **test.as_dict(), "metric": name}
+            for name, test in (("AUC", area), ("accuracy", accuracy))
+        ]
+    table = pd.DataFrame(found, dtype=object)
+    for _, rows in table.groupby("metric"):
+        table.loc[rows.index, "p_holm"] = holm(rows.p_value)
+    return table
+
+
+# %% ../nbs/05_metrics.ipynb #9c1274e5
 @dataclass(frozen=True)
 class Calibration:
     """A curve from scores to probabilities.
@@ -1705,7 +1748,7 @@ class Calibration:
         return asdict(self)
 
 
-# %% ../nbs/05_metrics.ipynb #381a446e
+# %% ../nbs/05_metrics.ipynb #6fc8abac
 CALIBRATIONS = ("platt", "temperature", "isotonic")
 
 
@@ -1723,7 +1766,7 @@ def as_logits(scores, logits):
     return scores if logits else logit(np.clip(scores, 1e-6, 1 - 1e-6))
 
 
-# %% ../nbs/05_metrics.ipynb #a0ff66d0
+# %% ../nbs/05_metrics.ipynb #343b0765
 def fit_line(values, labels, intercept):
     """Slope and intercept of a logistic regression on values (N,), with Platt's targets."""
     n_real, n_fake = np.bincount(labels, minlength=2)
@@ -1740,7 +1783,7 @@ def fit_staircase(scores, labels):
     return {"scores": stairs.X_thresholds_.tolist(), "probabilities": stairs.y_thresholds_.tolist()}
 
 
-# %% ../nbs/05_metrics.ipynb #01f7e2a5
+# %% ../nbs/05_metrics.ipynb #35d35adb
 def fit_calibration(labels, scores, method="platt", *, split, logits=False):
     """Fit a curve from scores to probabilities on validation media.
 
@@ -1781,7 +1824,7 @@ def fit_calibration(labels, scores, method="platt", *, split, logits=False):
     return Calibration(method, parameters, logits, len(labels), int(labels.sum()))
 
 
-# %% ../nbs/05_metrics.ipynb #b1c25751
+# %% ../nbs/05_metrics.ipynb #90f35f5c
 def read_calibration(value):
     """A `Calibration` from what `Calibration.as_dict` gave, for instance out of a JSON file.
 
@@ -1814,7 +1857,7 @@ def read_calibration(value):
     return found
 
 
-# %% ../nbs/05_metrics.ipynb #35d35adb
+# %% ../nbs/05_metrics.ipynb #0f3826f5
 def decision_threshold(prior_fake, cost_false_alarm=1.0, cost_miss=1.0, training_prior=0.5):
     """The score from which on calling fake costs least (LatentForensics, equations 1 and 2).
 
@@ -1848,7 +1891,7 @@ def decision_threshold(prior_fake, cost_false_alarm=1.0, cost_miss=1.0, training
     return float(odds / (1 + odds))
 
 
-# %% ../nbs/05_metrics.ipynb #90f35f5c
+# %% ../nbs/05_metrics.ipynb #880ee187
 def expected_cost(labels, scores, threshold, prior_fake, cost_false_alarm=1.0, cost_miss=1.0):
     """Mean cost of deciding at a threshold, J of LatentForensics' equation 1 when both costs are 1.
 
@@ -1870,19 +1913,19 @@ def expected_cost(labels, scores, threshold, prior_fake, cost_false_alarm=1.0, c
     return float((1 - prior_fake) * cost_false_alarm * false_alarms + prior_fake * cost_miss * misses)
 
 
-# %% ../nbs/05_metrics.ipynb #0f3826f5
+# %% ../nbs/05_metrics.ipynb #1966d4d8
 PAPER_THRESHOLDS = {
     "0.5": (0.5, "the even cut; Murphy 2024, section 5.1, in training and validation"),
     "0.1": (0.1, "Murphy 2024, section 5.1, for the Zoom and Celeb-DF test sets"),
     "0.04": (0.04, "AltFreezing's authors, as Murphy 2024, section 5.1, reports"),
 }
 
-# %% ../nbs/05_metrics.ipynb #13473b61
+# %% ../nbs/05_metrics.ipynb #68687032
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 CLASS_COLOURS = {0: "#0072B2", 1: "#D55E00"}
 
 
-# %% ../nbs/05_metrics.ipynb #b7075854
+# %% ../nbs/05_metrics.ipynb #962594d1
 def axes_or_new(axes, size=(4.8, 4.2)):
     if axes is not None:
         return axes
@@ -1911,7 +1954,7 @@ def why_no_curve(sample):
         return str(undefined).split(":")[0]
 
 
-# %% ../nbs/05_metrics.ipynb #f282cff8
+# %% ../nbs/05_metrics.ipynb #49bfc9ff
 def hits_at(found, false_alarms, grid):
     """Share of fakes found at each false alarm rate of the grid."""
     return np.interp(grid, false_alarms / false_alarms[-1], found / found[-1])
@@ -1934,7 +1977,7 @@ def band_of(sample, read, grid, resamples, rng, confidence=0.95):
     return np.quantile(curves, [tail, 1 - tail], axis=0)
 
 
-# %% ../nbs/05_metrics.ipynb #8c50e0a2
+# %% ../nbs/05_metrics.ipynb #fb7e6294
 def draw_curves(
     axes, predictions, level, band, resamples, rng, line_of, metric, read, grid, scale=lambda x, y: (x, y)
 ):
@@ -1957,7 +2000,7 @@ def draw_curves(
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #37de624b
+# %% ../nbs/05_metrics.ipynb #6b199c99
 def plot_roc(predictions, axes=None, band=True, level="media", resamples=500, rng=None):
     """Draw ROC curves.
 
@@ -1992,7 +2035,7 @@ def plot_roc(predictions, axes=None, band=True, level="media", resamples=500, rn
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #68687032
+# %% ../nbs/05_metrics.ipynb #8a6ed05f
 def plot_precision_recall(predictions, axes=None, band=True, level="media", resamples=500, rng=None):
     """Draw precision against recall; see `plot_roc` for the arguments.
 
@@ -2016,7 +2059,7 @@ def plot_precision_recall(predictions, axes=None, band=True, level="media", resa
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #541f8af5
+# %% ../nbs/05_metrics.ipynb #3345d74e
 RATES = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
 
 
@@ -2040,7 +2083,7 @@ def deviate_axes(axes, n):
     )
 
 
-# %% ../nbs/05_metrics.ipynb #49bfc9ff
+# %% ../nbs/05_metrics.ipynb #205a810d
 def plot_det(predictions, axes=None, band=True, level="media", resamples=500, rng=None):
     """Draw detection error trade-offs on normal-deviate axes; see `plot_roc` for the arguments.
 
@@ -2072,7 +2115,7 @@ def plot_det(predictions, axes=None, band=True, level="media", resamples=500, rn
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #fb7e6294
+# %% ../nbs/05_metrics.ipynb #1fa2d481
 def dict_of(predictions):
     """Tables under names, from a table or from such."""
     if not isinstance(predictions, pd.DataFrame):
@@ -2081,7 +2124,7 @@ def dict_of(predictions):
     return dict(groups_of(table, mixed(table)))
 
 
-# %% ../nbs/05_metrics.ipynb #205a810d
+# %% ../nbs/05_metrics.ipynb #2e465c9b
 def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
     """Draw the ROC curves of a network's "real" and "fake" scores against the label "fake".
 
@@ -2119,7 +2162,7 @@ def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #2b8328a7
+# %% ../nbs/05_metrics.ipynb #77804082
 def plot_confusion(confusion, axes=None):
     """Draw the four counts of a decision, with the share of each true class.
 
@@ -2148,7 +2191,7 @@ def plot_confusion(confusion, axes=None):
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #2e465c9b
+# %% ../nbs/05_metrics.ipynb #95eefc60
 def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
     """Draw how the scores of real and fake media are distributed.
 
@@ -2183,7 +2226,7 @@ def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #6c145997
+# %% ../nbs/05_metrics.ipynb #100d778d
 def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
     """Draw how often a file is fake against how often its score said so.
 
@@ -2221,7 +2264,7 @@ def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
     return axes
 
 
-# %% ../nbs/05_metrics.ipynb #4f377177
+# %% ../nbs/05_metrics.ipynb #e3b97307
 def draw_reliability(axes, name, sample, bins, rng, colour):
     """One detector's points, as large as they are many rows, with their intervals."""
     points = pd.DataFrame(reliability_points(sample, bins, rng))

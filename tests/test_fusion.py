@@ -33,14 +33,12 @@ from deepfake_nb.fusion import (
     fusion_head,
     groups_within,
     head_logits,
-    holm,
     initial_heads,
     late_fusion,
     linear_cka,
     make_backbone,
     measure_norms,
     network_maker,
-    paired_tests,
     pareto_front,
     pictures_of,
     rank_correlation,
@@ -444,27 +442,6 @@ def test_a_true_row_is_feasible():
     printed = [tuple(round(value, 2) for value in pair) for pair in rates]
     found = feasible_confusions(5413, 5492, round((tn + tp) / 10905, 4), *printed)
     assert [tn, 5413 - tn, 5492 - tp, tp] in found.tolist()
-
-
-def test_holm_by_hand_and_missing_values():
-    np.testing.assert_allclose(holm([0.02, 0.01, 0.5]), [0.04, 0.03, 0.5])
-    assert np.isnan(holm([None, 0.2])).tolist() == [True, False]
-
-
-def test_paired_tests_find_a_difference_and_correct_for_many():
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 100)
-    ids = [str(at) for at in range(200)]
-    chance, good = (pd.DataFrame({"media_id": ids, "label": labels, "score": scores}) for scores in (
-        rng.random(200), 0.4 * rng.random(200) + 0.5 * labels
-    ))  # fmt: skip
-    tests = paired_tests(
-        {("better",): (chance, good), ("same",): (good, good)}, np.random.default_rng(0), 200
-    )
-    better, same = (
-        tests[(tests.row == row) & (tests.metric == "AUC")].iloc[0] for row in (("better",), ("same",))
-    )
-    assert better.difference > 0.3 and better.p_holm < 0.001 and same.difference == 0 and same.p_holm == 1
 
 
 def test_late_fusion_matches_pictures_by_name():

@@ -32,6 +32,8 @@ from deepfake_nb.metrics import (
     evaluate_by,
     expected_calibration_error,
     fit_calibration,
+    holm,
+    paired_tests,
     plot_confusion,
     plot_det,
     plot_precision_recall,
@@ -615,3 +617,24 @@ def test_the_command_line_stays_light():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_holm_by_hand_and_missing_values():
+    np.testing.assert_allclose(holm([0.02, 0.01, 0.5]), [0.04, 0.03, 0.5])
+    assert np.isnan(holm([None, 0.2])).tolist() == [True, False]
+
+
+def test_paired_tests_find_a_difference_and_correct_for_many():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    ids = [str(at) for at in range(200)]
+    chance, good = (pd.DataFrame({"media_id": ids, "label": labels, "score": scores}) for scores in (
+        rng.random(200), 0.4 * rng.random(200) + 0.5 * labels
+    ))  # fmt: skip
+    tests = paired_tests(
+        {("better",): (chance, good), ("same",): (good, good)}, np.random.default_rng(0), 200
+    )
+    better, same = (
+        tests[(tests.row == row) & (tests.metric == "AUC")].iloc[0] for row in (("better",), ("same",))
+    )
+    assert better.difference > 0.3 and better.p_holm < 0.001 and same.difference == 0 and same.p_holm == 1
