@@ -414,10 +414,11 @@ class RunRecord:
     started: float = field(default_factory=time.time)
 
     def add(self, table, row, metric, value, **fields):
-        """Add one number; `fields` are those of `Result`."""
+        """Add one number, which may be NumPy's; `fields` are those of `Result`."""
         here = {"profile": self.profile, "seed": self.seed, "protocol": self.protocol, "data": self.data}
-        value = value.item() if hasattr(value, "item") else value
-        self.results.append(Result(self.section, table, row, metric, value, **{**here, **fields}))
+        given = {**here, "value": value, **fields}
+        plain = {name: part.item() if hasattr(part, "item") else part for name, part in given.items()}
+        self.results.append(Result(self.section, table, row, metric, **plain))
 
     def table(self, name):
         """The rows of one table as a pandas frame: ours beside the paper's."""

@@ -483,11 +483,13 @@ def check_settings(settings):
 
 # %% ../nbs/06_training.ipynb #d571539d
 def make_optimizer(parameters, settings):
-    """The optimizer of a run, over parameters or groups of them; all its arithmetic in one sweep ("fused")."""
-    how = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    """The optimizer of a run, over parameters or groups of them; all its arithmetic in one sweep ("fused") if it can."""
+    how = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=settings.momentum, **how)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](parameters, **how)
+        # PyTorch's fused momentum fails when a parameter gets its first gradient later than the others
+        return torch.optim.SGD(parameters, momentum=settings.momentum, fused=not settings.momentum, **how)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(parameters, fused=True, **how)
 
 
 def make_schedule(optimizer, settings):
