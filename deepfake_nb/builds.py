@@ -10,6 +10,7 @@ __all__ = [
     "BuildSettings",
     "read_settings",
     "plan",
+    "many_workers",
     "BuildReport",
     "build",
     "CheckReport",
@@ -364,12 +365,29 @@ def _track_digest(settings):
 
 # %% ../nbs/09_builds.ipynb #3613ca26
 @contextlib.contextmanager
-def _workers(jobs, scheduler, threads):
-    """Yield a function from tasks to their results as they come, in any order."""
+def many_workers(work, jobs=1, scheduler=None, threads=1):
+    """Yield a function from tasks to what `work` makes of them, as it comes, in any order.
+
+    Parameters
+    ----------
+    work : callable
+        Of one task; both have to be known to other processes.
+    jobs : int
+        Processes on this machine; 1 works in this one.
+    scheduler : str, optional
+        Address of a Dask scheduler, whose workers are used instead.
+    threads : int
+        Of each process.
+
+    Raises
+    ------
+    InputError
+        The cluster does not answer, or a process died.
+    """
     import joblib
 
     if scheduler is None and jobs == 1:
-        yield lambda tasks: map(_build_file, tasks)
+        yield lambda tasks: map(work, tasks)
         return
     with contextlib.ExitStack() as stack:
         if scheduler is None:
@@ -383,7 +401,7 @@ def _workers(jobs, scheduler, threads):
         warnings.filterwarnings(
             "ignore", message=r"\d+ tasks"
         )  # joblib's, about work that a stop made useless
-        yield lambda tasks: parallel(joblib.delayed(_build_file)(task) for task in tasks)
+        yield lambda tasks: _living(parallel(joblib.delayed(work)(task) for task in tasks))
 
 
 # %% ../nbs/09_builds.ipynb #4814b862
@@ -544,8 +562,8 @@ def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
     ]
     task = progress.add_task("faces", total=len(tasks)) if progress is not None else None
     try:
-        with _workers(jobs, scheduler, threads) as run:
-            for result in _living(run(tasks)):
+        with many_workers(_build_file, jobs, scheduler, threads) as run:
+            for result in run(tasks):
                 if "stop" in result:
                     raise InputError(result["stop"])
                 journal.add(result)

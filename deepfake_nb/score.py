@@ -11,6 +11,8 @@ __all__ = [
     "unit_range",
     "Ready",
     "Detector",
+    "ClipDetector",
+    "detector_of",
     "FaceScore",
     "Verdict",
     "score_of_person",
@@ -28,11 +30,12 @@ __all__ = [
 # %% ../nbs/70_score.ipynb #13c7d02c
 import csv
 import glob
+import itertools
 import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,9 +43,19 @@ import cv2
 import numpy as np
 import torch
 
+from deepfake_nb.clips import (
+    SHORTEST_TRACK,
+    clip_rows,
+    clip_starts,
+    cut_clip,
+    frame_timeline,
+    inference_precision,
+    pool_clips,
+)
 from .faces import CenterFace, face_tracks, track_faces
 from .study import InputError, UsageError, write_atomically, write_json
 from .video import Frame, media_kind, probe, read_frames, read_image
+from .video_resnet import normalise_clips
 from .weights import REGISTRY, WeightFile, load_detector
 from .xception import cut_as_deepfakebench, half_range
 
@@ -131,17 +144,49 @@ def unit_range(crops):
 
 
 class Ready(NamedTuple):
-    """A network that can score, and what its weights are in plain words."""
+    """A network that can score, what its weights are in plain words, and the rules that came with them.
+
+    Parameters
+    ----------
+    network : callable
+    weights, trained_on : str
+    rules : dict, optional
+        Fields of the detector that are other than usual for these weights, such as ``threshold``.
+    """
 
     network: Callable
     weights: str
     trained_on: str
+    rules: dict | None = None
 
 
 # %% ../nbs/70_score.ipynb #21c9a722
+class OverFrames:
+    """How single frames of a file are looked at, and what becomes of what was said of them."""
+
+    def look(self, path, face_detector, sampling):
+        """Who is `Seen` in a picture or video, and the crops of them."""
+        if media_kind(path) == "video":
+            return look_at_video(path, face_detector, self, sampling)
+        return look_at_picture(path, face_detector, self)
+
+    def pool(self, said, minimum_frames):
+        """One score of what was said of a track; None when that is too little."""
+        return score_of_person([score for _, score in said], minimum_frames)
+
+    def timeline(self, track, said):
+        """What was said of a track, pairs of time and score, as the timeline of a `FaceScore`."""
+        return [{"time_s": round(time_s, 3), "score": rounded(score)} for time_s, score in said]
+
+    def remark(self, track):
+        """What should be known of the way a track was looked at; empty when nothing."""
+        return ""
+
+
+# %% ../nbs/70_score.ipynb #c3446265
 @dataclass(frozen=True)
-class Detector:
-    """What scores a face, and the rules around it.
+class Detector(OverFrames):
+    """What scores a face in single frames, and the rules around it.
 
     Parameters
     ----------
@@ -161,6 +206,10 @@ class Detector:
         Longer side of the face's box, in pixels, below which it gets no score.
     threshold : float
         Scores from here on are called fake.
+    batch_size : int
+        Crops that go through the network at once.
+    precision : {"float32", "bf16", "auto"}
+        Number format of the network; see `deepfake_nb.clips.inference_precision`.
     """
 
     name: str
@@ -171,15 +220,95 @@ class Detector:
     minimum_frames: int = 5
     smallest_face: int = 48
     threshold: float = 0.5
+    batch_size: int = 32
+    precision: str = "float32"
 
 
-# %% ../nbs/70_score.ipynb #c3446265
+# %% ../nbs/70_score.ipynb #3db61f1c
+class NotForThis(InputError):
+    """A file that a detector cannot judge by its nature."""
+
+
+class OverClips:
+    """How clips of a video are looked at, and what becomes of what was said of them."""
+
+    @property
+    def span(self):
+        """Frames of the video from the first frame of a clip to its last."""
+        return (self.clip_length - 1) * self.stride + 1
+
+    def look(self, path, face_detector, sampling):
+        """Who is `Seen` in a video, and the clips of them."""
+        if media_kind(path) != "video":
+            raise NotForThis(f"{self.name} looks at how a face moves and needs a video; a picture has none.")
+        return look_at_clips(path, face_detector, self)
+
+    def pool(self, said, minimum_frames):
+        """One score of what was said of a track; None when nothing was."""
+        known = [(start, score) for start, score in said if score is not None]
+        return pool_clips(*zip(*known, strict=True)) if known else None
+
+    def timeline(self, track, said):
+        """What was said of a track, pairs of start and score, as the timeline of a `FaceScore`."""
+        starts, scores = zip(*said, strict=True) if said else ((), ())
+        scores = [math.nan if score is None else score for score in scores]
+        table = frame_timeline(starts, self.clip_length, scores, track.times_s, self.stride)
+        heard = table[table.clips > 0]
+        return OverFrames.timeline(self, track, zip(heard.time_s, heard.score, strict=True))
+
+    def remark(self, track):
+        """Says so where a track is shorter than a clip."""
+        if len(track) >= self.span:
+            return ""
+        return (
+            f"Padded by reflection: the face is there for {len(track)} frames, and a clip takes {self.span}, so that it "
+            f"goes forwards and backwards through them."
+        )
+
+
+# %% ../nbs/70_score.ipynb #3e441602
+@dataclass(frozen=True)
+class ClipDetector(OverClips, Detector):
+    """What scores a face in clips of a video, and the rules around it.
+
+    Parameters
+    ----------
+    cut : callable
+        Takes a face track, start and length, and ``stride`` and ``size``, gives a clip; see `deepfake_nb.clips.cut_clip`.
+    prepare : callable
+        Takes uint8 clips (N, T, S, S, 3), gives the network's input.
+    clip_length : int
+        Frames of a clip.
+    step : int
+        Frames between the starts of two clips.
+    stride : int
+        Frames from one frame of a clip to its next.
+
+    Notes
+    -----
+    All other parameters are those of `Detector`. A person seen in fewer frames than a clip has, but not fewer than
+    `minimum_frames`, is seen in one clip that is mirrored at its end.
+    """
+
+    cut: Callable = cut_clip
+    prepare: Callable = normalise_clips
+    input_size: int = 224
+    minimum_frames: int = SHORTEST_TRACK
+    batch_size: int = 2
+    precision: str = "auto"
+    clip_length: int = 32
+    step: int = 16
+    stride: int = 1
+
+
+# %% ../nbs/70_score.ipynb #c3a0cbf9
 def published(name):
     """A loader of published weights, for `Detector.load`."""
 
     def load(weights=None):
         loaded = load_detector(name, weights)
-        return Ready(loaded.network, in_words(loaded.weights), loaded.weights.trained_on)
+        file = loaded.weights
+        return Ready(loaded.network, in_words(file), file.trained_on, rules_of(file))
 
     return load
 
@@ -189,17 +318,56 @@ def in_words(file: WeightFile):
     return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
 
 
-# %% ../nbs/70_score.ipynb #dfc3c02b
-RULES = {"deepfakebench-xception": {"cut": cut_as_deepfakebench, "prepare": half_range}}
-
-# %% ../nbs/70_score.ipynb #3db61f1c
-DETECTORS = {
-    name: Detector(name, published(name), input_size=entry.input_size, **RULES.get(entry.kind, {}))
-    for name, entry in REGISTRY.items()
+# %% ../nbs/70_score.ipynb #57faa87d
+USAGE = {
+    "clip_length": ("clip_length", int, 1, 1024),
+    "stride": ("stride", int, 1, 1024),
+    "size": ("input_size", int, 8, 2048),
+    "threshold": ("threshold", float, 0.0, 1.0),
 }
 
 
+def rules_of(file: WeightFile):
+    """The fields of a detector that a weight file says are to be other than usual."""
+    rules = {}
+    for name, (rule, kind, low, high) in USAGE.items():
+        if (value := file.usage.get(name)) is None:
+            continue
+        if type(value) not in (kind, int) or not low <= value <= high:
+            raise InputError(
+                f"The weight file {file.path!r} says {name} = {value!r}, which cannot be. Write it again."
+            )
+        rules[rule] = value
+    if "clip_length" in rules:
+        rules["minimum_frames"] = min(SHORTEST_TRACK, rules["clip_length"])
+    return rules
+
+
+# %% ../nbs/70_score.ipynb #1e047e4f
+RULES = {"deepfakebench-xception": {"cut": cut_as_deepfakebench, "prepare": half_range}}
+
+
 # %% ../nbs/70_score.ipynb #52bf6b43
+def detector_of(entry):
+    """The detector of a registered checkpoint.
+
+    Parameters
+    ----------
+    entry : PublishedWeights
+
+    Returns
+    -------
+    Detector
+    """
+    kind = ClipDetector if entry.kind == "altfreezing" else Detector
+    rules = RULES.get(entry.kind, {})
+    return kind(entry.name, published(entry.name), input_size=entry.input_size, **rules)
+
+
+DETECTORS = {name: detector_of(entry) for name, entry in REGISTRY.items()}
+
+
+# %% ../nbs/70_score.ipynb #cbc7e79e
 @dataclass
 class FaceScore:
     """One person in one shot.
@@ -211,7 +379,8 @@ class FaceScore:
     n_frames : int
         Frames that were scored.
     score : float or None
-        Mean over these frames, in [0, 1]; None when they are too few.
+        Mean over these frames, or over the clips of them (see `deepfake_nb.clips.pool_clips`), in [0, 1]; None when
+        they are too few.
     timeline : list of dict
         ``{"time_s": float, "score": float}``, one a frame.
     """
@@ -222,7 +391,7 @@ class FaceScore:
     timeline: list
 
 
-# %% ../nbs/70_score.ipynb #8e3b326b
+# %% ../nbs/70_score.ipynb #74847ae7
 @dataclass
 class Verdict:
     """What is said of one media file.
@@ -258,7 +427,7 @@ class Verdict:
         return asdict(self)
 
 
-# %% ../nbs/70_score.ipynb #ea5b2933
+# %% ../nbs/70_score.ipynb #b4042bf7
 def score_of_person(frame_scores, minimum_frames=1):
     """Pool the scores of one person's frames by their mean.
 
@@ -291,7 +460,7 @@ def score_of_media(person_scores):
     return max((score for score in person_scores if score is not None), default=None)
 
 
-# %% ../nbs/70_score.ipynb #74847ae7
+# %% ../nbs/70_score.ipynb #423270b6
 class Source(NamedTuple):
     """A media file to score, or what is wrong with a path."""
 
@@ -327,7 +496,7 @@ def find_media(paths, skipped=None):
                 yield Source(path, "No picture or video matches this pattern.")
 
 
-# %% ../nbs/70_score.ipynb #963277fa
+# %% ../nbs/70_score.ipynb #020263b7
 def not_media(path):
     """Why a named file is no media file; None when it only does not exist, which reading it will say."""
     if not os.path.lexists(path):
@@ -373,7 +542,7 @@ def folder_problem(error, folder):
     )
 
 
-# %% ../nbs/70_score.ipynb #289cfaa6
+# %% ../nbs/70_score.ipynb #d89fcc17
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are looked at.
@@ -409,45 +578,21 @@ class Sampling:
         return max(1, min(stride, frame_count // self.fewest), math.ceil(frame_count / self.most))
 
 
-# %% ../nbs/70_score.ipynb #8842ef6f
-class Crops(NamedTuple):
-    """One frame's crops: whose they are, when, and the pixels."""
+# %% ../nbs/70_score.ipynb #8adb0c9d
+class View(NamedTuple):
+    """What a network is shown at once: whose face, at which moment (time of a frame, start of a clip), and the pixels."""
 
-    tracks: list
-    time_s: float
-    pixels: list
-
-
-def large_enough(track, detector):
-    """Which frames of a track show the face large enough."""
-    return (track.boxes[:, 2:] - track.boxes[:, :2]).max(1) >= detector.smallest_face
+    track: int
+    moment: float
+    pixels: np.ndarray
 
 
-def rows_by_frame(tracks, detector):
-    """For each frame, the pairs of track number and row in it whose face is large enough."""
-    wanted = {}
-    for number, track in enumerate(tracks):
-        for row in np.flatnonzero(large_enough(track, detector)):
-            wanted.setdefault(int(track.frame_indices[row]), []).append((number, int(row)))
-    return wanted
-
-
-def cut_frame(frame, rows, tracks, detector):
-    """Cut those faces of one frame that `rows` names."""
-    cuts = []
-    for number, row in rows:
-        track = tracks[number]
-        cuts.append(detector.cut(frame.image, track.boxes[row], track.landmarks[row], detector.input_size))
-    return Crops([number for number, _ in rows], frame.time_s, cuts)
-
-
-# %% ../nbs/70_score.ipynb #a1a47810
 @dataclass
 class Seen:
-    """The people in a file, their crops as they stream by, and how the file was looked at."""
+    """The people in a file, the views of them as they stream by, and how the file was looked at."""
 
     tracks: list
-    crops: Iterable
+    views: Iterable
     minimum_frames: int = 1
     stream: "Counted | None" = None
 
@@ -469,13 +614,37 @@ class Counted:
             yield frame
 
 
-# %% ../nbs/70_score.ipynb #d89fcc17
+# %% ../nbs/70_score.ipynb #f1144814
+def large_enough(track, detector):
+    """Which frames of a track show the face large enough."""
+    return (track.boxes[:, 2:] - track.boxes[:, :2]).max(1) >= detector.smallest_face
+
+
+def rows_by_frame(tracks, detector):
+    """For each frame, the pairs of track number and row in it whose face is large enough."""
+    wanted = {}
+    for number, track in enumerate(tracks):
+        for row in np.flatnonzero(large_enough(track, detector)):
+            wanted.setdefault(int(track.frame_indices[row]), []).append((number, int(row)))
+    return wanted
+
+
+def frame_views(frames, rows, tracks, detector):
+    """Cut from each frame the faces that `rows` names for it."""
+    for frame in frames:
+        for number, row in rows[frame.index]:
+            box, landmarks = tracks[number].boxes[row], tracks[number].landmarks[row]
+            crop = detector.cut(frame.image, box, landmarks, detector.input_size)
+            yield View(number, float(frame.time_s), crop)
+
+
+# %% ../nbs/70_score.ipynb #bf4eb0ee
 def look_at_picture(path, face_detector, detector):
     """Find the faces of a picture."""
     frame = Frame(0, 0.0, read_image(path))
     tracks = face_tracks(frame.image, face_detector, crop_size=None)
-    rows = rows_by_frame(tracks, detector).get(0, [])
-    return Seen(tracks, (cut_frame(frame, [row], tracks, detector) for row in rows))
+    rows = rows_by_frame(tracks, detector)
+    return Seen(tracks, frame_views([frame] if rows else (), rows, tracks, detector))
 
 
 def look_at_video(path, face_detector, detector, sampling):
@@ -488,36 +657,42 @@ def look_at_video(path, face_detector, detector, sampling):
     tracks = track_faces(stream, face_detector, every=1, max_gap_s=gap_s, rescan_s=max(1.0, gap_s))
     rows = rows_by_frame(tracks, detector)
     again = read_frames(path, indices=rows) if rows else ()
-    crops = (cut_frame(frame, rows[frame.index], tracks, detector) for frame in again)
-    return Seen(tracks, crops, detector.minimum_frames, stream)
+    return Seen(tracks, frame_views(again, rows, tracks, detector), detector.minimum_frames, stream)
 
 
-def look_at(path, face_detector, detector, sampling):
-    """Find the faces of a picture or video."""
-    if media_kind(path) == "video":
-        return look_at_video(path, face_detector, detector, sampling)
-    return look_at_picture(path, face_detector, detector)
+# %% ../nbs/70_score.ipynb #d7e6f99a
+def look_at_clips(path, face_detector, detector):
+    """Follow the faces of a video through all its frames, and get ready to cut clips of their tracks."""
+    stream, size = Counted(read_frames(path)), detector.input_size
+    tracks = track_faces(stream, face_detector, crop_size=size, window=detector.clip_length)
+    return Seen(tracks, clip_views(tracks, detector), detector.minimum_frames, stream)
 
 
-# %% ../nbs/70_score.ipynb #70e2bc03
-def batches_of(crops, size):
-    """Gather crops into batches of (track, time) and pixels."""
-    owners, pixels = [], []
-    for frame in crops:
-        owners.extend((track, frame.time_s) for track in frame.tracks)
-        pixels.extend(frame.pixels)
-        if len(pixels) >= size:
-            batch, owners, pixels = (owners, np.stack(pixels)), [], []
-            yield batch
-    if pixels:
-        yield owners, np.stack(pixels)
+def clip_views(tracks, detector):
+    """Cut the clips of all tracks that are long enough; at least half of a clip's frames show the face large enough."""
+    how = {"stride": detector.stride, "size": detector.input_size}
+    for number, track in enumerate(tracks):
+        large = large_enough(track, detector)
+        if large.sum() < detector.minimum_frames:
+            continue
+        for start in clip_starts(len(track), detector.clip_length, detector.step, detector.stride):
+            rows = clip_rows(len(track), start, detector.clip_length, detector.stride)
+            if large[rows].mean() >= 0.5:
+                yield View(number, int(start), detector.cut(track, start, detector.clip_length, **how))
 
 
-def frame_scores(network, pixels, prepare, device):
-    """P(fake) as the network sees it, one a crop; None where it does not answer with a number."""
-    with torch.inference_mode():
-        logits = network(prepare(pixels).to(device)).float()
-        scores = (torch.sigmoid(logits) if logits.ndim == 1 else logits.softmax(1)[:, 1]).cpu().tolist()
+# %% ../nbs/70_score.ipynb #d0938584
+def batches_of(views, size):
+    """Gather views into lists of `size`, the last one shorter."""
+    views = iter(views)
+    while batch := list(itertools.islice(views, size)):
+        yield batch
+
+
+def scores_of(logits):
+    """P(fake) by logits (N,) or (N, 2); None where one is not a number."""
+    logits = logits.float()
+    scores = (torch.sigmoid(logits) if logits.ndim == 1 else logits.softmax(1)[:, 1]).cpu().tolist()
     return [score if math.isfinite(score) else None for score in scores]
 
 
@@ -526,27 +701,32 @@ def rounded(score):
     return None if score is None else round(float(score), 6)
 
 
-# %% ../nbs/70_score.ipynb #8adb0c9d
-def score_people(seen, network, detector, device, batch_size):
-    """Score every person seen in a file.
+# %% ../nbs/70_score.ipynb #56a2f878
+def score_people(seen, ask, detector):
+    """Score every person seen in a file; `ask` maps uint8 pixels (N, ...) to logits.
 
     Returns
     -------
     list of FaceScore
     """
-    timelines = [[] for _ in seen.tracks]
-    for owners, pixels in batches_of(seen.crops, batch_size):
-        scores = frame_scores(network, pixels, detector.prepare, device)
-        for (track, time_s), score in zip(owners, scores, strict=True):
-            timelines[track].append({"time_s": round(float(time_s), 3), "score": rounded(score)})
-    faces = []
-    for number, timeline in enumerate(timelines):
-        score = score_of_person([moment["score"] for moment in timeline], seen.minimum_frames)
-        faces.append(FaceScore(number, len(timeline), rounded(score), timeline))
-    return faces
+    said = [[] for _ in seen.tracks]
+    for batch in batches_of(seen.views, detector.batch_size):
+        scores = scores_of(ask(np.stack([view.pixels for view in batch])))
+        for view, score in zip(batch, scores, strict=True):
+            said[view.track].append((view.moment, score))
+    return [
+        face_score(number, track, said[number], seen, detector) for number, track in enumerate(seen.tracks)
+    ]
 
 
-# %% ../nbs/70_score.ipynb #3c1ce8ec
+def face_score(number, track, said, seen, detector):
+    """The `FaceScore` of one track, of what was said of it."""
+    timeline = detector.timeline(track, said)
+    score = rounded(detector.pool(said, seen.minimum_frames))
+    return FaceScore(number, len(timeline), score, timeline)
+
+
+# %% ../nbs/70_score.ipynb #a7709c75
 def why_no_score(seen, detector):
     """Why nobody in a file has a score."""
     looked_at = f"{seen.stream.count} frames looked at" if seen.stream else "the picture"
@@ -568,11 +748,14 @@ def judge(seen, faces, detector):
     if score is None:
         return "abstain", None, f"{why_no_score(seen, detector)} {seen.damage}".strip()
     threshold = detector.threshold
+    decisive = max((face for face in faces if face.score is not None), key=lambda face: face.score)
+    remark = detector.remark(seen.tracks[decisive.track])
     reason = f"Not calibrated: the score is no probability; {threshold:g} and above is called fake."
-    return "fake" if score >= threshold else "real", score, f"{reason} {seen.damage}".strip()
+    reason = " ".join(part for part in (reason, remark, seen.damage) if part)
+    return "fake" if score >= threshold else "real", score, reason
 
 
-# %% ../nbs/70_score.ipynb #bf4eb0ee
+# %% ../nbs/70_score.ipynb #37f8a6a8
 def find_detector(detector):
     """A detector by its name; one that is passed comes back as it is."""
     if isinstance(detector, Detector):
@@ -582,60 +765,30 @@ def find_detector(detector):
     return DETECTORS[detector]
 
 
+def with_rules(detector, rules):
+    """A detector with some of its fields changed; None leaves one as it is."""
+    rules = {name: value for name, value in rules.items() if value is not None}
+    known = {field.name for field in fields(detector)}
+    if "step" in rules and "step" not in known:
+        raise UsageError(
+            f"{detector.name} looks at single frames, not at clips: leave the stride of clips out."
+        )
+    for name in ("step", "batch_size"):
+        if rules.get(name, 1) < 1:
+            raise UsageError(
+                f"The {'stride of clips' if name == 'step' else name} is {rules[name]}: give 1 or more."
+            )
+    return replace(detector, **{name: value for name, value in rules.items() if name in known})
+
+
 def printable(text):
     """Text that can be written as UTF-8, whatever bytes a file name is made of."""
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# %% ../nbs/70_score.ipynb #d7e6f99a
-class MediaScorer:
-    """Scores media files with one detector, one file after the other.
-
-    Parameters
-    ----------
-    detector : str or Detector
-        A name of `DETECTORS`, or a detector of your own.
-    weights : str or Path, optional
-        A weight file in place of the published one.
-    device : str or torch.device, optional
-        By default a GPU where there is one.
-    face_detector : FaceDetector, optional
-        By default `CenterFace()`.
-    sampling : Sampling, optional
-    batch_size : int
-        Faces that go through the network at once.
-
-    Raises
-    ------
-    UsageError
-        There is no such detector.
-    InputError
-        The weights cannot be had or used.
-    """
-
-    def __init__(
-        self, detector, weights=None, *, device=None, face_detector=None, sampling=None, batch_size=32
-    ):
-        self.detector = find_detector(detector)
-        self.ready = self.detector.load(weights)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = self.ready.network.to(self.device)
-        self.face_detector = face_detector or CenterFace()
-        self.sampling = sampling or Sampling()
-        self.batch_size = batch_size
-
-    def score(self, path):
-        """The `Verdict` on one picture or video; an abstention where it cannot be read or judged."""
-        try:
-            seen = look_at(path, self.face_detector, self.detector, self.sampling)
-            faces = score_people(seen, self.network, self.detector, self.device, self.batch_size)
-            return self.verdict(path, *judge(seen, faces, self.detector), faces)
-        except InputError as error:
-            return self.abstain(path, f"It cannot be read: {error}")
-        except MemoryError:
-            return self.abstain(path, "It does not fit into memory.")
-        except Exception as error:
-            return self.abstain(path, f"A fault of this program kept it from being scored: {error!r}")
+# %% ../nbs/70_score.ipynb #754dc6c9
+class Speaker:
+    """Who speaks in a verdict: a detector and its weights."""
 
     def abstain(self, path, reason):
         """A `Verdict` that says nothing of a file, and why."""
@@ -650,7 +803,71 @@ class MediaScorer:
         )  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #754dc6c9
+# %% ../nbs/70_score.ipynb #ca21254c
+class MediaScorer(Speaker):
+    """Scores media files with one detector, one file after the other.
+
+    Parameters
+    ----------
+    detector : str or Detector
+        A name of `DETECTORS`, or a detector of your own.
+    weights : str or Path, optional
+        A weight file in place of the published one.
+    device : str or torch.device, optional
+        By default a GPU where there is one.
+    face_detector : FaceDetector, optional
+        By default `CenterFace()`.
+    sampling : Sampling, optional
+        Which frames a detector of single frames looks at.
+    clip_step : int, optional
+        Frames between the starts of two clips, for a detector of clips; 1 is what the released code does.
+    batch_size, precision : optional
+        In place of the detector's own; see `Detector`.
+
+    Raises
+    ------
+    UsageError
+        There is no such detector, or it does not take an option.
+    InputError
+        The weights cannot be had or used.
+    """
+
+    def __init__(self, detector, weights=None, *, device=None, face_detector=None, sampling=None, clip_step=None,
+                 batch_size=None, precision=None):  # fmt: skip
+        rules = {"step": clip_step, "batch_size": batch_size, "precision": precision}
+        detector = find_detector(detector)
+        self.ready = detector.load(weights)
+        self.detector = with_rules(with_rules(detector, self.ready.rules or {}), rules)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = self.ready.network.to(self.device)
+        inference_precision(
+            self.detector.precision, self.device
+        )  # so that a wrong word is told before any file is opened
+        self.face_detector = face_detector or CenterFace()
+        self.sampling = sampling or Sampling()
+
+    def ask(self, pixels):
+        """Logits of crops or clips, uint8 (N, ...)."""
+        with torch.inference_mode(), inference_precision(self.detector.precision, self.device):
+            return self.network(self.detector.prepare(pixels).to(self.device))
+
+    def score(self, path):
+        """The `Verdict` on one picture or video; an abstention where it cannot be read or judged."""
+        try:
+            seen = self.detector.look(path, self.face_detector, self.sampling)
+            faces = score_people(seen, self.ask, self.detector)
+            return self.verdict(path, *judge(seen, faces, self.detector), faces)
+        except NotForThis as error:
+            return self.abstain(path, str(error))
+        except InputError as error:
+            return self.abstain(path, f"It cannot be read: {error}")
+        except MemoryError:
+            return self.abstain(path, "It does not fit into memory.")
+        except Exception as error:
+            return self.abstain(path, f"A fault of this program kept it from being scored: {error!r}")
+
+
+# %% ../nbs/70_score.ipynb #2d76d56d
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
@@ -681,7 +898,7 @@ class Verdicts:
             yield scorer.abstain(path, problem) if problem else scorer.score(path)
 
 
-# %% ../nbs/70_score.ipynb #ca21254c
+# %% ../nbs/70_score.ipynb #c0d42228
 def score_paths(paths, detector="meso4-df", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
@@ -708,7 +925,7 @@ def score_paths(paths, detector="meso4-df", weights=None, **options):
     return Verdicts(MediaScorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #49192573
+# %% ../nbs/70_score.ipynb #28ae7b6a
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces")  # fmt: skip
 
@@ -740,7 +957,7 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
                 table.writerow({**record, "interval_low": low, "interval_high": high, "faces": faces})
 
 
-# %% ../nbs/70_score.ipynb #15c7fc9c
+# %% ../nbs/70_score.ipynb #c2ee0dae
 def draw_timeline(verdict, threshold=0.5, axes=None):
     """Draw the score of every face track over time.
 

@@ -12,6 +12,7 @@ __all__ = [
     "named_groups",
     "from_released_keys",
     "load_backbone",
+    "save_video_resnet",
 ]
 
 # %% ../nbs/08_video_resnet.ipynb #5728bc61
@@ -24,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from .study import InputError, UsageError
-from .weights import differences, tensors_within
+from .weights import differences, save_network, tensors_within
 
 # %% ../nbs/08_video_resnet.ipynb #2d776db4
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -270,6 +271,7 @@ class VideoResNet(VideoBackbone):
         super().__init__(width)
         self.head = build_head(head, 32 * width, 8 * width, pooling, dropout)
         self.num_features = self.head.num_features
+        self.settings = {"width": width, "head": head, "pooling": pooling, "dropout": dropout}
         initialise(self)
 
     @property
@@ -292,8 +294,24 @@ class VideoResNet(VideoBackbone):
         """Logits (N,), higher is more fake, of normalised clips (N, 3, T, H, W)."""
         return self.head(self.forward_features(clips)).squeeze(1)
 
+    def explain_misfit(self, state_dict):
+        """Why tensors under our names do not fit, where it is their width; else None."""
+        width = stem_width(state_dict)
+        if width not in (None, self.width):
+            return (
+                f"they are of a video ResNet of width {width}, and this one has width {self.width} (a network of "
+                f"another width is read from a file that `save_video_resnet` wrote)"
+            )
 
-# %% ../nbs/08_video_resnet.ipynb #0619b341
+
+# %% ../nbs/08_video_resnet.ipynb #cb0fc2e8
+def stem_width(state_dict):
+    """The width of the video ResNet whose tensors these are; None where they are another network's."""
+    weight = state_dict.get("s1.pathway0_stem.conv.weight")
+    return None if weight is None or weight.ndim != 5 else len(weight)
+
+
+# %% ../nbs/08_video_resnet.ipynb #ae690b48
 def group_by(network, group_of):
     """Parameters of a network by group, `group_of` being asked for each with its name and itself."""
     groups = {"spatial": {}, "temporal": {}, "shared": {}}
@@ -316,7 +334,7 @@ def group_of_name(name, parameter):
     return "temporal" if "time" in name or "temporal" in name else "spatial"
 
 
-# %% ../nbs/08_video_resnet.ipynb #ae690b48
+# %% ../nbs/08_video_resnet.ipynb #745d808f
 def kernel_groups(network):
     """Parameters by the shape of their kernel: what alternate freezing freezes in turns.
 
@@ -335,7 +353,7 @@ def kernel_groups(network):
     return group_by(network, group_of_kernel)
 
 
-# %% ../nbs/08_video_resnet.ipynb #745d808f
+# %% ../nbs/08_video_resnet.ipynb #d3fdd8d1
 def named_groups(network):
     """Parameters as the paper's released code groups them, by what their names contain.
 
@@ -355,7 +373,7 @@ def named_groups(network):
     return group_by(network, group_of_name)
 
 
-# %% ../nbs/08_video_resnet.ipynb #a8eeae57
+# %% ../nbs/08_video_resnet.ipynb #59ac9c68
 def released_key(key):
     """A released name from its stage on: ``module.network.resnet.s1.x`` to ``s1.x``; other names stay."""
     parts = key.split(".")
@@ -363,7 +381,7 @@ def released_key(key):
     return ".".join(parts[first:])
 
 
-# %% ../nbs/08_video_resnet.ipynb #59ac9c68
+# %% ../nbs/08_video_resnet.ipynb #a23eefee
 def from_released_keys(state_dict):
     """The tensors of a released checkpoint under the names of `VideoResNet`.
 
@@ -380,7 +398,7 @@ def from_released_keys(state_dict):
     return {released_key(key): tensor for key, tensor in tensors_within(state_dict).items()}
 
 
-# %% ../nbs/08_video_resnet.ipynb #a23eefee
+# %% ../nbs/08_video_resnet.ipynb #d6c2f120
 def load_backbone(network, state_dict):
     """Fill all of a network but its head with released tensors.
 
@@ -402,11 +420,11 @@ def load_backbone(network, state_dict):
         The tensors are of another network or another width.
     """
     tensors = {key: t for key, t in from_released_keys(state_dict).items() if not key.startswith("head.")}
-    stem_weight = tensors.get("s1.pathway0_stem.conv.weight")
-    if stem_weight is not None and len(stem_weight) != network.width:
+    width = stem_width(tensors)
+    if width not in (None, network.width):
         raise InputError(
-            f"These tensors are of a video ResNet of width {len(stem_weight)}, and the network has width "
-            f"{network.width}. Build it with `VideoResNet(width={len(stem_weight)})`."
+            f"These tensors are of a video ResNet of width {width}, and the network has width {network.width}. "
+            f"Build it with `VideoResNet(width={width})`."
         )
     ours = {key: tuple(t.shape) for key, t in network.state_dict().items() if not key.startswith("head.")}
     problem = differences(tensors, ours)
@@ -414,3 +432,40 @@ def load_backbone(network, state_dict):
         raise InputError(f"These tensors are not those of a video ResNet: {problem}.")
     network.load_state_dict(tensors, strict=False)
     return network
+
+
+# %% ../nbs/08_video_resnet.ipynb #52c316ba
+def save_video_resnet(
+    path, network, trained_on, *, clip_length=32, size=224, stride=1, threshold=0.5, **usage
+):
+    """Write a video ResNet with all that it takes to score videos with it.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in ``.safetensors``.
+    network : VideoResNet
+    trained_on : str
+        In plain words; every verdict says it.
+    clip_length, size, stride : int
+        Of the clips it was trained on: frames, pixels, and frames of the video from one of them to the next.
+    threshold : float
+        Scores from here on are called fake.
+    **usage
+        Anything else that `json` takes, such as how the threshold was found.
+
+    Raises
+    ------
+    UsageError
+        A value is out of range.
+    InputError
+        The file cannot be written.
+    """
+    counts = {"clip_length": clip_length, "size": size, "stride": stride}
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"The {name} of a video ResNet's clips is {count}: give 1 or more.")
+    if not 0 < threshold < 1:
+        raise UsageError(f"The threshold is {threshold}: give a number between 0 and 1.")
+    usage |= {name: int(count) for name, count in counts.items()} | {"threshold": float(threshold)}
+    save_network(path, "altfreezing", network, trained_on, network.settings, **usage)

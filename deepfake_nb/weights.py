@@ -6,7 +6,9 @@
 __all__ = [
     "REGISTRY",
     "KINDS",
+    "HEADER",
     "UNKNOWN",
+    "OURS",
     "PublishedWeights",
     "weights_table",
     "fetch",
@@ -14,18 +16,21 @@ __all__ = [
     "import_state_dict",
     "import_mesonet",
     "read_state_dict",
+    "save_network",
     "WeightFile",
     "check_file",
+    "shipped_file",
     "LoadedNetwork",
     "load_detector",
 ]
 
 # %% ../nbs/08_weights.ipynb #9f4e589e
-import importlib
+import importlib.util
+import json
 import pickle
 import re
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +41,7 @@ import torch
 from torch import nn
 
 from .mesonet import Meso4, MesoInception4
-from .study import InputError, UsageError, cache_dir, sha256_of
+from .study import InputError, UsageError, cache_dir, sha256_of, write_atomically
 
 
 # %% ../nbs/08_weights.ipynb #781c0798
@@ -118,7 +123,22 @@ def deepfakebench_weights(name, kind, file, trained_on):
     )
 
 
-# %% ../nbs/08_weights.ipynb #a0441ed5
+# %% ../nbs/08_weights.ipynb #8b184a1c
+ALTFREEZING = PublishedWeights(
+    name="altfreezing",
+    kind="altfreezing",
+    url="https://github.com/ZhendongWang6/AltFreezing",
+    sha256=None,
+    size=None,
+    licence="MIT (the code's)",
+    source="Wang et al. 2023, AltFreezing, arXiv:2307.08317",
+    trained_on="FaceForensics++ (c23), 2019",
+    input_size=224,
+    normalisation="ImageNet's mean and deviation",
+    polarity="P(fake)",
+)
+
+# %% ../nbs/08_weights.ipynb #63991376
 REGISTRY = {
     entry.name: entry
     for entry in (
@@ -141,11 +161,12 @@ REGISTRY = {
         deepfakebench_weights(
             "xception", "deepfakebench-xception", "xception_best.pth", "FaceForensics++ (c23), 2018 and 2019"
         ),
+        ALTFREEZING,
     )
 }  # fmt: skip
 
 
-# %% ../nbs/08_weights.ipynb #8b184a1c
+# %% ../nbs/08_weights.ipynb #b13f0042
 def weights_table():
     """The registry as a table, one row a checkpoint.
 
@@ -157,7 +178,7 @@ def weights_table():
     return pd.DataFrame([asdict(entry) for entry in REGISTRY.values()]).set_index("name")
 
 
-# %% ../nbs/08_weights.ipynb #4ff36099
+# %% ../nbs/08_weights.ipynb #e94d0b27
 def fetch(name):
     """The file of a published checkpoint, downloaded at first use.
 
@@ -206,7 +227,7 @@ def fetch(name):
     return file
 
 
-# %% ../nbs/08_weights.ipynb #df7a97e9
+# %% ../nbs/08_weights.ipynb #67997479
 def registered(name):
     """The registry line of a checkpoint.
 
@@ -228,7 +249,7 @@ def registered(name):
     return REGISTRY[name]
 
 
-# %% ../nbs/08_weights.ipynb #6eeb0d4b
+# %% ../nbs/08_weights.ipynb #ce71db99
 KINDS = {
     "meso4": "deepfake_nb.mesonet:Meso4",
     "mesoinception4": "deepfake_nb.mesonet:MesoInception4",
@@ -239,18 +260,18 @@ KINDS = {
 }
 
 
-# %% ../nbs/08_weights.ipynb #7eb31b0f
-def build_network(kind):
-    """An untrained network of a kind, in training mode, by PyTorch's own initialisation."""
+# %% ../nbs/08_weights.ipynb #8960400b
+def build_network(kind, settings=None):
+    """An untrained network of a kind, in training mode; by default with the settings of the release."""
     if kind not in KINDS:
         raise InputError(
             f"There is no network of kind {kind!r} in this version. There are: {', '.join(KINDS)}."
         )
     module, _, name = KINDS[kind].partition(":")
-    return getattr(importlib.import_module(module), name)()
+    return getattr(importlib.import_module(module), name)(**(settings or {}))
 
 
-# %% ../nbs/08_weights.ipynb #3fef7abd
+# %% ../nbs/08_weights.ipynb #52b293c2
 def tensors_within(content):
     """The largest dictionary of tensors in nested dictionaries."""
     if not isinstance(content, dict):
@@ -287,8 +308,18 @@ def differences(state_dict, expected):
     return "; ".join(f"it {verb} {len(keys)} tensors such as {keys[0]!r}" for verb, keys in words if keys)
 
 
-# %% ../nbs/08_weights.ipynb #0c5dc993
-def import_state_dict(kind, state_dict):
+def misfit(network, state_dict):
+    """Released tensors under the names of `network`, and what keeps them from fitting, in words."""
+    state_dict, expected = renamed(network, tensors_within(state_dict))
+    problem = differences(state_dict, expected)
+    explain = getattr(network, "explain_misfit", None)
+    if problem and explain and (reason := explain(state_dict)):
+        problem = f"{reason}; {problem}"
+    return state_dict, problem
+
+
+# %% ../nbs/08_weights.ipynb #62534e91
+def import_state_dict(kind, state_dict, settings=None):
     """Fill a network of a kind with released tensors.
 
     Parameters
@@ -297,6 +328,8 @@ def import_state_dict(kind, state_dict):
         A key of `KINDS`.
     state_dict : dict of str to tensor
         As released; a prefix common to all names is ignored. It may lie in a dictionary, as under ``state_dict``.
+    settings : dict, optional
+        Arguments of the network's class, where they are not those of the release.
 
     Returns
     -------
@@ -308,22 +341,21 @@ def import_state_dict(kind, state_dict):
     InputError
         There is no such kind, or the tensors do not fit it.
     """
-    network = build_network(kind)
-    state_dict, expected = renamed(network, tensors_within(state_dict))
-    problem = differences(state_dict, expected)
+    network = build_network(kind, settings)
+    state_dict, problem = misfit(network, state_dict)
     if problem:
         raise InputError(f"These tensors are not those of a {kind!r} network: {problem}.")
     network.load_state_dict(state_dict, strict=False)
     return network.eval()
 
 
-# %% ../nbs/08_weights.ipynb #605c795c
+# %% ../nbs/08_weights.ipynb #2cf60780
 def first_line(error):
     """What an error says, in one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-# %% ../nbs/08_weights.ipynb #524550ac
+# %% ../nbs/08_weights.ipynb #a57afd87
 class KerasLayer(NamedTuple):
     """One layer of a Keras file with its tensors by name (``kernel``, ``bias``, ``gamma``, ...)."""
 
@@ -352,7 +384,7 @@ def text_list(group, name):
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-# %% ../nbs/08_weights.ipynb #a57afd87
+# %% ../nbs/08_weights.ipynb #8962ef8f
 def plain_dataset(group, name):
     """A data set that lies in the file itself."""
     for part in name.split("/"):
@@ -366,7 +398,7 @@ def plain_dataset(group, name):
     return group
 
 
-# %% ../nbs/08_weights.ipynb #38e3f3b5
+# %% ../nbs/08_weights.ipynb #3a40a32e
 def read_keras_layers(path):
     """The layers with weights of a Keras file, in the order of the file.
 
@@ -408,7 +440,7 @@ def read_keras_layers(path):
     return [layer for layer in layers if layer.tensors]
 
 
-# %% ../nbs/08_weights.ipynb #3a40a32e
+# %% ../nbs/08_weights.ipynb #b7995b55
 TENSOR_NAMES = {
     nn.Conv2d: {"kernel": "weight", "bias": "bias"},
     nn.Linear: {"kernel": "weight", "bias": "bias"},
@@ -441,7 +473,7 @@ def to_torch_order(tensor, channels):
     return tensor.T
 
 
-# %% ../nbs/08_weights.ipynb #2289d663
+# %% ../nbs/08_weights.ipynb #96b7bad2
 def keras_state_dict(layers, network):
     """The tensors of Keras layers under the names of `network`; None when they do not fit it."""
     state_dict = {}
@@ -466,7 +498,7 @@ def keras_kind(layers):
     return next((kind for kind, build in networks.items() if keras_state_dict(layers, build())), None)
 
 
-# %% ../nbs/08_weights.ipynb #96b7bad2
+# %% ../nbs/08_weights.ipynb #34428d19
 def import_mesonet(path, polarity="P(real)"):
     """Read a Keras file of Meso-4 or MesoInception-4.
 
@@ -499,7 +531,7 @@ def import_mesonet(path, polarity="P(real)"):
     return import_state_dict(kind, state_dict)
 
 
-# %% ../nbs/08_weights.ipynb #629abf60
+# %% ../nbs/08_weights.ipynb #017d7c55
 SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-legacy": b"\x80"}
 
 
@@ -522,7 +554,7 @@ def file_format(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #7d5a0f0a
+# %% ../nbs/08_weights.ipynb #bd56651f
 def read_state_dict(path):
     """The tensors of a PyTorch or safetensors file, without running anything in it.
 
@@ -565,7 +597,7 @@ def read_state_dict(path):
     return tensors
 
 
-# %% ../nbs/08_weights.ipynb #bd56651f
+# %% ../nbs/08_weights.ipynb #eff12d3d
 def numbers_of_numpy():
     """What a pickle needs for NumPy's numbers and arrays, of NumPy 1 and 2."""
     from numpy._core import multiarray
@@ -576,7 +608,7 @@ def numbers_of_numpy():
     return [*builders, *old_names, *types]
 
 
-# %% ../nbs/08_weights.ipynb #47479497
+# %% ../nbs/08_weights.ipynb #f1e8006f
 def state_dict_kind(state_dict):
     """The kind of network that a state dict fits; None when there is none."""
     for kind in KINDS:
@@ -587,7 +619,79 @@ def state_dict_kind(state_dict):
     return None
 
 
-# %% ../nbs/08_weights.ipynb #eff12d3d
+# %% ../nbs/08_weights.ipynb #251da099
+HEADER = "deepfake_nb_network"
+
+
+def save_network(path, kind, network, trained_on, settings=None, **usage):
+    """Write a network with what there is to know of it; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in ``.safetensors``. The same network and words give the same bytes.
+    kind : str
+        A key of `KINDS`.
+    network : nn.Module
+    trained_on : str
+        In plain words.
+    settings : dict, optional
+        Arguments with which the network's class makes an empty network like this one.
+    **usage
+        How it is to be used, such as ``threshold``; anything `json` takes.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    about = {"kind": kind, "settings": settings or {}, "trained_on": trained_on, "usage": usage}
+    header = {HEADER: json.dumps(about, sort_keys=True, ensure_ascii=False, allow_nan=False)}
+    with write_atomically(path) as file:
+        file.write(save(tensors, header))
+
+
+# %% ../nbs/08_weights.ipynb #94b81025
+def read_header(path):
+    """What `save_network` wrote about a network: kind, settings, words and usage; None for files of others."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+        about = json.loads(text or "{}")
+    except Exception as error:
+        raise InputError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+    if text is None:
+        return None
+    types = {"kind": str, "settings": dict, "trained_on": str, "usage": dict}
+    if not isinstance(about, dict) or not all(
+        isinstance(about.get(name), kind) for name, kind in types.items()
+    ):
+        raise InputError(
+            f"What {str(path)!r} says about itself cannot be read. Write it again, or get it anew."
+        )
+    return about
+
+
+def check_header(path, about, state_dict):
+    """Refuse a file whose tensors are not those of the network that its header names."""
+    try:
+        with torch.device("meta"):
+            network = build_network(about["kind"], about["settings"])
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        raise InputError(
+            f"{str(path)!r} names a network that cannot be built: {first_line(error)}"
+        ) from error
+    _, problem = misfit(network, state_dict)
+    if problem:
+        raise InputError(f"{str(path)!r} does not hold the network that it names: {problem}.")
+
+
+# %% ../nbs/08_weights.ipynb #4f8fbf6b
 @dataclass(frozen=True)
 class WeightFile:
     """What a weight file is.
@@ -606,7 +710,9 @@ class WeightFile:
         Bytes.
     sha256 : str
     trained_on, licence, source : str
-        From the registry; says so when nothing is known.
+        From the registry, or what the file says of itself; says so when nothing is known.
+    settings, usage : dict
+        See `save_network`; empty for files of others.
     """
 
     path: str
@@ -620,16 +726,23 @@ class WeightFile:
     trained_on: str
     licence: str
     source: str
+    settings: dict = field(default_factory=dict)
+    usage: dict = field(default_factory=dict)
 
     def items(self):
         """Pairs of property and value, as a table shows them."""
-        return asdict(self).items()
+        about = asdict(self)
+        parts = {"network": about.pop("settings"), "use": about.pop("usage")}
+        return (
+            about | {f"{part}: {name}": value for part in parts for name, value in parts[part].items()}
+        ).items()
 
 
 UNKNOWN = "unknown: not a file of the registry"
+OURS = "trained with this package"
 
 
-# %% ../nbs/08_weights.ipynb #f1e8006f
+# %% ../nbs/08_weights.ipynb #91339b4a
 def check_file(path):
     """Say what a weight file is, without running anything in it.
 
@@ -648,6 +761,7 @@ def check_file(path):
     """
     path = Path(path)
     format_ = file_format(path)
+    about = read_header(path) if format_ == "safetensors" else None
     if format_ == "keras-h5":
         layers = read_keras_layers(path)
         tensors = [tensor for layer in layers for tensor in layer.tensors.values()]
@@ -655,25 +769,60 @@ def check_file(path):
     else:
         state_dict = read_state_dict(path)
         tensors = [tensor.detach() for tensor in state_dict.values()]
-        kind = state_dict_kind(state_dict)
-    sha256 = sha256_of(path)
-    release = next((entry for entry in REGISTRY.values() if entry.sha256 == sha256), None)
+        if about:
+            check_header(path, about, state_dict)
+        kind = about["kind"] if about else state_dict_kind(state_dict)
     return WeightFile(
         path=str(path),
-        published=release.name if release else None,
         kind=kind,
         format=format_,
         tensors=len(tensors),
         values=sum(int(np.prod(tensor.shape)) for tensor in tensors),
         size=path.stat().st_size,
-        sha256=sha256,
-        trained_on=release.trained_on if release else UNKNOWN,
-        licence=release.licence if release else UNKNOWN,
-        source=release.source if release else UNKNOWN,
+        **origin(sha256_of(path), about),
     )
 
 
-# %% ../nbs/08_weights.ipynb #fad90112
+# %% ../nbs/08_weights.ipynb #748e1f97
+def origin(sha256, about):
+    """Who made a file of this checksum, by the registry or by what the file says about itself."""
+    entry = next((entry for entry in REGISTRY.values() if entry.sha256 == sha256), None)
+    if about:
+        known = {"trained_on": about["trained_on"], "licence": OURS, "source": OURS}
+        known |= {"settings": about["settings"], "usage": about["usage"]}
+    else:
+        known = {name: getattr(entry, name, UNKNOWN) for name in ("trained_on", "licence", "source")}
+    return {"published": entry.name if entry else None, "sha256": sha256, **known}
+
+
+# %% ../nbs/08_weights.ipynb #a1db753f
+def shipped_file(name):
+    """Where a weight file lies that comes with the package.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"altfreezing-base.safetensors"``.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        It is not there.
+    """
+    folder = Path(importlib.util.find_spec("deepfake_nb").origin).parent / "weights_shipped"
+    if not (folder / name).is_file():
+        there = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "nothing"
+        raise InputError(
+            f"The package holds no weights {name!r}, only {there}. Install it anew, or give a file."
+        )
+    return folder / name
+
+
+# %% ../nbs/08_weights.ipynb #031893e1
 class LoadedNetwork(NamedTuple):
     """A network in eval mode, and what its weights are."""
 
@@ -708,9 +857,20 @@ def load_detector(name, weights=None):
     report = check_file(path)
     if report.kind != entry.kind:
         found = f"a {report.kind!r} network" if report.kind else "no network that this version knows"
+        why = why_not(entry.kind, path) if report.kind is None else ""
         raise InputError(
-            f"The detector {name!r} needs a {entry.kind!r} network, but {str(path)!r} holds {found}."
+            f"The detector {name!r} needs a {entry.kind!r} network, but {str(path)!r} holds {found}{why}."
         )
     if report.format == "keras-h5":
         return LoadedNetwork(import_mesonet(path), report)
-    return LoadedNetwork(import_state_dict(report.kind, read_state_dict(path)), report)
+    return LoadedNetwork(import_state_dict(report.kind, read_state_dict(path), report.settings), report)
+
+
+# %% ../nbs/08_weights.ipynb #9799e900
+def why_not(kind, path):
+    """What the network of a kind has to say of a file's tensors that do not fit it, behind a colon."""
+    with torch.device("meta"):
+        network = build_network(kind)
+    explain = getattr(network, "explain_misfit", lambda _: None)
+    reason = explain(renamed(network, read_state_dict(path))[0])
+    return f": {reason}" if reason else ""

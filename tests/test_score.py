@@ -17,6 +17,7 @@ from deepfake_nb.faces import CenterFace, Detections
 from deepfake_nb.rendered import random_identity, render_stills
 from deepfake_nb.score import (
     DETECTORS,
+    ClipDetector,
     Detector,
     MediaScorer,
     Ready,
@@ -27,7 +28,7 @@ from deepfake_nb.score import (
     write_verdicts,
 )
 from deepfake_nb.study import InputError, UsageError
-from deepfake_nb.video import write_video
+from deepfake_nb.video import read_frames, write_video
 
 CONTRACT = {
     "path", "verdict", "score", "probability", "interval", "reason", "detector", "weights", "trained_on", "faces",
@@ -449,6 +450,307 @@ def test_every_detector_has_a_registered_checkpoint():
     from deepfake_nb.weights import REGISTRY
 
     assert set(DETECTORS) == set(REGISTRY)
+
+
+# --- clips ------------------------------------------------------------------------------------------------------
+
+
+class ClipLightness(torch.nn.Module):
+    """Logit 0 where the middle of a clip is grey 0.5 on average over its frames, higher where it is brighter."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes, self.spread = [], []
+
+    def forward(self, clips):
+        self.shapes.append(tuple(clips.shape))
+        mean, deviation = (
+            torch.tensor(v).view(3, 1, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
+        low, high = clips.shape[-1] * 3 // 7, clips.shape[-1] * 5 // 7
+        frames = (clips * deviation + mean)[..., low:high, low:high].mean((1, 3, 4))
+        self.spread += (frames.max(1).values - frames.min(1).values).tolist()
+        return 10 * (frames.mean(1) - 0.5)
+
+
+@pytest.fixture
+def clip_scorer():
+    """A scorer of clips for white patches on black; of a small batch, so that the last one is short."""
+    detector = ClipDetector(
+        "test", lambda weights=None: Ready(ClipLightness(), "none", "nothing"), batch_size=3
+    )
+    return MediaScorer(detector, device="cpu", face_detector=WhiteSquares(), precision="float32")
+
+
+def logit_of(level):
+    return 10 * (level / 255 - 0.5)
+
+
+def sigmoid(logit):
+    return 1 / (1 + np.exp(-logit))
+
+
+def test_clips_of_each_person_are_scored_apart_and_every_frame_has_a_moment(clip_scorer, tmp_path):
+    write_video(tmp_path / "two.mp4", [patches(102, 204)] * 70, 25)
+    verdict = clip_scorer.score(tmp_path / "two.mp4")
+    assert_contract(verdict)
+    assert sorted(person.score for person in verdict.faces) == pytest.approx(
+        [sigmoid(logit_of(102)), sigmoid(logit_of(204))], abs=0.03
+    )
+    assert verdict.score == max(person.score for person in verdict.faces) and verdict.verdict == "fake"
+    for person in verdict.faces:
+        times = [moment["time_s"] for moment in person.timeline]
+        assert times == pytest.approx((np.arange(70) / 25).tolist(), abs=1e-3) and person.n_frames == 70
+    network = clip_scorer.network
+    assert sum(shape[0] for shape in network.shapes) == 2 * 4 and {shape[0] for shape in network.shapes} == {
+        3,
+        2,
+    }
+    assert {shape[1:] for shape in network.shapes} == {(3, 32, 224, 224)}
+    assert "reflection" not in verdict.reason
+
+
+def test_a_timeline_is_the_mean_of_overlapping_clips(clip_scorer, tmp_path):
+    levels = [100] * 40 + [160] * 24
+    write_video(tmp_path / "step.mp4", [patches(level) for level in levels], 25)
+    verdict = clip_scorer.score(tmp_path / "step.mp4")
+    clips = [sigmoid(logit_of(np.mean(levels[start : start + 32]))) for start in (0, 16, 32)]
+    expected = [clips[0]] * 16 + [np.mean(clips[:2])] * 16 + [np.mean(clips[1:])] * 16 + [clips[2]] * 16
+    timeline = [moment["score"] for moment in verdict.faces[0].timeline]
+    assert timeline == pytest.approx(expected, abs=0.03) and np.ptp(expected) > 0.3
+
+
+def test_the_step_of_clips_is_chosen_and_hardly_moves_the_score(tmp_path):
+    levels = 130 + 40 * np.sin(np.arange(90) / 12)
+    write_video(tmp_path / "wave.mp4", [patches(int(level)) for level in levels], 25)
+    ready = Ready(ClipLightness(), "none", "nothing", {"input_size": 56})
+    how = {"device": "cpu", "face_detector": WhiteSquares(), "precision": "float32"}
+    scores, counts = [], []
+    for step in (1, 16, 32):
+        ready.network.shapes.clear()
+        scorer = MediaScorer(ClipDetector("test", lambda weights=None: ready), clip_step=step, **how)
+        scores.append(scorer.score(tmp_path / "wave.mp4").score)
+        counts.append(sum(shape[0] for shape in ready.network.shapes))
+    assert counts == [59, 5, 3] and ready.network.shapes[0][1:] == (3, 32, 56, 56)
+    every = [sigmoid(logit_of(levels[start : start + 32].mean())) for start in range(59)]
+    assert np.ptp(every) > 0.2, "scores must differ from clip to clip, or nothing is tested"
+    assert scores[0] == pytest.approx(np.mean(every), abs=0.01)
+    assert scores[1] == pytest.approx(scores[0], abs=0.01) and scores[2] == pytest.approx(scores[0], abs=0.03)
+
+
+@pytest.mark.parametrize("n_frames", [11, 20, 31])
+def test_a_video_shorter_than_a_clip_goes_forwards_and_backwards_and_says_so(clip_scorer, tmp_path, n_frames):
+    levels = np.linspace(90, 150, n_frames)
+    write_video(tmp_path / "short.mp4", [patches(int(level)) for level in levels], 25)
+    verdict = clip_scorer.score(tmp_path / "short.mp4")
+    assert_contract(verdict)
+    assert f"reflection: the face is there for {n_frames} frames, and a clip takes 32" in verdict.reason
+    mirrored = np.pad(levels, (0, 32 - n_frames), mode="reflect")
+    assert verdict.score == pytest.approx(sigmoid(logit_of(mirrored.mean())), abs=0.03)
+    assert verdict.faces[0].n_frames == n_frames and clip_scorer.network.shapes == [(1, 3, 32, 224, 224)]
+
+
+def test_below_eleven_frames_nothing_is_said(clip_scorer, tmp_path):
+    write_video(tmp_path / "ten.mp4", [patches(200)] * 10, 25)
+    verdict = clip_scorer.score(tmp_path / "ten.mp4")
+    assert_contract(verdict)
+    assert verdict.verdict == "abstain" and "10 frames looked at, 11 are needed" in verdict.reason
+    assert verdict.faces[0].score is None and clip_scorer.network.shapes == []
+
+
+def test_a_face_that_is_lost_and_a_cut_end_a_clip(clip_scorer, tmp_path):
+    gone = [patches(90)] * 40 + [patches(0)] * 30 + [patches(200)] * 40
+    write_video(tmp_path / "gone.mp4", gone, 25)
+    cut = [patches(90)] * 40 + [np.roll(patches(200), 30, (0, 1)) | 55 for _ in range(40)]
+    write_video(tmp_path / "cut.mp4", cut, 25)
+    for name in ("gone.mp4", "cut.mp4"):
+        verdict = clip_scorer.score(tmp_path / name)
+        assert_contract(verdict)
+        scores = sorted(person.score for person in verdict.faces)
+        assert len(scores) == 2 and scores[0] < 0.3 and scores[1] > 0.7, (name, scores)
+    assert max(clip_scorer.network.spread) < 0.1, "a clip reaches over a gap"
+
+
+def test_a_short_gap_is_bridged(clip_scorer, tmp_path):
+    frames = [patches(level, width=640) for level in [180] * 30 + [0] * 6 + [180] * 30]
+    write_video(tmp_path / "blink.mp4", frames, 25)
+    verdict = clip_scorer.score(tmp_path / "blink.mp4")
+    assert len(verdict.faces) == 1 and verdict.faces[0].n_frames == 66
+
+
+def test_a_detector_of_clips_says_that_it_needs_a_video(clip_scorer, tmp_path):
+    save(tmp_path / "face.png", patches(200))
+    verdict = clip_scorer.score(tmp_path / "face.png")
+    assert_contract(verdict)
+    assert (
+        verdict.verdict == "abstain"
+        and "needs a video" in verdict.reason
+        and "cannot be read" not in verdict.reason
+    )
+
+
+def test_a_network_of_clips_that_gives_no_number_makes_no_verdict(tmp_path):
+    class Silent(torch.nn.Module):
+        def forward(self, clips):
+            return torch.full((len(clips),), float("nan"))
+
+    write_video(tmp_path / "face.mp4", [patches(200)] * 40, 25)
+    detector = ClipDetector("test", lambda weights=None: Ready(Silent(), "none", "nothing"))
+    verdict = MediaScorer(detector, device="cpu", face_detector=WhiteSquares()).score(tmp_path / "face.mp4")
+    assert_contract(verdict)
+    assert verdict.verdict == "abstain" and "undefined" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"detector": "meso4-df", "clip_step": 4}, "looks at single frames"),
+        ({"clip_step": 0}, "stride of clips is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"precision": "float16"}, "not 'float16'"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_at_once(tmp_path, small_video_resnet, options, words):
+    from deepfake_nb.mesonet import Meso4
+
+    torch.save(Meso4().state_dict(), tmp_path / "meso.pt")
+    options = {"detector": "altfreezing", "device": "cpu"} | options
+    weights = small_video_resnet if options["detector"] == "altfreezing" else tmp_path / "meso.pt"
+    with pytest.raises(UsageError) as raised:
+        score_paths(tmp_path, options.pop("detector"), weights, **options)
+    assert words in str(raised.value)
+
+
+# --- the video ResNet -------------------------------------------------------------------------------------------
+
+
+def awake(network, spread=0.5):
+    """A network whose blocks all take part and whose logits differ visibly."""
+    with torch.no_grad():
+        for module in network.modules():
+            if hasattr(module, "branch2"):
+                module.branch2.c_bn.weight.fill_(1.0)
+        network.head.projection.weight.normal_(std=spread, generator=torch.Generator().manual_seed(0))
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def small_video_resnet(tmp_path_factory):
+    """The file of a narrow network for small clips."""
+    from deepfake_nb.video_resnet import VideoResNet, save_video_resnet
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    network = awake(VideoResNet(width=2, head="transformer", pooling="class"))
+    save_video_resnet(path, network, "rendered people", clip_length=16, size=64, stride=2, threshold=0.35)
+    return path
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory):
+    """A video of a rendered face, 40 frames, and those frames as they are read."""
+    from deepfake_nb.rendered import render_video
+
+    path = tmp_path_factory.mktemp("media") / "talking.mp4"
+    write_video(path, render_video(random_identity(3), "studio", 40, size=224, seed=0).images, 25)
+    return path
+
+
+def test_a_network_trained_here_scores_as_it_was_trained(small_video_resnet, talking):
+    from deepfake_nb.clips import cut_clip, pool_clips
+    from deepfake_nb.faces import face_tracks
+    from deepfake_nb.video_resnet import normalise_clips
+    from deepfake_nb.weights import load_detector
+
+    how = {"device": "cpu", "face_detector": CenterFace(threads=2), "precision": "float32", "clip_step": 4}
+    (verdict,) = score_paths(talking, "altfreezing", small_video_resnet, **how)
+    assert_contract(verdict)
+    assert verdict.trained_on == "rendered people" and "0.35 and above is called fake" in verdict.reason
+    (track,) = face_tracks(talking, CenterFace(threads=2), crop_size=64, window=16)
+    starts = [0, 4, 8, 9]
+    clips = [cut_clip(track, start, 16, stride=2, size=64) for start in starts]
+    with torch.inference_mode():
+        network = load_detector("altfreezing", small_video_resnet).network
+        scores = torch.sigmoid(network(normalise_clips(clips))).numpy()
+    assert np.ptp(scores) > 1e-3, "clips must not all get the same score, or the comparison is void"
+    assert verdict.score == pytest.approx(pool_clips(starts, scores), abs=1e-5)
+
+
+def test_a_released_checkpoint_of_full_width_scores_a_video(talking, tmp_path):
+    from deepfake_nb.video_resnet import VideoResNet
+
+    torch.manual_seed(0)
+    network = awake(VideoResNet(), spread=0.001)
+    released = {f"module.network.resnet.{key}": tensor for key, tensor in network.state_dict().items()}
+    torch.save({"epoch": 3, "model_state_dict": released}, tmp_path / "model.pth")
+    detector = DETECTORS["altfreezing"]
+    assert (detector.clip_length, detector.step, detector.input_size) == (32, 16, 224)
+    write_video(tmp_path / "short.mp4", (frame.image for frame in read_frames(talking, max_frames=24)), 25)
+    (verdict,) = score_paths(tmp_path / "short.mp4", "altfreezing", tmp_path / "model.pth", device="cpu")
+    assert_contract(verdict)
+    assert 0.01 < verdict.score < 0.99 and verdict.faces[0].n_frames == 24
+    assert verdict.weights.startswith("model.pth (SHA-256 ") and "unknown" in verdict.trained_on
+
+
+def test_weights_of_another_width_give_a_sentence(tmp_path):
+    from deepfake_nb.video_resnet import VideoResNet
+
+    torch.save(VideoResNet(width=8).state_dict(), tmp_path / "narrow.pth")
+    with pytest.raises(InputError, match=r"of a video ResNet of width 8, and this one has width 64"):
+        score_paths(tmp_path, "altfreezing", tmp_path / "narrow.pth")
+    with pytest.raises(
+        InputError, match=r"github\.com/ZhendongWang6/AltFreezing .* give the file with --weights"
+    ):
+        score_paths(tmp_path, "altfreezing")
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"usage": {"size": 1 << 20}}, "size = 1048576, which cannot be"),
+        ({"usage": {"clip_length": "many"}}, "clip_length = 'many', which cannot be"),
+        ({"usage": {"threshold": True}}, "threshold = True, which cannot be"),
+        ({"settings": {"width": 10**6}}, "does not hold the network that it names"),
+        ({"settings": {"width": "wide"}}, "cannot be built"),
+        ({"settings": {"depth": 101}}, "cannot be built"),
+        ({"kind": "altfreezing-2"}, "no network of kind 'altfreezing-2'"),
+        ({"kind": None}, "cannot be read"),
+        ({"kind": "meso4"}, "does not hold the network that it names|cannot be built"),
+    ],
+)
+def test_a_file_that_lies_about_itself_is_refused(small_video_resnet, tmp_path, changed, words):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(small_video_resnet, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        header = dict(file.metadata())
+    (name,) = header
+    header[name] = json.dumps(json.loads(header[name]) | changed)
+    save_file(tensors, tmp_path / "lie.safetensors", header)
+    with pytest.raises(InputError, match=words):
+        score_paths(tmp_path, "altfreezing", tmp_path / "lie.safetensors")
+
+
+def test_the_command_line_takes_a_stride(small_video_resnet, talking, tmp_path, capsys):
+    from deepfake_nb.cli import main
+
+    about = ["score", str(talking), "--detector", "altfreezing", "--weights", str(small_video_resnet)]
+    run_main(main, [*about, "--stride", "4", "--json", str(tmp_path / "v.json")])
+    (record,) = json.loads((tmp_path / "v.json").read_text())
+    assert set(record) == CONTRACT and record["detector"] == "altfreezing" and record["score"] is not None
+    assert "rendered people" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main([*about, "--stride", "0"])
+    assert left.value.code == 2 and "stride of clips is 0" in capsys.readouterr().err
+
+
+def run_main(main, arguments):
+    """Run the command line and let it end well."""
+    try:
+        main(arguments)
+    except SystemExit as left:
+        assert left.code in (0, None)
 
 
 # --- real media -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from deepfake_nb.video_resnet import (
     load_backbone,
     named_groups,
     normalise_clips,
+    save_video_resnet,
 )
 
 
@@ -325,3 +326,58 @@ def test_another_width_is_named():
         InputError, match=r"of width 2, and the network has width 4. Build it with `VideoResNet\(width=2\)`"
     ):
         load_backbone(VideoResNet(width=4), filled_network(width=2).state_dict())
+
+
+# --- files of networks trained here ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"head": "transformer"}, {"head": "transformer", "pooling": "class"}]
+)
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_file_of_ours_gives_the_same_network_back(tmp_path, width, options):
+    source, path = filled_network(width=width, dropout=0.25, **options), tmp_path / "ours.safetensors"
+    source.train()
+    save_video_resnet(
+        path, source, "rendered people", clip_length=8, size=32, stride=2, threshold=0.2, found="on val"
+    )
+    network, file = weights.load_detector("altfreezing", path)
+    assert source.training and not network.training
+    assert (network.settings, file.settings) == (source.settings, source.settings)
+    assert network.head.dropout.p == 0.25
+    usage = {"clip_length": 8, "size": 32, "stride": 2, "threshold": 0.2, "found": "on val"}
+    assert (file.usage, file.trained_on, file.kind) == (usage, "rendered people", "altfreezing")
+    clips = random_clips(2, 3, 4, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(network(clips), source.eval()(clips))
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        save_video_resnet(tmp_path / f"{name}.safetensors", filled_network(width=2), "nothing")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_file_of_ours_gives_its_backbone(tmp_path):
+    source, path = filled_network(), tmp_path / "ours.safetensors"
+    save_video_resnet(path, source, "nothing")
+    target = load_backbone(VideoResNet(width=4, head="transformer"), weights.read_state_dict(path))
+    clips = random_clips(1, 3, 4, 32, 32)
+    assert torch.equal(target.eval().forward_maps(clips), source.forward_maps(clips))
+
+
+@pytest.mark.parametrize("options", [{"clip_length": 0}, {"size": 0}, {"stride": 0}, {"threshold": 1.0}])
+def test_usage_out_of_range_is_not_written(tmp_path, options):
+    with pytest.raises(UsageError):
+        save_video_resnet(tmp_path / "ours.safetensors", VideoResNet(width=1), "nothing", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bare_state_dict_of_another_width_is_named(tmp_path):
+    torch.save(filled_network().state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(InputError, match="of a video ResNet of width 4, and this one has width 64"):
+        weights.load_detector("altfreezing", tmp_path / "bare.pth")
+    with pytest.raises(InputError, match=r"of a video ResNet of width 4.*in another shape"):
+        weights.import_state_dict("altfreezing", filled_network().state_dict())
+    settings = filled_network().settings
+    assert weights.import_state_dict("altfreezing", filled_network().state_dict(), settings).width == 4

@@ -233,6 +233,37 @@ def test_a_download_that_is_another_file_is_not_kept(tmp_path, monkeypatch):
     assert list((tmp_path / "weights").iterdir()) == []
 
 
+def test_what_a_file_of_others_says_in_its_header_is_not_believed(tmp_path):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "theirs.safetensors"
+    save_file(Meso4().state_dict(), file, {"format": "pt", "trained_on": "everything"})
+    report = check_file(file)
+    assert (report.kind, report.settings, report.usage) == ("meso4", {}, {})
+    assert "unknown" in report.trained_on
+
+
+@pytest.mark.parametrize("header", ["{", "[]", "null", '{"kind": "meso4"}', '"meso4"'])
+def test_a_header_of_ours_that_is_damaged_is_told(tmp_path, header):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "ours.safetensors"
+    save_file(Meso4().state_dict(), file, {weights.HEADER: header})
+    with pytest.raises(InputError) as raised:
+        check_file(file)
+    assert str(file) in str(raised.value)
+
+
+def test_a_network_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(InputError, match="No space left"):
+        weights.save_network(tmp_path / "a.safetensors", "meso4", Meso4(), "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Intruder:
     """Touches a file when it is unpickled."""
 
