@@ -17,6 +17,7 @@ __all__ = [
     "weights_list",
     "weights_fetch",
     "weights_check",
+    "train_generator",
     "bench",
     "info",
     "main",
@@ -325,13 +326,16 @@ def score(
     paths: Annotated[list[Path], typer.Argument(help="Pictures, videos, folders.", metavar="PATH...")],
     detector: Annotated[str, typer.Option(help="A name of `weights list`.")] = "meso4-df",
     weights: Annotated[Path | None, typer.Option(help="The detector's weight file.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Frames between clips, for detectors of clips.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bf16 or auto; else the detector's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdicts as JSON.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the verdicts as CSV.")] = None,
 ):
     """Say of each picture or video: fake, real, or why no verdict is given."""
     from deepfake_nb.score import printable, score_paths, write_verdicts
 
-    scoring = score_paths(paths, detector=detector, weights=weights)
+    options = {"clip_step": stride, "precision": precision}
+    scoring = score_paths(paths, detector=detector, weights=weights, **options)
     verdicts = []
     for verdict in scoring:
         verdicts.append(verdict)
@@ -370,14 +374,37 @@ def weights_fetch(name: Annotated[str, typer.Argument(help="A name of `weights l
 @weights_app.command("check")
 def weights_check(file: Annotated[Path, typer.Argument(help="A weight file.")]):
     """Say what a weight file is, without running anything in it."""
-    from dataclasses import asdict
-
     from deepfake_nb.weights import check_file
 
-    _print_table(str(file), ("property", "value"), asdict(check_file(file)).items())
+    _print_table(str(file), ("property", "value"), check_file(file).items())
 
 
 # %% ../nbs/80_cli.ipynb #3629a8a3
+@app.command("train-generator")
+def train_generator(
+    out: Annotated[Path, typer.Option(help="Folder for the three weight files and their card.")],
+    resolution: Annotated[int, typer.Option(help="Side of the pictures: 32, 64, 128 or 256.")] = 64,
+    people: Annotated[int, typer.Option(help="How many rendered people to learn from.")] = 2400,
+    takes: Annotated[int, typer.Option(help="Pictures of each.")] = 2,
+    domain: Annotated[str, typer.Option(help="How they are rendered.")] = "wild",
+    seed: Annotated[int, typer.Option(help="People, first weights, batches and noise.")] = 0,
+    steps: Annotated[int, typer.Option(help="Of the StyleGAN, earlier ones among them.")] = 8000,
+    encoder_steps: Annotated[int, typer.Option(help="Of the encoder.")] = 4000,
+    vqvae_steps: Annotated[int, typer.Option(help="Of the VQ-VAE-2.")] = 4000,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on, or begin anew.")] = True,
+):
+    """Train StyleGAN, encoder and VQ-VAE-2 on rendered people; this made the weights in the package."""
+    from deepfake_nb.generator import Lesson, train_networks
+
+    lesson = Lesson(resolution, people, takes, domain, seed, steps, encoder_steps, vqvae_steps)
+    with _progress() as progress:
+        networks = train_networks(out, lesson, resume=resume, progress=progress)
+    for kind in ("generator", "encoder", "vqvae"):
+        about = networks.card[kind]
+        typer.echo(f"{kind}: {about['steps']} steps, {about['hours']} hours; {out / kind}.safetensors")
+
+
+# %% ../nbs/80_cli.ipynb #3cb7b63c
 @app.command()
 def bench(
     names: Annotated[
@@ -408,7 +435,7 @@ def info():
     _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
 
 
-# %% ../nbs/80_cli.ipynb #3cb7b63c
+# %% ../nbs/80_cli.ipynb #661a49f8
 def main(arguments=None):
     """Run the command line.
 

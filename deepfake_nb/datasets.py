@@ -107,14 +107,14 @@ PROFILE_SIZES = {
         "test_takes": 2,
     },
     "demo": {
-        "videos": 0.15,
+        "videos": 0.4,
         "stills": 0.002,
         "cross": 0.02,
         "fakes": 0.04,
         "synthetic": 0.09,
         "test_files": 60,
         "dfdc": 0.005,
-        "frames": 64,
+        "frames": 48,
         "dfdc_frames": 41,
         "side": 256,
         "takes": 10,
@@ -333,7 +333,7 @@ def _write_index(media, shots):
     lines += [f"{real},0,original,{person}," for person, real, _ in shots if real]
     for person, _, fakes in shots:
         for source, path in fakes:
-            method, target = ("learned-generator", "") if source == person else ("swap", person)
+            method, target = ("stylegan", "") if source == person else ("swap", person)
             lines.append(f"{path},1,{method},{source},{target}")
     _write_text(media / "index.csv", "\n".join(lines))
 
@@ -422,7 +422,7 @@ RECIPES = {
     "course-synthetic": Recipe(
         "course",
         _still_shots("course-synthetic", _label_folders(COURSE_FOLDERS), synthetic=True),
-        {"domain": "studio", **STILL},
+        {"domain": "wild", "truncation": 0.7, **STILL},
         {"crop_size": 256},
         "course-synthetic",
     ),
@@ -448,7 +448,7 @@ class PaperSet:
         Its files and, for rendered sets, the forged areas (see `filming.mask_path`).
     report : BuildReport
     data : str
-        ``"rendered people"``, ``"rendered people, learned generator"``, or the real set's name.
+        ``"rendered people"``, ``"rendered people, StyleGAN"``, or the real set's name.
     """
 
     name: str
@@ -516,14 +516,13 @@ def paper_set(
     with locked_folder(folder):
         _shoot_set(name, profile, recipe, sizes, camera, folder, progress)
     report = build(recipe.adapter, folder / "media", folder / "built", settings=settings, **options)
-    data = "rendered people" + (", learned generator" if camera.generator else "")
+    data = "rendered people" + (", StyleGAN" if camera.truncation is not None else "")
     return PaperSet(name, folder / "media", folder / "masks", report, data)
 
 
 # %% ../nbs/10_datasets.ipynb #2caf79d9
 def _camera_of(name, recipe, profile, seed, protocol):
     from deepfake_nb.filming import Camera
-    from deepfake_nb.generator import generator_settings
 
     sizes = sizes_for(profile, PROFILE_SIZES)
     published = {"crf": (23, 18)} if protocol == "published" and name in ("ffpp-dlc", "zoom-dlc") else {}
@@ -533,16 +532,19 @@ def _camera_of(name, recipe, profile, seed, protocol):
         about["frames"] = sizes["dfdc_frames"]
     if recipe.camera.get("frames") == 1:
         about["side"] = min(256, about["side"])
-    if name == "course-synthetic":
-        about["generator"] = generator_settings(profile)
     return Camera(**{**about, **recipe.camera, **published})
 
 
 # %% ../nbs/10_datasets.ipynb #defc7258
 def _recipe_digest(camera, sizes):
-    """Changes with the sizes, the camera and its generator, and the code that draws, learns, swaps and writes."""
-    modules = MAKING_MODULES + (("faces", "generator") if camera.generator else ())
-    code = [sha256_of(find_spec(f"deepfake_nb.{name}").origin) for name in modules]
+    """Changes with the sizes, the camera, and the code and weights that draw, swap and write."""
+    from deepfake_nb.generator import shipped_folder
+
+    drawn = camera.truncation is not None
+    modules = MAKING_MODULES + (("faces", "generator", "stylegan") if drawn else ())
+    files = [find_spec(f"deepfake_nb.{name}").origin for name in modules]
+    files += [shipped_folder() / "generator.safetensors"] if drawn else []
+    code = [sha256_of(path) for path in files]
     return hashlib.sha256(json.dumps([repr(camera), sizes, code]).encode()).hexdigest()[:10]
 
 
@@ -559,7 +561,8 @@ def _shoot_set(name, profile, recipe, sizes, camera, folder, progress):
     about = sizes_for(profile, PROFILE_SIZES)
     takes = dict.fromkeys(("val", "test"), about["test_takes"]) | {"train": about["takes"]}
     shots = [Shot(*shot) for shot in shots(sizes, camera.seed, media, takes)]
-    shooting = shoot_portraits if camera.generator else shoot_stills if camera.frames == 1 else shoot
+    drawn = camera.truncation is not None
+    shooting = shoot_portraits if drawn else shoot_stills if camera.frames == 1 else shoot
     shooting(camera, shots, media, folder / "masks", progress)
     write_json(done, {"set": name, "camera": asdict(camera), "sizes": sizes, "shots": len(shots)})
 

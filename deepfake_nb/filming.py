@@ -29,7 +29,7 @@ from deepfake_nb.forgery import (
     write_masks,
     write_pair,
 )
-from .generator import GeneratorSettings, face_generator, portraits
+from .generator import draw_faces, portraits, shipped_networks
 from .rendered import random_identity, render_stills, render_video
 from deepfake_nb.study import (
     InputError,
@@ -85,8 +85,8 @@ class Camera:
     seed : int
     cast : str
         People of one name are the same person within a cast.
-    generator : GeneratorSettings or None
-        For sets of generated faces: who draws them, see `shoot_portraits`.
+    truncation : float or None
+        For sets of generated faces: how far from the mean face they are, see `shoot_portraits`.
     """
 
     domain: str = "studio"
@@ -98,7 +98,7 @@ class Camera:
     crf: tuple = (18, 18)
     seed: int = 0
     cast: str = ""
-    generator: GeneratorSettings | None = None
+    truncation: float | None = None
 
 
 # %% ../nbs/09_filming.ipynb #c3149aea
@@ -279,12 +279,12 @@ def _write_image(path, image):
 
 # %% ../nbs/09_filming.ipynb #fb973120
 def shoot_portraits(camera, shots, media, masks, progress=None):
-    """Write portraits of people, and faces of nobody drawn by the camera's generator; see `shoot`.
+    """Write portraits of people, and faces of nobody drawn by the package's generator; see `shoot`.
 
     Parameters
     ----------
     camera : Camera
-        With a generator, which is trained if the cache does not hold it.
+        With a truncation, see `generator.draw_faces`.
     shots : list of Shot
         Those without a real picture are drawn; their mask is the whole picture.
     media, masks, progress
@@ -293,40 +293,39 @@ def shoot_portraits(camera, shots, media, masks, progress=None):
     Raises
     ------
     InputError
-        The camera has no generator.
+        The camera has no truncation.
     """
-    if camera.generator is None:
+    if camera.truncation is None:
         raise InputError(
-            f"The camera of {camera.cast!r} has no generator, so it can draw no faces of nobody."
+            f"The camera of {camera.cast!r} has no truncation, so it can draw no faces of nobody."
         )
     media, masks = Path(media), Path(masks)
-    generator = face_generator(camera.generator, camera.seed, device=_device(), progress=progress)
     task = progress.add_task(f"rendering {camera.cast}", total=len(shots)) if progress is not None else None
-    for nobody in (True, False):
-        chosen = [shot for shot in shots if (shot.real is None) is nobody]
+    for making in (_draw_nobodies, _portray):
+        chosen = [shot for shot in shots if (shot.real is None) is (making is _draw_nobodies)]
         for start in range(0, len(chosen), 32):
             some = chosen[start : start + 32]
             if not all((media / path).is_file() for shot in some for path in _paths_of(shot)):
-                _draw_faces(camera, generator, some, media, masks) if nobody else _portray(
-                    camera, some, media
-                )
+                making(camera, some, media, masks)
             if progress is not None:
                 progress.advance(task, len(some))
 
 
 # %% ../nbs/09_filming.ipynb #2df14b88
-def _draw_faces(camera, generator, shots, media, masks):
+def _draw_nobodies(camera, shots, media, masks):
+    generator = shipped_networks().generator
     for shot in shots:
         for person, path in shot.fakes:
             rng = random_stream(camera.seed, "generated", camera.cast, person, path)
+            (face,) = draw_faces(generator, 1, rng, strength=camera.truncation)
             write_masks(mask_path(masks, path), [np.ones((camera.side, camera.side), np.float32)])
-            _write_image(media / path, _enlarged(generator.sample(1, rng)[0], camera.side))
+            _write_image(media / path, _enlarged(face, camera.side))
 
 
-def _portray(camera, shots, media):
+def _portray(camera, shots, media, masks):
     people = [_person(camera, shot.person) for shot in shots]
-    seed, look = random_seed(camera.seed, "portraits", camera.cast, shots[0].real), camera.generator
-    small = portraits(people, look.size, camera.domain, seed, _device())
+    seed = random_seed(camera.seed, "portraits", camera.cast, shots[0].real)
+    small = portraits(people, shipped_networks().generator.resolution, camera.domain, seed, _device())
     for shot, image in zip(shots, small, strict=True):
         _write_image(media / shot.real, _enlarged(image, camera.side))
 

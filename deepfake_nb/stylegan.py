@@ -157,8 +157,14 @@ class UpscalingConvolution(ScaledConvolution):
 # %% ../nbs/08_stylegan.ipynb #7e117fad
 def set_style(maps, scale, shift, epsilon=1e-8):
     """Replace mean and deviation of each channel of maps (N, C, H, W) by `shift` and `scale` (N, C, 1, 1)."""
-    variance, mean = torch.var_mean(maps, dim=(2, 3), correction=0, keepdim=True)
-    return torch.addcmul(shift, maps - mean, scale * torch.rsqrt(variance + epsilon))
+    if maps.shape[2] < 16:
+        variance, mean = torch.var_mean(maps, dim=(2, 3), correction=0, keepdim=True)
+        return torch.addcmul(shift, maps - mean, scale * torch.rsqrt(variance + epsilon))
+    one_row = maps.reshape(
+        1, -1, *maps.shape[2:]
+    )  # PyTorch's norm over a batch, given one picture of N * C channels
+    style = (values.flatten().float() for values in (scale, shift))
+    return functional.batch_norm(one_row, None, None, *style, training=True, eps=epsilon).reshape(maps.shape)
 
 
 class StyledLayer(nn.Module):
@@ -174,9 +180,10 @@ class StyledLayer(nn.Module):
 
     def forward(self, maps, w, noise):
         """Maps of the layer before, style vectors (N, style_size), noise (1 or N, 1, side, side) or None."""
-        maps = self.source(maps) + self.bias[:, None, None]
+        added = self.bias[:, None, None]
         if noise is not None:
-            maps = maps + noise * self.noise_strength[:, None, None]
+            added = added + noise * self.noise_strength[:, None, None]
+        maps = self.source(maps) + added
         scale, shift = self.style(w)[..., None, None].chunk(2, dim=1)
         return set_style(functional.leaky_relu(maps, 0.2), scale + 1, shift)
 

@@ -1,4 +1,4 @@
-"""Generators that are interrupted, damaged, disturbed, given the wrong pictures, or made by two processes at once."""
+"""Trainings that are killed, damaged, mixed up, given the wrong pictures, or run by two processes at once; the files in the package."""
 
 import json
 import signal
@@ -10,115 +10,211 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
 
 from deepfake_nb import generator as module
+from deepfake_nb.cli import main
 from deepfake_nb.datasets import RECIPES, _camera_of, _recipe_digest, paper_set, set_sizes
 from deepfake_nb.filming import Camera, Shot, shoot_portraits
 from deepfake_nb.forgery import read_masks
 from deepfake_nb.generator import (
-    FaceCodes,
-    GeneratorSettings,
-    distance,
-    face_generator,
-    fit_codes,
-    generator_digest,
-    generator_settings,
-    load_generator,
-    train_generator,
-    with_mirrors,
+    EncoderSettings,
+    Lesson,
+    Networks,
+    StyleGANSettings,
+    VQVAESettings,
+    draw_faces,
+    load_network,
+    load_networks,
+    save_network,
+    save_networks,
+    shipped_networks,
+    train_encoder,
+    train_stylegan,
+    train_vqvae,
+    training_pictures,
 )
 from deepfake_nb.study import InputError, UsageError
+from deepfake_nb.stylegan import VQVAE2, Encoder, Generator
 from deepfake_nb.video import read_image
 
-SMALL = GeneratorSettings(
-    size=32, people=8, takes=2, codes=6, groups=2, sketch_steps=3, steps=5, batch_size=8, channels=8
+SMALL = StyleGANSettings(
+    resolution=32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, batch_size=4
 )
+CODER = EncoderSettings(first_channels=4, max_channels=8, batch_size=4)
+SYMBOLS = VQVAESettings(channels=8, residual_channels=4, codebook_size=8, code_size=4, batch_size=4)
+SHIPPED = module.shipped_folder()
+
+
+class Plain(nn.Module):
+    """A perceptual network without a view of its own."""
+
+    def forward(self, images):
+        return [images]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Blurred noise with a face's place and a face's symmetry, which is all that these tests need."""
+    """Blurred noise, which is all that these tests need."""
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.uniform(0, 255, (16, 3, 4, 4)).astype(np.float32))
-    fine = torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 255)
+    fine = functional.interpolate(coarse, size=32, mode="bicubic").clamp(0, 255)
     return fine.byte().permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture(scope="module")
-def small(pictures):
-    return train_generator(pictures, SMALL, seed=3, device="cpu")
+def small():
+    torch.manual_seed(0)
+    return Generator(
+        32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, style_per_layer=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trio(small):
+    encoder = Encoder(32, style_size=8, first_channels=4, max_channels=8).eval()
+    coder = VQVAE2(32, channels=8, residual_channels=4, codebook_size=8, code_size=4).eval()
+    return Networks(small, encoder, coder, {"note": "random"})
 
 
 def numbers(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_a_seed_makes_one_generator_whatever_the_threads(pictures, small):
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        again = train_generator(pictures, SMALL, seed=3, device="cpu")
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(threads)
-    assert np.array_equal(again.sample(5, numbers()), small.sample(5, numbers()))
-    other = train_generator(pictures, SMALL, seed=4, device="cpu")
-    assert not np.array_equal(other.sample(5, numbers()), small.sample(5, numbers()))
+def equal(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_training_leaves_the_global_random_state_as_it_was(pictures):
-    torch.manual_seed(11)
+def trainings(small):
+    """The three trainings, as functions of pictures and options."""
+    return {
+        "stylegan": lambda pictures, **options: train_stylegan(pictures, SMALL, **options),
+        "encoder": lambda pictures, **options: train_encoder(
+            small, pictures, CODER, perceptual=Plain(), **options
+        ),
+        "vqvae": lambda pictures, **options: train_vqvae(pictures, SYMBOLS, **options),
+    }
+
+
+NAMES = ("stylegan", "encoder", "vqvae")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_makes_one_network_and_leaves_global_chance_alone(pictures, small, name):
+    train = trainings(small)[name]
+    torch.manual_seed(5)
     before = torch.get_rng_state()
-    train_generator(pictures, replace(SMALL, steps=1), device="cpu")
+    first, _ = train(pictures, steps=3, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert equal(first, train(pictures, steps=3, seed=1)[0])
+    assert not equal(first, train(pictures, steps=3, seed=2)[0])
 
 
-def test_samples_do_not_depend_on_how_many_are_drawn_at_once(small):
-    codes = small.faces.draw(70, numbers())
-    drawn = small.draw(codes, numbers(1))
-    assert drawn.shape == (70, 32, 32, 3) and drawn.dtype == np.uint8
-    assert small.sample(0, numbers()).shape == (0, 32, 32, 3)
-    single = small.draw(codes[:1], numbers(1))
-    assert np.abs(single[0].astype(int) - drawn[0]).max() <= 1
+@pytest.mark.parametrize("name", NAMES)
+def test_a_training_taken_up_again_ends_where_an_undisturbed_one_does(pictures, small, name, tmp_path):
+    train = trainings(small)[name]
+    train(pictures, steps=19, folder=tmp_path)
+    taken_up, log = train(pictures, steps=34, folder=tmp_path)
+    undisturbed, whole = train(pictures, steps=34)
+    assert equal(taken_up, undisturbed)
+    assert list(log.step) == [19, 34] and list(whole.step) == [34]
+    assert log.seconds.is_monotonic_increasing and (log.pictures == log.step * 4).all()
 
 
-def test_every_learned_tensor_moves(pictures, small):
-    start = train_generator(pictures, replace(SMALL, sketch_steps=0, steps=0), seed=3, device="cpu")
-    after = dict(small.network.named_parameters())
-    still = [name for name, p in start.network.named_parameters() if torch.equal(p, after[name])]
-    assert not still
+@pytest.mark.parametrize("name", NAMES)
+def test_all_weights_that_learn_move(pictures, small, name):
+    train = trainings(small)[name]
+    before, after = (train(pictures, steps=steps)[0] for steps in (1, 4))
+    moves = dict(after.named_parameters())
+    still = [n for n, p in before.named_parameters() if p.requires_grad and torch.equal(p, moves[n])]
+    assert not [n for n in still if not (name == "stylegan")]  # the running mean has no gradients
+    if name == "stylegan":
+        assert not [n for n, p in before.named_parameters() if torch.equal(p, moves[n])]
 
 
-def test_halves_have_the_gradient_of_the_whole(pictures):
-    duel = module._Duel(pictures, SMALL, 0, torch.device("cpu"))
-    with torch.no_grad():
-        duel.network.leave.weight.normal_(std=0.1)
-    real, codes, noise = duel.some(8)
-    learners = list(duel.network.parameters())
-
-    def gradient(part):
-        drawn = duel.network(codes[part], noise[part])
-        return torch.autograd.grad(distance(drawn, real[part]), learners)
-
-    whole, halves = gradient(slice(0, 8)), [gradient(slice(0, 4)), gradient(slice(4, 8))]
-    module._descend(duel.optimizer, halves)
-    for parameter, expected in zip(learners, whole, strict=True):
-        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
+def test_the_encoder_learns_in_front_of_a_generator_that_stays(pictures, small):
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    train_encoder(small, pictures, CODER, steps=3, perceptual=Plain())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
+    assert all(p.grad is None for p in small.parameters())
 
 
-def test_codes_of_pictures_give_them_back_when_there_are_enough(pictures):
-    settings = replace(SMALL, codes=15, groups=1)
-    faces, codes = fit_codes(pictures[:8], settings)
-    back = faces.mean + np.tensordot(codes, faces.basis, 1)
-    assert np.abs(back - module.as_inputs(with_mirrors(pictures[:8])).numpy()).max() < 0.02
+def test_what_is_kept_is_the_running_mean(pictures):
+    learner = module.Duel(pictures, replace(SMALL, half_life=10**9), 0)
+    start = [p.clone() for p in learner.average.parameters()]
+    for _ in range(3):
+        size, seen = 4, (learner.step + 1) * 4
+        decay = 0.5 ** (size / (0.05 * seen))
+        learner.advance()
+        pairs = zip(start, learner.generator.parameters(), strict=True)
+        start = [mean * decay + value.detach() * (1 - decay) for mean, value in pairs]
+    for ours, theirs in zip(start, learner.average.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_one_group_draws_its_own_mean_and_spread():
-    faces = FaceCodes(
-        None, None, np.array([1.0]), np.full((1, 2), 3, np.float32), np.full((1, 2), 0.5, np.float32)
-    )
-    drawn = faces.draw(20000, numbers())
-    assert np.allclose(drawn.mean(0), 3, atol=0.02) and np.allclose(drawn.std(0), 0.5, atol=0.02)
+def test_the_penalty_is_computed_at_its_steps_and_counts(pictures):
+    learner = module.Duel(pictures, replace(SMALL, penalty_every=3), 0)
+    assert [("slope" in learner.advance()) for _ in range(7)] == [True, False, False] * 2 + [True]
+    gentle, strict = (train_stylegan(pictures, replace(SMALL, penalty=p), steps=2)[0] for p in (0.0, 100.0))
+    assert not equal(gentle, strict)
+
+
+def test_the_discriminator_learns_only_in_its_own_turn(pictures):
+    learner = module.Duel(pictures, SMALL, 0)
+    drawn = learner.draw()
+    module.taken_for_real(learner, drawn).backward()
+    assert all(p.grad is None for p in learner.discriminator.parameters())
+    assert all(p.requires_grad for p in learner.discriminator.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in learner.generator.parameters())
+    module.teach_discriminator(learner, next(learner.batches), drawn)
+    assert all(p.grad is not None for p in learner.discriminator.parameters())
+
+
+def test_dead_codes_are_moved_only_at_the_beginning(pictures):
+    settings = replace(SYMBOLS, reset_every=2, resets_until=4)
+    learner = module.VQVAETraining(pictures, settings)
+    reports = [learner.advance() for _ in range(9)]
+    assert ["codes_moved" in report for report in reports] == [True, False] * 2 + [True] + [False] * 4
+    assert reports[0]["codes_moved"] == 2 * SYMBOLS.codebook_size
+
+
+def test_a_training_of_others_is_refused(pictures, small, tmp_path):
+    train_stylegan(pictures, SMALL, steps=1, folder=tmp_path)
+    with pytest.raises(InputError, match="another settings"):
+        train_stylegan(pictures, replace(SMALL, batch_size=8), steps=2, folder=tmp_path)
+    with pytest.raises(InputError, match="another seed"):
+        train_stylegan(pictures, SMALL, steps=2, seed=1, folder=tmp_path)
+    train_encoder(small, pictures, CODER, steps=1, perceptual=Plain(), folder=tmp_path)
+    other, _ = train_stylegan(pictures, SMALL, steps=1)
+    with pytest.raises(InputError, match="another generator"):
+        train_encoder(other, pictures, CODER, steps=2, perceptual=Plain(), folder=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b)])
+def test_a_damaged_checkpoint_gets_a_sentence(pictures, tmp_path, damage):
+    train_vqvae(pictures, SYMBOLS, steps=1, folder=tmp_path)
+    path = tmp_path / "vqvae.checkpoint"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=r"vqvae\.checkpoint.* cannot be read\. Delete it"):
+        train_vqvae(pictures, SYMBOLS, steps=2, folder=tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_training(pictures, tmp_path):
+    with pytest.raises(InputError, match="no number any more"):
+        train_vqvae(pictures, replace(SYMBOLS, learning_rate=1e30), steps=3, folder=tmp_path)
+    assert not (tmp_path / "vqvae.checkpoint").exists()
 
 
 @pytest.mark.parametrize(
@@ -127,124 +223,211 @@ def test_one_group_draws_its_own_mean_and_spread():
         lambda p: p[:, :16],
         lambda p: p.astype(np.float32),
         lambda p: p[..., 0],
-        lambda p: p[:5],
-        lambda p: [1, 2, 3],
+        lambda p: p[:0],
+        lambda p: [1],
     ],
 )
-def test_wrong_pictures_get_a_sentence(pictures, wrong):
-    with pytest.raises(
-        InputError, match=r"learns from uint8 pictures of shape \(32, 32, 3\)|need more than 5"
-    ):
-        train_generator(wrong(pictures), SMALL)
+def test_wrong_pictures_get_a_sentence(pictures, small, wrong):
+    for train in trainings(small).values():
+        with pytest.raises(InputError, match="Training needs uint8 pictures of shape"):
+            train(wrong(pictures), steps=1)
 
 
 @pytest.mark.parametrize(
-    "field", [{"size": 48}, {"codes": 16}, {"codes": 0}, {"batch_size": 4}, {"batch_size": 12}]
+    "field", [{"resolution": 48}, {"people": 0}, {"takes": 0}, {"steps": 0}, {"vqvae_steps": -1}]
 )
-def test_settings_that_cannot_work_get_a_sentence(field):
-    with pytest.raises(InputError, match=str(next(iter(field.values())))):
-        replace(SMALL, **field)
+def test_lessons_that_cannot_work_get_a_sentence(field):
+    with pytest.raises(UsageError, match=next(iter(field))):
+        Lesson(**field)
 
 
-def test_profiles():
-    with pytest.raises(UsageError):
-        generator_settings("huge")
-    assert generator_settings("demo").size == 64 and generator_settings("gpu").size == 128
+def test_files_give_the_networks_back(trio, tmp_path):
+    save_networks(tmp_path, trio)
+    again = load_networks(tmp_path)
+    for kind in ("generator", "encoder", "vqvae"):
+        first, second = getattr(trio, kind), getattr(again, kind)
+        assert first.settings == second.settings and not second.training
+        pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(
+                other, one.half().to(one) if one.is_floating_point() else one, rtol=0, atol=0
+            )
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    save_networks(tmp_path, again)
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped header", "other file", "empty", "missing"])
-def test_a_damaged_file_gets_a_sentence(small, tmp_path, damage):
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "missing", "other kind", "no settings", "wrong settings", "text"]
+)
+def test_a_damaged_file_gets_a_sentence(trio, tmp_path, damage):
     path = tmp_path / "generator.safetensors"
-    small.save(path)
-    whole = path.read_bytes()
-    content = {"cut": whole[: len(whole) // 2], "flipped header": b"\xff" * 9 + whole[9:], "empty": b""}
+    save_network(path, trio.encoder if damage == "other kind" else trio.generator)
+    content = path.read_bytes()
     if damage == "missing":
         path.unlink()
-    elif damage == "other file":
-        from safetensors.numpy import save
-
-        path.write_bytes(save({"a": np.zeros(3)}))
-    else:
-        path.write_bytes(content[damage])
+    elif damage in ("no settings", "wrong settings"):
+        about = {"settings": json.dumps({**trio.generator.settings, "style_size": 9})}
+        save_file(load_file(path), path, about if damage == "wrong settings" else None)
+    elif damage != "other kind":
+        path.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello there"}[damage])
     with pytest.raises(InputError, match="no generator that can be read"):
-        load_generator(path)
+        load_network(path, "generator")
 
 
-def test_the_digest_changes_with_settings_seed_device_and_code(monkeypatch):
-    digests = {generator_digest(SMALL), generator_digest(SMALL, 1), generator_digest(replace(SMALL, steps=6))}
-    digests |= {generator_digest(SMALL, 0, "cuda")}
-    monkeypatch.setattr(module, "sha256_of", lambda path: f"changed {path}")
-    digests |= {generator_digest(SMALL)}
-    assert len(digests) == 5 and generator_digest(SMALL, 0, "cuda:1") == generator_digest(SMALL, 0, "cuda")
-
-
-def test_the_recipe_of_the_set_changes_with_its_generator():
-    sizes = set_sizes("course-synthetic", "smoke")
-    camera = _camera_of("course-synthetic", RECIPES["course-synthetic"], "smoke", 0, "stated")
-    assert camera.generator == generator_settings("smoke")
-    longer = replace(camera, generator=replace(camera.generator, steps=99))
-    assert _recipe_digest(camera, sizes) != _recipe_digest(longer, sizes)
-    assert _recipe_digest(camera, sizes) != _recipe_digest(replace(camera, seed=1), sizes)
-
-
-def start_generator(root):
-    """`face_generator` in a process of its own, on pictures that need no rendering."""
-    code = (
-        "import sys, json, numpy as np; from deepfake_nb import generator as g\n"
-        "picture = lambda *a: np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8)\n"
-        "g.training_pictures = picture\n"
-        "s = g.GeneratorSettings(**json.loads(sys.argv[2]))\n"
-        "print(g.face_generator(s, root=sys.argv[1], device='cpu').sample(2, np.random.default_rng(0)).sum())"
+def test_networks_that_do_not_belong_together_get_a_sentence(trio, tmp_path):
+    save_networks(tmp_path, trio)
+    save_network(
+        tmp_path / "encoder.safetensors", Encoder(32, style_size=9, first_channels=4, max_channels=8)
     )
-    settings = json.dumps(vars(replace(SMALL, steps=40)))
-    command = [sys.executable, "-c", code, str(root), settings]
+    with pytest.raises(InputError, match="do not belong together"):
+        load_networks(tmp_path)
+    save_networks(tmp_path, trio)
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(InputError, match="no card"):
+        load_networks(tmp_path)
+
+
+def test_faces_do_not_depend_on_the_machine_s_chance(small):
+    torch.manual_seed(0)
+    first = draw_faces(small, 5, numbers())
+    torch.manual_seed(1)
+    assert np.array_equal(first, draw_faces(small, 5, numbers()))
+    assert not np.array_equal(first, draw_faces(small, 5, numbers(1)))
+    assert draw_faces(small, 70, numbers(), batch_size=32).shape == (70, 32, 32, 3)
+
+
+def test_rendering_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    rendered = []
+
+    def quick(start, people, takes, size, domain, seed, device):
+        rendered.append(start)
+        return np.full((people * takes, size, size, 3), start, np.uint8)
+
+    monkeypatch.setattr(module, "render_portion", quick)
+    whole = training_pictures(40, 2, 32, folder=tmp_path)
+    assert rendered == [0, 16, 32] and whole.shape == (80, 32, 32, 3)
+    first, *_ = sorted(tmp_path.iterdir())
+    first.write_bytes(b"\x93NUMPY")
+    assert np.array_equal(training_pictures(40, 2, 32, folder=tmp_path), whole)
+    assert rendered == [0, 16, 32, 0]
+    training_pictures(40, 2, 32, folder=tmp_path, seed=1)
+    training_pictures(40, 2, 32, folder=tmp_path, domain="studio")
+    assert len(rendered) == 10
+
+
+QUICK = """
+import sys, numpy as np, torch
+from deepfake_nb import generator as g
+torch.set_num_threads(1)
+picture = lambda start, people, takes, size, **_: np.random.default_rng(start).integers(0, 256, (people * takes, size, size, 3), np.uint8)
+g.render_portion = picture
+g.STYLEGAN_SIZES[32] = g.StyleGANSettings(resolution=32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, batch_size=4)
+g.LOG_EVERY = 5
+g.usual_perceptual = lambda: (torch.nn.Sequential(), "none")
+g.feature_difference = lambda first, second: (first - second).abs().mean()
+train, g.train = g.train, lambda *a, **k: train(*a, every_s=0, **k)
+lesson = g.Lesson(resolution=32, people=16, takes=1, steps=int(sys.argv[2]), encoder_steps=3, vqvae_steps=3)
+print(g.train_networks(sys.argv[1], lesson, device="cpu").card["generator"]["steps"])
+"""
+
+
+def start_training(out, steps):
+    command = [sys.executable, "-c", QUICK, str(out), str(steps)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_make_it_once_and_a_killed_one_leaves_nothing_half(tmp_path):
-    killed = start_generator(tmp_path)
-    while not list(tmp_path.glob("*/pictures.npy")):
+def test_a_killed_training_goes_on_and_a_second_one_waits_outside(tmp_path):
+    killed = start_training(tmp_path, 100_000)
+    checkpoint = tmp_path / "training" / "stylegan.checkpoint"
+    while not checkpoint.exists():
+        assert killed.poll() is None, killed.communicate()[1]
         time.sleep(0.02)
+    second = start_training(tmp_path, 100_000)
+    assert "InputError" in second.communicate()[1] and second.returncode
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert not list(tmp_path.glob("*/generator.safetensors"))
-    pair = [start_generator(tmp_path) for _ in range(2)]
-    first, second = (process.communicate() for process in pair)
-    assert first[0] and first[0] == second[0], first[1] + second[1]
-    (folder,) = tmp_path.iterdir()
-    assert sorted(p.name for p in folder.iterdir()) == [".lock", "generator.safetensors", "pictures.npy"]
+    assert not (tmp_path / "card.json").exists()
+    done = torch.load(checkpoint, weights_only=True)["learner"]["step"]
+    finished = start_training(tmp_path, done + 5).communicate()
+    assert finished[0].strip() == str(done + 5), finished[1]
+    card = load_networks(tmp_path).card
+    assert card["lesson"]["steps"] == done + 5 and card["generator"]["pictures_seen"] == 4 * (done + 5)
+    assert {"command", "pictures_digest", "perceptual", "resolution", "encoder", "vqvae"} < set(card)
 
 
-def test_a_damaged_cache_is_made_again_and_a_good_one_is_found(tmp_path, pictures, monkeypatch):
-    made = []
-    monkeypatch.setattr(module, "training_pictures", lambda *a: made.append(1) or pictures)
-    first = face_generator(SMALL, root=tmp_path, device="cpu").sample(2, numbers())
-    (path,) = tmp_path.glob("*/generator.safetensors")
-    path.write_bytes(path.read_bytes()[:100])
-    (path.parent / "pictures.npy").write_bytes(b"\x93NUMPY")
-    assert np.array_equal(face_generator(SMALL, root=tmp_path, device="cpu").sample(2, numbers()), first)
-    state = path.stat().st_mtime_ns
-    face_generator(SMALL, root=tmp_path, device="cpu")
-    assert len(made) == 2 and path.stat().st_mtime_ns == state
+@pytest.mark.parametrize(
+    "arguments, status", [(["--resolution", "48"], 2), (["--domain", "moon"], 3), (["--people", "0"], 2)]
+)
+def test_the_command_answers_bad_input_with_a_sentence(tmp_path, capsys, arguments, status):
+    with pytest.raises(SystemExit) as left:
+        main(["train-generator", "--out", str(tmp_path / "out"), *arguments])
+    assert left.value.code == status
+    assert "Error: " in capsys.readouterr().err
 
 
-def test_a_cache_that_cannot_be_written_gets_a_sentence(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="Cannot write"):
-        face_generator(SMALL, root=tmp_path / "file", device="cpu")
+def test_the_command_hands_its_options_on(tmp_path, monkeypatch, trio, capsys):
+    seen = {}
+
+    def quick(out, lesson, resume, progress):
+        seen.update(out=out, lesson=lesson, resume=resume)
+        about = {"steps": 1, "hours": 0.0}
+        return replace(trio, card=dict.fromkeys(("generator", "encoder", "vqvae"), about))
+
+    monkeypatch.setattr(module, "train_networks", quick)
+    options = "--resolution 32 --people 5 --takes 3 --domain studio --seed 4 --steps 6 --encoder-steps 7 --vqvae-steps 8"
+    with pytest.raises(SystemExit) as left:
+        main(["train-generator", "--out", str(tmp_path), *options.split(), "--fresh"])
+    assert left.value.code in (0, None)
+    assert seen["lesson"] == Lesson(32, 5, 3, "studio", 4, 6, 7, 8) and not seen["resume"]
+    assert module.arguments_of(seen["lesson"]) == options
+    assert "generator: 1 steps" in capsys.readouterr().out
 
 
-def test_a_camera_without_generator_draws_nobody(tmp_path):
-    with pytest.raises(InputError, match="no generator"):
+def test_the_package_s_networks_are_whole_small_and_explained():
+    networks = shipped_networks()
+    assert networks is shipped_networks()
+    sizes = [(SHIPPED / f"{kind}.safetensors").stat().st_size for kind in ("generator", "encoder", "vqvae")]
+    assert sum(sizes) <= 12 * 2**20
+    card = networks.card
+    assert card["resolution"] == networks.generator.resolution == networks.vqvae.resolution == 64
+    for kind in ("generator", "encoder", "vqvae"):
+        assert card[kind]["pictures_seen"] > 0 and card[kind]["hours"] > 0 and card[kind]["losses"]
+    assert card["command"].startswith("deepfake-nb train-generator")
+
+
+def test_importing_reads_no_weights():
+    code = "import deepfake_nb.generator as g; print(g.shipped_networks.cache_info().currsize)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.strip() == "0", answer.stderr
+
+
+def test_a_camera_without_truncation_draws_nobody(tmp_path):
+    with pytest.raises(InputError, match="no truncation"):
         shoot_portraits(Camera(cast="x"), [Shot("n", None, (("n", "n.jpg"),))], tmp_path, tmp_path)
+
+
+def test_the_recipe_of_the_set_changes_with_truncation_and_weights(monkeypatch):
+    sizes = set_sizes("course-synthetic", "smoke")
+    camera = _camera_of("course-synthetic", RECIPES["course-synthetic"], "smoke", 0, "stated")
+    digests = {
+        _recipe_digest(c, sizes) for c in (camera, replace(camera, truncation=1.0), replace(camera, seed=1))
+    }
+    monkeypatch.setattr(
+        "deepfake_nb.datasets.sha256_of", lambda path: str(path).endswith("generator.safetensors")
+    )
+    digests.add(_recipe_digest(camera, sizes))
+    monkeypatch.setattr("deepfake_nb.datasets.sha256_of", lambda path: False)
+    digests.add(_recipe_digest(camera, sizes))
+    assert len(digests) == 5
 
 
 def test_the_synthetic_set(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
     made = paper_set("course-synthetic", "smoke")
     manifest = made.manifest
-    assert made.data == "rendered people, learned generator" and not made.report.rejected
-    assert set(manifest.method[manifest.label == 1]) == {"learned-generator"}
+    assert made.data == "rendered people, StyleGAN" and not made.report.rejected
+    assert set(manifest.method[manifest.label == 1]) == {"stylegan"}
     assert set(manifest.method[manifest.label == 0]) == {"original"}
     fakes = manifest[manifest.label == 1]
     assert fakes.source_id.is_unique and fakes.target_id.isna().all()
