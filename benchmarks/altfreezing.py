@@ -17,11 +17,11 @@ import cv2
 import numpy as np
 import torch
 
-from deepfake_nb.clips import ClipSet, clip_starts, cut_clip, has_bf16, inference_precision, pool_clips
+from deepfake_nb.clips import ClipSet, clip_starts, cut_clip, inference_precision, pool_clips
 from deepfake_nb.faces import CenterFace, align_clip, track_faces
 from deepfake_nb.rendered import random_identity, render_video
 from deepfake_nb.score import MediaScorer
-from deepfake_nb.training import IMAGENET_NORMALISATION, Trainer, TrainingSettings, seeded
+from deepfake_nb.training import IMAGENET_NORMALISATION, Trainer, TrainingSettings, has_bf16, seeded
 from deepfake_nb.video import media_kind, read_frames, write_video
 from deepfake_nb.video_resnet import VideoResNet, normalise_clips, save_video_resnet
 

@@ -32,7 +32,7 @@ import torch
 from .builds import RESULT_COLUMNS, FaceSet
 from .faces import FaceTrack, refit_clip
 from .study import InputError, UsageError, write_atomically
-from .training import Portion, checked_labels, fake_scores, read_ahead
+from .training import Portion, checked_labels, chooses_bf16, fake_scores, read_ahead
 from .video_resnet import normalise_clips
 
 # %% ../nbs/09_clips.ipynb #944568fe
@@ -338,20 +338,10 @@ def inference_precision(precision, device):
     """
     if precision not in ("float32", "bf16", "auto"):
         raise UsageError(f"Precision is 'float32', 'bf16' or 'auto', not {precision!r}.")
-    bf16 = has_bf16(device) if precision == "auto" else precision == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=chooses_bf16(precision, device))
 
 
 # %% ../nbs/09_clips.ipynb #80900f8a
-def has_bf16(device):
-    """Whether bfloat16 is quick on a device."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
-
-
-# %% ../nbs/09_clips.ipynb #87c2dbd0
 def clip_predictions(network, clips, detector, train_set, eval_set, *, batch_size=8, precision="float32"):
     """What a video network says of every clip of a set.
 
@@ -390,7 +380,7 @@ def clip_predictions(network, clips, detector, train_set, eval_set, *, batch_siz
     return pd.concat([clips.table[own].assign(**said), clips.table.drop(columns=own)], axis=1)
 
 
-# %% ../nbs/09_clips.ipynb #3d4f23e0
+# %% ../nbs/09_clips.ipynb #87c2dbd0
 @contextlib.contextmanager
 def asked(network):
     """Hold a network in eval mode, without gradients, and leave every part in the mode it was in."""
@@ -414,7 +404,7 @@ def clip_logits(network, clips, batch_size, precision):
     return torch.cat(logits)
 
 
-# %% ../nbs/09_clips.ipynb #9e44826d
+# %% ../nbs/09_clips.ipynb #e5d00682
 def frame_timeline(starts, length, scores, times_s, stride=1):
     """What clips say, brought back to the frames they show.
 
@@ -444,7 +434,7 @@ def frame_timeline(starts, length, scores, times_s, stride=1):
     return pd.DataFrame({"time_s": np.asarray(times_s, float), "score": means, "clips": counts})
 
 
-# %% ../nbs/09_clips.ipynb #3ec52754
+# %% ../nbs/09_clips.ipynb #3aa67936
 def pool_clips(starts, scores):
     """The mean over the clips at every frame, those that were not computed lying straight between those that were.
 

@@ -448,7 +448,7 @@ class TrainingSettings:
     early_stopping: int | None = None  #: stop after so many epochs in a row without a better `monitor`
     checkpoint_every: int = 1  #: epochs; the last one gets a checkpoint in any case
     keep: int = 2  #: so many checkpoints, the newest
-    precision: str = "float32"  #: "float32"; "bf16"; "auto": bf16 on GPUs that have it
+    precision: str = "float32"  #: "float32"; "bf16"; "auto": bf16 where the device is quick at it
     seed: int = 0  #: of order, augmentation and dropout; for a network's first weights see `seeded`
     deterministic: bool = True  #: ask PyTorch for algorithms that give the same numbers every time
 
@@ -1295,10 +1295,18 @@ def prepare(trainer, parameters):
 
 
 # %% ../nbs/06_training.ipynb #c6ef1414
+def has_bf16(device):
+    """Whether a GPU or processor has instructions for bfloat16; others are slower with it than without."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
+
+
 def chooses_bf16(precision, device):
     """Whether the forward pass runs in bf16."""
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return has_bf16(device)
     return precision == "bf16"
 
 
