@@ -100,6 +100,7 @@ PROFILE_SIZES = {
         "synthetic": 0.0,
         "test_files": 2,
         "dfdc": 0.0,
+        "dfdc_test": 2,
         "frames": 34,
         "dfdc_frames": 11,
         "side": 128,
@@ -113,9 +114,10 @@ PROFILE_SIZES = {
         "fakes": 0.04,
         "synthetic": 0.09,
         "test_files": 60,
-        "dfdc": 0.005,
+        "dfdc": 0.01,
+        "dfdc_test": 8,
         "frames": 48,
-        "dfdc_frames": 41,
+        "dfdc_frames": 21,
         "side": 256,
         "takes": 10,
         "test_takes": 2,
@@ -128,6 +130,7 @@ PROFILE_SIZES = {
         "synthetic": 1.0,
         "test_files": 2,
         "dfdc": 0.1,
+        "dfdc_test": 65,
         "frames": 300,
         "dfdc_frames": 300,
         "side": 512,
@@ -142,6 +145,7 @@ PROFILE_SIZES = {
         "synthetic": 1.0,
         "test_files": 2,
         "dfdc": 1.0,
+        "dfdc_test": 65,
         "frames": 300,
         "dfdc_frames": 300,
         "side": 512,
@@ -174,11 +178,12 @@ def set_sizes(name, profile):
     Returns
     -------
     dict of str to (int, int)
-        At least two of each label a split; in the test splits of stills as many as the profile says.
+        At least two of each label a split; in the test splits of stills and of DFDC as many as the profile says.
     """
     sizes = sizes_for(profile, PROFILE_SIZES)
     full = {split: pair for split, pair in PAPER[name].items() if split in ("train", "val", "test")}
-    least = dict.fromkeys(full, 2) | ({"test": sizes["test_files"]} if SHARE_OF[name] in FEW_STILLS else {})
+    tested = {"dfdc": sizes["dfdc_test"]} | dict.fromkeys(FEW_STILLS, sizes["test_files"])
+    least = dict.fromkeys(full, 2) | {"test": tested.get(SHARE_OF[name], 2)}
     shares = {split: max(sizes[SHARE_OF[name]], least[split] / min(pair)) for split, pair in full.items()}
     return {
         split: tuple(max(2, round(shares[split] * count)) for count in pair) for split, pair in full.items()
@@ -422,7 +427,7 @@ RECIPES = {
     "course-synthetic": Recipe(
         "course",
         _still_shots("course-synthetic", _label_folders(COURSE_FOLDERS), synthetic=True),
-        {"domain": "wild", "truncation": 0.7, **STILL},
+        {"domain": "wild", "truncation": 0.85, **STILL},
         {"crop_size": 256},
         "course-synthetic",
     ),

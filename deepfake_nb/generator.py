@@ -66,6 +66,7 @@ from deepfake_nb.stylegan import (
     mix_styles,
     require_same_codes,
 )
+from .training import has_bf16
 
 
 # %% ../nbs/09_generator.ipynb #19709240
@@ -108,29 +109,21 @@ def training_pictures(
         Draws people and scenes.
     folder : str or Path, optional
         Where portions of 16 people are kept and found again.
-    device : torch.device or str, optional
-        Where to render; the CPU by default.
-    progress : object, optional
-        With ``add_task`` and ``advance``, as `rich.progress.Progress` has.
+    device, progress
+        See `train_networks`.
 
     Returns
     -------
     array, shape (people * takes, size, size, 3), uint8
         All takes of a person stand together.
     """
-    task = progress.add_task("rendering people to learn from", total=people) if progress is not None else None
-    parts = []
+    task = progress.add_task("rendering people to learn from", total=people) if progress else None
+    about, parts = {"takes": takes, "size": size, "domain": domain, "seed": seed}, []
     for start in range(0, people, 16):
-        about = {
-            "people": min(16, people - start),
-            "takes": takes,
-            "size": size,
-            "domain": domain,
-            "seed": seed,
-        }
-        parts.append(kept_portion(folder, start, about, device))
-        if progress is not None:
-            progress.advance(task, about["people"])
+        some = min(16, people - start)
+        parts.append(kept_portion(folder, start, about | {"people": some}, device))
+        if progress:
+            progress.advance(task, some)
     return np.concatenate(parts)
 
 
@@ -211,41 +204,10 @@ class Batches:
 
 
 # %% ../nbs/09_generator.ipynb #1cb8ac8a
-def has_fast_bf16(device):
-    """Whether a device has instructions for bf16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-class Learner:
-    """What is common to the three trainings: networks, optimizers, chance, and steps."""
+class Resumable:
+    """Something whose networks, optimizers, chance numbers and step can be put away."""
 
     networks = ()  # names of attributes
-
-    def __init__(self, pictures, settings, seed, device, name):
-        self.settings, self.device, self.step = settings, torch.device(device), 0
-        self.batches = Batches(
-            pictures, settings.batch_size, random_seed(seed, f"{name} pictures"), self.device
-        )
-        self.chance = torch.Generator().manual_seed(random_seed(seed, f"{name} chance"))
-        self.noise = torch.Generator(self.device).manual_seed(random_seed(seed, f"{name} noise"))
-        self.optimizers, self.bf16 = [], has_fast_bf16(self.device)
-
-    def fast(self):
-        """Products in bf16 where that is fast."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def placed(self, *networks):
-        """Networks on the device."""
-        return [network.to(self.device, memory_format=torch.channels_last) for network in networks]
-
-    def learn(self, optimizer, loss):
-        """One step down a loss; the loss as a number."""
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
 
     def state_dict(self):
         """All that the next steps depend on."""
@@ -266,7 +228,39 @@ class Learner:
         self.step = state["step"]
 
 
-# %% ../nbs/09_generator.ipynb #9202e33c
+# %% ../nbs/09_generator.ipynb #2cb17b9e
+class Learner(Resumable):
+    """What is common to the three trainings."""
+
+    def __init__(self, pictures, settings, seed, device, name):
+        self.settings, self.device, self.step = settings, torch.device(device), 0
+        self.batches = Batches(
+            pictures, settings.batch_size, random_seed(seed, f"{name} pictures"), self.device
+        )
+        self.chance = torch.Generator().manual_seed(random_seed(seed, f"{name} chance"))
+        self.noise = torch.Generator(self.device).manual_seed(random_seed(seed, f"{name} noise"))
+        self.optimizers, self.bf16 = [], has_bf16(self.device)
+
+    def fast(self):
+        """Products in bf16 where that is fast."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def placed(self, *networks):
+        """Networks on the device; a generator's norms want each channel in one piece, convolutions do not."""
+        layouts = {Generator: torch.contiguous_format}
+        layouts = [layouts.get(type(network), torch.channels_last) for network in networks]
+        pairs = zip(networks, layouts, strict=True)
+        return [network.to(self.device, memory_format=layout) for network, layout in pairs]
+
+    def learn(self, optimizer, loss):
+        """One step down a loss; the loss as a number."""
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+
+# %% ../nbs/09_generator.ipynb #6c1e2c67
 def slope_at(discriminator, images):
     """The mean squared slope of a discriminator at pictures (N, 3, S, S), in float32."""
     images = images.detach().requires_grad_(True)
@@ -299,7 +293,7 @@ def taken_for_real(learner, drawn):
     return functional.softplus(-logits).mean()
 
 
-# %% ../nbs/09_generator.ipynb #71789dff
+# %% ../nbs/09_generator.ipynb #5e98f202
 @dataclass(frozen=True)
 class StyleGANSettings:
     """Sizes of a generator and its discriminator, and how they learn.
@@ -334,7 +328,29 @@ class StyleGANSettings:
     half_life: int = 10_000
 
 
-# %% ../nbs/09_generator.ipynb #5e98f202
+# %% ../nbs/09_generator.ipynb #395aa7dc
+def new_pair(settings, seed):
+    """A generator and a discriminator that know nothing."""
+    sizes = {"channels_base": settings.channels_base, "max_channels": settings.max_channels}
+    own = {"style_size": settings.style_size, "mapping_layers": settings.mapping_layers}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = Generator(settings.resolution, style_per_layer=False, **own, **sizes)
+        return generator, Discriminator(settings.resolution, **sizes)
+
+
+@torch.no_grad()
+def follow_mean(duel):
+    """Move the running mean of a generator's weights a step; quicker at the beginning."""
+    size, seen = duel.settings.batch_size, (duel.step + 1) * duel.settings.batch_size
+    decay = 0.5 ** (size / min(duel.settings.half_life, 0.05 * seen))
+    for mean, value in zip(duel.average.parameters(), duel.generator.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+    for mean, value in zip(duel.average.buffers(), duel.generator.buffers(), strict=True):
+        mean.copy_(value)
+
+
+# %% ../nbs/09_generator.ipynb #82552c8d
 class Duel(Learner):
     """A generator, the running mean of its weights, and the discriminator that it learns from."""
 
@@ -368,32 +384,12 @@ class Duel(Learner):
             drawn = self.draw()
         report = teach_discriminator(self, next(self.batches), drawn)
         report["generator_loss"] = self.learn(self.optimizers[0], taken_for_real(self, drawn))
-        self.follow()
+        follow_mean(self)
         self.step += 1
         return report
 
-    @torch.no_grad()
-    def follow(self):
-        """Move the running mean of the weights a step."""
-        size, seen = self.settings.batch_size, (self.step + 1) * self.settings.batch_size
-        decay = 0.5 ** (size / min(self.settings.half_life, 0.05 * seen))
-        for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
-        for mean, value in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            mean.copy_(value)
 
-
-def new_pair(settings, seed):
-    """A generator and a discriminator that know nothing."""
-    sizes = {"channels_base": settings.channels_base, "max_channels": settings.max_channels}
-    own = {"style_size": settings.style_size, "mapping_layers": settings.mapping_layers}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        generator = Generator(settings.resolution, style_per_layer=False, **own, **sizes)
-        return generator, Discriminator(settings.resolution, **sizes)
-
-
-# %% ../nbs/09_generator.ipynb #82552c8d
+# %% ../nbs/09_generator.ipynb #99ebf0c0
 LOG_EVERY = 50  # steps of which the means are one row of the log
 
 
@@ -413,6 +409,7 @@ def check_pictures(pictures, resolution):
         )
 
 
+# %% ../nbs/09_generator.ipynb #c02e885b
 class Desk:
     """Where a training is put away: one file of a folder, or nowhere."""
 
@@ -451,10 +448,11 @@ class Desk:
                 torch.save(content, file)
 
 
-# %% ../nbs/09_generator.ipynb #37d601d2
+# %% ../nbs/09_generator.ipynb #f2fcd42d
 def summary(learner, reports, seconds):
     """A row of the log."""
-    means = pd.DataFrame(reports).mean().to_dict()
+    names = dict.fromkeys(name for report in reports for name in report)
+    means = {name: float(np.mean([r[name] for r in reports if name in r])) for name in names}
     about = {
         "step": learner.step,
         "pictures": learner.step * learner.settings.batch_size,
@@ -469,6 +467,7 @@ def summary(learner, reports, seconds):
     return about | means
 
 
+# %% ../nbs/09_generator.ipynb #2b3ae355
 def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
     """Let a learner advance to a number of steps; its log (DataFrame, a row every 50 steps) and seconds of work."""
     content, log, seconds, reports = desk.take(), [], 0.0, []
@@ -497,7 +496,7 @@ def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
     return pd.DataFrame(log), seconds
 
 
-# %% ../nbs/09_generator.ipynb #99ebf0c0
+# %% ../nbs/09_generator.ipynb #457e5c1d
 def train_stylegan(
     pictures, settings=None, steps=10_000, *, seed=0, folder=None, device=None, watch=None, progress=None
 ):
@@ -514,20 +513,18 @@ def train_stylegan(
         Draws first weights, batches and noise.
     folder : str or Path, optional
         Where the training is put away every three minutes and taken up again.
-    device : torch.device or str, optional
-        The CPU by default.
+    device, progress
+        See `train_networks`; the CPU by default.
     watch : function, optional
-        Is given the learner after each step; see `learner.average` for the networks that would be returned.
-    progress : object, optional
-        With ``add_task`` and ``update``, as `rich.progress.Progress` has.
+        Is given the learner after each step; its ``average`` is the network that would be returned.
 
     Returns
     -------
     generator : Generator
         The running mean of the weights, in eval mode, on the CPU.
     log : DataFrame
-        Each row the means of fifty steps: ``step``, ``pictures`` shown so far, ``seconds`` of work so far, ``discriminator_loss``,
-        ``real_found`` and ``drawn_found`` (shares that the discriminator told), ``slope``, ``generator_loss``.
+        Means of fifty steps a row: ``step``, ``pictures`` and ``seconds`` so far, losses, ``slope``, ``real_found``
+        and ``drawn_found`` (shares that the discriminator told).
 
     Raises
     ------
@@ -542,13 +539,13 @@ def train_stylegan(
     return learner.average.cpu(), log
 
 
-# %% ../nbs/09_generator.ipynb #c02e885b
+# %% ../nbs/09_generator.ipynb #37c16cd6
 def identity_of(pictures, settings, seed):
     """What a training must have in common with one that it goes on with."""
     return {"pictures": pictures_digest(pictures), "settings": json.dumps(asdict(settings)), "seed": seed}
 
 
-# %% ../nbs/09_generator.ipynb #b4fe94e7
+# %% ../nbs/09_generator.ipynb #5d42f1d5
 @dataclass(frozen=True)
 class EncoderSettings:
     """Sizes of an encoder, and how it learns.
@@ -576,7 +573,7 @@ class EncoderSettings:
     penalty_every: int = 16
 
 
-# %% ../nbs/09_generator.ipynb #41f4e67d
+# %% ../nbs/09_generator.ipynb #20077339
 def feature_difference(first, second):
     """How two lists of maps (N, C, H, W) differ: vectors of length 1 at each place, squared distances, means."""
     pairs = zip(first, second, strict=True)
@@ -584,15 +581,28 @@ def feature_difference(first, second):
     return torch.stack([difference.square().sum(dim=1).mean() for difference in levels]).mean()
 
 
+def new_encoder(settings, of_generator, seed):
+    """An encoder for a generator of some settings, and a discriminator of its size, that know nothing."""
+    resolution = of_generator["resolution"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        channels = {"first_channels": settings.first_channels, "max_channels": settings.max_channels}
+        encoder = Encoder(resolution, style_size=of_generator["style_size"], **channels)
+        same = {name: of_generator[name] for name in ("channels_base", "max_channels")}
+        return encoder, Discriminator(resolution, **same)
+
+
 @torch.no_grad()
 def start_from_codes(encoder, generator, seed):
     """Give an encoder's codes the mean and the deviation of the generator's own."""
     z = torch.randn(4096, generator.style_size, generator=torch.Generator().manual_seed(seed))
-    codes = generator.truncation.expand(generator.mapping(z)).flatten(1)
+    w = generator.mapping(z.to(generator.truncation.mean_style.device))
+    codes = generator.truncation.expand(w).flatten(1)
     encoder.head_norm.weight.copy_(codes.std(dim=0))
     encoder.head_norm.bias.copy_(codes.mean(dim=0))
 
 
+# %% ../nbs/09_generator.ipynb #88d908de
 class EncoderTraining(Learner):
     """An encoder in front of a fixed generator, and a discriminator of what comes out."""
 
@@ -600,17 +610,13 @@ class EncoderTraining(Learner):
 
     def __init__(self, pictures, settings, generator, perceptual, seed=0, device="cpu"):
         super().__init__(pictures, settings, seed, device, "encoder")
-        sizes, own = generator.settings, asdict(settings)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(random_seed(seed, "encoder weights"))
-            kept = {name: own[name] for name in ("first_channels", "max_channels")}
-            encoder = Encoder(sizes["resolution"], style_size=sizes["style_size"], **kept)
-            same = {name: sizes[name] for name in ("channels_base", "max_channels")}
-            self.discriminator = Discriminator(sizes["resolution"], **same)
+        encoder, discriminator = new_encoder(
+            settings, generator.settings, random_seed(seed, "encoder weights")
+        )
         start_from_codes(encoder, generator, random_seed(seed, "encoder codes"))
         fixed = [copy.deepcopy(network).eval().requires_grad_(False) for network in (generator, perceptual)]
         self.generator, self.perceptual = self.placed(*fixed)
-        self.encoder, self.discriminator = self.placed(encoder, self.discriminator)
+        self.encoder, self.discriminator = self.placed(encoder, discriminator)
         learners = [(self.encoder, (0.9, 0.99)), (self.discriminator, (0.0, 0.99))]
         self.optimizers = [
             torch.optim.Adam([p for p in n.parameters() if p.requires_grad], settings.learning_rate, betas)
@@ -637,7 +643,7 @@ class EncoderTraining(Learner):
         return report
 
 
-# %% ../nbs/09_generator.ipynb #5d42f1d5
+# %% ../nbs/09_generator.ipynb #17d9aea9
 def train_encoder(
     generator, pictures, settings=None, steps=4_000, *, perceptual, seed=0, folder=None, device=None, watch=None,
     progress=None,
@@ -676,14 +682,14 @@ def train_encoder(
     return learner.encoder.cpu().eval(), log
 
 
-# %% ../nbs/09_generator.ipynb #20077339
+# %% ../nbs/09_generator.ipynb #9cb8d5af
 def network_digest(network):
     """Sixteen hexadecimal digits that change with any weight."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return hashlib.sha256(to_safetensors(tensors)).hexdigest()[:16]
 
 
-# %% ../nbs/09_generator.ipynb #17d9aea9
+# %% ../nbs/09_generator.ipynb #e15145f9
 @dataclass(frozen=True)
 class VQVAESettings:
     """Sizes of a VQ-VAE-2, and how it learns.
@@ -712,7 +718,7 @@ class VQVAESettings:
     least_usage: float = 0.1
 
 
-# %% ../nbs/09_generator.ipynb #9cb8d5af
+# %% ../nbs/09_generator.ipynb #1c761400
 class VQVAETraining(Learner):
     """A VQ-VAE-2 and its two codebooks."""
 
@@ -746,7 +752,7 @@ class VQVAETraining(Learner):
         return report | {"pixel_loss": pixels.item(), "commitment_loss": result.commitment_loss.item()}
 
 
-# %% ../nbs/09_generator.ipynb #66be1d0a
+# %% ../nbs/09_generator.ipynb #ba6a4fb1
 def train_vqvae(
     pictures, settings=None, steps=4_000, *, seed=0, folder=None, device=None, watch=None, progress=None
 ):
@@ -781,7 +787,7 @@ def train_vqvae(
     return learner.vqvae.cpu().eval(), log
 
 
-# %% ../nbs/09_generator.ipynb #e15145f9
+# %% ../nbs/09_generator.ipynb #055a053f
 @dataclass
 class Networks:
     """What was trained together: generator, encoder, VQ-VAE-2, and the card that says how.
@@ -804,7 +810,7 @@ class Networks:
 KINDS = {"generator": Generator, "encoder": Encoder, "vqvae": VQVAE2}
 
 
-# %% ../nbs/09_generator.ipynb #1c761400
+# %% ../nbs/09_generator.ipynb #03145971
 def save_network(path, network):
     """Write a network as safetensors in half precision, with its settings.
 
@@ -819,6 +825,7 @@ def save_network(path, network):
         file.write(to_safetensors(halved, {"settings": json.dumps(network.settings, sort_keys=True)}))
 
 
+# %% ../nbs/09_generator.ipynb #215f5442
 def load_network(path, kind):
     """Read what `save_network` wrote.
 
@@ -850,7 +857,7 @@ def load_network(path, kind):
     return network.eval()
 
 
-# %% ../nbs/09_generator.ipynb #ba6a4fb1
+# %% ../nbs/09_generator.ipynb #3d9af58c
 def save_networks(folder, networks):
     """Write three files and ``card.json``; see `load_networks`.
 
@@ -864,6 +871,7 @@ def save_networks(folder, networks):
     write_json(Path(folder) / "card.json", networks.card)
 
 
+# %% ../nbs/09_generator.ipynb #7d2e59bf
 def load_networks(folder):
     """Read a folder that `save_networks` or ``deepfake-nb train-generator`` wrote.
 
@@ -890,6 +898,7 @@ def load_networks(folder):
     return Networks(**found, card=card)
 
 
+# %% ../nbs/09_generator.ipynb #8248500f
 def shipped_folder():
     """Where the networks lie in the package.
 
@@ -912,7 +921,7 @@ def shipped_networks():
     return load_networks(shipped_folder())
 
 
-# %% ../nbs/09_generator.ipynb #055a053f
+# %% ../nbs/09_generator.ipynb #69cfa841
 @torch.no_grad()
 def draw_faces(generator, n, rng, *, strength=0.7, batch_size=64):
     """Draw faces of nobody.
@@ -943,7 +952,7 @@ def draw_faces(generator, n, rng, *, strength=0.7, batch_size=64):
     return np.concatenate(pictures)
 
 
-# %% ../nbs/09_generator.ipynb #3d9af58c
+# %% ../nbs/09_generator.ipynb #cae4fe3c
 STYLEGAN_SIZES = {
     32: StyleGANSettings(resolution=32, channels_base=512),
     64: StyleGANSettings(),
@@ -952,6 +961,7 @@ STYLEGAN_SIZES = {
 }  # fmt: skip
 
 
+# %% ../nbs/09_generator.ipynb #621e91cb
 @dataclass(frozen=True)
 class Lesson:
     """What is learned from, and for how long.
@@ -987,7 +997,7 @@ class Lesson:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
-# %% ../nbs/09_generator.ipynb #7d2e59bf
+# %% ../nbs/09_generator.ipynb #562b8a51
 def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=None, progress=None):
     """Render people, train generator, encoder and VQ-VAE-2 on them, and write files and card.
 
@@ -1009,8 +1019,8 @@ def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=Non
     Returns
     -------
     Networks
-        As they were written. Their card has ``lesson``, ``settings`` of the three, ``pictures``, ``perceptual``, ``device``, and of each training ``steps``,
-        ``pictures_seen``, ``hours`` and ``losses`` (a hundred rows of the log at most).
+        As they were written. Their card has ``command``, ``lesson``, ``data``, ``pictures_digest``, ``perceptual``, ``device``, and of each
+        training ``settings``, ``steps``, ``pictures_seen``, ``hours`` and ``losses`` (at most a hundred rows of the log).
 
     Raises
     ------
@@ -1019,29 +1029,37 @@ def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=Non
     """
     lesson, out = lesson or Lesson(), Path(out)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    desk = {"folder": out / "training", "seed": lesson.seed, "device": device, "progress": progress}
     with locked_folder(out):
         for old in [] if resume else (out / "training").glob("*.checkpoint"):
             old.unlink()
-        pictures = training_pictures(
-            lesson.people, lesson.takes, lesson.resolution, domain=lesson.domain, seed=lesson.seed,
-            folder=out / "training" / "pictures", device=device, progress=progress,
-        )  # fmt: skip
-        network, words = perceptual or usual_perceptual()
-        vqvae, of_vqvae = train_vqvae(pictures, None, lesson.vqvae_steps, **desk)
-        stylegan = STYLEGAN_SIZES[lesson.resolution]
-        generator, of_generator = train_stylegan(pictures, stylegan, lesson.steps, **desk)
-        encoder, of_encoder = train_encoder(
-            generator, pictures, None, lesson.encoder_steps, perceptual=network, **desk
+        save_networks(
+            out, learned(lesson, out / "training", perceptual or usual_perceptual(), device, progress)
         )
-        logs = {"generator": of_generator, "encoder": of_encoder, "vqvae": of_vqvae}
-        settings = {"generator": stylegan, "encoder": EncoderSettings(), "vqvae": VQVAESettings()}
-        card = card_of(lesson, settings, pictures, words, logs, device)
-        save_networks(out, Networks(generator, encoder, vqvae, card))
         return load_networks(out)
 
 
-# %% ../nbs/09_generator.ipynb #8248500f
+# %% ../nbs/09_generator.ipynb #fc64eab3
+def learned(lesson, folder, perceptual, device, progress):
+    """Pictures, three trainings, and the card."""
+    pictures = training_pictures(
+        lesson.people, lesson.takes, lesson.resolution, domain=lesson.domain, seed=lesson.seed,
+        folder=folder / "pictures", device=device, progress=progress,
+    )  # fmt: skip
+    desk = {"folder": folder, "seed": lesson.seed, "device": device, "progress": progress}
+    network, words = perceptual
+    stylegan = STYLEGAN_SIZES[lesson.resolution]
+    vqvae, of_vqvae = train_vqvae(pictures, None, lesson.vqvae_steps, **desk)
+    generator, of_generator = train_stylegan(pictures, stylegan, lesson.steps, **desk)
+    encoder, of_encoder = train_encoder(
+        generator, pictures, None, lesson.encoder_steps, perceptual=network, **desk
+    )
+    logs = {"generator": of_generator, "encoder": of_encoder, "vqvae": of_vqvae}
+    settings = {"generator": stylegan, "encoder": EncoderSettings(), "vqvae": VQVAESettings()}
+    card = card_of(lesson, settings, pictures, words, logs, device)
+    return Networks(generator, encoder, vqvae, card)
+
+
+# %% ../nbs/09_generator.ipynb #bfa8b640
 def usual_perceptual():
     """The perceptual network of inversion, and what it is in words."""
     from deepfake_nb.inversion import perceptual_network
@@ -1050,6 +1068,7 @@ def usual_perceptual():
     return found.network, found.words
 
 
+# %% ../nbs/09_generator.ipynb #70759f2c
 def losses_of(log, most=100):
     """Rows of a log, evenly chosen, without needless digits."""
     chosen = log.iloc[np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int))]
@@ -1057,6 +1076,7 @@ def losses_of(log, most=100):
     return [{name: float(f"{v:.4g}") for name, v in row.items() if pd.notna(v)} for row in rows]
 
 
+# %% ../nbs/09_generator.ipynb #c07ae01f
 def card_of(lesson, settings, pictures, words, logs, device):
     """How networks were made."""
     card = {
@@ -1066,8 +1086,8 @@ def card_of(lesson, settings, pictures, words, logs, device):
         "pictures_digest": pictures_digest(pictures),
         "resolution": lesson.resolution,
         "perceptual": words,
-        "device": f"{device_name()}, {torch.get_num_threads()} threads",
-        "bf16": has_fast_bf16(device),
+        "device": f"{device_name()}, threads: {torch.get_num_threads()}",
+        "bf16": has_bf16(device),
     }
     for kind, log in logs.items():
         last = log.iloc[-1]
@@ -1078,6 +1098,7 @@ def card_of(lesson, settings, pictures, words, logs, device):
     return card
 
 
+# %% ../nbs/09_generator.ipynb #0d86685e
 def arguments_of(lesson):
     """A lesson as the command line says it."""
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(lesson).items())

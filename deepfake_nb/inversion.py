@@ -12,8 +12,6 @@ __all__ = [
     "PatchNetwork",
     "fit_patch_network",
     "rendered_faces",
-    "as_images",
-    "as_pictures",
     "VGG16Features",
     "Perceptual",
     "embedded_perceptual",
@@ -57,10 +55,11 @@ from torch.nn import functional
 
 # %% ../nbs/09_inversion.ipynb #59ddf171
 from .builds import many_workers
-from .faces import align_ffhq
-from .rendered import random_identity, render_stills
+from .generator import as_inputs, as_pictures, portraits
+from .rendered import random_identity
 from .study import InputError, UsageError, random_seed, write_atomically
 from .stylegan import require_same_codes, require_side, restore_encoder, restore_generator
+from .training import has_bf16
 from .weights import read_state_dict
 
 
@@ -172,29 +171,12 @@ def rendered_faces(count, size=64, seed=0, cast="patches", domains=("wild", "stu
         places = range(turn, count, len(domains))
         for start in range(0, len(places), 16):
             some = places[start : start + 16]
-            stills = render_stills(
-                [people[place] for place in some],
-                domain,
-                size=2 * size,
-                seed=random_seed(seed, cast, domain, start),
-            )
-            for place, image, points in zip(some, stills.images, stills.landmarks, strict=True):
-                pictures[place] = align_ffhq(image, points, size)
+            stream = random_seed(seed, cast, domain, start)
+            pictures[list(some)] = portraits([people[place] for place in some], size, domain, stream)
     return pictures
 
 
-# %% ../nbs/09_inversion.ipynb #71b088a7
-def as_images(pictures, device=None):
-    """Bytes (N, H, W, 3) to a tensor (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).to(device).movedim(-1, 1).float() / 127.5 - 1
-
-
-def as_pictures(images):
-    """A tensor (N, 3, H, W) in [-1, 1] to bytes (N, H, W, 3); what lies outside is cut."""
-    return ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte().movedim(1, -1).cpu().numpy()
-
-
-# %% ../nbs/09_inversion.ipynb #80b52975
+# %% ../nbs/09_inversion.ipynb #bb89836c
 VGG16_BLOCKS = (4, 9, 16, 23, 30)
 LPIPS_NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 FIRST_NORMALISATION = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
@@ -236,7 +218,7 @@ class VGG16Features(nn.Module):
         return found
 
 
-# %% ../nbs/09_inversion.ipynb #43e1c6e4
+# %% ../nbs/09_inversion.ipynb #80b52975
 class Perceptual(NamedTuple):
     """A network whose maps are compared, what it is in words, and a factor on the maps that idinvert's loss looks at."""
 
@@ -263,7 +245,7 @@ def embedded_perceptual():
     return Perceptual(network.eval().requires_grad_(False), EMBEDDED, scale=100.0)
 
 
-# %% ../nbs/09_inversion.ipynb #fb6046ec
+# %% ../nbs/09_inversion.ipynb #43e1c6e4
 def ship_patch_network(path, count=240, size=64, seed=0):
     """Make the file that lies in the package: ``python -c "from deepfake_nb.inversion import *; ship_patch_network(FILE)"``.
 
@@ -273,7 +255,7 @@ def ship_patch_network(path, count=240, size=64, seed=0):
     count, size, seed : int
         People it learns from, side of their pictures in pixels, and seed.
     """
-    network = fit_patch_network(as_images(rendered_faces(count, size, seed)), seed=seed)
+    network = fit_patch_network(as_inputs(rendered_faces(count, size, seed)), seed=seed)
     tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
     about = {
         "people": count,
@@ -285,7 +267,7 @@ def ship_patch_network(path, count=240, size=64, seed=0):
         file.write(to_safetensors(tensors, {"about": json.dumps(about, sort_keys=True)}))
 
 
-# %% ../nbs/09_inversion.ipynb #92f8676c
+# %% ../nbs/09_inversion.ipynb #fb6046ec
 def answers(url, timeout=4.0):
     """Whether somebody answers at an address."""
     import urllib.request
@@ -314,7 +296,7 @@ def hub_vgg16(use):
     return Perceptual(VGG16Features(normalisation, tensors), name)
 
 
-# %% ../nbs/09_inversion.ipynb #ed1f02d8
+# %% ../nbs/09_inversion.ipynb #92f8676c
 def perceptual_network(weights="hub", use="lpips"):
     """The network by which pictures are compared.
 
@@ -342,7 +324,7 @@ def perceptual_network(weights="hub", use="lpips"):
     return found or embedded_perceptual()
 
 
-# %% ../nbs/09_inversion.ipynb #88c36bcc
+# %% ../nbs/09_inversion.ipynb #0905c14a
 def unit_vectors(maps, epsilon=1e-3):
     """Maps (N, C, H, W) with each place's vector of channels brought to length 1 (0 stays 0)."""
     return maps / (maps.square().sum(dim=1, keepdim=True).sqrt() + epsilon)
@@ -382,7 +364,7 @@ def perceptual_distance(perceptual, first, second, batch_size=64):
     return torch.cat(found)
 
 
-# %% ../nbs/09_inversion.ipynb #c4a7a9fe
+# %% ../nbs/09_inversion.ipynb #90cd8cf2
 class StatedLoss:
     """LPIPS plus mean squared pixel difference (LatentForensics, section 3.2).
 
@@ -420,13 +402,13 @@ class StatedLoss:
         return torch.stack(levels).mean(0) + self.pixel_weight * mean_square(made - images)
 
 
-# %% ../nbs/09_inversion.ipynb #953e53d8
+# %% ../nbs/09_inversion.ipynb #c4a7a9fe
 def mean_square(values):
     """Mean squares (N,) of values (N, ...)."""
     return values.float().square().flatten(1).mean(dim=1)
 
 
-# %% ../nbs/09_inversion.ipynb #f568f8f1
+# %% ../nbs/09_inversion.ipynb #953e53d8
 class PublishedLoss:
     """The three terms of in-domain inversion's code (idinvert_pytorch, ``utils/inverter.py``).
 
@@ -470,7 +452,7 @@ class PublishedLoss:
         return losses + self.code_weight * mean_square(self.encoder(made) - codes)
 
 
-# %% ../nbs/09_inversion.ipynb #78babee6
+# %% ../nbs/09_inversion.ipynb #f568f8f1
 def inversion_loss(protocol, encoder, weights="hub"):
     """The loss of a protocol with its perceptual network.
 
@@ -497,7 +479,7 @@ def inversion_loss(protocol, encoder, weights="hub"):
     raise UsageError(f"protocol={protocol!r} is neither stated nor published.")
 
 
-# %% ../nbs/09_inversion.ipynb #4b139ca8
+# %% ../nbs/09_inversion.ipynb #f8a7ddb4
 @dataclass(frozen=True)
 class InversionSettings:
     """How codes are searched; the defaults are the papers' (Delmas et al. 2023, section 3.2; Zhu et al. 2020, code).
@@ -514,7 +496,7 @@ class InversionSettings:
     least_gain : float
         Share of the loss that `stall` steps have to gain.
     precision : {"float32", "bf16", "auto"}
-        ``auto`` is bf16 on GPUs that have it, float32 elsewhere. The last loss is always taken in float32.
+        ``auto`` is bf16 on GPUs that have it, and float32 on processors: maps this small gain nothing there. The last loss is always taken in float32.
     capture : bool
         On CUDA, record a step once and replay it (not with `stall`).
     """
@@ -537,11 +519,14 @@ class InversionSettings:
 
     def uses_bf16(self, device):
         """Whether steps are computed in bf16 on a device."""
-        has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return has if self.precision == "auto" else self.precision == "bf16"
+        return (
+            device.type == "cuda" and has_bf16(device)
+            if self.precision == "auto"
+            else self.precision == "bf16"
+        )
 
 
-# %% ../nbs/09_inversion.ipynb #53e57f66
+# %% ../nbs/09_inversion.ipynb #4b139ca8
 class Inversion(NamedTuple):
     """Codes of pictures and how they were found, on the CPU.
 
@@ -567,7 +552,7 @@ class Inversion(NamedTuple):
         return self.losses.gather(1, self.steps[:, None])[:, 0]
 
 
-# %% ../nbs/09_inversion.ipynb #c5875321
+# %% ../nbs/09_inversion.ipynb #53e57f66
 @contextlib.contextmanager
 def fixed(networks):
     """Networks in eval mode and without gradients of their weights, within a block."""
@@ -585,7 +570,7 @@ def fixed(networks):
             parameter.requires_grad_(True)
 
 
-# %% ../nbs/09_inversion.ipynb #dbd3394a
+# %% ../nbs/09_inversion.ipynb #c5875321
 class Descent:
     """A batch of codes on its way down: what each picture needs, and one step of Adam for all."""
 
@@ -623,7 +608,7 @@ class Descent:
         self.targets = [target[rows] for target in self.targets]
 
 
-# %% ../nbs/09_inversion.ipynb #e2412d0d
+# %% ../nbs/09_inversion.ipynb #dbd3394a
 class ReplayedDescent(Descent):
     """A descent on CUDA whose step is recorded once and replayed, so that Python launches nothing."""
 
@@ -657,7 +642,7 @@ class ReplayedDescent(Descent):
             tensor.zero_()
 
 
-# %% ../nbs/09_inversion.ipynb #f1e5d6a5
+# %% ../nbs/09_inversion.ipynb #e2412d0d
 def descend(descent):
     """All steps of a batch: the losses (N, steps + 1), NaN where a picture had stopped, codes and steps taken."""
     settings, codes = descent.settings, descent.codes.clone()
@@ -678,7 +663,7 @@ def descend(descent):
     return losses, codes, taken
 
 
-# %% ../nbs/09_inversion.ipynb #9c1fd0ea
+# %% ../nbs/09_inversion.ipynb #f1e5d6a5
 def invert(images, generator, encoder, loss, settings=None):
     """Find the codes from which a generator draws pictures: the encoder's guess, improved by gradient descent.
 
@@ -726,7 +711,7 @@ def invert(images, generator, encoder, loss, settings=None):
     )
 
 
-# %% ../nbs/09_inversion.ipynb #7489b834
+# %% ../nbs/09_inversion.ipynb #9c1fd0ea
 class BatchSearch:
     """The search for the codes of one batch after another."""
 
@@ -757,7 +742,7 @@ class BatchSearch:
         return codes.cpu(), made.float().cpu(), losses.cpu(), taken
 
 
-# %% ../nbs/09_inversion.ipynb #fe126178
+# %% ../nbs/09_inversion.ipynb #31c5815a
 def weights_digest(*networks):
     """Sixteen hexadecimal digits that change with any weight of networks."""
     digest = hashlib.sha256()
@@ -772,7 +757,7 @@ def picture_keys(pictures):
     return [hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()[:32] for picture in pictures]
 
 
-# %% ../nbs/09_inversion.ipynb #767068aa
+# %% ../nbs/09_inversion.ipynb #fe126178
 def write_codes(path, codes, generator, **tensors):
     """Write codes to a file that knows whose they are.
 
@@ -828,7 +813,7 @@ def read_codes(path, generator):
     return content
 
 
-# %% ../nbs/09_inversion.ipynb #15de1c63
+# %% ../nbs/09_inversion.ipynb #b25a865d
 class FoundCodes(NamedTuple):
     """Codes of many pictures, on the CPU.
 
@@ -853,7 +838,7 @@ class FoundCodes(NamedTuple):
 KEPT = ("codes", "losses", "steps", "seconds")
 
 
-# %% ../nbs/09_inversion.ipynb #5a2188c8
+# %% ../nbs/09_inversion.ipynb #15de1c63
 class SearchTask(NamedTuple):
     """A batch of pictures with all that a worker on another machine needs, and the places of the pictures."""
 
@@ -869,12 +854,14 @@ def search(task):
     """The codes of a task's pictures: places, and what is kept of each."""
     began = time.perf_counter()
     device = next(task.generator.parameters()).device
-    found = invert(as_images(task.pictures, device), task.generator, task.encoder, task.loss, task.settings)
+    found = invert(
+        as_inputs(task.pictures).to(device), task.generator, task.encoder, task.loss, task.settings
+    )
     seconds = torch.full((len(task.places),), (time.perf_counter() - began) / len(task.places))
     return task.places, (found.codes, found.losses, found.steps, seconds)
 
 
-# %% ../nbs/09_inversion.ipynb #37c46412
+# %% ../nbs/09_inversion.ipynb #5a2188c8
 def store_of(folder, generator, encoder, loss, settings):
     """The folder of codes that depend on the same things, and the generator's digest."""
     depends = {
@@ -895,7 +882,7 @@ def read_kept(path, digest, steps):
         return tuple(content[name] for name in KEPT) if len(content["losses"]) == steps + 1 else None
 
 
-# %% ../nbs/09_inversion.ipynb #ecf60864
+# %% ../nbs/09_inversion.ipynb #37c46412
 def find_codes(
     pictures, generator, encoder, loss, settings=None, *, folder=None, jobs=1, scheduler=None, progress=None
 ):
@@ -926,7 +913,7 @@ def find_codes(
     """
     settings = settings or InversionSettings()
     require_same_codes(generator, encoder)
-    require_side(as_images(pictures[:1]), generator.resolution, "generator")
+    require_side(as_inputs(pictures[:1]), generator.resolution, "generator")
     kept = [None] * len(pictures)
     if folder is not None:
         folder, digest = store_of(folder, generator, encoder, loss, settings)
@@ -945,7 +932,7 @@ def find_codes(
     return FoundCodes(*joined(kept, generator, settings), before)
 
 
-# %% ../nbs/09_inversion.ipynb #2a8f20a8
+# %% ../nbs/09_inversion.ipynb #ecf60864
 def searched(pictures, missing, networks, jobs, scheduler):
     """The codes of missing pictures, batch by batch as they come."""
     if not missing:
@@ -977,7 +964,7 @@ def draw(generator, codes, batch_size=64):
     )
 
 
-# %% ../nbs/09_inversion.ipynb #8cb12aa9
+# %% ../nbs/09_inversion.ipynb #e26355a6
 def networks_from_files(generator_file, encoder_file):
     """Generator and encoder from two files of released or own weights.
 
@@ -1001,7 +988,7 @@ def networks_from_files(generator_file, encoder_file):
     return generator, encoder
 
 
-# %% ../nbs/09_inversion.ipynb #a25570c7
+# %% ../nbs/09_inversion.ipynb #8cb12aa9
 def tensors_of(path):
     """The tensors of a file, with a way out where it holds objects."""
     try:

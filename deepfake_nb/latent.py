@@ -11,6 +11,7 @@ __all__ = [
     "latent_networks",
     "AlignedFaces",
     "aligned_faces",
+    "validation_people",
     "Projection",
     "resized",
     "fit_pca",
@@ -28,7 +29,9 @@ __all__ = [
 ]
 
 # %% ../nbs/50_latent.ipynb #f7fcfa61
+import copy
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +51,9 @@ from .builds import FaceSet
 from .faces import align_ffhq
 from .forgery import degrade
 from .frame_detectors import person_of
-from .inversion import as_images, as_pictures, draw, find_codes, networks_from_files
+from .generator import shipped_networks
+from .generator import as_inputs, as_pictures
+from .inversion import draw, find_codes, networks_from_files
 from .mesonet import Meso4
 from .metrics import decision_threshold, expected_cost
 from .study import InputError, UsageError, atomic_path, random_seed, random_stream
@@ -92,8 +97,6 @@ def latent_networks(generator_file="", encoder_file="", device="cpu"):
     InputError
         A file cannot be used, or the two do not belong together.
     """
-    from early import shipped_networks
-
     shipped = shipped_networks()
     generator, encoder, words = (
         shipped.generator,
@@ -103,9 +106,8 @@ def latent_networks(generator_file="", encoder_file="", device="cpu"):
     if generator_file:
         generator, encoder = networks_from_files(generator_file, encoder_file)
         words = f"from {Path(generator_file).name} and {Path(encoder_file).name}"
-    return LatentNetworks(
-        *(network.to(device).eval() for network in (generator, encoder, shipped.vqvae)), words
-    )
+    mine = (copy.deepcopy(network) for network in (generator, encoder, shipped.vqvae))
+    return LatentNetworks(*(network.to(device).eval() for network in mine), words)
 
 
 # %% ../nbs/50_latent.ipynb #b365d737
@@ -210,18 +212,51 @@ def write_pictures(path, media, manifest, tracks, size):
 
 
 def frames_without(made, manifest, tracks):
-    """Sampled frames without a face, by video."""
-    rows = []
+    """Sampled frames without a face in the first track, by video; and videos without any."""
+    rows, settings = [], json.loads((made.folder / "build.json").read_text(encoding="utf-8"))["settings"]
     for row, track in zip(manifest.itertuples(), tracks, strict=True):
-        count = 1 if row.kind == "image" else probe(made.media / row.path).frame_count
-        step = int(np.diff(track.frame_indices).min()) if len(track) > 1 else 1
-        if count and (missing := -(-count // step) - len(track)) > 0 and len(track) > 1:
-            rows.append({"media_id": row.media_id, "frames": missing})
-    rows += [{"media_id": path, "frames": None} for path in made.report.rejects.path]
+        count = 1 if row.kind == "image" else probe(made.media / row.path).frame_count or 0
+        sampled = min(-(-count // settings["frame_stride"]), settings["max_frames"] or count)
+        if sampled > len(track):
+            rows.append({"media_id": row.media_id, "frames": sampled - len(track)})
+    rows += [{"media_id": path, "frames": np.nan} for path in made.report.rejects.path]
     return pd.DataFrame(rows, columns=["media_id", "frames"])
 
 
-# %% ../nbs/50_latent.ipynb #3b76983d
+# %% ../nbs/50_latent.ipynb #a9ad9bc8
+def validation_people(table, rng, share=0.2):
+    """Training people whose faces choose the epoch instead of being learnt.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With ``person``, ``split`` and ``label``; see `AlignedFaces`.
+    rng : numpy.random.Generator
+        Draws them.
+    share : float in (0, 1)
+        Of the training people; at least one.
+
+    Returns
+    -------
+    set of str
+
+    Raises
+    ------
+    InputError
+        What is left, or what is taken out, has not both labels.
+    """
+    train = table[table.split == "train"]
+    people = sorted(train.person.unique())
+    chosen = set(rng.permutation(people)[: max(1, round(share * len(people)))].tolist())
+    for word, rows in (("validation", train.person.isin(chosen)), ("training", ~train.person.isin(chosen))):
+        if train.label[rows].nunique() < 2:
+            raise InputError(
+                f"The {word} people have no faces of both labels ({len(people)} training people in all). Give more."
+            )
+    return chosen
+
+
+# %% ../nbs/50_latent.ipynb #b6d050bb
 class Projection(NamedTuple):
     """Faces through one projector.
 
@@ -248,7 +283,7 @@ def resized(pictures, size):
     return np.stack([cv2.resize(picture, (size, size), interpolation=how) for picture in pictures])
 
 
-# %% ../nbs/50_latent.ipynb #1908959b
+# %% ../nbs/50_latent.ipynb #25b1f284
 def fit_pca(pictures, components=512, batch_size=768):
     """Principal components of pictures by incremental PCA (Ross et al. 2008; LatentForensics, section 3.2).
 
@@ -278,13 +313,13 @@ def project_pca(model, pictures):
     return Projection("PCA", codes, np.uint8(np.clip(np.rint((flat + 1) * 127.5), 0, 255)), seconds)
 
 
-# %% ../nbs/50_latent.ipynb #b6d050bb
+# %% ../nbs/50_latent.ipynb #6943b9a5
 @torch.no_grad()
 def project_vqvae(network, pictures, batch_size=64):
     """Faces as indices of VQ-VAE-2's codebooks, both levels in one row: a `Projection`."""
     device, codes, drawn, seconds = next(network.parameters()).device, [], [], 0.0
     for start in range(0, len(pictures), batch_size):
-        images = as_images(pictures[start : start + batch_size], device)
+        images = as_inputs(pictures[start : start + batch_size]).to(device)
         began = time.perf_counter()
         indices = network.encode(images)
         codes.append(indices.flat().cpu().numpy())
@@ -301,7 +336,7 @@ def project_stylegan(networks, pictures, loss, settings, **options):
     ), found
 
 
-# %% ../nbs/50_latent.ipynb #5af0fc40
+# %% ../nbs/50_latent.ipynb #79745392
 HIDDEN = {"LR": (), "MLP-2": (512,), "MLP-5": (2048, 512, 512, 512)}  #: LatentForensics, section 4.2.2
 TREES = 1500
 
@@ -325,7 +360,7 @@ def light_network(inputs, head):
     return nn.Sequential(*layers, nn.Linear(width, 1), nn.Flatten(0))
 
 
-# %% ../nbs/50_latent.ipynb #79745392
+# %% ../nbs/50_latent.ipynb #1ca0049d
 class Scale(NamedTuple):
     """Mean and deviation of each number of training codes."""
 
@@ -360,10 +395,10 @@ class LightHead(NamedTuple):
         return fake_scores(self.model(self.scale(codes)))
 
 
-# %% ../nbs/50_latent.ipynb #eab36283
+# %% ../nbs/50_latent.ipynb #bfe297a9
 def train_head(
-    name, codes, labels, validation, *, epochs=60, seed=0, trees=TREES, batch_size=16, momentum=0.9, jobs=-1
-):
+    name, codes, labels, validation, *, epochs=60, patience=15, seed=0, trees=TREES, batch_size=32, momentum=0.98, jobs=-1
+):  # fmt: skip
     """Train one of the paper's classifiers on codes (LatentForensics, section 4.2.2).
 
     Parameters
@@ -373,13 +408,15 @@ def train_head(
     labels : int array, shape (N,)
     validation : tuple of codes and labels
         Chooses the epoch of a network; a forest does not look at it.
-    epochs, batch_size, momentum
+    epochs, patience : int
+        Of networks: passes at most, and passes without a lower validation loss after which they stop.
+    batch_size, momentum
         Of networks, which descend at the paper's rate of 5e-4; not stated there.
     seed : int
     trees : int
         Of the forest.
     jobs : int
-        Processes that grow it.
+        Threads that grow it; -1 for all cores.
 
     Returns
     -------
@@ -407,27 +444,28 @@ def train_head(
             (scale(some), torch.as_tensor(np.asarray(wanted)).float())
             for some, wanted in ((codes, labels), validation)
         ]
-        log = descend_to_best(network, *sets, epochs, batch_size, momentum)
+        optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=momentum, fused=True)
+        log = descend_to_best(network, optimizer, *sets, epochs, patience, batch_size)
     return LightHead(name, network.eval(), scale, log, time.perf_counter() - began)
 
 
-# %% ../nbs/50_latent.ipynb #1ca0049d
+# %% ../nbs/50_latent.ipynb #ef1c9bd6
 RATE = 5e-4
 
 
-def descend_to_best(network, train, validation, epochs, batch_size, momentum):
-    """Train a network in place by SGD and leave it as it was in its best epoch; the losses of every epoch."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=momentum, fused=True)
-    log, best = [], None
+def descend_to_best(network, optimizer, train, validation, epochs, patience, batch_size):
+    """Train a network in place and leave it as it was in its best epoch; the losses of every epoch."""
+    log, best = [], (np.inf, None, 0)
     for epoch in range(1, epochs + 1):
-        losses = [
-            learn(network, optimizer, train, rows) for rows in torch.randperm(len(train[0])).split(batch_size)
-        ]
+        order = torch.randperm(len(train[0]))
+        losses = [learn(network, optimizer, train, rows) for rows in order.split(batch_size)]
         with torch.no_grad():
             loss = functional.binary_cross_entropy_with_logits(network(validation[0]), validation[1]).item()
         log.append({"epoch": epoch, "train_loss": float(np.mean(losses)), "val_loss": loss})
-        if best is None or loss < best[0]:
-            best = loss, {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        if loss < best[0]:
+            best = loss, copy.deepcopy(network.state_dict()), epoch
+        elif epoch - best[2] >= patience:
+            break
     network.load_state_dict(best[1])
     return pd.DataFrame(log)
 
@@ -441,7 +479,7 @@ def learn(network, optimizer, train, rows):
     return loss.item()
 
 
-# %% ../nbs/50_latent.ipynb #f184abb8
+# %% ../nbs/50_latent.ipynb #8c8c77f7
 PIXEL_NETWORKS = {"MesoNet": None, "XCeptionNet": "legacy_xception", "EfficientNet": "efficientnet_b0"}
 
 
@@ -483,7 +521,7 @@ def pixel_scores(trainer, pictures):
     return fake_scores(trainer.predict(ArraySet(pictures, np.zeros(len(pictures), int))))
 
 
-# %% ../nbs/50_latent.ipynb #d1513ffd
+# %% ../nbs/50_latent.ipynb #e4f8cc60
 def prior_errors(labels, scores, priors, training_prior=None):
     """Equation 1's mean error under shares of fakes, deciding as equation 2 says or at one half.
 
@@ -508,7 +546,7 @@ def prior_errors(labels, scores, priors, training_prior=None):
     )
 
 
-# %% ../nbs/50_latent.ipynb #2af884d8
+# %% ../nbs/50_latent.ipynb #51a42fb7
 def faces_after(made, rows, name, strength, size, seed=0):
     """Faces of some media files after a degradation of the whole video.
 
@@ -544,7 +582,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
     return found
 
 
-# %% ../nbs/50_latent.ipynb #c8f63855
+# %% ../nbs/50_latent.ipynb #f6f316e8
 def between(track, indices):
     """Landmarks (T, 5, 2) at frame indices, straight between those that a track knows."""
     flat = track.landmarks.reshape(len(track), -1)
