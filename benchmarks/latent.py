@@ -3,6 +3,7 @@
 Run it by ``deepfake-nb bench latent``, or alone: ``python benchmarks/latent.py``.
 """
 
+import copy
 import json
 import time
 
@@ -15,7 +16,7 @@ from deepfake_nb.latent import train_head
 
 STEPS = 100
 TOGETHER, ALONE = 16, 3
-CODES = 5000
+CODES, EPOCHS = 5000, 12
 GOAL_CPU, GOAL_GPU, GOAL_HEADS = 2.5, 20.0, 60.0
 
 
@@ -116,23 +117,34 @@ def bf16_row(images, generator, encoder, loss, precise_s, precise):
     )
 
 
-def heads_row(generator):
-    """A forest of 1,500 trees, logistic regression, MLP-2 and MLP-5 on as many codes as a small study has."""
+def made_codes(generator):
+    """Codes of drawn faces with labels: fakes are moved a little in two of the later layers, so that a forest gets nine in ten right."""
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         z = torch.randn(CODES, generator.style_size, generator=rng)
-        codes = generator.cpu().truncate(generator.mapping(z), 1.0).numpy()
+        codes = generator.cpu().truncate(generator.mapping(z), 1.0)
+        codes = (codes + 0.3 * codes.std() * torch.randn(codes.shape, generator=rng)).numpy()
     labels = np.arange(CODES) % 2
-    codes[labels == 1, 5] += 0.3 * codes.std()
-    codes, fifth = codes.reshape(CODES, -1), CODES // 5
-    seconds = {}
+    codes[labels == 1, 6:8] += 0.15 * codes.std()
+    return codes.reshape(CODES, -1), labels
+
+
+def heads_row(generator):
+    """A forest of 1,500 trees, logistic regression, MLP-2 and MLP-5 on as many codes as a small study has."""
+    codes, labels = made_codes(generator)
+    learnt, choosing, tested = (slice(*ends) for ends in ((0, 3500), (3500, 4250), (4250, CODES)))
+    seconds, right = {}, {}
     for name in ("RF", "LR", "MLP-2", "MLP-5"):
-        head = train_head(name, codes, labels, (codes[:fifth], labels[:fifth]))
-        seconds[name] = head.seconds
+        started = time.perf_counter()
+        head = train_head(
+            name, codes[learnt], labels[learnt], (codes[choosing], labels[choosing]), epochs=EPOCHS
+        )
+        right[name] = float(((head.scores(codes[tested]) > 0.5) == labels[tested]).mean())
+        seconds[name] = time.perf_counter() - started
     taken = sum(seconds.values())
-    words = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+    words = ", ".join(f"{name} {seconds[name]:.1f} s (accuracy {right[name]:.2f})" for name in seconds)
     return row(f"latent: forest and heads on {CODES} codes", taken, GOAL_HEADS, GOAL_HEADS / taken, f"ours_s <= {GOAL_HEADS:g}", taken <= GOAL_HEADS,
-               f"{codes.shape[1]} numbers a code, the section's settings; {words}; plain_s is the goal")  # fmt: skip
+               f"{codes.shape[1]} numbers a code, 3,500 learnt, 750 choose the epoch, 750 tested, {EPOCHS} epochs; {words}; plain_s is the goal")  # fmt: skip
 
 
 def run(media=None) -> list[dict]:
@@ -150,7 +162,9 @@ def run(media=None) -> list[dict]:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = shipped_networks()
-    generator, encoder = networks.generator.to(device), networks.encoder.to(device)
+    generator, encoder = (
+        copy.deepcopy(network).to(device) for network in (networks.generator, networks.encoder)
+    )
     images = as_inputs(rendered_faces(TOGETHER, generator.resolution, seed=3)).to(device)
     stated, (loss, seconds, found) = inversion_row("stated", images, generator, encoder)
     published, _ = inversion_row("published", images, generator, encoder)

@@ -89,6 +89,75 @@ d = {
             ),
             "deepfake_nb.adapters.wrong_root": ("adapters.html#wrong_root", "deepfake_nb/adapters.py"),
         },
+        "deepfake_nb.altfreezing": {
+            "deepfake_nb.altfreezing.AugmentedClips": (
+                "altfreezing.html#augmentedclips",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.AugmentedClips.__init__": (
+                "altfreezing.html#augmentedclips.__init__",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.AugmentedClips.__len__": (
+                "altfreezing.html#augmentedclips.__len__",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.AugmentedClips.on_epoch_start": (
+                "altfreezing.html#augmentedclips.on_epoch_start",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.AugmentedClips.read": (
+                "altfreezing.html#augmentedclips.read",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.BaseModel": ("altfreezing.html#basemodel", "deepfake_nb/altfreezing.py"),
+            "deepfake_nb.altfreezing.FineTuned": ("altfreezing.html#finetuned", "deepfake_nb/altfreezing.py"),
+            "deepfake_nb.altfreezing.base_set": ("altfreezing.html#base_set", "deepfake_nb/altfreezing.py"),
+            "deepfake_nb.altfreezing.base_shots": (
+                "altfreezing.html#base_shots",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.clips_after": (
+                "altfreezing.html#clips_after",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.epoch_metrics": (
+                "altfreezing.html#epoch_metrics",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.evenly": ("altfreezing.html#evenly", "deepfake_nb/altfreezing.py"),
+            "deepfake_nb.altfreezing.fine_tune": ("altfreezing.html#fine_tune", "deepfake_nb/altfreezing.py"),
+            "deepfake_nb.altfreezing.frame_features": (
+                "altfreezing.html#frame_features",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.load_base": ("altfreezing.html#load_base", "deepfake_nb/altfreezing.py"),
+            "deepfake_nb.altfreezing.rule_of": ("altfreezing.html#rule_of", "deepfake_nb/altfreezing.py"),
+            "deepfake_nb.altfreezing.self_swapped": (
+                "altfreezing.html#self_swapped",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.split_scores": (
+                "altfreezing.html#split_scores",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.train_base": (
+                "altfreezing.html#train_base",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.video_features": (
+                "altfreezing.html#video_features",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.video_trainer": (
+                "altfreezing.html#video_trainer",
+                "deepfake_nb/altfreezing.py",
+            ),
+            "deepfake_nb.altfreezing.videos_needed": (
+                "altfreezing.html#videos_needed",
+                "deepfake_nb/altfreezing.py",
+            ),
+        },
         "deepfake_nb.builds": {
             "deepfake_nb.builds.BuildReport": ("builds.html#buildreport", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.BuildSettings": ("builds.html#buildsettings", "deepfake_nb/builds.py"),
@@ -137,11 +206,11 @@ d = {
             "deepfake_nb.builds._unfinished": ("builds.html#_unfinished", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._warnings": ("builds.html#_warnings", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._with_results": ("builds.html#_with_results", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._workers": ("builds.html#_workers", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._write_build": ("builds.html#_write_build", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.build": ("builds.html#build", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.check": ("builds.html#check", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.load_manifest": ("builds.html#load_manifest", "deepfake_nb/builds.py"),
+            "deepfake_nb.builds.many_workers": ("builds.html#many_workers", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.plan": ("builds.html#plan", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.read_settings": ("builds.html#read_settings", "deepfake_nb/builds.py"),
         },
@@ -167,9 +236,40 @@ d = {
             "deepfake_nb.cli.main": ("cli.html#main", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.score": ("cli.html#score", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.study": ("cli.html#study", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli.train_generator": ("cli.html#train_generator", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_check": ("cli.html#weights_check", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_fetch": ("cli.html#weights_fetch", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_list": ("cli.html#weights_list", "deepfake_nb/cli.py"),
+        },
+        "deepfake_nb.clips": {
+            "deepfake_nb.clips.ClipSet": ("clips.html#clipset", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.ClipSet.__init__": ("clips.html#clipset.__init__", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.Clips": ("clips.html#clips", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.Clips.__len__": ("clips.html#clips.__len__", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.Clips.clip": ("clips.html#clips.clip", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.Clips.read": ("clips.html#clips.read", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.Clips.starts": ("clips.html#clips.starts", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.asked": ("clips.html#asked", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.cache_name": ("clips.html#cache_name", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.checked_size": ("clips.html#checked_size", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.chosen_faces": ("clips.html#chosen_faces", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.clip_logits": ("clips.html#clip_logits", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.clip_predictions": ("clips.html#clip_predictions", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.clip_rows": ("clips.html#clip_rows", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.clip_starts": ("clips.html#clip_starts", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.clip_table": ("clips.html#clip_table", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.cut_clip": ("clips.html#cut_clip", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.frame_timeline": ("clips.html#frame_timeline", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.frames_of": ("clips.html#frames_of", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.inference_precision": (
+                "clips.html#inference_precision",
+                "deepfake_nb/clips.py",
+            ),
+            "deepfake_nb.clips.open_cache": ("clips.html#open_cache", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.pool_clips": ("clips.html#pool_clips", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.reduced": ("clips.html#reduced", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.spread": ("clips.html#spread", "deepfake_nb/clips.py"),
+            "deepfake_nb.clips.too_small": ("clips.html#too_small", "deepfake_nb/clips.py"),
         },
         "deepfake_nb.datasets": {
             "deepfake_nb.datasets.PaperSet": ("datasets.html#paperset", "deepfake_nb/datasets.py"),
@@ -431,7 +531,7 @@ d = {
             "deepfake_nb.filming._batches": ("filming.html#_batches", "deepfake_nb/filming.py"),
             "deepfake_nb.filming._dealt": ("filming.html#_dealt", "deepfake_nb/filming.py"),
             "deepfake_nb.filming._device": ("filming.html#_device", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._draw_faces": ("filming.html#_draw_faces", "deepfake_nb/filming.py"),
+            "deepfake_nb.filming._draw_nobodies": ("filming.html#_draw_nobodies", "deepfake_nb/filming.py"),
             "deepfake_nb.filming._enlarged": ("filming.html#_enlarged", "deepfake_nb/filming.py"),
             "deepfake_nb.filming._ffpp_originals": ("filming.html#_ffpp_originals", "deepfake_nb/filming.py"),
             "deepfake_nb.filming._film": ("filming.html#_film", "deepfake_nb/filming.py"),
@@ -711,6 +811,136 @@ d = {
                 "deepfake_nb/frame_detectors.py",
             ),
         },
+        "deepfake_nb.freezing": {
+            "deepfake_nb.freezing.AlternateFreezing": (
+                "freezing.html#alternatefreezing",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.AlternateFreezing.__post_init__": (
+                "freezing.html#alternatefreezing.__post_init__",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.AlternateFreezing.learning": (
+                "freezing.html#alternatefreezing.learning",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.AlternateFreezing.load_state_dict": (
+                "freezing.html#alternatefreezing.load_state_dict",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.AlternateFreezing.on_epoch_start": (
+                "freezing.html#alternatefreezing.on_epoch_start",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.AlternateFreezing.on_step_start": (
+                "freezing.html#alternatefreezing.on_step_start",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.AlternateFreezing.state_dict": (
+                "freezing.html#alternatefreezing.state_dict",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.AlternateFreezing.turn": (
+                "freezing.html#alternatefreezing.turn",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.EpochMetrics": ("freezing.html#epochmetrics", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.EpochMetrics.__init__": (
+                "freezing.html#epochmetrics.__init__",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.EpochMetrics.on_epoch_end": (
+                "freezing.html#epochmetrics.on_epoch_end",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.GradualUnfreezing": (
+                "freezing.html#gradualunfreezing",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.GradualUnfreezing.__post_init__": (
+                "freezing.html#gradualunfreezing.__post_init__",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.GradualUnfreezing.learning_modules": (
+                "freezing.html#gradualunfreezing.learning_modules",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.GradualUnfreezing.on_epoch_start": (
+                "freezing.html#gradualunfreezing.on_epoch_start",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.GradualUnfreezing.parameter_groups": (
+                "freezing.html#gradualunfreezing.parameter_groups",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.GradualUnfreezing.refuse_unknown": (
+                "freezing.html#gradualunfreezing.refuse_unknown",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Memory": ("freezing.html#memory", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.Memory.__init__": (
+                "freezing.html#memory.__init__",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Memory.belongs_to": (
+                "freezing.html#memory.belongs_to",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Memory.change_to": (
+                "freezing.html#memory.change_to",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Memory.state_dict": (
+                "freezing.html#memory.state_dict",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Rule": ("freezing.html#rule", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.Rule.load_state_dict": (
+                "freezing.html#rule.load_state_dict",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Rule.on_epoch_end": (
+                "freezing.html#rule.on_epoch_end",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Rule.state_dict": (
+                "freezing.html#rule.state_dict",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Watch": ("freezing.html#watch", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.Watch.__init__": (
+                "freezing.html#watch.__init__",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.Watch.look": ("freezing.html#watch.look", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.Watch.on_step_start": (
+                "freezing.html#watch.on_step_start",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.awake": ("freezing.html#awake", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.check_choice": ("freezing.html#check_choice", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.draw_moved": ("freezing.html#draw_moved", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.hold_norms": ("freezing.html#hold_norms", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.moved_parameters": (
+                "freezing.html#moved_parameters",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.noise_clips": ("freezing.html#noise_clips", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.plot_moved_parameters": (
+                "freezing.html#plot_moved_parameters",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.published_settings": (
+                "freezing.html#published_settings",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.set_learning": ("freezing.html#set_learning", "deepfake_nb/freezing.py"),
+            "deepfake_nb.freezing.stated_settings": (
+                "freezing.html#stated_settings",
+                "deepfake_nb/freezing.py",
+            ),
+            "deepfake_nb.freezing.within": ("freezing.html#within", "deepfake_nb/freezing.py"),
+        },
         "deepfake_nb.fusion": {
             "deepfake_nb.fusion.Backbone": ("fusion.html#backbone", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.Backbone.is_pretrained": (
@@ -793,7 +1023,6 @@ d = {
             "deepfake_nb.fusion.head_logits": ("fusion.html#head_logits", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.head_losses": ("fusion.html#head_losses", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.head_settings": ("fusion.html#head_settings", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.holm": ("fusion.html#holm", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.hub_mesonet": ("fusion.html#hub_mesonet", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.hub_network": ("fusion.html#hub_network", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.in_cache": ("fusion.html#in_cache", "deepfake_nb/fusion.py"),
@@ -820,7 +1049,6 @@ d = {
             ),
             "deepfake_nb.fusion.network_maker": ("fusion.html#network_maker", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.new_network": ("fusion.html#new_network", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.paired_tests": ("fusion.html#paired_tests", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.paper_rows": ("fusion.html#paper_rows", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.pareto_front": ("fusion.html#pareto_front", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.pictures_digest": ("fusion.html#pictures_digest", "deepfake_nb/fusion.py"),
@@ -844,130 +1072,425 @@ d = {
             "deepfake_nb.fusion.weights_digest": ("fusion.html#weights_digest", "deepfake_nb/fusion.py"),
         },
         "deepfake_nb.generator": {
-            "deepfake_nb.generator.Critic": ("generator.html#critic", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Critic.__init__": (
-                "generator.html#critic.__init__",
+            "deepfake_nb.generator.Batches": ("generator.html#batches", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Batches.__init__": (
+                "generator.html#batches.__init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.Critic.forward": (
-                "generator.html#critic.forward",
+            "deepfake_nb.generator.Batches.__next__": (
+                "generator.html#batches.__next__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceCodes": ("generator.html#facecodes", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.FaceCodes.draw": (
-                "generator.html#facecodes.draw",
+            "deepfake_nb.generator.Desk": ("generator.html#desk", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Desk.__init__": (
+                "generator.html#desk.__init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceGenerator": (
-                "generator.html#facegenerator",
+            "deepfake_nb.generator.Desk.put": ("generator.html#desk.put", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Desk.take": ("generator.html#desk.take", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Duel": ("generator.html#duel", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Duel.__init__": (
+                "generator.html#duel.__init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceGenerator.__init__": (
-                "generator.html#facegenerator.__init__",
+            "deepfake_nb.generator.Duel.advance": ("generator.html#duel.advance", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Duel.draw": ("generator.html#duel.draw", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.EncoderSettings": (
+                "generator.html#encodersettings",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceGenerator.draw": (
-                "generator.html#facegenerator.draw",
+            "deepfake_nb.generator.EncoderTraining": (
+                "generator.html#encodertraining",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceGenerator.sample": (
-                "generator.html#facegenerator.sample",
+            "deepfake_nb.generator.EncoderTraining.__init__": (
+                "generator.html#encodertraining.__init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceGenerator.save": (
-                "generator.html#facegenerator.save",
+            "deepfake_nb.generator.EncoderTraining.advance": (
+                "generator.html#encodertraining.advance",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceNetwork": ("generator.html#facenetwork", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.FaceNetwork.__init__": (
-                "generator.html#facenetwork.__init__",
+            "deepfake_nb.generator.Learner": ("generator.html#learner", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Learner.__init__": (
+                "generator.html#learner.__init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.FaceNetwork.forward": (
-                "generator.html#facenetwork.forward",
+            "deepfake_nb.generator.Learner.fast": ("generator.html#learner.fast", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Learner.learn": (
+                "generator.html#learner.learn",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.GeneratorSettings": (
-                "generator.html#generatorsettings",
+            "deepfake_nb.generator.Learner.placed": (
+                "generator.html#learner.placed",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.GeneratorSettings.__post_init__": (
-                "generator.html#generatorsettings.__post_init__",
+            "deepfake_nb.generator.Lesson": ("generator.html#lesson", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Lesson.__post_init__": (
+                "generator.html#lesson.__post_init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._Duel": ("generator.html#_duel", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._Duel.__init__": (
-                "generator.html#_duel.__init__",
+            "deepfake_nb.generator.Networks": ("generator.html#networks", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Resumable": ("generator.html#resumable", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.Resumable.load_state_dict": (
+                "generator.html#resumable.load_state_dict",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._Duel.some": ("generator.html#_duel.some", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._Level": ("generator.html#_level", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._Level.__init__": (
-                "generator.html#_level.__init__",
+            "deepfake_nb.generator.Resumable.state_dict": (
+                "generator.html#resumable.state_dict",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._Level.forward": (
-                "generator.html#_level.forward",
+            "deepfake_nb.generator.StyleGANSettings": (
+                "generator.html#stylegansettings",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._Repair": ("generator.html#_repair", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._Repair.__init__": (
-                "generator.html#_repair.__init__",
+            "deepfake_nb.generator.VQVAESettings": (
+                "generator.html#vqvaesettings",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._Repair.forward": (
-                "generator.html#_repair.forward",
+            "deepfake_nb.generator.VQVAETraining": (
+                "generator.html#vqvaetraining",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._alone_in": ("generator.html#_alone_in", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._as_bytes": ("generator.html#_as_bytes", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._check_pictures": (
-                "generator.html#_check_pictures",
+            "deepfake_nb.generator.VQVAETraining.__init__": (
+                "generator.html#vqvaetraining.__init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._convolution": ("generator.html#_convolution", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._descend": ("generator.html#_descend", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._drawn": ("generator.html#_drawn", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._duel_step": ("generator.html#_duel_step", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._follow": ("generator.html#_follow", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._halves": ("generator.html#_halves", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator._kept_pictures": (
-                "generator.html#_kept_pictures",
+            "deepfake_nb.generator.VQVAETraining.advance": (
+                "generator.html#vqvaetraining.advance",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator._sketch_step": ("generator.html#_sketch_step", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.VQVAETraining.reset": (
+                "generator.html#vqvaetraining.reset",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.arguments_of": ("generator.html#arguments_of", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.as_inputs": ("generator.html#as_inputs", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.as_pictures": ("generator.html#as_pictures", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.critic_loss": ("generator.html#critic_loss", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.distance": ("generator.html#distance", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.face_generator": (
-                "generator.html#face_generator",
+            "deepfake_nb.generator.card_of": ("generator.html#card_of", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.check_pictures": (
+                "generator.html#check_pictures",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.fit_codes": ("generator.html#fit_codes", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.generator_digest": (
-                "generator.html#generator_digest",
+            "deepfake_nb.generator.draw_faces": ("generator.html#draw_faces", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.feature_difference": (
+                "generator.html#feature_difference",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.generator_settings": (
-                "generator.html#generator_settings",
+            "deepfake_nb.generator.follow_mean": ("generator.html#follow_mean", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.identity_of": ("generator.html#identity_of", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.kept_portion": ("generator.html#kept_portion", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.learned": ("generator.html#learned", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.load_network": ("generator.html#load_network", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.load_networks": (
+                "generator.html#load_networks",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.load_generator": (
-                "generator.html#load_generator",
+            "deepfake_nb.generator.losses_of": ("generator.html#losses_of", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.network_digest": (
+                "generator.html#network_digest",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.noise_for": ("generator.html#noise_for", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.new_encoder": ("generator.html#new_encoder", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.new_pair": ("generator.html#new_pair", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.pictures_digest": (
+                "generator.html#pictures_digest",
+                "deepfake_nb/generator.py",
+            ),
             "deepfake_nb.generator.portraits": ("generator.html#portraits", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.train_generator": (
-                "generator.html#train_generator",
+            "deepfake_nb.generator.render_portion": (
+                "generator.html#render_portion",
                 "deepfake_nb/generator.py",
             ),
+            "deepfake_nb.generator.renderer_digest": (
+                "generator.html#renderer_digest",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.save_network": ("generator.html#save_network", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.save_networks": (
+                "generator.html#save_networks",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.shipped_folder": (
+                "generator.html#shipped_folder",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.shipped_networks": (
+                "generator.html#shipped_networks",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.slope_at": ("generator.html#slope_at", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.start_from_codes": (
+                "generator.html#start_from_codes",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.summary": ("generator.html#summary", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.taken_for_real": (
+                "generator.html#taken_for_real",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.teach_discriminator": (
+                "generator.html#teach_discriminator",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.train": ("generator.html#train", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.train_encoder": (
+                "generator.html#train_encoder",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.train_networks": (
+                "generator.html#train_networks",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.train_stylegan": (
+                "generator.html#train_stylegan",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.train_vqvae": ("generator.html#train_vqvae", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.training_pictures": (
                 "generator.html#training_pictures",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.with_mirrors": ("generator.html#with_mirrors", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.usual_perceptual": (
+                "generator.html#usual_perceptual",
+                "deepfake_nb/generator.py",
+            ),
+        },
+        "deepfake_nb.inversion": {
+            "deepfake_nb.inversion.BatchSearch": ("inversion.html#batchsearch", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.BatchSearch.__call__": (
+                "inversion.html#batchsearch.__call__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.BatchSearch.__init__": (
+                "inversion.html#batchsearch.__init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.BatchSearch.descent": (
+                "inversion.html#batchsearch.descent",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.Descent": ("inversion.html#descent", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.Descent.__init__": (
+                "inversion.html#descent.__init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.Descent.keep": ("inversion.html#descent.keep", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.Descent.losses": (
+                "inversion.html#descent.losses",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.Descent.step": ("inversion.html#descent.step", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.FoundCodes": ("inversion.html#foundcodes", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.Inversion": ("inversion.html#inversion", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.Inversion.final_losses": (
+                "inversion.html#inversion.final_losses",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.InversionSettings": (
+                "inversion.html#inversionsettings",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.InversionSettings.__post_init__": (
+                "inversion.html#inversionsettings.__post_init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.InversionSettings.uses_bf16": (
+                "inversion.html#inversionsettings.uses_bf16",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PatchNetwork": ("inversion.html#patchnetwork", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.PatchNetwork.__init__": (
+                "inversion.html#patchnetwork.__init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PatchNetwork.forward": (
+                "inversion.html#patchnetwork.forward",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.Perceptual": ("inversion.html#perceptual", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.PublishedLoss": (
+                "inversion.html#publishedloss",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PublishedLoss.__call__": (
+                "inversion.html#publishedloss.__call__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PublishedLoss.__init__": (
+                "inversion.html#publishedloss.__init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PublishedLoss.describe": (
+                "inversion.html#publishedloss.describe",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PublishedLoss.features": (
+                "inversion.html#publishedloss.features",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PublishedLoss.networks": (
+                "inversion.html#publishedloss.networks",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.PublishedLoss.targets": (
+                "inversion.html#publishedloss.targets",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.ReplayedDescent": (
+                "inversion.html#replayeddescent",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.ReplayedDescent.__init__": (
+                "inversion.html#replayeddescent.__init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.ReplayedDescent.begin": (
+                "inversion.html#replayeddescent.begin",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.ReplayedDescent.step": (
+                "inversion.html#replayeddescent.step",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.SearchTask": ("inversion.html#searchtask", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.StatedLoss": ("inversion.html#statedloss", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.StatedLoss.__call__": (
+                "inversion.html#statedloss.__call__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.StatedLoss.__init__": (
+                "inversion.html#statedloss.__init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.StatedLoss.describe": (
+                "inversion.html#statedloss.describe",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.StatedLoss.networks": (
+                "inversion.html#statedloss.networks",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.StatedLoss.targets": (
+                "inversion.html#statedloss.targets",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.VGG16Features": (
+                "inversion.html#vgg16features",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.VGG16Features.__init__": (
+                "inversion.html#vgg16features.__init__",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.VGG16Features.forward": (
+                "inversion.html#vgg16features.forward",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.answers": ("inversion.html#answers", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.descend": ("inversion.html#descend", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.distance_to_units": (
+                "inversion.html#distance_to_units",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.draw": ("inversion.html#draw", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.embedded_perceptual": (
+                "inversion.html#embedded_perceptual",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.find_codes": ("inversion.html#find_codes", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.fit_patch_network": (
+                "inversion.html#fit_patch_network",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.fixed": ("inversion.html#fixed", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.hub_vgg16": ("inversion.html#hub_vgg16", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.inversion_loss": (
+                "inversion.html#inversion_loss",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.invert": ("inversion.html#invert", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.joined": ("inversion.html#joined", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.mean_square": ("inversion.html#mean_square", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.networks_from_files": (
+                "inversion.html#networks_from_files",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.no_inversion": ("inversion.html#no_inversion", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.perceptual_distance": (
+                "inversion.html#perceptual_distance",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.perceptual_network": (
+                "inversion.html#perceptual_network",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.picture_keys": ("inversion.html#picture_keys", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.random_patches": (
+                "inversion.html#random_patches",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.read_codes": ("inversion.html#read_codes", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.read_kept": ("inversion.html#read_kept", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.rendered_faces": (
+                "inversion.html#rendered_faces",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.search": ("inversion.html#search", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.searched": ("inversion.html#searched", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.ship_patch_network": (
+                "inversion.html#ship_patch_network",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.store_of": ("inversion.html#store_of", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.tensors_of": ("inversion.html#tensors_of", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.typical_patches": (
+                "inversion.html#typical_patches",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.unit_vectors": ("inversion.html#unit_vectors", "deepfake_nb/inversion.py"),
+            "deepfake_nb.inversion.weights_digest": (
+                "inversion.html#weights_digest",
+                "deepfake_nb/inversion.py",
+            ),
+            "deepfake_nb.inversion.write_codes": ("inversion.html#write_codes", "deepfake_nb/inversion.py"),
+        },
+        "deepfake_nb.latent": {
+            "deepfake_nb.latent.AlignedFaces": ("latent.html#alignedfaces", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.LatentNetworks": ("latent.html#latentnetworks", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.LightHead": ("latent.html#lighthead", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.LightHead.scores": ("latent.html#lighthead.scores", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.Projection": ("latent.html#projection", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.Scale": ("latent.html#scale", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.Scale.__call__": ("latent.html#scale.__call__", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.Scale.of": ("latent.html#scale.of", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.aligned_faces": ("latent.html#aligned_faces", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.as_tensors": ("latent.html#as_tensors", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.between": ("latent.html#between", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.check_lesson": ("latent.html#check_lesson", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.descend_to_best": ("latent.html#descend_to_best", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.faces_after": ("latent.html#faces_after", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.fit_pca": ("latent.html#fit_pca", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.frames_at": ("latent.html#frames_at", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.frames_of": ("latent.html#frames_of", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.frames_without": ("latent.html#frames_without", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.json_of": ("latent.html#json_of", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.latent_networks": ("latent.html#latent_networks", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.learn": ("latent.html#learn", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.light_network": ("latent.html#light_network", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.pixel_scores": ("latent.html#pixel_scores", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.prior_errors": ("latent.html#prior_errors", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.project_pca": ("latent.html#project_pca", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.project_stylegan": ("latent.html#project_stylegan", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.project_vqvae": ("latent.html#project_vqvae", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.resized": ("latent.html#resized", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.train_head": ("latent.html#train_head", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.train_on_pixels": ("latent.html#train_on_pixels", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.validation_people": (
+                "latent.html#validation_people",
+                "deepfake_nb/latent.py",
+            ),
+            "deepfake_nb.latent.write_pictures": ("latent.html#write_pictures", "deepfake_nb/latent.py"),
         },
         "deepfake_nb.mesonet": {
             "deepfake_nb.mesonet.InceptionModule": ("mesonet.html#inceptionmodule", "deepfake_nb/mesonet.py"),
@@ -1147,6 +1670,7 @@ d = {
             "deepfake_nb.metrics.headline": ("metrics.html#headline", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.highest_at": ("metrics.html#highest_at", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.hits_at": ("metrics.html#hits_at", "deepfake_nb/metrics.py"),
+            "deepfake_nb.metrics.holm": ("metrics.html#holm", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.interval_at_the_end": (
                 "metrics.html#interval_at_the_end",
                 "deepfake_nb/metrics.py",
@@ -1181,6 +1705,7 @@ d = {
             ),
             "deepfake_nb.metrics.one_of_each": ("metrics.html#one_of_each", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.pair_of": ("metrics.html#pair_of", "deepfake_nb/metrics.py"),
+            "deepfake_nb.metrics.paired_tests": ("metrics.html#paired_tests", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.pick_column": ("metrics.html#pick_column", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.placements": ("metrics.html#placements", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.plain_value": ("metrics.html#plain_value", "deepfake_nb/metrics.py"),
@@ -1461,10 +1986,10 @@ d = {
             "deepfake_nb.rendered.render_video": ("rendered.html#render_video", "deepfake_nb/rendered.py"),
         },
         "deepfake_nb.score": {
+            "deepfake_nb.score.ClipDetector": ("score.html#clipdetector", "deepfake_nb/score.py"),
             "deepfake_nb.score.Counted": ("score.html#counted", "deepfake_nb/score.py"),
             "deepfake_nb.score.Counted.__init__": ("score.html#counted.__init__", "deepfake_nb/score.py"),
             "deepfake_nb.score.Counted.__iter__": ("score.html#counted.__iter__", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Crops": ("score.html#crops", "deepfake_nb/score.py"),
             "deepfake_nb.score.Detector": ("score.html#detector", "deepfake_nb/score.py"),
             "deepfake_nb.score.FaceScore": ("score.html#facescore", "deepfake_nb/score.py"),
             "deepfake_nb.score.MediaScorer": ("score.html#mediascorer", "deepfake_nb/score.py"),
@@ -1472,13 +1997,21 @@ d = {
                 "score.html#mediascorer.__init__",
                 "deepfake_nb/score.py",
             ),
-            "deepfake_nb.score.MediaScorer.abstain": (
-                "score.html#mediascorer.abstain",
-                "deepfake_nb/score.py",
-            ),
+            "deepfake_nb.score.MediaScorer.ask": ("score.html#mediascorer.ask", "deepfake_nb/score.py"),
             "deepfake_nb.score.MediaScorer.score": ("score.html#mediascorer.score", "deepfake_nb/score.py"),
-            "deepfake_nb.score.MediaScorer.verdict": (
-                "score.html#mediascorer.verdict",
+            "deepfake_nb.score.NotForThis": ("score.html#notforthis", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverClips": ("score.html#overclips", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverClips.look": ("score.html#overclips.look", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverClips.pool": ("score.html#overclips.pool", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverClips.remark": ("score.html#overclips.remark", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverClips.span": ("score.html#overclips.span", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverClips.timeline": ("score.html#overclips.timeline", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverFrames": ("score.html#overframes", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverFrames.look": ("score.html#overframes.look", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverFrames.pool": ("score.html#overframes.pool", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverFrames.remark": ("score.html#overframes.remark", "deepfake_nb/score.py"),
+            "deepfake_nb.score.OverFrames.timeline": (
+                "score.html#overframes.timeline",
                 "deepfake_nb/score.py",
             ),
             "deepfake_nb.score.Ready": ("score.html#ready", "deepfake_nb/score.py"),
@@ -1487,6 +2020,9 @@ d = {
             "deepfake_nb.score.Seen": ("score.html#seen", "deepfake_nb/score.py"),
             "deepfake_nb.score.Seen.damage": ("score.html#seen.damage", "deepfake_nb/score.py"),
             "deepfake_nb.score.Source": ("score.html#source", "deepfake_nb/score.py"),
+            "deepfake_nb.score.Speaker": ("score.html#speaker", "deepfake_nb/score.py"),
+            "deepfake_nb.score.Speaker.abstain": ("score.html#speaker.abstain", "deepfake_nb/score.py"),
+            "deepfake_nb.score.Speaker.verdict": ("score.html#speaker.verdict", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdict": ("score.html#verdict", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdict.as_dict": ("score.html#verdict.as_dict", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdicts": ("score.html#verdicts", "deepfake_nb/score.py"),
@@ -1494,19 +2030,22 @@ d = {
             "deepfake_nb.score.Verdicts.__iter__": ("score.html#verdicts.__iter__", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdicts.__next__": ("score.html#verdicts.__next__", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdicts._score": ("score.html#verdicts._score", "deepfake_nb/score.py"),
+            "deepfake_nb.score.View": ("score.html#view", "deepfake_nb/score.py"),
             "deepfake_nb.score.batches_of": ("score.html#batches_of", "deepfake_nb/score.py"),
+            "deepfake_nb.score.clip_views": ("score.html#clip_views", "deepfake_nb/score.py"),
             "deepfake_nb.score.counts_as_media": ("score.html#counts_as_media", "deepfake_nb/score.py"),
             "deepfake_nb.score.cut_as_mesonet": ("score.html#cut_as_mesonet", "deepfake_nb/score.py"),
-            "deepfake_nb.score.cut_frame": ("score.html#cut_frame", "deepfake_nb/score.py"),
+            "deepfake_nb.score.detector_of": ("score.html#detector_of", "deepfake_nb/score.py"),
             "deepfake_nb.score.draw_timeline": ("score.html#draw_timeline", "deepfake_nb/score.py"),
+            "deepfake_nb.score.face_score": ("score.html#face_score", "deepfake_nb/score.py"),
             "deepfake_nb.score.find_detector": ("score.html#find_detector", "deepfake_nb/score.py"),
             "deepfake_nb.score.find_media": ("score.html#find_media", "deepfake_nb/score.py"),
             "deepfake_nb.score.folder_problem": ("score.html#folder_problem", "deepfake_nb/score.py"),
-            "deepfake_nb.score.frame_scores": ("score.html#frame_scores", "deepfake_nb/score.py"),
+            "deepfake_nb.score.frame_views": ("score.html#frame_views", "deepfake_nb/score.py"),
             "deepfake_nb.score.in_words": ("score.html#in_words", "deepfake_nb/score.py"),
             "deepfake_nb.score.judge": ("score.html#judge", "deepfake_nb/score.py"),
             "deepfake_nb.score.large_enough": ("score.html#large_enough", "deepfake_nb/score.py"),
-            "deepfake_nb.score.look_at": ("score.html#look_at", "deepfake_nb/score.py"),
+            "deepfake_nb.score.look_at_clips": ("score.html#look_at_clips", "deepfake_nb/score.py"),
             "deepfake_nb.score.look_at_picture": ("score.html#look_at_picture", "deepfake_nb/score.py"),
             "deepfake_nb.score.look_at_video": ("score.html#look_at_video", "deepfake_nb/score.py"),
             "deepfake_nb.score.media_below": ("score.html#media_below", "deepfake_nb/score.py"),
@@ -1515,13 +2054,16 @@ d = {
             "deepfake_nb.score.published": ("score.html#published", "deepfake_nb/score.py"),
             "deepfake_nb.score.rounded": ("score.html#rounded", "deepfake_nb/score.py"),
             "deepfake_nb.score.rows_by_frame": ("score.html#rows_by_frame", "deepfake_nb/score.py"),
+            "deepfake_nb.score.rules_of": ("score.html#rules_of", "deepfake_nb/score.py"),
             "deepfake_nb.score.score_of_media": ("score.html#score_of_media", "deepfake_nb/score.py"),
             "deepfake_nb.score.score_of_person": ("score.html#score_of_person", "deepfake_nb/score.py"),
             "deepfake_nb.score.score_paths": ("score.html#score_paths", "deepfake_nb/score.py"),
             "deepfake_nb.score.score_people": ("score.html#score_people", "deepfake_nb/score.py"),
+            "deepfake_nb.score.scores_of": ("score.html#scores_of", "deepfake_nb/score.py"),
             "deepfake_nb.score.unit_range": ("score.html#unit_range", "deepfake_nb/score.py"),
             "deepfake_nb.score.upright_square": ("score.html#upright_square", "deepfake_nb/score.py"),
             "deepfake_nb.score.why_no_score": ("score.html#why_no_score", "deepfake_nb/score.py"),
+            "deepfake_nb.score.with_rules": ("score.html#with_rules", "deepfake_nb/score.py"),
             "deepfake_nb.score.write_verdicts": ("score.html#write_verdicts", "deepfake_nb/score.py"),
         },
         "deepfake_nb.study": {
@@ -2029,6 +2571,7 @@ d = {
             "deepfake_nb.training.fake_scores": ("training.html#fake_scores", "deepfake_nb/training.py"),
             "deepfake_nb.training.fingerprint": ("training.html#fingerprint", "deepfake_nb/training.py"),
             "deepfake_nb.training.fit": ("training.html#fit", "deepfake_nb/training.py"),
+            "deepfake_nb.training.has_bf16": ("training.html#has_bf16", "deepfake_nb/training.py"),
             "deepfake_nb.training.has_two_logits": (
                 "training.html#has_two_logits",
                 "deepfake_nb/training.py",
@@ -2321,6 +2864,10 @@ d = {
                 "video_resnet.html#videoresnet.__init__",
                 "deepfake_nb/video_resnet.py",
             ),
+            "deepfake_nb.video_resnet.VideoResNet.explain_misfit": (
+                "video_resnet.html#videoresnet.explain_misfit",
+                "deepfake_nb/video_resnet.py",
+            ),
             "deepfake_nb.video_resnet.VideoResNet.forward": (
                 "video_resnet.html#videoresnet.forward",
                 "deepfake_nb/video_resnet.py",
@@ -2390,8 +2937,16 @@ d = {
                 "video_resnet.html#released_key",
                 "deepfake_nb/video_resnet.py",
             ),
+            "deepfake_nb.video_resnet.save_video_resnet": (
+                "video_resnet.html#save_video_resnet",
+                "deepfake_nb/video_resnet.py",
+            ),
             "deepfake_nb.video_resnet.stage": ("video_resnet.html#stage", "deepfake_nb/video_resnet.py"),
             "deepfake_nb.video_resnet.stem": ("video_resnet.html#stem", "deepfake_nb/video_resnet.py"),
+            "deepfake_nb.video_resnet.stem_width": (
+                "video_resnet.html#stem_width",
+                "deepfake_nb/video_resnet.py",
+            ),
         },
         "deepfake_nb.weights": {
             "deepfake_nb.weights.KerasLayer": ("weights.html#keraslayer", "deepfake_nb/weights.py"),
@@ -2415,6 +2970,7 @@ d = {
             ),
             "deepfake_nb.weights.build_network": ("weights.html#build_network", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.check_file": ("weights.html#check_file", "deepfake_nb/weights.py"),
+            "deepfake_nb.weights.check_header": ("weights.html#check_header", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.deepfakebench_weights": (
                 "weights.html#deepfakebench_weights",
                 "deepfake_nb/weights.py",
@@ -2436,11 +2992,14 @@ d = {
             "deepfake_nb.weights.layer_type": ("weights.html#layer_type", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.load_detector": ("weights.html#load_detector", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.mesonet_weights": ("weights.html#mesonet_weights", "deepfake_nb/weights.py"),
+            "deepfake_nb.weights.misfit": ("weights.html#misfit", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.numbers_of_numpy": (
                 "weights.html#numbers_of_numpy",
                 "deepfake_nb/weights.py",
             ),
+            "deepfake_nb.weights.origin": ("weights.html#origin", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.plain_dataset": ("weights.html#plain_dataset", "deepfake_nb/weights.py"),
+            "deepfake_nb.weights.read_header": ("weights.html#read_header", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.read_keras_layers": (
                 "weights.html#read_keras_layers",
                 "deepfake_nb/weights.py",
@@ -2448,11 +3007,14 @@ d = {
             "deepfake_nb.weights.read_state_dict": ("weights.html#read_state_dict", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.registered": ("weights.html#registered", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.renamed": ("weights.html#renamed", "deepfake_nb/weights.py"),
+            "deepfake_nb.weights.save_network": ("weights.html#save_network", "deepfake_nb/weights.py"),
+            "deepfake_nb.weights.shipped_file": ("weights.html#shipped_file", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.state_dict_kind": ("weights.html#state_dict_kind", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.tensors_within": ("weights.html#tensors_within", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.text_list": ("weights.html#text_list", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.to_torch_order": ("weights.html#to_torch_order", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.weights_table": ("weights.html#weights_table", "deepfake_nb/weights.py"),
+            "deepfake_nb.weights.why_not": ("weights.html#why_not", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.without_prefix": ("weights.html#without_prefix", "deepfake_nb/weights.py"),
         },
         "deepfake_nb.xception": {

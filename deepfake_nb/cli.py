@@ -388,8 +388,8 @@ def train_generator(
     takes: Annotated[int, typer.Option(help="Pictures of each.")] = 2,
     domain: Annotated[str, typer.Option(help="How they are rendered.")] = "wild",
     seed: Annotated[int, typer.Option(help="People, first weights, batches and noise.")] = 0,
-    steps: Annotated[int, typer.Option(help="Of the StyleGAN, earlier ones among them.")] = 8000,
-    encoder_steps: Annotated[int, typer.Option(help="Of the encoder.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Of the StyleGAN, earlier ones among them.")] = 13200,
+    encoder_steps: Annotated[int, typer.Option(help="Of the encoder.")] = 3000,
     vqvae_steps: Annotated[int, typer.Option(help="Of the VQ-VAE-2.")] = 4000,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on, or begin anew.")] = True,
 ):

@@ -498,7 +498,7 @@ def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
 
 # %% ../nbs/09_generator.ipynb #457e5c1d
 def train_stylegan(
-    pictures, settings=None, steps=10_000, *, seed=0, folder=None, device=None, watch=None, progress=None
+    pictures, settings=None, steps=13_200, *, seed=0, folder=None, device=None, watch=None, progress=None
 ):
     """Teach a StyleGAN generator to draw pictures like these.
 
@@ -645,7 +645,7 @@ class EncoderTraining(Learner):
 
 # %% ../nbs/09_generator.ipynb #17d9aea9
 def train_encoder(
-    generator, pictures, settings=None, steps=4_000, *, perceptual, seed=0, folder=None, device=None, watch=None,
+    generator, pictures, settings=None, steps=3_000, *, perceptual, seed=0, folder=None, device=None, watch=None,
     progress=None,
 ):  # fmt: skip
     """Teach an encoder to guess the codes from which a fixed generator draws given pictures.
@@ -984,8 +984,8 @@ class Lesson:
     takes: int = 2
     domain: str = "wild"
     seed: int = 0
-    steps: int = 8000
-    encoder_steps: int = 4000
+    steps: int = 13200
+    encoder_steps: int = 3000
     vqvae_steps: int = 4000
 
     def __post_init__(self):

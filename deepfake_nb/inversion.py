@@ -692,6 +692,8 @@ def invert(images, generator, encoder, loss, settings=None):
     require_side(images, generator.resolution, "generator")
     if not torch.isfinite(images).all():
         raise InputError("A picture holds values that are no numbers. Give RGB in [-1, 1].")
+    if not len(images):
+        return no_inversion(generator, settings)
     networks = [generator, encoder, *loss.networks()]
     device = next(generator.parameters()).device
     with torch.no_grad(), fixed(networks):
@@ -699,19 +701,18 @@ def invert(images, generator, encoder, loss, settings=None):
             network.to(device)
         search = BatchSearch(generator, encoder, loss, settings, device)
         parts = [search(some.to(device)) for some in images.split(settings.batch_size)]
-    shape = (
-        (0, generator.layer_count, generator.style_size),
-        (0, 3, *images.shape[2:]),
-        (0, settings.steps + 1),
-        (0,),
-    )
-    empty = [torch.zeros(size) for size in shape[:3]] + [torch.zeros(shape[3], dtype=torch.int64)]
-    return (
-        Inversion(*map(torch.cat, zip(*parts, strict=True))) if parts and len(images) else Inversion(*empty)
-    )
+    return Inversion(*map(torch.cat, zip(*parts, strict=True)))
 
 
 # %% ../nbs/09_inversion.ipynb #9c1fd0ea
+def no_inversion(generator, settings):
+    """What is found for no pictures."""
+    side = generator.resolution
+    sizes = (0, generator.layer_count, generator.style_size), (0, 3, side, side), (0, settings.steps + 1)
+    return Inversion(*map(torch.zeros, sizes), torch.zeros(0, dtype=torch.int64))
+
+
+# %% ../nbs/09_inversion.ipynb #7489b834
 class BatchSearch:
     """The search for the codes of one batch after another."""
 
@@ -742,7 +743,7 @@ class BatchSearch:
         return codes.cpu(), made.float().cpu(), losses.cpu(), taken
 
 
-# %% ../nbs/09_inversion.ipynb #31c5815a
+# %% ../nbs/09_inversion.ipynb #fe126178
 def weights_digest(*networks):
     """Sixteen hexadecimal digits that change with any weight of networks."""
     digest = hashlib.sha256()
@@ -757,7 +758,7 @@ def picture_keys(pictures):
     return [hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()[:32] for picture in pictures]
 
 
-# %% ../nbs/09_inversion.ipynb #fe126178
+# %% ../nbs/09_inversion.ipynb #767068aa
 def write_codes(path, codes, generator, **tensors):
     """Write codes to a file that knows whose they are.
 
@@ -813,7 +814,7 @@ def read_codes(path, generator):
     return content
 
 
-# %% ../nbs/09_inversion.ipynb #b25a865d
+# %% ../nbs/09_inversion.ipynb #15de1c63
 class FoundCodes(NamedTuple):
     """Codes of many pictures, on the CPU.
 
@@ -838,7 +839,7 @@ class FoundCodes(NamedTuple):
 KEPT = ("codes", "losses", "steps", "seconds")
 
 
-# %% ../nbs/09_inversion.ipynb #15de1c63
+# %% ../nbs/09_inversion.ipynb #5a2188c8
 class SearchTask(NamedTuple):
     """A batch of pictures with all that a worker on another machine needs, and the places of the pictures."""
 
@@ -855,13 +856,13 @@ def search(task):
     began = time.perf_counter()
     device = next(task.generator.parameters()).device
     found = invert(
-        as_inputs(task.pictures).to(device), task.generator, task.encoder, task.loss, task.settings
+        as_inputs(np.array(task.pictures)).to(device), task.generator, task.encoder, task.loss, task.settings
     )
     seconds = torch.full((len(task.places),), (time.perf_counter() - began) / len(task.places))
     return task.places, (found.codes, found.losses, found.steps, seconds)
 
 
-# %% ../nbs/09_inversion.ipynb #5a2188c8
+# %% ../nbs/09_inversion.ipynb #37c46412
 def store_of(folder, generator, encoder, loss, settings):
     """The folder of codes that depend on the same things, and the generator's digest."""
     depends = {
@@ -882,7 +883,7 @@ def read_kept(path, digest, steps):
         return tuple(content[name] for name in KEPT) if len(content["losses"]) == steps + 1 else None
 
 
-# %% ../nbs/09_inversion.ipynb #37c46412
+# %% ../nbs/09_inversion.ipynb #ecf60864
 def find_codes(
     pictures, generator, encoder, loss, settings=None, *, folder=None, jobs=1, scheduler=None, progress=None
 ):
@@ -913,7 +914,7 @@ def find_codes(
     """
     settings = settings or InversionSettings()
     require_same_codes(generator, encoder)
-    require_side(as_inputs(pictures[:1]), generator.resolution, "generator")
+    require_side(as_inputs(np.array(pictures[:1])), generator.resolution, "generator")
     kept = [None] * len(pictures)
     if folder is not None:
         folder, digest = store_of(folder, generator, encoder, loss, settings)
@@ -932,7 +933,7 @@ def find_codes(
     return FoundCodes(*joined(kept, generator, settings), before)
 
 
-# %% ../nbs/09_inversion.ipynb #ecf60864
+# %% ../nbs/09_inversion.ipynb #2a8f20a8
 def searched(pictures, missing, networks, jobs, scheduler):
     """The codes of missing pictures, batch by batch as they come."""
     if not missing:
@@ -948,8 +949,8 @@ def joined(kept, generator, settings):
     """Codes, losses, steps and seconds of all pictures as tensors."""
     if kept:
         return [torch.stack(values) for values in zip(*kept, strict=True)]
-    sizes = (0, generator.layer_count, generator.style_size), (0, settings.steps + 1)
-    return [*map(torch.zeros, sizes), torch.zeros(0, dtype=torch.int64), torch.zeros(0)]
+    nothing = no_inversion(generator, settings)
+    return [nothing.codes, nothing.losses, nothing.steps, torch.zeros(0)]
 
 
 @torch.no_grad()
@@ -964,7 +965,7 @@ def draw(generator, codes, batch_size=64):
     )
 
 
-# %% ../nbs/09_inversion.ipynb #e26355a6
+# %% ../nbs/09_inversion.ipynb #8cb12aa9
 def networks_from_files(generator_file, encoder_file):
     """Generator and encoder from two files of released or own weights.
 
@@ -988,7 +989,7 @@ def networks_from_files(generator_file, encoder_file):
     return generator, encoder
 
 
-# %% ../nbs/09_inversion.ipynb #8cb12aa9
+# %% ../nbs/09_inversion.ipynb #a25570c7
 def tensors_of(path):
     """The tensors of a file, with a way out where it holds objects."""
     try:

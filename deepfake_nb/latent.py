@@ -6,6 +6,7 @@
 __all__ = [
     "HIDDEN",
     "TREES",
+    "RATE",
     "PIXEL_NETWORKS",
     "LatentNetworks",
     "latent_networks",
@@ -128,6 +129,7 @@ class AlignedFaces(NamedTuple):
     left_out: pd.DataFrame
 
 
+# %% ../nbs/50_latent.ipynb #ee81cb74
 def aligned_faces(made, size, folder):
     """Cut the faces of a built set by FFHQ's protocol, or find them cut.
 
@@ -138,7 +140,6 @@ def aligned_faces(made, size, folder):
     size : int
         Side in pixels.
     folder : str or Path
-        Where the pictures are kept.
 
     Returns
     -------
@@ -165,13 +166,12 @@ def aligned_faces(made, size, folder):
     table["person"] = person_of(manifest).loc[table.media_id].to_numpy()
     for split in table.split.unique():
         if table[table.split == split].label.nunique() < 2:
-            raise InputError(
-                f"The split {split!r} of {made.name!r} has no faces of both labels. Check the build's rejected.csv."
-            )
+            words = f"The split {split!r} of {made.name!r} has no faces of both labels."
+            raise InputError(f"{words} Check the build's rejected.csv.")
     return AlignedFaces(table, np.load(path, mmap_mode="r"), frames_without(made, manifest, tracks))
 
 
-# %% ../nbs/50_latent.ipynb #ee81cb74
+# %% ../nbs/50_latent.ipynb #a9ad9bc8
 ALIGNED = "ffhq, first track"
 
 
@@ -192,6 +192,7 @@ def frames_of(row, track):
     return pd.DataFrame(about)
 
 
+# %% ../nbs/50_latent.ipynb #e248df78
 def frames_at(path, indices):
     """Pictures of a media file at frame indices."""
     if media_kind(path) == "image":
@@ -223,7 +224,7 @@ def frames_without(made, manifest, tracks):
     return pd.DataFrame(rows, columns=["media_id", "frames"])
 
 
-# %% ../nbs/50_latent.ipynb #a9ad9bc8
+# %% ../nbs/50_latent.ipynb #107d2bcc
 def validation_people(table, rng, share=0.2):
     """Training people whose faces choose the epoch instead of being learnt.
 
@@ -256,7 +257,7 @@ def validation_people(table, rng, share=0.2):
     return chosen
 
 
-# %% ../nbs/50_latent.ipynb #b6d050bb
+# %% ../nbs/50_latent.ipynb #6943b9a5
 class Projection(NamedTuple):
     """Faces through one projector.
 
@@ -278,12 +279,12 @@ class Projection(NamedTuple):
 def resized(pictures, size):
     """Pictures (N, S, S, 3) of bytes at another side, by area when they shrink."""
     if len(pictures) == 0 or pictures.shape[1] == size:
-        return np.asarray(pictures)
+        return np.array(pictures)
     how = cv2.INTER_AREA if size < pictures.shape[1] else cv2.INTER_LINEAR
     return np.stack([cv2.resize(picture, (size, size), interpolation=how) for picture in pictures])
 
 
-# %% ../nbs/50_latent.ipynb #25b1f284
+# %% ../nbs/50_latent.ipynb #35377914
 def fit_pca(pictures, components=512, batch_size=768):
     """Principal components of pictures by incremental PCA (Ross et al. 2008; LatentForensics, section 3.2).
 
@@ -313,7 +314,7 @@ def project_pca(model, pictures):
     return Projection("PCA", codes, np.uint8(np.clip(np.rint((flat + 1) * 127.5), 0, 255)), seconds)
 
 
-# %% ../nbs/50_latent.ipynb #6943b9a5
+# %% ../nbs/50_latent.ipynb #c9f0c5c3
 @torch.no_grad()
 def project_vqvae(network, pictures, batch_size=64):
     """Faces as indices of VQ-VAE-2's codebooks, both levels in one row: a `Projection`."""
@@ -336,9 +337,9 @@ def project_stylegan(networks, pictures, loss, settings, **options):
     ), found
 
 
-# %% ../nbs/50_latent.ipynb #79745392
+# %% ../nbs/50_latent.ipynb #1ca0049d
 HIDDEN = {"LR": (), "MLP-2": (512,), "MLP-5": (2048, 512, 512, 512)}  #: LatentForensics, section 4.2.2
-TREES = 1500
+TREES, RATE = 1500, 5e-4
 
 
 def light_network(inputs, head):
@@ -360,7 +361,7 @@ def light_network(inputs, head):
     return nn.Sequential(*layers, nn.Linear(width, 1), nn.Flatten(0))
 
 
-# %% ../nbs/50_latent.ipynb #1ca0049d
+# %% ../nbs/50_latent.ipynb #ef1c9bd6
 class Scale(NamedTuple):
     """Mean and deviation of each number of training codes."""
 
@@ -395,7 +396,7 @@ class LightHead(NamedTuple):
         return fake_scores(self.model(self.scale(codes)))
 
 
-# %% ../nbs/50_latent.ipynb #bfe297a9
+# %% ../nbs/50_latent.ipynb #ed8744fe
 def train_head(
     name, codes, labels, validation, *, epochs=60, patience=15, seed=0, trees=TREES, batch_size=32, momentum=0.98, jobs=-1
 ):  # fmt: skip
@@ -404,19 +405,13 @@ def train_head(
     Parameters
     ----------
     name : {"RF", "LR", "MLP-2", "MLP-5"}
-    codes : array, shape (N, D)
-    labels : int array, shape (N,)
+    codes, labels : arrays, shapes (N, D) and (N,)
     validation : tuple of codes and labels
         Chooses the epoch of a network; a forest does not look at it.
-    epochs, patience : int
-        Of networks: passes at most, and passes without a lower validation loss after which they stop.
-    batch_size, momentum
-        Of networks, which descend at the paper's rate of 5e-4; not stated there.
-    seed : int
-    trees : int
-        Of the forest.
-    jobs : int
-        Threads that grow it; -1 for all cores.
+    epochs, patience, batch_size, momentum
+        Of networks, at the paper's rate of 5e-4: passes at most, passes without a lower validation loss after which they stop.
+    seed, trees, jobs : int
+        Trees of a forest, and threads that grow it; -1 for all cores.
 
     Returns
     -------
@@ -429,28 +424,31 @@ def train_head(
     InputError
         The training codes have one label only.
     """
-    if name != "RF" and name not in HIDDEN:
-        raise UsageError(f"There is no classifier {name!r}. Choose one of: RF, {', '.join(HIDDEN)}.")
-    if len(set(np.asarray(labels).tolist())) < 2:
-        raise InputError("A classifier learns from codes of real and of fake faces; these are of one kind.")
+    check_lesson(name, labels)
     began = time.perf_counter()
     if name == "RF":
         forest = RandomForestClassifier(trees, random_state=random_seed(seed, "forest"), n_jobs=jobs)
         return LightHead(name, forest.fit(codes, labels), None, None, time.perf_counter() - began)
-    scale = Scale.of(codes)
     with seeded(seed, "head", name):
-        network = light_network(codes.shape[1], name)
-        sets = [
-            (scale(some), torch.as_tensor(np.asarray(wanted)).float())
-            for some, wanted in ((codes, labels), validation)
-        ]
+        network, scale = light_network(codes.shape[1], name), Scale.of(codes)
         optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=momentum, fused=True)
+        sets = [as_tensors(scale, *some) for some in ((codes, labels), validation)]
         log = descend_to_best(network, optimizer, *sets, epochs, patience, batch_size)
     return LightHead(name, network.eval(), scale, log, time.perf_counter() - began)
 
 
-# %% ../nbs/50_latent.ipynb #ef1c9bd6
-RATE = 5e-4
+# %% ../nbs/50_latent.ipynb #f184abb8
+def check_lesson(name, labels):
+    """Raise where nothing can be learnt."""
+    if name != "RF" and name not in HIDDEN:
+        raise UsageError(f"There is no classifier {name!r}. Choose one of: RF, {', '.join(HIDDEN)}.")
+    if len(np.unique(labels)) < 2:
+        raise InputError("A classifier learns from codes of real and of fake faces; these are of one kind.")
+
+
+def as_tensors(scale, codes, labels):
+    """Standardised codes (N, D) and labels (N,) as float32 tensors."""
+    return scale(codes), torch.as_tensor(np.asarray(labels)).float()
 
 
 def descend_to_best(network, optimizer, train, validation, epochs, patience, batch_size):
@@ -479,10 +477,11 @@ def learn(network, optimizer, train, rows):
     return loss.item()
 
 
-# %% ../nbs/50_latent.ipynb #8c8c77f7
+# %% ../nbs/50_latent.ipynb #eb9184a4
 PIXEL_NETWORKS = {"MesoNet": None, "XCeptionNet": "legacy_xception", "EfficientNet": "efficientnet_b0"}
 
 
+# %% ../nbs/50_latent.ipynb #063e77ac
 def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch_size=16):
     """Train one of the paper's three networks on faces, from random weights.
 
@@ -506,6 +505,9 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
             if name == "MesoNet"
             else timm.create_model(PIXEL_NETWORKS[name], num_classes=2)
         )
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 0.1  # Keras' 0.01 needs more steps to arrive than so few faces give
     settings = TrainingSettings(
         epochs=epochs, batch_size=batch_size, learning_rate=1e-3, monitor="val_loss", seed=seed
     )
@@ -516,12 +518,13 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
     return trainer
 
 
+# %% ../nbs/50_latent.ipynb #88fa1866
 def pixel_scores(trainer, pictures):
     """P(fake) (N,) of pictures (N, S, S, 3) of bytes."""
     return fake_scores(trainer.predict(ArraySet(pictures, np.zeros(len(pictures), int))))
 
 
-# %% ../nbs/50_latent.ipynb #e4f8cc60
+# %% ../nbs/50_latent.ipynb #51a42fb7
 def prior_errors(labels, scores, priors, training_prior=None):
     """Equation 1's mean error under shares of fakes, deciding as equation 2 says or at one half.
 
@@ -546,7 +549,7 @@ def prior_errors(labels, scores, priors, training_prior=None):
     )
 
 
-# %% ../nbs/50_latent.ipynb #51a42fb7
+# %% ../nbs/50_latent.ipynb #4509223a
 def faces_after(made, rows, name, strength, size, seed=0):
     """Faces of some media files after a degradation of the whole video.
 
@@ -582,7 +585,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
     return found
 
 
-# %% ../nbs/50_latent.ipynb #f6f316e8
+# %% ../nbs/50_latent.ipynb #a5ef8fca
 def between(track, indices):
     """Landmarks (T, 5, 2) at frame indices, straight between those that a track knows."""
     flat = track.landmarks.reshape(len(track), -1)

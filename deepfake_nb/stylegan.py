@@ -157,7 +157,7 @@ class UpscalingConvolution(ScaledConvolution):
 # %% ../nbs/08_stylegan.ipynb #7e117fad
 def set_style(maps, scale, shift, epsilon=1e-8):
     """Replace mean and deviation of each channel of maps (N, C, H, W) by `shift` and `scale` (N, C, 1, 1)."""
-    if maps.shape[2] < 16:
+    if maps.shape[2] < 16 or not len(maps):
         variance, mean = torch.var_mean(maps, dim=(2, 3), correction=0, keepdim=True)
         return torch.addcmul(shift, maps - mean, scale * torch.rsqrt(variance + epsilon))
     one_row = maps.reshape(

@@ -95,6 +95,12 @@ def test_wheel_works_without_the_source_tree(installed_wheel, tmp_path):
     assert study.returncode == 3 and "Clone the repository" in study.stderr
 
 
+def test_the_wheel_brings_the_trained_networks(installed_wheel, tmp_path):
+    code = "from deepfake_nb.generator import shipped_networks as n; print(n().generator.resolution, n.__module__)"
+    drawn = answer(installed_wheel / "python", "-c", code, cwd=tmp_path)
+    assert drawn.stdout.split() == ["64", "deepfake_nb.generator"], drawn.stderr
+
+
 def test_help_is_quick():
     command = [str(Path(sys.executable).with_name("deepfake-nb")), "--help"]
     seconds = []
