@@ -743,7 +743,7 @@ class BatchSearch:
         return codes.cpu(), made.float().cpu(), losses.cpu(), taken
 
 
-# %% ../nbs/09_inversion.ipynb #15de1c63
+# %% ../nbs/09_inversion.ipynb #ecf60864
 def weights_digest(*networks):
     """Sixteen hexadecimal digits that change with any weight of networks."""
     digest = hashlib.sha256()
@@ -758,7 +758,7 @@ def picture_keys(pictures):
     return [hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()[:32] for picture in pictures]
 
 
-# %% ../nbs/09_inversion.ipynb #5a2188c8
+# %% ../nbs/09_inversion.ipynb #2a8f20a8
 def write_codes(path, codes, generator, **tensors):
     """Write codes to a file that knows whose they are.
 
@@ -814,7 +814,7 @@ def read_codes(path, generator):
     return content
 
 
-# %% ../nbs/09_inversion.ipynb #ecf60864
+# %% ../nbs/09_inversion.ipynb #6a9edc67
 class FoundCodes(NamedTuple):
     """Codes of many pictures, on the CPU.
 
@@ -839,7 +839,7 @@ class FoundCodes(NamedTuple):
 KEPT = ("codes", "losses", "steps", "seconds")
 
 
-# %% ../nbs/09_inversion.ipynb #2a8f20a8
+# %% ../nbs/09_inversion.ipynb #e26355a6
 class SearchTask(NamedTuple):
     """A batch of pictures with all that a worker on another machine needs, and the places of the pictures."""
 
@@ -862,7 +862,7 @@ def search(task):
     return task.places, (found.codes, found.losses, found.steps, seconds)
 
 
-# %% ../nbs/09_inversion.ipynb #f704db16
+# %% ../nbs/09_inversion.ipynb #8cb12aa9
 def store_of(folder, generator, encoder, loss, settings):
     """The folder of codes that depend on the same things, and the generator's digest."""
     depends = {
@@ -883,7 +883,7 @@ def read_kept(path, digest, steps):
         return tuple(content[name] for name in KEPT) if len(content["losses"]) == steps + 1 else None
 
 
-# %% ../nbs/09_inversion.ipynb #6a9edc67
+# %% ../nbs/09_inversion.ipynb #a25570c7
 def find_codes(
     pictures, generator, encoder, loss, settings=None, *, folder=None, jobs=1, scheduler=None, progress=None
 ):
@@ -933,7 +933,7 @@ def find_codes(
     return FoundCodes(*joined(kept, generator, settings), before)
 
 
-# %% ../nbs/09_inversion.ipynb #e26355a6
+# %% ../nbs/09_inversion.ipynb #a67a44f6
 def searched(pictures, missing, networks, jobs, scheduler):
     """The codes of missing pictures, batch by batch as they come."""
     if not missing:
@@ -965,7 +965,7 @@ def draw(generator, codes, batch_size=64):
     )
 
 
-# %% ../nbs/09_inversion.ipynb #a0cc7c41
+# %% ../nbs/09_inversion.ipynb #eab486ba
 def networks_from_files(generator_file, encoder_file):
     """Generator and encoder from two files of released or own weights.
 
@@ -989,7 +989,7 @@ def networks_from_files(generator_file, encoder_file):
     return generator, encoder
 
 
-# %% ../nbs/09_inversion.ipynb #f8806443
+# %% ../nbs/09_inversion.ipynb #97cdccec
 def tensors_of(path):
     """The tensors of a file, with a way out where it holds objects."""
     try:
