@@ -956,12 +956,11 @@ def joined(kept, generator, settings):
 @torch.no_grad()
 def draw(generator, codes, batch_size=64):
     """What a generator draws from codes (N, layers, style_size): bytes (N, R, R, 3)."""
+    if not len(codes):
+        return np.empty((0, generator.resolution, generator.resolution, 3), np.uint8)
     device = next(generator.parameters()).device
-    made = [as_pictures(generator.synthesis(some.to(device))) for some in codes.split(batch_size)]
-    return (
-        np.concatenate(made)
-        if made
-        else np.empty((0, generator.resolution, generator.resolution, 3), np.uint8)
+    return np.concatenate(
+        [as_pictures(generator.synthesis(some.to(device))) for some in codes.split(batch_size)]
     )
 
 
