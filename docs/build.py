@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"
 EXECUTED = ROOT / "docs" / "_build" / "executed"
 COMMANDS = ("study", "data list", "data build", "data check", "score", "evaluate", "weights list")
-COMMANDS += ("weights fetch", "weights check", "bench", "info")
+COMMANDS += ("weights fetch", "weights check", "train-generator", "bench", "info")
 
 
 def write_if_changed(path: Path, text: str) -> Path:
