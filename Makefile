@@ -1,4 +1,4 @@
-# make study | test | docs | lab | export | clean
+# make study | test | docs | bench | reference | lab | export | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,11 +6,11 @@ INSTALLED := $(VENV)/.installed
 export MPLBACKEND ?= agg
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: study test docs lab export clean
+.PHONY: study test docs bench reference lab export clean
 
 study: $(INSTALLED)
-	$(BIN)/deepfake-nb study --profile demo
-	$(BIN)/python docs/build.py --profile demo
+	@# What the other sections found is worth a site even when one of them failed.
+	$(BIN)/deepfake-nb study --profile demo; status=$$?; $(BIN)/python docs/build.py --profile demo && exit $$status
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest tests/test_notebooks.py
@@ -18,6 +18,13 @@ test: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/build.py --profile demo --library
+
+bench: $(INSTALLED)
+	$(BIN)/deepfake-nb bench --json out/bench.json
+
+reference: $(INSTALLED)
+	$(BIN)/python scripts/keep_reference.py demo
+	$(BIN)/python scripts/readme_table.py
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab nbs

@@ -14,6 +14,7 @@ __all__ = [
     "data_check",
     "evaluate",
     "score",
+    "calibrate",
     "weights_list",
     "weights_fetch",
     "weights_check",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 # %% ../nbs/80_cli.ipynb #c566d42b
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -105,14 +107,21 @@ def study(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A notebook parameter.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute again what is already there.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Sections at once (default: 2, for gpu and paper 1).")
+    ] = None,
 ):
-    """Run the paper sections headless and write their reports."""
-    from deepfake_nb.study import run_study
+    """Run the paper sections headless and write their reports; what an earlier run finished is kept."""
+    from deepfake_nb.study import StudyFailure, run_study
 
     def tell(section, state, seconds):
         typer.echo(f"{section}: {state}" + (f" in {seconds:.0f} s" if seconds is not None else ""))
 
-    folder = run_study(profile, section, out, data_root, _settings(set_), fresh, tell)
+    try:
+        folder = run_study(profile, section, out, data_root, _settings(set_), fresh, tell, jobs)
+    except StudyFailure as failure:
+        typer.echo(f"Error: {failure}", err=True)
+        raise typer.Exit(1) from None
     typer.echo(f"Reports: {folder}")
 
 
@@ -321,39 +330,192 @@ def evaluate(
 
 
 # %% ../nbs/80_cli.ipynb #0cd4fe30
+def _line_of(verdict):
+    said = []
+    if verdict.probability is not None:
+        low, high = verdict.interval
+        said.append(f"probability {verdict.probability:.2f} ({low:.2f} to {high:.2f})")
+    if verdict.score is not None:
+        said.append(f"score {verdict.score:.3f}")
+    if verdict.verdict == "abstain":
+        said.append(verdict.reason)
+    return _in_one_line(f"{verdict.verdict:8}{verdict.path}  {', '.join(said)}")
+
+
+def _in_one_line(text):
+    """Text whose line breaks, control characters and marks of direction are shown, not obeyed."""
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
+    )
+
+
+def _say_who(scorer, verdict):
+    for member in scorer.members:
+        typer.echo(
+            f"{member.detector.name} ({member.ready.weights}) was trained on: {member.ready.trained_on}."
+        )
+    if verdict:
+        typer.echo(verdict.reason)
+    typer.echo("A verdict says where to look. It is no proof.")
+
+
+# %% ../nbs/80_cli.ipynb #3caaa8cb
+def _score_files(scoring, files, report):
+    """Score all files, a line for each; counts by word, and the first verdict that is none of abstaining."""
+    counts, first = {"fake": 0, "real": 0, "abstain": 0, "scored": 0}, None
+    for verdict, kept in scoring.examined(keep=3 if report else 0):
+        files.add(verdict)
+        if report:
+            report.add(verdict, kept, scoring.scorer)
+        counts[verdict.verdict] += 1
+        counts["scored"] += verdict.score is not None
+        if first is None and verdict.verdict != "abstain":
+            first = verdict
+        typer.echo(_line_of(verdict))
+    for reason, count in scoring.skipped.items():
+        typer.echo(f"left out: {count} files, {reason}")
+    return counts, first
+
+
+def _open_report(folder):
+    if folder is None:
+        return None
+    from deepfake_nb.report import ReportWriter
+
+    return ReportWriter(folder)
+
+
+# %% ../nbs/80_cli.ipynb #5c8faa4d
+def _watch(camera, scorer, frames, json_file):
+    """Watch a camera with one live line, and sum it up."""
+    from deepfake_nb.camera import watch
+    from deepfake_nb.study import write_json
+
+    def tell(moment):
+        score = "" if moment.score is None else f"score {moment.score:.2f}  "
+        line = f"{moment.frames_per_second:5.1f} frames/s  {moment.time_s:6.1f} s  {score}{moment.word}"
+        print(f"\r{line:<79}", end="", file=sys.stderr, flush=True)
+
+    watched = watch(camera, scorer, frames=frames, tell=tell)
+    print(file=sys.stderr)
+    if json_file:
+        write_json(json_file, watched.as_dict())
+    typer.echo(
+        f"{watched.frames} frames in {watched.seconds:.1f} s, {watched.frames_per_second:.1f} frames per second; "
+        f"a face in {watched.frames_with_face} of them."
+    )
+    if watched.highest_score is None:
+        raise InputError("Nothing could be scored: no face was seen long enough.")
+    called = (
+        "never judged" if watched.share_fake is None else f"called fake {watched.share_fake:.0%} of the time"
+    )
+    typer.echo(f"Highest score {watched.highest_score:.3f} at {watched.highest_at_s:.1f} s; {called}.")
+    _say_who(scorer, None)
+
+
+# %% ../nbs/80_cli.ipynb #581094c2
+def _check_score_options(paths, camera, frames, report, csv_file):
+    if camera is None and not paths:
+        raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
+    if camera is not None and (paths or report or csv_file):
+        raise UsageError("A camera is watched alone: leave out the paths, --report and --csv.")
+    if frames is not None and camera is None:
+        raise UsageError("--frames goes with --camera.")
+
+
+# %% ../nbs/80_cli.ipynb #3629a8a3
 @app.command()
 def score(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, videos, folders.", metavar="PATH...")],
-    detector: Annotated[str, typer.Option(help="A name of `weights list`.")] = "meso4-df",
-    weights: Annotated[Path | None, typer.Option(help="The detector's weight file.")] = None,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Pictures, videos, folders.", metavar="PATH...")
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(help="A name of `weights list`; may be repeated. Default: those in the package."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The weight file of one detector.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help="A file that `calibrate` wrote.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of genuine media called fake.")] = 0.05,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for one page a file, to read and print.")
+    ] = None,
+    camera: Annotated[
+        str | None, typer.Option(help="Watch a camera (0 is the first) or a video file.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Stop the camera after so many frames.", min=1)] = None,
     stride: Annotated[int | None, typer.Option(help="Frames between clips, for detectors of clips.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32, bf16 or auto; else the detector's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdicts as JSON.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the verdicts as CSV.")] = None,
 ):
     """Say of each picture or video: fake, real, or why no verdict is given."""
-    from deepfake_nb.score import printable, score_paths, write_verdicts
+    _check_score_options(paths, camera, frames, report, csv_file)
+    from deepfake_nb.score import VerdictFiles, Verdicts, open_scorer
 
-    options = {"clip_step": stride, "precision": precision}
-    scoring = score_paths(paths, detector=detector, weights=weights, **options)
-    verdicts = []
-    for verdict in scoring:
-        verdicts.append(verdict)
-        shown = f"score {verdict.score:.3f}" if verdict.verdict != "abstain" else verdict.reason
-        typer.echo(f"{verdict.verdict:8}{printable(verdict.path)}  {printable(shown)}")
-    for reason, count in scoring.skipped.items():
-        typer.echo(f"left out: {count} files, {reason}")
-    write_verdicts(verdicts, json_file=json_file, csv_file=csv_file)
-    said = [verdict for verdict in verdicts if verdict.verdict != "abstain"]
-    if not said:
-        raise InputError("No verdict could be given on any of these files; the lines above say why.")
+    how = {"clip_step": stride, "precision": precision, "false_alarm_rate": false_alarm_rate}
+    scorer = open_scorer(detector or "default", weights, calibration=calibration, **how)
+    if camera is not None:
+        return _watch(camera, scorer, frames, json_file)
+    pages = _open_report(report)
+    with VerdictFiles(json_file, csv_file) as files, pages or contextlib.nullcontext():
+        counts, first = _score_files(Verdicts(scorer, paths), files, pages)
+    if pages:
+        typer.echo(f"Report: {pages.close()}")
+    if not counts["scored"]:
+        raise InputError("Nothing could be scored on any of these files; the lines above say why.")
     typer.echo(
-        f"{len(said)} of {len(verdicts)} files have a verdict, by {said[0].detector} ({said[0].weights}),"
+        f"{counts['fake'] + counts['real']} of {files.count} files have a verdict: {counts['fake']} fake, "
+        f"{counts['real']} real; {counts['abstain']} abstentions."
     )
-    typer.echo(f"trained on: {said[0].trained_on}. {said[0].reason}")
+    _say_who(scorer, first)
 
 
-# %% ../nbs/80_cli.ipynb #5c8faa4d
+# %% ../nbs/80_cli.ipynb #3cb7b63c
+def _table_to_calibrate(source, scorer, kind):
+    """The table of `calibrate`, from a folder of media or from a file of predictions."""
+    from deepfake_nb.score import gather, media_in, predictions_to_calibrate
+
+    if not source.is_dir():
+        names = [member.detector.name for member in scorer.members]
+        typer.echo("A file of predictions shows no faces: nothing will be called unlike this calibration.")
+        return predictions_to_calibrate(source, names, kind)
+    with _progress() as progress:
+        table, left_out = gather(media_in(source), scorer, progress)
+    for path, reason in left_out:
+        typer.echo(f"left out: {path}: {reason}")
+    return table
+
+
+# %% ../nbs/80_cli.ipynb #6957aede
+@app.command()
+def calibrate(
+    source: Annotated[Path, typer.Argument(help="A folder with real/ and fake/, or a file of predictions.")],
+    out: Annotated[Path, typer.Option(help="The calibration file to write (JSON).")],
+    detector: Annotated[
+        list[str] | None, typer.Option(help="A name of `weights list`; may be repeated.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The weight file of one detector.")] = None,
+    about: Annotated[str | None, typer.Option(help="The media, in plain words.")] = None,
+    kind: Annotated[str | None, typer.Option(help="picture or video, where predictions say neither.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="For the threshold that is shown.")] = 0.05,
+):
+    """Fit a calibration on media whose truth is known and that the detectors did not learn from."""
+    from deepfake_nb.calibration import write_calibrations
+    from deepfake_nb.score import calibrate as fit
+    from deepfake_nb.score import open_scorer
+
+    scorer = open_scorer(detector or "default", weights, calibration=False, false_alarm_rate=false_alarm_rate)
+    table = _table_to_calibrate(source, scorer, kind)
+    found = fit(table, scorer, about or f"media in {source.resolve().name!r}")
+    write_calibrations(out, *found)
+    for one in found:
+        typer.echo(f"Fitted on {one.words}.")
+        for name, chosen in one.combinations.items():
+            typer.echo(f"{name}: {one.threshold(chosen.detectors, false_alarm_rate).sentence}")
+    typer.echo(f"Calibration: {out}")
+
+
+# %% ../nbs/80_cli.ipynb #2f244000
 @weights_app.command("list")
 def weights_list():
     """The published checkpoints that can be read."""
@@ -379,7 +541,7 @@ def weights_check(file: Annotated[Path, typer.Argument(help="A weight file.")]):
     _print_table(str(file), ("property", "value"), check_file(file).items())
 
 
-# %% ../nbs/80_cli.ipynb #3629a8a3
+# %% ../nbs/80_cli.ipynb #bd00cad5
 @app.command("train-generator")
 def train_generator(
     out: Annotated[Path, typer.Option(help="Folder for the three weight files and their card.")],
@@ -404,7 +566,7 @@ def train_generator(
         typer.echo(f"{kind}: {about['steps']} steps, {about['hours']} hours; {out / kind}.safetensors")
 
 
-# %% ../nbs/80_cli.ipynb #3cb7b63c
+# %% ../nbs/80_cli.ipynb #b9e2e662
 @app.command()
 def bench(
     names: Annotated[
@@ -418,13 +580,15 @@ def bench(
     """Measure speed and memory, each against the plain way of doing the same work."""
     from deepfake_nb.study import run_benchmarks, write_json
 
-    rows = run_benchmarks(names, media)
-    for row in rows:
-        met = "met" if row["met"] else "NOT met"
-        typer.echo(f"{row['name']}: ratio {row['ratio']:.3g}, goal {row['goal']}: {met}")
-        typer.echo(f"  ours {row['ours_s']:.3g} s, plain {row['plain_s']:.3g} s; {row['note']}")
-    if json_file:
-        write_json(json_file, rows)
+    rows, shown = [], []
+    for row in run_benchmarks(names, media):
+        typer.echo(f"{row['name']}: {row['note']}")
+        rows.append(row)
+        times = ["" if row[key] is None else f"{row[key]:.3g}" for key in ("ours_s", "plain_s", "ratio")]
+        shown.append((row["name"], *times, row["goal"], "met" if row["met"] else "NOT met"))
+        if json_file:
+            write_json(json_file, rows)
+    _print_table("Benchmarks", ("what", "ours, s", "plain way, s", "ratio", "goal", ""), shown)
 
 
 @app.command()
@@ -435,7 +599,7 @@ def info():
     _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
 
 
-# %% ../nbs/80_cli.ipynb #661a49f8
+# %% ../nbs/80_cli.ipynb #6995e3aa
 def main(arguments=None):
     """Run the command line.
 

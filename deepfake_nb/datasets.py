@@ -19,6 +19,7 @@ __all__ = [
     "PaperSet",
     "paper_set",
     "validation_rows",
+    "learning_rows",
     "SOURCES",
     "FaceSet",
     "build",
@@ -33,6 +34,8 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+import numpy as np
 
 from .adapters import SOURCES, split_by_identity
 from .builds import BuildReport, build
@@ -103,6 +106,7 @@ PROFILE_SIZES = {
         "dfdc_test": 2,
         "frames": 34,
         "dfdc_frames": 11,
+        "dfdc_side": 128,
         "side": 128,
         "takes": 2,
         "test_takes": 2,
@@ -114,10 +118,11 @@ PROFILE_SIZES = {
         "fakes": 0.04,
         "synthetic": 0.09,
         "test_files": 60,
-        "dfdc": 0.01,
-        "dfdc_test": 8,
+        "dfdc": 0.1,
+        "dfdc_test": 65,
         "frames": 48,
-        "dfdc_frames": 21,
+        "dfdc_frames": 11,
+        "dfdc_side": 128,
         "side": 256,
         "takes": 10,
         "test_takes": 2,
@@ -133,6 +138,7 @@ PROFILE_SIZES = {
         "dfdc_test": 65,
         "frames": 300,
         "dfdc_frames": 300,
+        "dfdc_side": 512,
         "side": 512,
         "takes": 1,
         "test_takes": 1,
@@ -148,6 +154,7 @@ PROFILE_SIZES = {
         "dfdc_test": 65,
         "frames": 300,
         "dfdc_frames": 300,
+        "dfdc_side": 512,
         "side": 512,
         "takes": 1,
         "test_takes": 1,
@@ -284,7 +291,8 @@ def _dfdc(sizes, seed, media, takes):
             target = people[i % real]
             source = source_of[target] if i < real else people[(i + 1 + i // real) % real]
             source = source if source != target else people[(i + 1) % real]
-            path = f"method_A/{source}/{target}_{source}_{i // real:03d}.mp4"
+            hand = "AB"[(i + i // real) % 2]
+            path = f"method_{hand}/{source}/{target}_{source}_{i // real:03d}.mp4"
             fakes[target].append((source, path))
             entries[path] = {
                 "label": "fake",
@@ -434,7 +442,7 @@ RECIPES = {
     "dfdc": Recipe(
         "dfdc-preview",
         _dfdc,
-        {"domain": "wild", "frame_rate": 30},
+        {"domain": "wild", "frame_rate": 30, "quality": (("method_A", "live"), ("method_B", "crude"))},
         {"frame_stride": 10, "crop_size": 256},
         "dfdc-preview",
     ),
@@ -534,7 +542,7 @@ def _camera_of(name, recipe, profile, seed, protocol):
     published |= {"cast": "celeb-df published"} if protocol == "published" and name == "celeb-df" else {}
     about = {"frames": sizes["frames"], "side": sizes["side"], "seed": seed, "cast": name}
     if name == "dfdc":
-        about["frames"] = sizes["dfdc_frames"]
+        about |= {"frames": sizes["dfdc_frames"], "side": sizes["dfdc_side"]}
     if recipe.camera.get("frames") == 1:
         about["side"] = min(256, about["side"])
     return Camera(**{**about, **recipe.camera, **published})
@@ -616,7 +624,7 @@ def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     Returns
     -------
     array of bool, shape (len(manifest),)
-        Under ``stated`` no person of these rows is in the other training rows.
+        Under ``stated`` no person of these rows is in the rows that `learning_rows` gives.
     """
     train = (manifest.split == "train").to_numpy()
     if protocol == "published":
@@ -628,3 +636,28 @@ def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
         return given
     carved = split_by_identity(manifest[train].assign(split=None), (1 - share, share, 0.0), rng)
     return train & manifest.index.isin(carved.index[carved.split == "val"])
+
+
+# %% ../nbs/10_datasets.ipynb #ca075bb8
+def learning_rows(manifest, validated, protocol="stated"):
+    """Which rows of a manifest a training learns from, beside those that it is validated on.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        With splits.
+    validated : array of bool, shape (len(manifest),)
+        See `validation_rows`.
+    protocol : {"stated", "published"}
+
+    Returns
+    -------
+    array of bool, shape (len(manifest),)
+        Under ``stated`` training files in which nobody is seen, as source or target, who is seen in a validated one. Under ``published`` all.
+    """
+    train = (manifest.split == "train").to_numpy()
+    if protocol == "published":
+        return train
+    people = manifest[["source_id", "target_id"]]
+    known = {person for column in people for person in people.loc[validated, column].dropna()}
+    return train & ~np.asarray(validated) & ~people.isin(known).any(axis=1).to_numpy()

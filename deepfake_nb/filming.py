@@ -76,8 +76,8 @@ class Camera:
     side : int
         Height and width in pixels.
     frame_rate : int
-    quality : str
-        Of the swap, see `forgery.swap_settings`.
+    quality : str, or tuple of (str, str)
+        Of the swap, see `forgery.swap_settings`; or folders of fakes, each with the quality of the swaps below it.
     channel : bool
         Send real and fake through a video call of a random line.
     crf : tuple of int
@@ -93,12 +93,18 @@ class Camera:
     frames: int = 64
     side: int = 256
     frame_rate: int = 25
-    quality: str = "live"
+    quality: str | tuple = "live"
     channel: bool = False
     crf: tuple = (18, 18)
     seed: int = 0
     cast: str = ""
     truncation: float | None = None
+
+    def quality_of(self, path):
+        """The quality of the swap that becomes a file."""
+        if isinstance(self.quality, str):
+            return self.quality
+        return dict(self.quality)[Path(path).parts[0]]
 
 
 # %% ../nbs/09_filming.ipynb #c3149aea
@@ -130,7 +136,7 @@ def _film(camera, shot):
 def _forge(camera, film, source, path):
     """Frames of a film with another face, and the forged area of each."""
     rng = random_stream(camera.seed, "swap", camera.cast, path)
-    swapped = list(swap_video(film.images, film.landmarks, source, quality=camera.quality, rng=rng))
+    swapped = list(swap_video(film.images, film.landmarks, source, quality=camera.quality_of(path), rng=rng))
     return np.stack([frame for frame, _ in swapped]), np.stack([mask for _, mask in swapped])
 
 
@@ -264,7 +270,7 @@ def _shoot_batch(camera, shots, media, masks):
 def _finish_still(camera, shot, image, points, faces, media, masks):
     for person, path in shot.fakes:
         rng = random_stream(camera.seed, "swap", camera.cast, path)
-        forged, mask = swap_face(image, points, faces[person], quality=camera.quality, rng=rng)
+        forged, mask = swap_face(image, points, faces[person], quality=camera.quality_of(path), rng=rng)
         write_masks(mask_path(masks, path), [mask])
         _write_image(media / path, forged)
     if shot.real:

@@ -1330,7 +1330,7 @@ def resampled_areas(tables, seed, resamples):
     ])  # fmt: skip
 
 
-# %% ../nbs/30_fusion.ipynb #16c887d5
+# %% ../nbs/30_fusion.ipynb #b4810e69
 def pareto_front(costs, values):
     """Which choices are not beaten: none is as cheap and better, or cheaper and as good.
 

@@ -469,7 +469,7 @@ def summary(learner, reports, seconds):
 
 # %% ../nbs/09_generator.ipynb #2b3ae355
 def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
-    """Let a learner advance to a number of steps; its log (DataFrame, a row every 50 steps) and seconds of work."""
+    """Let a learner advance to a number of steps; its log (DataFrame, a row every 50 steps)."""
     content, log, seconds, reports = desk.take(), [], 0.0, []
     if content:
         learner.load_state_dict(content["learner"])
@@ -493,7 +493,7 @@ def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
             watch(learner)
         if progress is not None:
             progress.update(task, completed=learner.step)
-    return pd.DataFrame(log), seconds
+    return pd.DataFrame(log)
 
 
 # %% ../nbs/09_generator.ipynb #457e5c1d
@@ -535,7 +535,7 @@ def train_stylegan(
     check_pictures(pictures, settings.resolution)
     identity = identity_of(pictures, settings, seed)
     learner = Duel(pictures, settings, seed, device or "cpu")
-    log, _ = train(learner, steps, Desk(folder, "stylegan", identity), watch=watch, progress=progress)
+    log = train(learner, steps, Desk(folder, "stylegan", identity), watch=watch, progress=progress)
     return learner.average.cpu(), log
 
 
@@ -678,7 +678,7 @@ def train_encoder(
     check_pictures(pictures, generator.resolution)
     identity = identity_of(pictures, settings, seed) | {"generator": network_digest(generator)}
     learner = EncoderTraining(pictures, settings, generator, perceptual, seed, device or "cpu")
-    log, _ = train(learner, steps, Desk(folder, "encoder", identity), watch=watch, progress=progress)
+    log = train(learner, steps, Desk(folder, "encoder", identity), watch=watch, progress=progress)
     return learner.encoder.cpu().eval(), log
 
 
@@ -783,7 +783,7 @@ def train_vqvae(
     check_pictures(pictures, np.shape(pictures)[1] if np.ndim(pictures) == 4 else 8)
     learner = VQVAETraining(pictures, settings, seed, device or "cpu")
     identity = identity_of(pictures, settings, seed)
-    log, _ = train(learner, steps, Desk(folder, "vqvae", identity), watch=watch, progress=progress)
+    log = train(learner, steps, Desk(folder, "vqvae", identity), watch=watch, progress=progress)
     return learner.vqvae.cpu().eval(), log
 
 

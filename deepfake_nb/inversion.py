@@ -58,7 +58,13 @@ from .builds import many_workers
 from .generator import as_inputs, as_pictures, portraits
 from .rendered import random_identity
 from .study import InputError, UsageError, random_seed, write_atomically
-from .stylegan import require_same_codes, require_side, restore_encoder, restore_generator
+from deepfake_nb.stylegan import (
+    require_same_codes,
+    require_side,
+    require_styles,
+    restore_encoder,
+    restore_generator,
+)
 from .training import has_bf16
 from .weights import read_state_dict
 
@@ -345,6 +351,7 @@ def perceptual_distance(perceptual, first, second, batch_size=64):
     ----------
     perceptual : Perceptual
     first, second : tensors, shape (N, 3, R, R), in [-1, 1]
+        On any device; compared on the network's.
     batch_size : int
 
     Returns
@@ -352,10 +359,10 @@ def perceptual_distance(perceptual, first, second, batch_size=64):
     float32 tensor, shape (N,)
         0 for equal pictures; at most 2.
     """
-    found = []
+    found, device = [], next(perceptual.network.parameters()).device
     with torch.no_grad():
-        for one, other in zip(first.split(batch_size), second.split(batch_size), strict=True):
-            levels = zip(perceptual.network(one), perceptual.network(other), strict=True)
+        for pair in zip(first.split(batch_size), second.split(batch_size), strict=True):
+            levels = zip(*(perceptual.network(images.to(device)) for images in pair), strict=True)
             found.append(
                 torch.stack([distance_to_units(maps, unit_vectors(theirs)) for maps, theirs in levels])
                 .mean(0)
@@ -614,6 +621,7 @@ class ReplayedDescent(Descent):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
+        self.targets = [target.clone() for target in self.targets]  # `begin` writes over them
         state = (self.codes, self.first, self.second, self.count)
         before = [tensor.clone() for tensor in state]
         aside = torch.cuda.Stream()
@@ -664,7 +672,7 @@ def descend(descent):
 
 
 # %% ../nbs/09_inversion.ipynb #f1e5d6a5
-def invert(images, generator, encoder, loss, settings=None):
+def invert(images, generator, encoder, loss, settings=None, *, starts=None):
     """Find the codes from which a generator draws pictures: the encoder's guess, improved by gradient descent.
 
     Delmas et al. 2023, section 3.2, after Zhu et al. 2020 (arXiv:2004.00049). The networks stay as they are.
@@ -677,6 +685,8 @@ def invert(images, generator, encoder, loss, settings=None):
     encoder : Encoder
     loss : StatedLoss or PublishedLoss
     settings : InversionSettings, optional
+    starts : tensor, shape (N, layers, style_size), optional
+        Where each search begins; at the encoder's guess by default.
 
     Returns
     -------
@@ -685,13 +695,14 @@ def invert(images, generator, encoder, loss, settings=None):
     Raises
     ------
     InputError
-        The networks do not belong together, or the pictures are of another size or not finite.
+        The networks do not belong together, the pictures are of another size or not finite, or the starts are not theirs.
     """
     settings = settings or InversionSettings()
     require_same_codes(generator, encoder)
     require_side(images, generator.resolution, "generator")
     if not torch.isfinite(images).all():
         raise InputError("A picture holds values that are no numbers. Give RGB in [-1, 1].")
+    check_starts(starts, len(images), generator)
     if not len(images):
         return no_inversion(generator, settings)
     networks = [generator, encoder, *loss.networks()]
@@ -700,11 +711,22 @@ def invert(images, generator, encoder, loss, settings=None):
         for network in networks:
             network.to(device)
         search = BatchSearch(generator, encoder, loss, settings, device)
-        parts = [search(some.to(device)) for some in images.split(settings.batch_size)]
+        batches = images.split(settings.batch_size)
+        begins = [None] * len(batches) if starts is None else starts.split(settings.batch_size)
+        parts = [search(some.to(device), begin) for some, begin in zip(batches, begins, strict=True)]
     return Inversion(*map(torch.cat, zip(*parts, strict=True)))
 
 
 # %% ../nbs/09_inversion.ipynb #9c1fd0ea
+def check_starts(starts, count, generator):
+    """Refuse starts that are not one code of this generator for each picture."""
+    if starts is None:
+        return
+    require_styles(starts, generator.resolution, generator.layer_count, generator.style_size)
+    if len(starts) != count:
+        raise InputError(f"There are {count} pictures, but {len(starts)} starts. Give one for each.")
+
+
 def no_inversion(generator, settings):
     """What is found for no pictures."""
     side = generator.resolution
@@ -734,16 +756,17 @@ class BatchSearch:
             self.recorded.begin(codes, targets)
         return self.recorded
 
-    def __call__(self, images):
-        """Codes, reconstructions, losses and steps of pictures on the device."""
+    def __call__(self, images, begin=None):
+        """Codes, reconstructions, losses and steps of pictures on the device; the encoder's guess without a start."""
         targets = self.loss.targets(images)
-        losses, codes, taken = descend(self.descent(self.encoder(images), targets))
+        begin = self.encoder(images) if begin is None else begin.to(images)
+        losses, codes, taken = descend(self.descent(begin, targets))
         made = self.generator.synthesis(codes)
         losses[torch.arange(len(images)), taken] = self.loss(made, codes, targets)
         return codes.cpu(), made.float().cpu(), losses.cpu(), taken
 
 
-# %% ../nbs/09_inversion.ipynb #ecf60864
+# %% ../nbs/09_inversion.ipynb #6a9edc67
 def weights_digest(*networks):
     """Sixteen hexadecimal digits that change with any weight of networks."""
     digest = hashlib.sha256()
@@ -758,7 +781,7 @@ def picture_keys(pictures):
     return [hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()[:32] for picture in pictures]
 
 
-# %% ../nbs/09_inversion.ipynb #2a8f20a8
+# %% ../nbs/09_inversion.ipynb #e26355a6
 def write_codes(path, codes, generator, **tensors):
     """Write codes to a file that knows whose they are.
 
@@ -814,7 +837,7 @@ def read_codes(path, generator):
     return content
 
 
-# %% ../nbs/09_inversion.ipynb #6a9edc67
+# %% ../nbs/09_inversion.ipynb #a25570c7
 class FoundCodes(NamedTuple):
     """Codes of many pictures, on the CPU.
 
@@ -839,7 +862,7 @@ class FoundCodes(NamedTuple):
 KEPT = ("codes", "losses", "steps", "seconds")
 
 
-# %% ../nbs/09_inversion.ipynb #e26355a6
+# %% ../nbs/09_inversion.ipynb #a67a44f6
 class SearchTask(NamedTuple):
     """A batch of pictures with all that a worker on another machine needs, and the places of the pictures."""
 
@@ -862,7 +885,7 @@ def search(task):
     return task.places, (found.codes, found.losses, found.steps, seconds)
 
 
-# %% ../nbs/09_inversion.ipynb #8cb12aa9
+# %% ../nbs/09_inversion.ipynb #a0cc7c41
 def store_of(folder, generator, encoder, loss, settings):
     """The folder of codes that depend on the same things, and the generator's digest."""
     depends = {
@@ -883,7 +906,7 @@ def read_kept(path, digest, steps):
         return tuple(content[name] for name in KEPT) if len(content["losses"]) == steps + 1 else None
 
 
-# %% ../nbs/09_inversion.ipynb #a25570c7
+# %% ../nbs/09_inversion.ipynb #f8806443
 def find_codes(
     pictures, generator, encoder, loss, settings=None, *, folder=None, jobs=1, scheduler=None, progress=None
 ):
@@ -933,7 +956,7 @@ def find_codes(
     return FoundCodes(*joined(kept, generator, settings), before)
 
 
-# %% ../nbs/09_inversion.ipynb #a67a44f6
+# %% ../nbs/09_inversion.ipynb #81b8231b
 def searched(pictures, missing, networks, jobs, scheduler):
     """The codes of missing pictures, batch by batch as they come."""
     if not missing:
@@ -964,7 +987,7 @@ def draw(generator, codes, batch_size=64):
     )
 
 
-# %% ../nbs/09_inversion.ipynb #eab486ba
+# %% ../nbs/09_inversion.ipynb #af530ea3
 def networks_from_files(generator_file, encoder_file):
     """Generator and encoder from two files of released or own weights.
 
@@ -988,7 +1011,7 @@ def networks_from_files(generator_file, encoder_file):
     return generator, encoder
 
 
-# %% ../nbs/09_inversion.ipynb #97cdccec
+# %% ../nbs/09_inversion.ipynb #dd6ef9c3
 def tensors_of(path):
     """The tensors of a file, with a way out where it holds objects."""
     try:

@@ -12,19 +12,23 @@ __all__ = [
     "latent_networks",
     "AlignedFaces",
     "aligned_faces",
+    "first_frames",
     "validation_people",
     "Projection",
     "resized",
     "fit_pca",
     "project_pca",
     "project_vqvae",
+    "project_encoder",
     "project_stylegan",
     "light_network",
     "Scale",
+    "Ranks",
     "LightHead",
     "train_head",
     "train_on_pixels",
     "pixel_scores",
+    "detectable_area",
     "prior_errors",
     "faces_after",
 ]
@@ -42,6 +46,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from scipy.stats import norm
 from sklearn.decomposition import IncrementalPCA
 from sklearn.ensemble import RandomForestClassifier
 from torch import nn
@@ -225,6 +230,31 @@ def frames_without(made, manifest, tracks):
 
 
 # %% ../nbs/50_latent.ipynb #107d2bcc
+def first_frames(faces, count, split="train"):
+    """Keep the first frames of each video of a split, and all of the others.
+
+    Parameters
+    ----------
+    faces : AlignedFaces
+    count : int
+        At least 1.
+    split : str
+
+    Returns
+    -------
+    AlignedFaces
+        Its pictures in memory where some are dropped, the rows numbered anew.
+    """
+    table = faces.table
+    kept = np.flatnonzero((table.split != split) | (table.groupby("media_id").cumcount() < count))
+    if len(kept) == len(table):
+        return faces
+    return faces._replace(
+        table=table.iloc[kept].reset_index(drop=True), pictures=np.asarray(faces.pictures[kept])
+    )
+
+
+# %% ../nbs/50_latent.ipynb #2873353e
 def validation_people(table, rng, share=0.2):
     """Training people whose faces choose the epoch instead of being learnt.
 
@@ -257,13 +287,13 @@ def validation_people(table, rng, share=0.2):
     return chosen
 
 
-# %% ../nbs/50_latent.ipynb #6943b9a5
+# %% ../nbs/50_latent.ipynb #35377914
 class Projection(NamedTuple):
     """Faces through one projector.
 
     Parameters
     ----------
-    name : {"PCA", "VAE", "SG"}
+    name : {"PCA", "VAE", "SG", "encoder"}
     codes : array, shape (N, D), or (N, layers, style_size) for StyleGAN
     reconstructions : uint8 array, shape (N, R, R, 3)
     seconds : float
@@ -284,7 +314,7 @@ def resized(pictures, size):
     return np.stack([cv2.resize(picture, (size, size), interpolation=how) for picture in pictures])
 
 
-# %% ../nbs/50_latent.ipynb #35377914
+# %% ../nbs/50_latent.ipynb #c9f0c5c3
 def fit_pca(pictures, components=512, batch_size=768):
     """Principal components of pictures by incremental PCA (Ross et al. 2008; LatentForensics, section 3.2).
 
@@ -314,7 +344,7 @@ def project_pca(model, pictures):
     return Projection("PCA", codes, np.uint8(np.clip(np.rint((flat + 1) * 127.5), 0, 255)), seconds)
 
 
-# %% ../nbs/50_latent.ipynb #c9f0c5c3
+# %% ../nbs/50_latent.ipynb #1dae6d47
 @torch.no_grad()
 def project_vqvae(network, pictures, batch_size=64):
     """Faces as indices of VQ-VAE-2's codebooks, both levels in one row: a `Projection`."""
@@ -329,6 +359,19 @@ def project_vqvae(network, pictures, batch_size=64):
     return Projection("VAE", np.concatenate(codes), np.concatenate(drawn), seconds / len(pictures))
 
 
+@torch.no_grad()
+def project_encoder(networks, pictures, batch_size=64):
+    """Faces as the encoder's first guess of their code, without a step of descent: a `Projection`."""
+    device, codes, seconds = next(networks.encoder.parameters()).device, [], 0.0
+    for start in range(0, len(pictures), batch_size):
+        images = as_inputs(pictures[start : start + batch_size]).to(device)
+        began = time.perf_counter()
+        codes.append(networks.encoder(images).cpu())
+        seconds += time.perf_counter() - began
+    codes = torch.cat(codes)
+    return Projection("encoder", codes.numpy(), draw(networks.generator, codes), seconds / len(pictures))
+
+
 def project_stylegan(networks, pictures, loss, settings, **options):
     """Faces as StyleGAN's style vectors; `options` are those of `inversion.find_codes`: a `Projection`, and what was found."""
     found = find_codes(pictures, networks.generator, networks.encoder, loss, settings, **options)
@@ -337,7 +380,7 @@ def project_stylegan(networks, pictures, loss, settings, **options):
     ), found
 
 
-# %% ../nbs/50_latent.ipynb #1ca0049d
+# %% ../nbs/50_latent.ipynb #f184abb8
 HIDDEN = {"LR": (), "MLP-2": (512,), "MLP-5": (2048, 512, 512, 512)}  #: LatentForensics, section 4.2.2
 TREES, RATE = 1500, 5e-4
 
@@ -361,7 +404,7 @@ def light_network(inputs, head):
     return nn.Sequential(*layers, nn.Linear(width, 1), nn.Flatten(0))
 
 
-# %% ../nbs/50_latent.ipynb #ef1c9bd6
+# %% ../nbs/50_latent.ipynb #8c8c77f7
 class Scale(NamedTuple):
     """Mean and deviation of each number of training codes."""
 
@@ -379,26 +422,47 @@ class Scale(NamedTuple):
         return torch.from_numpy(((codes - self.mean) / self.deviation).astype(np.float32))
 
 
+class Ranks(NamedTuple):
+    """Quantiles (levels - 1, D) of training codes, between which each number of a code has a rank."""
+
+    edges: np.ndarray
+
+    @classmethod
+    def of(cls, codes, levels):
+        """From codes (N, D) and how many ranks there shall be; whole numbers, such as indices, are left as they are."""
+        whole = np.issubdtype(codes.dtype, np.integer)
+        shares = np.linspace(0, 1, 2 if whole else levels + 1)[1:-1]
+        return cls(np.quantile(codes, shares, axis=0))
+
+    def __call__(self, codes):
+        """Ranks of codes (N, D) as float32."""
+        if not len(self.edges):
+            return codes
+        columns = zip(self.edges.T, codes.T, strict=True)
+        return np.stack([np.searchsorted(*column) for column in columns], axis=1).astype(np.float32)
+
+
 class LightHead(NamedTuple):
     """A trained classifier of codes and how it came about."""
 
     name: str
     model: object
-    scale: Scale | None
+    scale: Scale | Ranks
     log: pd.DataFrame | None
     seconds: float
 
     @torch.no_grad()
     def scores(self, codes):
         """P(fake) (N,) of codes (N, D)."""
-        if self.scale is None:
-            return self.model.predict_proba(codes)[:, list(self.model.classes_).index(1)]
-        return fake_scores(self.model(self.scale(codes)))
+        if self.name == "RF":
+            return self.model.predict_proba(self.scale(codes))[:, list(self.model.classes_).index(1)]
+        return fake_scores(self.model(self.scale(codes).to(next(self.model.parameters()).device)))
 
 
-# %% ../nbs/50_latent.ipynb #ed8744fe
+# %% ../nbs/50_latent.ipynb #eb9184a4
 def train_head(
-    name, codes, labels, validation, *, epochs=60, patience=15, seed=0, trees=TREES, batch_size=32, momentum=0.98, jobs=-1
+    name, codes, labels, validation, *, epochs=60, patience=15, seed=0, trees=TREES, levels=64,
+    batch_size=32, momentum=0.98, jobs=-1, device="cpu"
 ):  # fmt: skip
     """Train one of the paper's classifiers on codes (LatentForensics, section 4.2.2).
 
@@ -410,8 +474,10 @@ def train_head(
         Chooses the epoch of a network; a forest does not look at it.
     epochs, patience, batch_size, momentum
         Of networks, at the paper's rate of 5e-4: passes at most, passes without a lower validation loss after which they stop.
-    seed, trees, jobs : int
-        Trees of a forest, and threads that grow it; -1 for all cores.
+    seed, trees, levels, jobs : int
+        Trees of a forest, ranks between which they may cut (see `Ranks`), and threads that grow it; -1 for all cores.
+    device : torch.device or str
+        Where a network learns; a forest grows on the processor.
 
     Returns
     -------
@@ -428,16 +494,17 @@ def train_head(
     began = time.perf_counter()
     if name == "RF":
         forest = RandomForestClassifier(trees, random_state=random_seed(seed, "forest"), n_jobs=jobs)
-        return LightHead(name, forest.fit(codes, labels), None, None, time.perf_counter() - began)
+        ranks = Ranks.of(codes, levels)
+        return LightHead(name, forest.fit(ranks(codes), labels), ranks, None, time.perf_counter() - began)
     with seeded(seed, "head", name):
-        network, scale = light_network(codes.shape[1], name), Scale.of(codes)
+        network, scale = light_network(codes.shape[1], name).to(device), Scale.of(codes)
         optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=momentum, fused=True)
-        sets = [as_tensors(scale, *some) for some in ((codes, labels), validation)]
+        sets = [as_tensors(scale, *some, device) for some in ((codes, labels), validation)]
         log = descend_to_best(network, optimizer, *sets, epochs, patience, batch_size)
     return LightHead(name, network.eval(), scale, log, time.perf_counter() - began)
 
 
-# %% ../nbs/50_latent.ipynb #f184abb8
+# %% ../nbs/50_latent.ipynb #063e77ac
 def check_lesson(name, labels):
     """Raise where nothing can be learnt."""
     if name != "RF" and name not in HIDDEN:
@@ -446,9 +513,9 @@ def check_lesson(name, labels):
         raise InputError("A classifier learns from codes of real and of fake faces; these are of one kind.")
 
 
-def as_tensors(scale, codes, labels):
+def as_tensors(scale, codes, labels, device):
     """Standardised codes (N, D) and labels (N,) as float32 tensors."""
-    return scale(codes), torch.as_tensor(np.asarray(labels)).float()
+    return scale(codes).to(device), torch.as_tensor(np.asarray(labels)).float().to(device)
 
 
 def descend_to_best(network, optimizer, train, validation, epochs, patience, batch_size):
@@ -477,11 +544,11 @@ def learn(network, optimizer, train, rows):
     return loss.item()
 
 
-# %% ../nbs/50_latent.ipynb #eb9184a4
+# %% ../nbs/50_latent.ipynb #6752b4c2
 PIXEL_NETWORKS = {"MesoNet": None, "XCeptionNet": "legacy_xception", "EfficientNet": "efficientnet_b0"}
 
 
-# %% ../nbs/50_latent.ipynb #063e77ac
+# %% ../nbs/50_latent.ipynb #44bdbe2a
 def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch_size=16):
     """Train one of the paper's three networks on faces, from random weights.
 
@@ -518,13 +585,35 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
     return trainer
 
 
-# %% ../nbs/50_latent.ipynb #88fa1866
+# %% ../nbs/50_latent.ipynb #7609351d
 def pixel_scores(trainer, pictures):
     """P(fake) (N,) of pictures (N, S, S, 3) of bytes."""
     return fake_scores(trainer.predict(ArraySet(pictures, np.zeros(len(pictures), int))))
 
 
-# %% ../nbs/50_latent.ipynb #51a42fb7
+# %% ../nbs/50_latent.ipynb #f0ecb7c6
+def detectable_area(measured, power=0.8):
+    """The smallest area under the ROC that a test as large as this one would tell from chance.
+
+    Parameters
+    ----------
+    measured : metrics.Measured
+        An area with its 95 % interval, of which half is 1.96 standard errors.
+    power : float in (0, 1)
+        Share of studies that shall find it.
+
+    Returns
+    -------
+    float or None
+        None where there is no interval.
+    """
+    if measured.low is None or measured.high is None:
+        return None
+    error = (measured.high - measured.low) / 2 / norm.ppf(0.975)
+    return float(min(1.0, 0.5 + (norm.ppf(0.975) + norm.ppf(power)) * error))
+
+
+# %% ../nbs/50_latent.ipynb #43ed7415
 def prior_errors(labels, scores, priors, training_prior=None):
     """Equation 1's mean error under shares of fakes, deciding as equation 2 says or at one half.
 
@@ -549,7 +638,7 @@ def prior_errors(labels, scores, priors, training_prior=None):
     )
 
 
-# %% ../nbs/50_latent.ipynb #4509223a
+# %% ../nbs/50_latent.ipynb #e2bcf6b3
 def faces_after(made, rows, name, strength, size, seed=0):
     """Faces of some media files after a degradation of the whole video.
 
@@ -585,7 +674,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
     return found
 
 
-# %% ../nbs/50_latent.ipynb #a5ef8fca
+# %% ../nbs/50_latent.ipynb #c2945889
 def between(track, indices):
     """Landmarks (T, 5, 2) at frame indices, straight between those that a track knows."""
     flat = track.landmarks.reshape(len(track), -1)

@@ -1425,7 +1425,8 @@ def delong(labels, scores, clusters=None, confidence=0.95):
     (area,), ((variance,),) = structural(labels, scores[:, None], clusters)
     if min(area, 1 - area) < 1e-12:
         media = Sample(labels, scores, clusters).strata
-        return AreaEstimate(float(area), 0.0, *interval_at_the_end(area, smaller_class(media), confidence))
+        trials = min((media != 1).sum(), (media != 0).sum())  # those with both classes count for either
+        return AreaEstimate(float(area), 0.0, *interval_at_the_end(area, trials, confidence))
     step = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (area * (1 - area))
     low, high = expit(logit(area) + np.array([-step, step]))
     return AreaEstimate(float(area), float(variance), float(low), float(high))

@@ -5,310 +5,82 @@
 # %% auto #0
 __all__ = [
     "DETECTORS",
+    "DEFAULT",
     "CSV_COLUMNS",
-    "upright_square",
-    "cut_as_mesonet",
-    "unit_range",
-    "Ready",
-    "Detector",
-    "ClipDetector",
     "detector_of",
     "FaceScore",
     "Verdict",
-    "score_of_person",
+    "KeptView",
     "score_of_media",
-    "Source",
-    "find_media",
-    "Sampling",
     "MediaScorer",
+    "Panel",
+    "gather",
+    "rows_of",
+    "calibrate",
+    "media_in",
+    "predictions_to_calibrate",
     "Verdicts",
+    "open_scorer",
     "score_paths",
+    "VerdictFiles",
     "write_verdicts",
     "draw_timeline",
 ]
 
 # %% ../nbs/70_score.ipynb #13c7d02c
+import contextlib
 import csv
-import glob
-import itertools
+import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
+import pandas as pd
 import torch
 
-from deepfake_nb.clips import (
-    SHORTEST_TRACK,
-    clip_rows,
-    clip_starts,
-    cut_clip,
-    frame_timeline,
-    inference_precision,
-    pool_clips,
+from deepfake_nb.calibration import (
+    FACE_SIZE,
+    face_statistics,
+    fit_familiarity,
+    fit_media_calibration,
+    read_calibrations,
 )
-from .faces import CenterFace, face_tracks, track_faces
-from .study import InputError, UsageError, write_atomically, write_json
-from .video import Frame, media_kind, probe, read_frames, read_image
-from .video_resnet import normalise_clips
-from .weights import REGISTRY, WeightFile, load_detector
+from .clips import SHORTEST_TRACK, inference_precision
+from .faces import CenterFace
+from .metrics import pool, read_predictions
+from .study import InputError, UsageError, write_atomically
+from .video import media_kind
+from deepfake_nb.views import (
+    PORTRAIT,
+    ClipDetector,
+    Detector,
+    NotForThis,
+    Ready,
+    Sampling,
+    cut_as_mesonet,
+    find_media,
+    large_enough,
+    look,
+    rounded,
+    sides_of,
+    unit_range,
+)
+from .weights import REGISTRY, WeightFile, load_detector, shipped_file
 from .xception import cut_as_deepfakebench, half_range
 
 
 # %% ../nbs/70_score.ipynb #ac7517ed
-def upright_square(box, landmarks, size, scale=1.2):
-    """The similarity transform that cuts a square around a face and sets it upright.
-
-    Parameters
-    ----------
-    box : array, shape (4,)
-        x0, y0, x1, y1 in pixels.
-    landmarks : array, shape (5, 2)
-        Eyes, nose tip, mouth corners; pixels.
-    size : int
-        Side of the crop in pixels.
-    scale : float
-        Side of the square over the longer side of the box.
-
-    Returns
-    -------
-    float64, shape (2, 3)
-        Maps pixels of the picture to pixels of the crop.
-    """
-    box, landmarks = np.asarray(box, float), np.asarray(landmarks, float)
-    down = landmarks[3:5].mean(0) - landmarks[:2].mean(0)
-    length = np.hypot(*down)
-    x, y = down / length if length > 0 else (0.0, 1.0)
-    zoom = size / (scale * max(box[2:] - box[:2]))
-    rotation = zoom * np.array([[y, -x], [x, y]])
-    return np.column_stack([rotation, (size - 1) / 2 - rotation @ (box[:2] + box[2:]) / 2])
-
-
-# %% ../nbs/70_score.ipynb #e21cf3c9
-def cut_as_mesonet(image, box, landmarks, size=256):
-    """Cut a face as MesoNet's training pictures were cut: upright, in its own resolution, then by nearest neighbour.
-
-    Parameters
-    ----------
-    image : uint8, shape (H, W, 3)
-    box, landmarks
-        See `upright_square`.
-    size : int
-        Side of the crop in pixels.
-
-    Returns
-    -------
-    uint8, shape (size, size, 3)
-        Mirrored where the square reaches beyond the picture.
-
-    Notes
-    -----
-    Afchar et al. 2018; the steps are those of ``pipeline.py`` in the authors' repository.
-    """
-    side = 1.2 * float(max(box[2:] - box[:2]))
-    own_size = int(np.clip(round(side), 8, 4 * size))
-    matrix = upright_square(box, landmarks, own_size)
-    limits = np.array(image.shape[1::-1])
-    centre = (box[:2] + box[2:]) / 2
-    x0, y0 = np.clip(np.floor(centre - side), 0, limits - 1).astype(int)
-    x1, y1 = np.clip(np.ceil(centre + side), [x0 + 1, y0 + 1], limits).astype(int)
-    matrix[:, 2] += matrix[:, :2] @ (x0, y0)
-    crop = cv2.warpAffine(
-        image[y0:y1, x0:x1],
-        matrix,
-        (own_size, own_size),
-        flags=cv2.INTER_CUBIC,
-        borderMode=cv2.BORDER_REFLECT_101,
-    )
-    return cv2.resize(crop, (size, size), interpolation=cv2.INTER_NEAREST)
-
-
-# %% ../nbs/70_score.ipynb #b11f0a0f
-def unit_range(crops):
-    """Crops as MesoNet takes them: channels first, values divided by 255.
-
-    Parameters
-    ----------
-    crops : uint8, shape (N, S, S, 3)
-
-    Returns
-    -------
-    float32 tensor, shape (N, 3, S, S), in [0, 1]
-    """
-    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
-
-
-class Ready(NamedTuple):
-    """A network that can score, what its weights are in plain words, and the rules that came with them.
-
-    Parameters
-    ----------
-    network : callable
-    weights, trained_on : str
-    rules : dict, optional
-        Fields of the detector that are other than usual for these weights, such as ``threshold``.
-    """
-
-    network: Callable
-    weights: str
-    trained_on: str
-    rules: dict | None = None
-
-
-# %% ../nbs/70_score.ipynb #21c9a722
-class OverFrames:
-    """How single frames of a file are looked at, and what becomes of what was said of them."""
-
-    def look(self, path, face_detector, sampling):
-        """Who is `Seen` in a picture or video, and the crops of them."""
-        if media_kind(path) == "video":
-            return look_at_video(path, face_detector, self, sampling)
-        return look_at_picture(path, face_detector, self)
-
-    def pool(self, said, minimum_frames):
-        """One score of what was said of a track; None when that is too little."""
-        return score_of_person([score for _, score in said], minimum_frames)
-
-    def timeline(self, track, said):
-        """What was said of a track, pairs of time and score, as the timeline of a `FaceScore`."""
-        return [{"time_s": round(time_s, 3), "score": rounded(score)} for time_s, score in said]
-
-    def remark(self, track):
-        """What should be known of the way a track was looked at; empty when nothing."""
-        return ""
-
-
-# %% ../nbs/70_score.ipynb #c3446265
-@dataclass(frozen=True)
-class Detector(OverFrames):
-    """What scores a face in single frames, and the rules around it.
-
-    Parameters
-    ----------
-    name : str
-    load : callable
-        Takes a weight file or None, gives a `Ready` network: it maps prepared faces to logits (N,), higher is
-        more fake, or (N, 2), index 1 fake.
-    cut : callable
-        Takes a picture, box, landmarks and size, gives the crop of a face; see `cut_as_mesonet`.
-    prepare : callable
-        Takes uint8 crops (N, S, S, 3), gives the network's input.
-    input_size : int
-        Side S of a crop in pixels.
-    minimum_frames : int
-        In a video, a person seen in fewer frames gets no score.
-    smallest_face : int
-        Longer side of the face's box, in pixels, below which it gets no score.
-    threshold : float
-        Scores from here on are called fake.
-    batch_size : int
-        Crops that go through the network at once.
-    precision : {"float32", "bf16", "auto"}
-        Number format of the network; see `deepfake_nb.clips.inference_precision`.
-    """
-
-    name: str
-    load: Callable
-    cut: Callable = cut_as_mesonet
-    prepare: Callable = unit_range
-    input_size: int = 256
-    minimum_frames: int = 5
-    smallest_face: int = 48
-    threshold: float = 0.5
-    batch_size: int = 32
-    precision: str = "float32"
-
-
-# %% ../nbs/70_score.ipynb #3db61f1c
-class NotForThis(InputError):
-    """A file that a detector cannot judge by its nature."""
-
-
-class OverClips:
-    """How clips of a video are looked at, and what becomes of what was said of them."""
-
-    @property
-    def span(self):
-        """Frames of the video from the first frame of a clip to its last."""
-        return (self.clip_length - 1) * self.stride + 1
-
-    def look(self, path, face_detector, sampling):
-        """Who is `Seen` in a video, and the clips of them."""
-        if media_kind(path) != "video":
-            raise NotForThis(f"{self.name} looks at how a face moves and needs a video; a picture has none.")
-        return look_at_clips(path, face_detector, self)
-
-    def pool(self, said, minimum_frames):
-        """One score of what was said of a track; None when nothing was."""
-        known = [(start, score) for start, score in said if score is not None]
-        return pool_clips(*zip(*known, strict=True)) if known else None
-
-    def timeline(self, track, said):
-        """What was said of a track, pairs of start and score, as the timeline of a `FaceScore`."""
-        starts, scores = zip(*said, strict=True) if said else ((), ())
-        scores = [math.nan if score is None else score for score in scores]
-        table = frame_timeline(starts, self.clip_length, scores, track.times_s, self.stride)
-        heard = table[table.clips > 0]
-        return OverFrames.timeline(self, track, zip(heard.time_s, heard.score, strict=True))
-
-    def remark(self, track):
-        """Says so where a track is shorter than a clip."""
-        if len(track) >= self.span:
-            return ""
-        return (
-            f"Padded by reflection: the face is there for {len(track)} frames, and a clip takes {self.span}, so that it "
-            f"goes forwards and backwards through them."
-        )
-
-
-# %% ../nbs/70_score.ipynb #3e441602
-@dataclass(frozen=True)
-class ClipDetector(OverClips, Detector):
-    """What scores a face in clips of a video, and the rules around it.
-
-    Parameters
-    ----------
-    cut : callable
-        Takes a face track, start and length, and ``stride`` and ``size``, gives a clip; see `deepfake_nb.clips.cut_clip`.
-    prepare : callable
-        Takes uint8 clips (N, T, S, S, 3), gives the network's input.
-    clip_length : int
-        Frames of a clip.
-    step : int
-        Frames between the starts of two clips.
-    stride : int
-        Frames from one frame of a clip to its next.
-
-    Notes
-    -----
-    All other parameters are those of `Detector`. A person seen in fewer frames than a clip has, but not fewer than
-    `minimum_frames`, is seen in one clip that is mirrored at its end.
-    """
-
-    cut: Callable = cut_clip
-    prepare: Callable = normalise_clips
-    input_size: int = 224
-    minimum_frames: int = SHORTEST_TRACK
-    batch_size: int = 2
-    precision: str = "auto"
-    clip_length: int = 32
-    step: int = 16
-    stride: int = 1
-
-
-# %% ../nbs/70_score.ipynb #c3a0cbf9
 def published(name):
-    """A loader of published weights, for `Detector.load`."""
+    """A loader of registered weights, for `Detector.load`."""
 
     def load(weights=None):
         loaded = load_detector(name, weights)
         file = loaded.weights
-        return Ready(loaded.network, in_words(file), file.trained_on, rules_of(file))
+        return Ready(loaded.network, in_words(file), file.trained_on, rules_of(file), file.sha256)
 
     return load
 
@@ -318,7 +90,7 @@ def in_words(file: WeightFile):
     return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
 
 
-# %% ../nbs/70_score.ipynb #57faa87d
+# %% ../nbs/70_score.ipynb #5d81fc79
 USAGE = {
     "clip_length": ("clip_length", int, 1, 1024),
     "stride": ("stride", int, 1, 1024),
@@ -343,11 +115,21 @@ def rules_of(file: WeightFile):
     return rules
 
 
-# %% ../nbs/70_score.ipynb #1e047e4f
-RULES = {"deepfakebench-xception": {"cut": cut_as_deepfakebench, "prepare": half_range}}
+# %% ../nbs/70_score.ipynb #f075419f
+PREPARATIONS = {"divided by 255": unit_range, "from -1 to 1": half_range}
 
 
-# %% ../nbs/70_score.ipynb #52bf6b43
+def cut_upright(image, box, landmarks, size):
+    """The cut of `deepfake_nb.frame_network`, which is loaded when it is needed: timm takes its time."""
+    from deepfake_nb.frame_network import cut_face
+
+    return cut_face(image, box, landmarks, size)
+
+
+CUTS = {"deepfakebench-xception": cut_as_deepfakebench, "frame-network": cut_upright}
+
+
+# %% ../nbs/70_score.ipynb #e21cf3c9
 def detector_of(entry):
     """The detector of a registered checkpoint.
 
@@ -359,15 +141,17 @@ def detector_of(entry):
     -------
     Detector
     """
-    kind = ClipDetector if entry.kind == "altfreezing" else Detector
-    rules = RULES.get(entry.kind, {})
-    return kind(entry.name, published(entry.name), input_size=entry.input_size, **rules)
+    if entry.kind == "altfreezing":
+        return ClipDetector(entry.name, published(entry.name), input_size=entry.input_size)
+    how = {"cut": CUTS.get(entry.kind, cut_as_mesonet), "prepare": PREPARATIONS[entry.normalisation]}
+    return Detector(entry.name, published(entry.name), input_size=entry.input_size, **how)
 
 
 DETECTORS = {name: detector_of(entry) for name, entry in REGISTRY.items()}
+DEFAULT = ("rendered-clips", "rendered-faces")  # pictures are judged by the second alone
 
 
-# %% ../nbs/70_score.ipynb #cbc7e79e
+# %% ../nbs/70_score.ipynb #21c9a722
 @dataclass
 class FaceScore:
     """One person in one shot.
@@ -377,21 +161,41 @@ class FaceScore:
     track : int
         The most prominent person is 0.
     n_frames : int
-        Frames that were scored.
+        Frames in the timeline.
     score : float or None
-        Mean over these frames, or over the clips of them (see `deepfake_nb.clips.pool_clips`), in [0, 1]; None when
-        they are too few.
+        Of all detectors together, in [0, 1]; None when there were too few looks.
     timeline : list of dict
         ``{"time_s": float, "score": float}``, one a frame.
+    scores : dict of str to float
+        The score of each detector that has one.
+    probability, interval : float, list of two float, optional
+        P(fake), where a calibration applies and the face is familiar to it.
+    threshold : float, optional
+        Scores from here on are called fake.
+    distance : float, optional
+        How unlike the media of the calibration the face looks; above 1 is unlike.
+    suspicious : list of dict
+        ``{"start_s": float, "end_s": float}`` of the moments at or above the threshold.
     """
 
     track: int
     n_frames: int
     score: float | None
     timeline: list
+    scores: dict = field(default_factory=dict)
+    probability: float | None = None
+    interval: list | None = None
+    threshold: float | None = None
+    distance: float | None = None
+    suspicious: list = field(default_factory=list)
+
+    @property
+    def unlike(self):
+        """Whether the calibration saw nothing like it."""
+        return self.distance is not None and self.distance > 1
 
 
-# %% ../nbs/70_score.ipynb #74847ae7
+# %% ../nbs/70_score.ipynb #c3446265
 @dataclass
 class Verdict:
     """What is said of one media file.
@@ -401,14 +205,24 @@ class Verdict:
     path : str
     verdict : {"fake", "real", "abstain"}
     score : float or None
-        That of the most suspicious person, in [0, 1].
-    probability, interval : None
-        Not there before a calibration is.
+        That of the person who decides, in [0, 1]; there may be one although nothing is said.
+    probability, interval : float, list of two float, optional
+        P(fake) for a file as likely forged as not, and its 95 % interval, where a calibration applies.
     reason : str
         Why nothing is said, or how to read what is said.
     detector, weights, trained_on : str
         Who speaks.
     faces : list of FaceScore
+    kind : {"picture", "video"}, optional
+        None where the path leads to neither.
+    threshold : float, optional
+        Scores from here on are called fake.
+    false_alarm_rate : float, optional
+        Of genuine media like those of the calibration, at most this share is called fake.
+    calibration : str, optional
+        What the calibration was fitted on, in plain words.
+    detectors : list of dict
+        ``{"name", "score", "probability", "weights", "sha256", "trained_on"}`` of each detector that looked.
     """
 
     path: str
@@ -421,30 +235,28 @@ class Verdict:
     weights: str
     trained_on: str
     faces: list
+    kind: str | None = None
+    threshold: float | None = None
+    false_alarm_rate: float | None = None
+    calibration: str | None = None
+    detectors: list = field(default_factory=list)
 
     def as_dict(self):
         """The verdict as JSON takes it: numbers, text, lists and None."""
         return asdict(self)
 
 
-# %% ../nbs/70_score.ipynb #b4042bf7
-def score_of_person(frame_scores, minimum_frames=1):
-    """Pool the scores of one person's frames by their mean.
+class KeptView(NamedTuple):
+    """What a detector found most suspicious: pixels (S, S, 3) of a face, or (T, S, S, 3) of a clip that starts at `moment_s`."""
 
-    Parameters
-    ----------
-    frame_scores : sequence of float in [0, 1], or None where a frame has no score
-    minimum_frames : int
-
-    Returns
-    -------
-    float or None
-        None when fewer than `minimum_frames` frames have a score.
-    """
-    known = [score for score in frame_scores if score is not None]
-    return float(np.mean(known)) if len(known) >= max(minimum_frames, 1) else None
+    detector: str
+    track: int
+    moment_s: float
+    score: float
+    pixels: np.ndarray
 
 
+# %% ../nbs/70_score.ipynb #3db61f1c
 def score_of_media(person_scores):
     """Pool the scores of the people in a file: the most suspicious one counts.
 
@@ -460,235 +272,7 @@ def score_of_media(person_scores):
     return max((score for score in person_scores if score is not None), default=None)
 
 
-# %% ../nbs/70_score.ipynb #423270b6
-class Source(NamedTuple):
-    """A media file to score, or what is wrong with a path."""
-
-    path: str
-    problem: str | None = None
-
-
-def find_media(paths, skipped=None):
-    """Walk files, folders and patterns for media, one after the other.
-
-    Parameters
-    ----------
-    paths : iterable of str or Path
-        Files, folders (walked down to the last one) and patterns such as ``clips/**/*.mp4``.
-    skipped : collections.Counter, optional
-        Counts what is left out of folders, by reason.
-
-    Yields
-    ------
-    Source
-    """
-    skipped = Counter() if skipped is None else skipped
-    for path in paths:
-        path = os.fspath(path)
-        if os.path.isdir(path):
-            yield from media_below(path, skipped)
-        elif os.path.lexists(path) or not glob.has_magic(path):
-            yield Source(path, None if media_kind(path) else not_media(path))
-        else:
-            matches = sorted(match for match in glob.iglob(path, recursive=True) if not os.path.isdir(match))
-            yield from (Source(match) for match in matches if counts_as_media(match, skipped))
-            if not any(map(media_kind, matches)):
-                yield Source(path, "No picture or video matches this pattern.")
-
-
-# %% ../nbs/70_score.ipynb #020263b7
-def not_media(path):
-    """Why a named file is no media file; None when it only does not exist, which reading it will say."""
-    if not os.path.lexists(path):
-        return f"There is no file {path!r}. Check the path."
-    return "By its ending this is neither a picture nor a video; if it is one, give it the right ending."
-
-
-def counts_as_media(path, skipped):
-    """Whether a file in a folder is scored; counts it in `skipped` when not."""
-    name = os.path.basename(path)
-    if name.startswith("."):
-        skipped["hidden"] += 1
-    elif media_kind(path) is None:
-        skipped[f"not media ({os.path.splitext(name)[1].lower() or 'no ending'})"] += 1
-    else:
-        return True
-    return False
-
-
-def media_below(folder, skipped):
-    """The media files in a folder and those in it, sorted, with a problem for each folder that fails."""
-    problems, found = [], False
-    for here, folders, files in os.walk(folder, onerror=problems.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (os.path.join(here, name) for name in sorted(files)):
-            if counts_as_media(path, skipped):
-                found = True
-                yield Source(path)
-        while problems:
-            found = True
-            yield folder_problem(problems.pop(0), folder)
-    while problems:
-        found = True
-        yield folder_problem(problems.pop(0), folder)
-    if not found:
-        yield Source(folder, "There is no picture or video in this folder.")
-
-
-def folder_problem(error, folder):
-    """A folder that cannot be listed."""
-    return Source(
-        error.filename or folder, f"This folder cannot be read: {error.strerror}. Change its permissions."
-    )
-
-
-# %% ../nbs/70_score.ipynb #d89fcc17
-@dataclass(frozen=True)
-class Sampling:
-    """Which frames of a video are looked at.
-
-    Parameters
-    ----------
-    frames_per_second : float
-    fewest, most : int
-        A short clip is looked at more closely to reach `fewest` frames, a long one less often to keep to `most`.
-    """
-
-    frames_per_second: float = 5.0
-    fewest: int = 15
-    most: int = 600
-
-    def stride(self, frame_rate, frame_count):
-        """Every how many frames one is looked at.
-
-        Parameters
-        ----------
-        frame_rate : float or None
-        frame_count : int or None
-            None when the file does not say.
-
-        Returns
-        -------
-        int
-            At least 1.
-        """
-        stride = max(1, round((frame_rate or 25) / self.frames_per_second))
-        if not frame_count:
-            return stride
-        return max(1, min(stride, frame_count // self.fewest), math.ceil(frame_count / self.most))
-
-
-# %% ../nbs/70_score.ipynb #8adb0c9d
-class View(NamedTuple):
-    """What a network is shown at once: whose face, at which moment (time of a frame, start of a clip), and the pixels."""
-
-    track: int
-    moment: float
-    pixels: np.ndarray
-
-
-@dataclass
-class Seen:
-    """The people in a file, the views of them as they stream by, and how the file was looked at."""
-
-    tracks: list
-    views: Iterable
-    minimum_frames: int = 1
-    stream: "Counted | None" = None
-
-    @property
-    def damage(self):
-        """What is missing in the file, as a sentence; empty when nothing is."""
-        return self.stream.frames.damage if self.stream else ""
-
-
-class Counted:
-    """A frame stream that counts what was taken from it."""
-
-    def __init__(self, frames):
-        self.frames, self.count = frames, 0
-
-    def __iter__(self):
-        for frame in self.frames:
-            self.count += 1
-            yield frame
-
-
-# %% ../nbs/70_score.ipynb #f1144814
-def large_enough(track, detector):
-    """Which frames of a track show the face large enough."""
-    return (track.boxes[:, 2:] - track.boxes[:, :2]).max(1) >= detector.smallest_face
-
-
-def rows_by_frame(tracks, detector):
-    """For each frame, the pairs of track number and row in it whose face is large enough."""
-    wanted = {}
-    for number, track in enumerate(tracks):
-        for row in np.flatnonzero(large_enough(track, detector)):
-            wanted.setdefault(int(track.frame_indices[row]), []).append((number, int(row)))
-    return wanted
-
-
-def frame_views(frames, rows, tracks, detector):
-    """Cut from each frame the faces that `rows` names for it."""
-    for frame in frames:
-        for number, row in rows[frame.index]:
-            box, landmarks = tracks[number].boxes[row], tracks[number].landmarks[row]
-            crop = detector.cut(frame.image, box, landmarks, detector.input_size)
-            yield View(number, float(frame.time_s), crop)
-
-
-# %% ../nbs/70_score.ipynb #bf4eb0ee
-def look_at_picture(path, face_detector, detector):
-    """Find the faces of a picture."""
-    frame = Frame(0, 0.0, read_image(path))
-    tracks = face_tracks(frame.image, face_detector, crop_size=None)
-    rows = rows_by_frame(tracks, detector)
-    return Seen(tracks, frame_views([frame] if rows else (), rows, tracks, detector))
-
-
-def look_at_video(path, face_detector, detector, sampling):
-    """Follow the faces of a video, and get ready to cut them in a second pass."""
-    info = probe(path)
-    rate = info.frame_rate or 25
-    stride = sampling.stride(rate, info.frame_count or int((info.duration_s or 0) * rate))
-    gap_s = max(0.5, 3 * stride / rate)
-    stream = Counted(read_frames(path, stride=stride))
-    tracks = track_faces(stream, face_detector, every=1, max_gap_s=gap_s, rescan_s=max(1.0, gap_s))
-    rows = rows_by_frame(tracks, detector)
-    again = read_frames(path, indices=rows) if rows else ()
-    return Seen(tracks, frame_views(again, rows, tracks, detector), detector.minimum_frames, stream)
-
-
-# %% ../nbs/70_score.ipynb #d7e6f99a
-def look_at_clips(path, face_detector, detector):
-    """Follow the faces of a video through all its frames, and get ready to cut clips of their tracks."""
-    stream, size = Counted(read_frames(path)), detector.input_size
-    tracks = track_faces(stream, face_detector, crop_size=size, window=detector.clip_length)
-    return Seen(tracks, clip_views(tracks, detector), detector.minimum_frames, stream)
-
-
-def clip_views(tracks, detector):
-    """Cut the clips of all tracks that are long enough; at least half of a clip's frames show the face large enough."""
-    how = {"stride": detector.stride, "size": detector.input_size}
-    for number, track in enumerate(tracks):
-        large = large_enough(track, detector)
-        if large.sum() < detector.minimum_frames:
-            continue
-        for start in clip_starts(len(track), detector.clip_length, detector.step, detector.stride):
-            rows = clip_rows(len(track), start, detector.clip_length, detector.stride)
-            if large[rows].mean() >= 0.5:
-                yield View(number, int(start), detector.cut(track, start, detector.clip_length, **how))
-
-
-# %% ../nbs/70_score.ipynb #d0938584
-def batches_of(views, size):
-    """Gather views into lists of `size`, the last one shorter."""
-    views = iter(views)
-    while batch := list(itertools.islice(views, size)):
-        yield batch
-
-
+# %% ../nbs/70_score.ipynb #57faa87d
 def scores_of(logits):
     """P(fake) by logits (N,) or (N, 2); None where one is not a number."""
     logits = logits.float()
@@ -696,66 +280,295 @@ def scores_of(logits):
     return [score if math.isfinite(score) else None for score in scores]
 
 
-def rounded(score):
-    """A score with the six decimals that it is worth at most."""
-    return None if score is None else round(float(score), 6)
+def answers(views, members):
+    """Pairs of view and score, each detector asked a batch at a time; portraits pass as they are."""
+    waiting = [[] for _ in members]
+
+    def flush(place):
+        batch, waiting[place] = waiting[place], []
+        return zip(
+            batch, scores_of(members[place].ask(np.stack([view.pixels for view in batch]))), strict=True
+        )
+
+    for view in views:
+        if view.detector == PORTRAIT:
+            yield view, None
+            continue
+        waiting[view.detector].append(view)
+        if len(waiting[view.detector]) == members[view.detector].detector.batch_size:
+            yield from flush(view.detector)
+    for place, batch in enumerate(waiting):
+        if batch:
+            yield from flush(place)
 
 
-# %% ../nbs/70_score.ipynb #56a2f878
-def score_people(seen, ask, detector):
-    """Score every person seen in a file; `ask` maps uint8 pixels (N, ...) to logits.
+# %% ../nbs/70_score.ipynb #1e047e4f
+PEOPLE_KEPT = 12
 
-    Returns
-    -------
-    list of FaceScore
-    """
-    said = [[] for _ in seen.tracks]
-    for batch in batches_of(seen.views, detector.batch_size):
-        scores = scores_of(ask(np.stack([view.pixels for view in batch])))
-        for view, score in zip(batch, scores, strict=True):
-            said[view.track].append((view.moment, score))
-    return [
-        face_score(number, track, said[number], seen, detector) for number, track in enumerate(seen.tracks)
+
+class Keeper:
+    """Keeps the most suspicious views of each detector, and the most suspicious one of each of the first people."""
+
+    def __init__(self, keep):
+        self.keep, self.highest, self.of_person = keep, {}, {}
+
+    def see(self, view, score):
+        """Take note of a view with its score."""
+        if not self.keep or score is None:
+            return
+        best = self.highest.setdefault(view.detector, [])
+        best.append((score, view))
+        best.sort(key=lambda pair: -pair[0])
+        del best[self.keep :]
+        key = view.detector, view.track
+        if view.track < PEOPLE_KEPT and score > self.of_person.get(key, (-1,))[0]:
+            self.of_person[key] = score, view
+
+    def views(self, members, tracks):
+        """The kept views, a list of `KeptView`, the most suspicious of a detector first."""
+        found = {}
+        for score, view in [
+            *(pair for best in self.highest.values() for pair in best),
+            *self.of_person.values(),
+        ]:
+            moment = round(float(tracks[view.track].times_s[view.row]), 3)
+            name = members[view.detector].detector.name
+            found[view.detector, view.track, view.row] = KeptView(
+                name, view.track, moment, rounded(score), view.pixels
+            )
+        return sorted(found.values(), key=lambda kept: (kept.detector, -kept.score))
+
+
+# %% ../nbs/70_score.ipynb #52bf6b43
+@dataclass
+class Heard:
+    """What detectors said of the people in a file: {(detector, track): [(row, score)]}, and the statistics of their faces."""
+
+    seen: object
+    members: list
+    said: dict
+    statistics: dict
+    kept: list
+
+    def score(self, place, number):
+        """The score of one detector for one track; None when it has none."""
+        detector = self.members[place].detector
+        return rounded(detector.pool(self.said.get((place, number), []), self.seen.minimum_frames(detector)))
+
+    def scores(self, number):
+        """The scores of all detectors that have one for a track, by name."""
+        every = {member.detector.name: self.score(place, number) for place, member in enumerate(self.members)}
+        return {name: score for name, score in every.items() if score is not None}
+
+
+def listen(seen, members, keep=0):
+    """Show people to the detectors, and note what they say."""
+    said, statistics, keeper = {}, {}, Keeper(keep)
+    for view, score in answers(seen.views, members):
+        if view.detector == PORTRAIT:
+            side = sides_of(seen.tracks[view.track])[view.row]
+            statistics.setdefault(view.track, []).append(face_statistics(view.pixels[None], [side])[0])
+        else:
+            said.setdefault((view.detector, view.track), []).append((view.row, score))
+            keeper.see(view, score)
+    means = {number: np.mean(rows, axis=0) for number, rows in statistics.items()}
+    return Heard(seen, members, said, means, keeper.views(members, seen.tracks))
+
+
+# %% ../nbs/70_score.ipynb #d9a0660a
+class Uncalibrated:
+    """Reads scores by the detectors' own thresholds."""
+
+    words = None
+
+    def __init__(self, members, why=""):
+        self.thresholds = {member.detector.name: member.detector.threshold for member in members}
+        self.why = why
+
+    def score(self, table):
+        """One score of {detector: score or array of scores}."""
+        return np.mean(list(table.values()), axis=0)
+
+    def probability(self, scores):
+        """There is none."""
+        return None
+
+    def distance(self, statistics):
+        """Nothing is unlike: there is nothing to compare with."""
+        return None
+
+    def threshold(self, detectors, people):
+        """The threshold on the score of some detectors, the false-alarm rate it keeps to, and that in words."""
+        value = float(np.mean([self.thresholds[name] for name in detectors]))
+        because = f" ({self.why})" if self.why else ""
+        return (
+            value,
+            None,
+            f"Not calibrated{because}: the score is no probability; {value:g} and above is called fake.",
+        )
+
+
+# %% ../nbs/70_score.ipynb #ea5b2933
+class Calibrated:
+    """Reads scores by a `MediaCalibration`, at a false-alarm rate for a file."""
+
+    def __init__(self, calibration, rate):
+        self.calibration, self.rate, self.words = calibration, rate, calibration.words
+
+    def score(self, table):
+        """One score of {detector: score or array of scores}."""
+        return self.calibration.scores(
+            {name: np.atleast_1d(scores) for name, scores in table.items()}
+        ).squeeze()
+
+    def probability(self, scores):
+        """The `Probability` of being fake."""
+        return self.calibration.probability(scores)
+
+    def distance(self, statistics):
+        """How unlike the media of the calibration a face is; above 1 is unlike."""
+        familiarity = self.calibration.familiarity
+        return (
+            None
+            if familiarity is None or statistics is None
+            else round(float(familiarity.distance(statistics)[0]), 3)
+        )
+
+    def threshold(self, detectors, people):
+        """The threshold on the score of some detectors, the false-alarm rate it keeps to, and that in words."""
+        found = self.calibration.threshold(detectors, self.rate / people)
+        shared = (
+            f" Each of {people} people is held to its share of {100 * self.rate:.2g} %." if people > 1 else ""
+        )
+        return found.score, min(1.0, found.rate * people), found.sentence + shared
+
+
+# %% ../nbs/70_score.ipynb #2c1fb8c3
+def joint_timeline(heard, number, reading, scores):
+    """Times and scores of all detectors together for one track; the finest one's moments, the others between theirs."""
+    lines = {}
+    for place, member in enumerate(heard.members):
+        if member.detector.name in scores:
+            times, values = member.detector.timeline(heard.seen.tracks[number], heard.said[place, number])
+            lines[member.detector.name] = times, values
+    if not lines:
+        return times_without_score(heard, number)
+    times = max((times for times, _ in lines.values()), key=len)
+    if len(lines) == 1 and len(heard.members) == 1:
+        return times, next(iter(lines.values()))[1]
+    table = {
+        name: np.interp(times, own[~np.isnan(of)], of[~np.isnan(of)]) for name, (own, of) in lines.items()
+    }
+    return times, np.atleast_1d(reading.score(table))
+
+
+def times_without_score(heard, number):
+    """The timeline of a track that no detector has a score for: that of the first one which looked."""
+    for place, member in enumerate(heard.members):
+        if said := heard.said.get((place, number)):
+            return member.detector.timeline(heard.seen.tracks[number], said)
+    return np.zeros(0), np.zeros(0)
+
+
+# %% ../nbs/70_score.ipynb #8da08f30
+SHORTEST_PAUSE = 0.4
+
+
+def suspicious_parts(times, scores, threshold):
+    """The moments at or above a threshold as ``{"start_s", "end_s"}``, those merged that less than 0.4 s keep apart."""
+    times, above = np.asarray(times, float), np.asarray(scores, float) >= threshold
+    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    parts = []
+    for time in times[above].tolist():
+        if parts and time - parts[-1][1] <= max(SHORTEST_PAUSE, 1.5 * step):
+            parts[-1][1] = time + step
+        else:
+            parts.append([time, time + step])
+    return [{"start_s": round(start, 3), "end_s": round(end, 3)} for start, end in parts]
+
+
+# %% ../nbs/70_score.ipynb #963277fa
+def face_score(heard, number, reading, people):
+    """The `FaceScore` of one track, and the false-alarm rate and words of its threshold."""
+    scores = heard.scores(number)
+    times, values = joint_timeline(heard, number, reading, scores)
+    timeline = [
+        {"time_s": round(float(time), 3), "score": None if math.isnan(value) else rounded(value)}
+        for time, value in zip(times, values, strict=True)
     ]
+    if not scores:
+        return FaceScore(number, len(timeline), None, timeline), (None, "")
+    score = rounded(reading.score(scores))
+    threshold, rate, words = reading.threshold(list(scores), people)
+    face = FaceScore(number, len(timeline), score, timeline, scores, threshold=threshold)
+    face.distance = reading.distance(heard.statistics.get(number))
+    if not face.unlike:
+        said = reading.probability(scores)
+        face.probability = said and rounded(said.value)
+        face.interval = said and [rounded(said.low), rounded(said.high)]
+        face.suspicious = suspicious_parts(times, values, threshold)
+    return face, (rate, words)
 
 
-def face_score(number, track, said, seen, detector):
-    """The `FaceScore` of one track, of what was said of it."""
-    timeline = detector.timeline(track, said)
-    score = rounded(detector.pool(said, seen.minimum_frames))
-    return FaceScore(number, len(timeline), score, timeline)
-
-
-# %% ../nbs/70_score.ipynb #a7709c75
+# %% ../nbs/70_score.ipynb #e9128af9
 def why_no_score(seen, detector):
-    """Why nobody in a file has a score."""
+    """Why nobody in a file has a score by a detector."""
     looked_at = f"{seen.stream.count} frames looked at" if seen.stream else "the picture"
     if not seen.tracks:
         return f"No face was found in {looked_at}."
-    side = max(float((track.boxes[:, 2:] - track.boxes[:, :2]).max()) for track in seen.tracks)
+    side = max(float(sides_of(track).max()) for track in seen.tracks)
     if side < detector.smallest_face:
         return f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
     longest = max(int(large_enough(track, detector).sum()) for track in seen.tracks)
-    if longest < seen.minimum_frames:
-        needed = f"{seen.minimum_frames} are needed"
+    if longest < seen.minimum_frames(detector):
+        needed = f"{seen.minimum_frames(detector)} are needed"
         return f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
     return "The score is undefined: the network did not answer with numbers."
 
 
-def judge(seen, faces, detector):
-    """The word, the score and the reason for a verdict."""
-    score = score_of_media([face.score for face in faces])
-    if score is None:
-        return "abstain", None, f"{why_no_score(seen, detector)} {seen.damage}".strip()
-    threshold = detector.threshold
-    decisive = max((face for face in faces if face.score is not None), key=lambda face: face.score)
-    remark = detector.remark(seen.tracks[decisive.track])
-    reason = f"Not calibrated: the score is no probability; {threshold:g} and above is called fake."
-    reason = " ".join(part for part in (reason, remark, seen.damage) if part)
-    return "fake" if score >= threshold else "real", score, reason
+def why_unlike(face, heard, reading):
+    """The sentences for a face that the calibration saw nothing like."""
+    where = reading.calibration.familiarity.what_differs(heard.statistics[face.track])
+    mainly = f", mainly in {where}" if where else ""
+    return (
+        f"Unlike anything the calibration saw{mainly}: it was fitted on {reading.words}. How often such a score is wrong in "
+        f"other media nobody has measured, so there is no verdict; the score of {face.score:.2f} is shown for what it is."
+    )
 
 
-# %% ../nbs/70_score.ipynb #37f8a6a8
+# %% ../nbs/70_score.ipynb #a09bdd80
+class Judgement(NamedTuple):
+    """The word on a file, whose face decides it, and why."""
+
+    word: str
+    face: FaceScore | None
+    rate: float | None
+    reason: str
+
+
+def judge(heard, reading):
+    """Everybody's `FaceScore`, and the `Judgement` on the file."""
+    people = sum(bool(heard.scores(number)) for number in range(len(heard.seen.tracks)))
+    found = [face_score(heard, number, reading, people) for number in range(len(heard.seen.tracks))]
+    faces, scored = [face for face, _ in found], [pair for pair in found if pair[0].score is not None]
+    if not scored:
+        detector = min((member.detector for member in heard.members), key=lambda one: one.minimum_frames)
+        return faces, Judgement("abstain", None, None, why_no_score(heard.seen, detector))
+    known = [pair for pair in scored if not pair[0].unlike]
+    alarms = [pair for pair in known if pair[0].score >= pair[0].threshold]
+    strange = [pair for pair in scored if pair[0].unlike] if not alarms else []
+    face, (rate, words) = max(alarms or strange or known, key=how_suspicious)
+    if strange:
+        return faces, Judgement("abstain", face, None, why_unlike(face, heard, reading))
+    return faces, Judgement("fake" if alarms else "real", face, rate, words)
+
+
+def how_suspicious(pair):
+    """By what people are compared: by probability where there is one, else by score."""
+    return pair[0].score if pair[0].probability is None else pair[0].probability
+
+
+# %% ../nbs/70_score.ipynb #289cfaa6
 def find_detector(detector):
     """A detector by its name; one that is passed comes back as it is."""
     if isinstance(detector, Detector):
@@ -786,24 +599,181 @@ def printable(text):
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# %% ../nbs/70_score.ipynb #754dc6c9
-class Speaker:
-    """Who speaks in a verdict: a detector and its weights."""
+# %% ../nbs/70_score.ipynb #020263b7
+def shipped_calibrations():
+    """The calibrations that come with the package, by kind of media."""
+    found = {}
+    for kind in ("picture", "video"):
+        try:
+            found |= read_calibrations(shipped_file(f"calibration-{kind}.json"))
+        except InputError:
+            continue
+    return found
+
+
+def given_calibrations(calibration):
+    """By kind of media: those of a file, of a list, or one; None and False give none."""
+    if calibration is None or calibration is False:
+        return {}
+    if isinstance(calibration, (str, os.PathLike)):
+        return read_calibrations(calibration)
+    return {
+        one.kind: one for one in (calibration if isinstance(calibration, (list, tuple)) else [calibration])
+    }
+
+
+# %% ../nbs/70_score.ipynb #8842ef6f
+class Scorer:
+    """Scores media files with its `members`, one file after the other."""
+
+    def settle(self, face_detector, sampling, calibration, false_alarm_rate):
+        """Take note of what is common to all members."""
+        if not 0 < false_alarm_rate < 1:
+            raise UsageError(
+                f"The false-alarm rate is {false_alarm_rate}: give a number between 0 and 1, such as 0.05."
+            )
+        self.face_detector, self.sampling = face_detector or CenterFace(), sampling or Sampling()
+        self.given, self.false_alarm_rate = calibration is not None, false_alarm_rate
+        self.calibrations = given_calibrations(calibration) if self.given else shipped_calibrations()
+
+    def member(self, name):
+        """The `MediaScorer` of one of the detectors."""
+        return next(member for member in self.members if member.detector.name == name)
+
+    def reading(self, kind, members):
+        """How scores of members on this kind of media are read."""
+        weights = {member.detector.name: member.ready.sha256 for member in members}
+        found = self.calibrations.get(kind)
+        problem = found.misfit(weights) if found else f"it is not for {kind}s"
+        if not problem:
+            return Calibrated(found, self.false_alarm_rate)
+        return Uncalibrated(
+            members, f"the calibration is not used: {problem}" if self.given and self.calibrations else ""
+        )
+
+
+# %% ../nbs/70_score.ipynb #987460e3
+class FileScorer(Scorer):
+    """Scores media files, whatever they are like."""
+
+    def listen(self, path, keep=0, portraits=None):
+        """What the members that can judge such a file have `Heard`; portraits are taken where a calibration asks for them."""
+        kind = "video" if media_kind(path) == "video" else "picture"
+        members = [member for member in self.members if member.detector.takes(kind)]
+        if not members:
+            names = ", ".join(member.detector.name for member in self.members)
+            raise NotForThis(f"{names} looks at how a face moves and needs a video; a picture has none.")
+        if portraits is None:
+            portraits = isinstance(self.reading(kind, members), Calibrated)
+        detectors, size = [member.detector for member in members], FACE_SIZE if portraits else None
+        return listen(look(path, detectors, self.face_detector, self.sampling, size), members, keep)
+
+    def examine(self, path, keep=3):
+        """The `Verdict` on one picture or video, and the most suspicious views.
+
+        Parameters
+        ----------
+        path : str or Path
+        keep : int
+            So many views a detector, and one of each of the first twelve people.
+
+        Returns
+        -------
+        Verdict
+            An abstention where the file cannot be read or judged.
+        list of KeptView
+        """
+        try:
+            heard = self.listen(path, keep)
+            return self.verdict(path, heard), heard.kept
+        except NotForThis as error:
+            return self.abstain(path, str(error)), []
+        except InputError as error:
+            return self.abstain(path, f"It cannot be read: {error}"), []
+        except MemoryError:
+            return self.abstain(path, "It does not fit into memory."), []
+        except Exception as error:
+            return self.abstain(path, f"A fault of this program kept it from being scored: {error!r}"), []
+
+    def score(self, path):
+        """The `Verdict` on one picture or video; an abstention where it cannot be read or judged."""
+        return self.examine(path, keep=0)[0]
+
+
+# %% ../nbs/70_score.ipynb #a1a47810
+class Speaker(FileScorer):
+    """Who speaks in a verdict: detectors and their weights."""
 
     def abstain(self, path, reason):
         """A `Verdict` that says nothing of a file, and why."""
-        return self.verdict(path, "abstain", None, reason, [])
+        return self.signed(path, self.members, verdict="abstain", reason=reason, faces=[])
 
-    def verdict(self, path, word, score, reason, faces):
-        """A `Verdict` in this scorer's name."""
+    def verdict(self, path, heard):
+        """The `Verdict` on what was heard of a file."""
+        reading = self.reading(heard.seen.kind, heard.members)
+        faces, found = judge(heard, reading)
+        remarks = remarks_on(heard, found.face)
+        reason = " ".join(part for part in (found.reason, *remarks, heard.seen.damage) if part)
+        said = {}
+        if face := found.face:
+            said = {"score": face.score, "threshold": face.threshold, "probability": face.probability,
+                    "interval": face.interval, "false_alarm_rate": found.rate}  # fmt: skip
+        own = own_words(heard, reading, faces)
+        return self.signed(path, heard.members, verdict=found.word, reason=reason, faces=faces, own=own,
+                           calibration=reading.words, **said)  # fmt: skip
+
+    def signed(self, path, members, own=None, **said):
+        """A `Verdict` in the name of some members."""
+        kind = {"image": "picture"}.get(media_kind(path), media_kind(path))
+        nothing = {"score": None, "probability": None, "interval": None}
         return Verdict(
-            path=printable(path), verdict=word, score=rounded(score), probability=None, interval=None,
-            reason=printable(reason), detector=self.detector.name, weights=self.ready.weights,
-            trained_on=self.ready.trained_on, faces=faces,
+            path=printable(path), reason=printable(said.pop("reason")), kind=kind,
+            detector=" + ".join(member.detector.name for member in members),
+            weights=in_one([member.ready.weights for member in members]),
+            trained_on=in_one([member.ready.trained_on for member in members]),
+            detectors=[about(member) | (own or {}).get(member.detector.name, {}) for member in members],
+            **nothing | said,
         )  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #ca21254c
+# %% ../nbs/70_score.ipynb #d89fcc17
+def in_one(words):
+    """Several texts as one, each once."""
+    return "; ".join(dict.fromkeys(words))
+
+
+def about(member):
+    """What is said of a detector in a verdict."""
+    ready = member.ready
+    return {"name": member.detector.name, "score": None, "probability": None, "weights": ready.weights,
+            "sha256": ready.sha256, "trained_on": ready.trained_on}  # fmt: skip
+
+
+def own_words(heard, reading, faces):
+    """Each detector's own score and probability for the most suspicious person, by its name."""
+    own = {}
+    for member in heard.members:
+        name = member.detector.name
+        score = score_of_media([face.scores.get(name) for face in faces])
+        said = None
+        if score is not None and not any(face.unlike for face in faces):
+            said = reading.probability({name: score})
+        own[name] = {"score": score, "probability": said and rounded(said.value)}
+    return own
+
+
+def remarks_on(heard, face):
+    """What should be known of the way in which the person who decides was looked at."""
+    if face is None:
+        return []
+    return [
+        m.detector.remark(heard.seen.tracks[face.track])
+        for m in heard.members
+        if m.detector.name in face.scores
+    ]
+
+
+# %% ../nbs/70_score.ipynb #35fe8c8d
 class MediaScorer(Speaker):
     """Scores media files with one detector, one file after the other.
 
@@ -823,83 +793,322 @@ class MediaScorer(Speaker):
         Frames between the starts of two clips, for a detector of clips; 1 is what the released code does.
     batch_size, precision : optional
         In place of the detector's own; see `Detector`.
+    calibration : MediaCalibration, list of them, str or Path, optional
+        By default those that come with the package, where they belong to these weights; False uses none.
+    false_alarm_rate : float in (0, 1)
+        At which share of genuine media called fake a calibration sets the threshold.
 
     Raises
     ------
     UsageError
         There is no such detector, or it does not take an option.
     InputError
-        The weights cannot be had or used.
+        The weights or the calibration cannot be had or used.
     """
 
     def __init__(self, detector, weights=None, *, device=None, face_detector=None, sampling=None, clip_step=None,
-                 batch_size=None, precision=None):  # fmt: skip
+                 batch_size=None, precision=None, calibration=None, false_alarm_rate=0.05):  # fmt: skip
         rules = {"step": clip_step, "batch_size": batch_size, "precision": precision}
         detector = find_detector(detector)
         self.ready = detector.load(weights)
         self.detector = with_rules(with_rules(detector, self.ready.rules or {}), rules)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = self.ready.network.to(self.device)
-        inference_precision(
-            self.detector.precision, self.device
-        )  # so that a wrong word is told before any file is opened
-        self.face_detector = face_detector or CenterFace()
-        self.sampling = sampling or Sampling()
+        # so that a wrong word is told before any file is opened
+        inference_precision(self.detector.precision, self.device)
+        self.members = [self]
+        self.settle(face_detector, sampling, calibration, false_alarm_rate)
 
     def ask(self, pixels):
         """Logits of crops or clips, uint8 (N, ...)."""
         with torch.inference_mode(), inference_precision(self.detector.precision, self.device):
             return self.network(self.detector.prepare(pixels).to(self.device))
 
-    def score(self, path):
-        """The `Verdict` on one picture or video; an abstention where it cannot be read or judged."""
+
+# %% ../nbs/70_score.ipynb #70e2bc03
+class Panel(Speaker):
+    """Scores media files with several detectors, which follow the people in a file once for all of them.
+
+    Parameters
+    ----------
+    detectors : sequence of str or Detector
+        Those that cannot judge a kind of file are silent on it.
+    weights : dict of str to path, optional
+        Weight files in place of the published ones, by detector.
+    clip_step : int, optional
+        For the detectors of clips among them.
+    face_detector, sampling, calibration, false_alarm_rate, **options
+        See `MediaScorer`.
+
+    Raises
+    ------
+    UsageError
+        There is no such detector, one is named twice, or none takes an option.
+    InputError
+        The weights or the calibration cannot be had or used.
+    """
+
+    def __init__(self, detectors, weights=None, *, clip_step=None, face_detector=None, sampling=None, calibration=None,
+                 false_alarm_rate=0.05, **options):  # fmt: skip
+        detectors, weights = [find_detector(detector) for detector in detectors], weights or {}
+        names = [detector.name for detector in detectors]
+        if len({*names}) < len(names) or not names:
+            raise UsageError(
+                f"Name each detector once, and at least one: {', '.join(names) or 'there is none'}."
+            )
+        if clip_step is not None and not any(isinstance(detector, ClipDetector) for detector in detectors):
+            raise UsageError(f"{', '.join(names)} look at single frames: leave the stride of clips out.")
+        self.settle(face_detector, sampling, calibration, false_alarm_rate)
+        self.members = [
+            MediaScorer(
+                detector, weights.get(detector.name), face_detector=self.face_detector, calibration=False,
+                clip_step=clip_step if isinstance(detector, ClipDetector) else None, **options,
+            )
+            for detector in detectors
+        ]  # fmt: skip
+
+
+# %% ../nbs/70_score.ipynb #ca21254c
+def gather(media, scorer, progress=None):
+    """What a scorer says of media whose truth is known, as `fit_media_calibration` takes it.
+
+    Parameters
+    ----------
+    media : DataFrame
+        ``path, label, person``, a row a media file; label 1 is fake.
+    scorer : MediaScorer or Panel
+    progress : rich.progress.Progress, optional
+
+    Returns
+    -------
+    DataFrame
+        ``media_id, label, score, detector, kind, person, statistics``, a row a file and detector; statistics are those
+        of the most prominent person who has a score (`deepfake_nb.calibration.face_statistics`).
+    list of (path, reason)
+        Files that got no score.
+    """
+    rows, left_out = [], []
+    task = progress.add_task("looking", total=len(media)) if progress else None
+    for row in media.itertuples():
         try:
-            seen = self.detector.look(path, self.face_detector, self.sampling)
-            faces = score_people(seen, self.ask, self.detector)
-            return self.verdict(path, *judge(seen, faces, self.detector), faces)
-        except NotForThis as error:
-            return self.abstain(path, str(error))
+            heard = scorer.listen(row.path, portraits=True)
+            rows += rows_of(row, heard)
+            if not any(map(heard.scores, range(len(heard.seen.tracks)))):
+                left_out.append((row.path, why_no_score(heard.seen, heard.members[-1].detector)))
         except InputError as error:
-            return self.abstain(path, f"It cannot be read: {error}")
-        except MemoryError:
-            return self.abstain(path, "It does not fit into memory.")
-        except Exception as error:
-            return self.abstain(path, f"A fault of this program kept it from being scored: {error!r}")
+            left_out.append((row.path, str(error)))
+        if progress:
+            progress.advance(task)
+    names = ["media_id", "label", "score", "detector", "kind", "person", "statistics"]
+    return pd.DataFrame(rows, columns=names), left_out
 
 
-# %% ../nbs/70_score.ipynb #2d76d56d
+def rows_of(row, heard):
+    """The rows of one media file for `gather`."""
+    every = [heard.scores(number) for number in range(len(heard.seen.tracks))]
+    number = next((number for number, scores in enumerate(every) if scores), None)
+    for member in heard.members:
+        name = member.detector.name
+        score = score_of_media([scores.get(name) for scores in every])
+        if score is not None:
+            yield (
+                os.fspath(row.path),
+                row.label,
+                score,
+                name,
+                heard.seen.kind,
+                row.person,
+                heard.statistics.get(number),
+            )
+
+
+# %% ../nbs/70_score.ipynb #0a3c067b
+def calibrate(table, scorer, about, **options):
+    """Fit a calibration for each kind of media in a table.
+
+    Parameters
+    ----------
+    table : DataFrame
+        What `gather` gave; without a column ``statistics`` nothing will ever be unlike.
+    scorer : MediaScorer or Panel
+        Whose weights the calibrations belong to.
+    about : str
+        The media in plain words.
+    **options
+        See `deepfake_nb.calibration.fit_media_calibration`.
+
+    Returns
+    -------
+    list of MediaCalibration
+
+    Raises
+    ------
+    InputError
+        There are too few media, or they cannot be told apart.
+    """
+    weights = {member.detector.name: member.ready.sha256 for member in scorer.members}
+    found = []
+    for _, rows in table.groupby("kind"):
+        familiarity = None
+        if "statistics" in rows:
+            once = rows.dropna(subset="statistics").drop_duplicates("media_id")
+            familiarity = fit_familiarity(np.stack(once.statistics), once.person)
+        plain = rows.drop(columns="statistics", errors="ignore")
+        found.append(fit_media_calibration(plain, familiarity, weights=weights, about=about, **options))
+    return found
+
+
+# %% ../nbs/70_score.ipynb #0729521a
+def media_in(folder):
+    """The media in ``real/`` and ``fake/`` of a folder, as `gather` takes them.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A person is a folder in ``real`` or ``fake``; files that lie in none are a person each.
+
+    Returns
+    -------
+    DataFrame
+        ``path, label, person``.
+
+    Raises
+    ------
+    InputError
+        One of the two folders is not there, or has no media in it.
+    """
+    rows = []
+    for label, name in enumerate(("real", "fake")):
+        here = Path(folder) / name
+        found = (
+            [Path(source.path) for source in find_media([here]) if not source.problem]
+            if here.is_dir()
+            else []
+        )
+        if not found:
+            raise InputError(
+                f"There is no media file in {str(here)!r}. A calibration needs a folder with genuine media in real/ and "
+                f"forged ones in fake/."
+            )
+        inner = [path.relative_to(here).parts for path in found]
+        people = [parts[0] if len(parts) > 1 else f"{name}/{parts[0]}" for parts in inner]
+        rows += [(str(path), label, person) for path, person in zip(found, people, strict=True)]
+    return pd.DataFrame(rows, columns=["path", "label", "person"])
+
+
+# %% ../nbs/70_score.ipynb #e74eb4d7
+def predictions_to_calibrate(path, detectors, kind=None):
+    """Read a file of predictions as `calibrate` takes it.
+
+    Parameters
+    ----------
+    path : str or Path
+        See `deepfake_nb.metrics.read_predictions`; a file's frames or clips are pooled by their mean. A column
+        ``person`` says who is in it, a column ``kind`` whether it is a picture or a video.
+    detectors : sequence of str
+        Whose scores they are. One name is taken for all rows where the file names no detector.
+    kind : {"picture", "video"}, optional
+        For files without a column ``kind``.
+
+    Returns
+    -------
+    DataFrame
+        ``media_id, label, score, detector, kind, person``.
+
+    Raises
+    ------
+    UsageError
+        The file does not say of whom or of what its scores are, and neither does the call.
+    InputError
+        The file cannot be read, or a detector has no rows in it.
+    """
+    table = pool(read_predictions(path))
+    if "detector" not in table:
+        if len(detectors) != 1:
+            raise UsageError(
+                f"{str(path)!r} has no column 'detector': name the one detector that its scores are of."
+            )
+        table = table.assign(detector=detectors[0])
+    if "kind" not in table:
+        if kind is None:
+            raise UsageError(f"{str(path)!r} has no column 'kind': say --kind picture or --kind video.")
+        table = table.assign(kind=kind)
+    if absent := [name for name in detectors if name not in set(table.detector)]:
+        there = ", ".join(sorted(set(table.detector)))
+        raise InputError(f"{str(path)!r} holds no scores of {', '.join(absent)}, only of {there}.")
+    table = table[table.detector.isin(detectors)]
+    return table.assign(person=table.person if "person" in table else table.media_id)
+
+
+# %% ../nbs/70_score.ipynb #15c7fc9c
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
     Parameters
     ----------
-    scorer : MediaScorer
+    scorer : MediaScorer or Panel
     paths : iterable of str or Path
 
     Attributes
     ----------
+    scorer : MediaScorer or Panel
     skipped : collections.Counter
         Files in folders that were left out so far, by reason.
     """
 
     def __init__(self, scorer, paths):
-        self.skipped = Counter()
-        self._verdicts = self._score(scorer, find_media(paths, self.skipped))
+        self.skipped, self.scorer = Counter(), scorer
+        self._sources = find_media(paths, self.skipped)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        return next(self._verdicts)
+        return next(self.examined(keep=0))[0]
 
-    @staticmethod
-    def _score(scorer, sources):
-        for path, problem in sources:
-            yield scorer.abstain(path, problem) if problem else scorer.score(path)
+    def examined(self, keep=3):
+        """Pairs of `Verdict` and the list of `KeptView`, as files are finished; see `MediaScorer.examine`."""
+        for path, problem in self._sources:
+            yield (self.scorer.abstain(path, problem), []) if problem else self.scorer.examine(path, keep)
 
 
-# %% ../nbs/70_score.ipynb #c0d42228
-def score_paths(paths, detector="meso4-df", weights=None, **options):
+# %% ../nbs/70_score.ipynb #5c779399
+def open_scorer(detector="default", weights=None, **options):
+    """The scorer of one or several detectors.
+
+    Parameters
+    ----------
+    detector : str, Detector or sequence of them
+        "default" stands for those that come with the package, `DEFAULT`.
+    weights : str or Path, optional
+        The weight file of the detector, where there is but one; a dictionary by detector where there are several.
+    **options
+        See `MediaScorer`.
+
+    Returns
+    -------
+    MediaScorer or Panel
+
+    Raises
+    ------
+    UsageError
+        There is no such detector, or one weight file is given for several.
+    InputError
+        The weights or the calibration cannot be had or used.
+    """
+    names = [detector] if isinstance(detector, (str, Detector)) else list(detector)
+    names = [
+        one for name in names for one in (DEFAULT if isinstance(name, str) and name == "default" else [name])
+    ]
+    if len(names) == 1:
+        return MediaScorer(names[0], weights, **options)
+    if weights is not None and not isinstance(weights, dict):
+        raise UsageError("One weight file is for one detector: name that detector.")
+    return Panel(names, weights, **options)
+
+
+# %% ../nbs/70_score.ipynb #3c81ffa5
+def score_paths(paths, detector="default", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
     Parameters
@@ -907,7 +1116,7 @@ def score_paths(paths, detector="meso4-df", weights=None, **options):
     paths : str, Path or iterable of them
         See `find_media`.
     detector, weights, **options
-        See `MediaScorer`.
+        See `open_scorer`.
 
     Returns
     -------
@@ -922,20 +1131,19 @@ def score_paths(paths, detector="meso4-df", weights=None, **options):
         The weights cannot be had or used. What is wrong with a media file is said in its verdict instead.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    return Verdicts(MediaScorer(detector, weights, **options), paths)
+    return Verdicts(open_scorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #28ae7b6a
+# %% ../nbs/70_score.ipynb #cb3fb870
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
-               "weights", "trained_on", "faces")  # fmt: skip
+               "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration")  # fmt: skip
 
 
-def write_verdicts(verdicts, json_file=None, csv_file=None):
-    """Write verdicts, each file whole or not at all.
+class VerdictFiles(contextlib.ExitStack):
+    """Writes verdicts as they come, each file whole when the block ends well or not at all.
 
     Parameters
     ----------
-    verdicts : iterable of Verdict
     json_file, csv_file : str or Path, optional
         A list of all fields; a table with one row a media file, `faces` being their number.
 
@@ -944,29 +1152,60 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
     InputError
         A file cannot be written.
     """
-    records = [verdict.as_dict() for verdict in verdicts]
-    if json_file:
-        write_json(json_file, records)
-    if csv_file:
-        with write_atomically(csv_file, "w") as file:
-            table = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-            table.writeheader()
-            for record in records:
-                low, high = record["interval"] or (None, None)
-                faces = len(record["faces"])
-                table.writerow({**record, "interval_low": low, "interval_high": high, "faces": faces})
+
+    def __init__(self, json_file=None, csv_file=None):
+        super().__init__()
+        self.json = self.enter_context(write_atomically(json_file, "w")) if json_file else None
+        if self.json:
+            self.callback(lambda: self.json.write("\n]\n" if self.count else "[]\n"))
+        self.csv = self.enter_context(write_atomically(csv_file, "w")) if csv_file else None
+        self.count = 0
+        if self.csv:
+            self.table = csv.DictWriter(self.csv, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
+            self.table.writeheader()
+
+    def add(self, verdict):
+        """Write one more verdict."""
+        record = verdict.as_dict()
+        if self.json:
+            text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            self.json.write(("," if self.count else "[") + "\n" + text)
+        if self.csv:
+            low, high = record["interval"] or (None, None)
+            ends = {"interval_low": low, "interval_high": high, "faces": len(record["faces"])}
+            self.table.writerow(record | ends)
+        self.count += 1
 
 
-# %% ../nbs/70_score.ipynb #c2ee0dae
-def draw_timeline(verdict, threshold=0.5, axes=None):
+# %% ../nbs/70_score.ipynb #491b09c9
+def write_verdicts(verdicts, json_file=None, csv_file=None):
+    """Write verdicts; see `VerdictFiles`.
+
+    Parameters
+    ----------
+    verdicts : iterable of Verdict
+    json_file, csv_file : str or Path, optional
+
+    Raises
+    ------
+    InputError
+        A file cannot be written.
+    """
+    with VerdictFiles(json_file, csv_file) as files:
+        for verdict in verdicts:
+            files.add(verdict)
+
+
+# %% ../nbs/70_score.ipynb #86f7bbde
+def draw_timeline(verdict, threshold=None, axes=None):
     """Draw the score of every face track over time.
 
     Parameters
     ----------
     verdict : Verdict
         With at least one scored frame.
-    threshold : float
-        Drawn as a line.
+    threshold : float, optional
+        Drawn as a line; by default the verdict's.
     axes : matplotlib Axes, optional
 
     Returns
@@ -976,12 +1215,16 @@ def draw_timeline(verdict, threshold=0.5, axes=None):
     import matplotlib.pyplot as plt
 
     axes = axes or plt.subplots(figsize=(8, 2.6), layout="constrained")[1]
+    threshold = verdict.threshold if threshold is None else threshold
     for face in verdict.faces:
         times = [moment["time_s"] for moment in face.timeline]
         scores = [math.nan if moment["score"] is None else moment["score"] for moment in face.timeline]
-        mean = "too few frames" if face.score is None else f"mean {face.score:.2f}"
-        axes.plot(times, scores, marker="o", markersize=3, label=f"face {face.track + 1}: {mean}")
-    axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label="fake from here on")
+        mean = "too few frames" if face.score is None else f"score {face.score:.2f}"
+        (line,) = axes.plot(times, scores, marker="o", markersize=3, label=f"face {face.track + 1}: {mean}")
+        for part in face.suspicious:
+            axes.axvspan(part["start_s"], part["end_s"], color=line.get_color(), alpha=0.12, linewidth=0)
+    if threshold is not None:
+        axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label="fake from here on")
     axes.set(xlabel="time (s)", ylabel="score, 1 = fake", ylim=(-0.03, 1.03))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize="small")
     return axes

@@ -5,7 +5,12 @@
 # %% auto #0
 __all__ = [
     "SECTIONS",
+    "STAGES",
+    "READS_REPORTS",
     "PROFILES",
+    "REPORT_FILES",
+    "CANNOT_WRITE",
+    "WAIT_FOR_FOLDERS",
     "InputError",
     "UsageError",
     "atomic_path",
@@ -30,11 +35,16 @@ __all__ = [
     "check_parameters",
     "refuse_unknown_parameters",
     "inputs_digest",
-    "is_done",
+    "SectionRun",
     "wait_without_spinning",
     "execute_notebook",
-    "run_section",
     "locked_folder",
+    "default_jobs",
+    "threads_for",
+    "memory_of",
+    "StudyFailure",
+    "section_run",
+    "run_section",
     "run_study",
     "run_benchmarks",
     "installation",
@@ -42,10 +52,12 @@ __all__ = [
 
 # %% ../nbs/00_study.ipynb #52f1860d
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field
@@ -166,6 +178,7 @@ def project_root():
     return None
 
 
+# %% ../nbs/00_study.ipynb #010582d0
 def cache_dir():
     """The folder for downloads and computed features.
 
@@ -194,7 +207,7 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# %% ../nbs/00_study.ipynb #2c616d60
+# %% ../nbs/00_study.ipynb #e44c79d8
 SECTIONS = {
     "datasets": "10_datasets",
     "frame_detectors": "20_frame_detectors",
@@ -203,8 +216,10 @@ SECTIONS = {
     "latent": "50_latent",
     "leaderboard": "60_leaderboard",
 }
+STAGES = (("datasets",), ("frame_detectors", "fusion", "altfreezing", "latent"), ("leaderboard",))
+READS_REPORTS = ("leaderboard",)
 
-# %% ../nbs/00_study.ipynb #05a37c7d
+# %% ../nbs/00_study.ipynb #285d3275
 PROFILES = {
     "smoke": "seconds, for tests: the smallest sizes at which every step still happens",
     "demo": "minutes on two CPU cores, on the embedded rendered people",
@@ -241,7 +256,7 @@ def sizes_for(profile, sizes):
     return dict(sizes[profile])
 
 
-# %% ../nbs/00_study.ipynb #2959224d
+# %% ../nbs/00_study.ipynb #f4811ecc
 def random_stream(seed, *names):
     """A NumPy generator for one named use of randomness.
 
@@ -278,7 +293,7 @@ def random_seed(seed, *names):
     return int(random_stream(seed, *names).integers(2**31))
 
 
-# %% ../nbs/00_study.ipynb #7e584c80
+# %% ../nbs/00_study.ipynb #3ef39eb8
 @dataclass
 class Result:
     """One number of a report and where it comes from.
@@ -321,7 +336,7 @@ class Result:
     note: str = ""
 
 
-# %% ../nbs/00_study.ipynb #babac6a6
+# %% ../nbs/00_study.ipynb #d561af09
 def commit_id():
     """The commit of the checkout, with ``+changes`` when files differ from it.
 
@@ -363,7 +378,7 @@ def installed_versions(
     return versions
 
 
-# %% ../nbs/00_study.ipynb #3ef39eb8
+# %% ../nbs/00_study.ipynb #2abc34ea
 def package_version():
     """The version of this package, from its own source.
 
@@ -391,7 +406,7 @@ def device_name():
     return f"cpu ({os.cpu_count()} cores)"
 
 
-# %% ../nbs/00_study.ipynb #2abc34ea
+# %% ../nbs/00_study.ipynb #c5a42485
 @dataclass
 class RunRecord:
     """What one run of a section found, and on what it ran.
@@ -441,7 +456,7 @@ class RunRecord:
         write_json(folder / "run.json", run)
 
 
-# %% ../nbs/00_study.ipynb #ff972260
+# %% ../nbs/00_study.ipynb #f2fee1cf
 def load_results(folder):
     """The results of every section below a folder.
 
@@ -462,7 +477,7 @@ def load_results(folder):
     return pd.DataFrame(rows, columns=list(Result.__dataclass_fields__))
 
 
-# %% ../nbs/00_study.ipynb #06b638c6
+# %% ../nbs/00_study.ipynb #b1ff77ab
 def section_notebook(section):
     """The notebook of a paper section.
 
@@ -497,6 +512,7 @@ def section_notebook(section):
     return notebook
 
 
+# %% ../nbs/00_study.ipynb #60138c46
 def available_sections():
     """The sections whose notebooks are there, in the order they are run.
 
@@ -508,7 +524,7 @@ def available_sections():
     return [] if root is None else [s for s, n in SECTIONS.items() if (root / "nbs" / f"{n}.ipynb").is_file()]
 
 
-# %% ../nbs/00_study.ipynb #b1ff77ab
+# %% ../nbs/00_study.ipynb #5b18fbc4
 def section_parameters(notebook):
     """The parameters of a notebook, with defaults and the comment behind each.
 
@@ -543,7 +559,7 @@ def section_parameters(notebook):
     }
 
 
-# %% ../nbs/00_study.ipynb #60138c46
+# %% ../nbs/00_study.ipynb #765b179f
 def check_parameters(notebook, values):
     """Check the values a caller sets against what the notebook knows.
 
@@ -585,7 +601,7 @@ def _as_type_of(default, value, name):
     raise UsageError(f"{name}={value!r} is not a {type(default).__name__} like its default {default!r}.")
 
 
-# %% ../nbs/00_study.ipynb #5b18fbc4
+# %% ../nbs/00_study.ipynb #ff735bce
 def refuse_unknown_parameters(namespace, section):
     """Refuse values that papermill injected under names the section does not know.
 
@@ -614,53 +630,82 @@ def refuse_unknown_parameters(namespace, section):
         )
 
 
-# %% ../nbs/00_study.ipynb #d21188be
-def inputs_digest(notebook, parameters):
+# %% ../nbs/00_study.ipynb #0c82d1fa
+def inputs_digest(notebook, parameters, read=()):
     """A digest of everything a section's numbers depend on but the machine.
 
     Parameters
     ----------
     notebook : Path
     parameters : dict
+    read : iterable of Path
+        Further files that the notebook reads; one that is not there counts as such.
 
     Returns
     -------
     str
-        Changes when the notebook, any module of the package, or a parameter changes.
+        Changes when the notebook, any file of the package, a parameter, or a file of `read` changes.
     """
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode())
     package = Path(__import__("deepfake_nb").__file__).parent
-    for path in [Path(notebook), *sorted(package.rglob("*.py"))]:
-        digest.update(path.name.encode() + path.read_bytes())
+    files = [path for path in sorted(package.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    for path in [Path(notebook), *files, *map(Path, read)]:
+        digest.update(path.name.encode() + (path.read_bytes() if path.is_file() else b"absent"))
     return digest.hexdigest()
 
 
-def is_done(folder, digest):
-    """Whether a section was run to its end with these inputs.
+# %% ../nbs/00_study.ipynb #0f741a93
+REPORT_FILES = ("results.json", "run.json", "run.ipynb", "predictions.parquet", "robustness.parquet")
+
+
+@dataclass(frozen=True)
+class SectionRun:
+    """A section with its notebook, its parameters and its report's folder: what one process runs.
 
     Parameters
     ----------
-    folder : Path
-        The section's report folder.
-    digest : str
-        From `inputs_digest`.
-
-    Returns
-    -------
-    bool
+    section : str
+    notebook, folder : Path
+    parameters : dict
+    read : tuple of Path
+        Records of the sections whose reports this one reads.
     """
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / "inputs.json").read_text())["digest"] == digest
-    return False
+
+    section: str
+    notebook: Path
+    folder: Path
+    parameters: dict
+    read: tuple = ()
+
+    @property
+    def is_done(self):
+        """Whether it was run to its end with these inputs."""
+        with contextlib.suppress(OSError, ValueError):
+            recorded = json.loads((self.folder / "inputs.json").read_text())["digest"]
+            return recorded == inputs_digest(self.notebook, self.parameters, self.read)
+        return False
+
+    def run(self):
+        """Run the notebook; what an earlier run found with other inputs is taken away first."""
+        digest = inputs_digest(self.notebook, self.parameters, self.read)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("inputs.json", *REPORT_FILES):
+            (self.folder / name).unlink(missing_ok=True)
+        execute_notebook(self.notebook, self.folder / "failed.ipynb", self.parameters, self.folder)
+        os.replace(self.folder / "failed.ipynb", self.folder / "run.ipynb")
+        write_json(self.folder / "inputs.json", {"digest": digest, "parameters": self.parameters})
 
 
-# %% ../nbs/00_study.ipynb #e5b180d9
+# %% ../nbs/00_study.ipynb #cbe8b950
 def wait_without_spinning():
     """Let threads that wait for each other sleep; only where PyTorch has not been loaded yet, here or in a child process."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-# %% ../nbs/00_study.ipynb #0f741a93
+# %% ../nbs/00_study.ipynb #84826387
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
 def execute_notebook(notebook, executed, parameters=None, folder=None):
     """Run a notebook in a process of its own, through a socket that only this machine can reach.
 
@@ -683,7 +728,8 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
     from traitlets.config import Config
 
     wait_without_spinning()
-    config = Config({"KernelManager": {"transport": "ipc"}})
+    quiet = {"extra_arguments": ["--log-level=CRITICAL"]}  # being told to end is no error
+    config = Config({"KernelManager": {"transport": "ipc"}, "NotebookClient": quiet})
     try:
         papermill.execute_notebook(
             notebook, executed, parameters or {}, kernel_name="python3", cwd=folder or Path(notebook).parent,
@@ -692,12 +738,179 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
     except papermill.PapermillExecutionError as error:
         if error.ename in ("InputError", "UsageError"):
             raise InputError(error.evalue) from None
+        number = re.match(r"\[Errno (\d+)\]", error.evalue)
+        if number and int(number[1]) in CANNOT_WRITE:
+            raise InputError(f"{error.evalue}. Choose another folder or free some space.") from None
         raise
+    except OSError as error:
+        raise InputError(f"Cannot write {str(executed)!r}: {error.strerror or error}.") from error
 
 
-# %% ../nbs/00_study.ipynb #aa3b6f3b
-def run_section(section, profile="demo", out=None, data_root=None, settings=None, fresh=False):
-    """Run one section notebook headless, and keep its executed copy and results.
+# %% ../nbs/00_study.ipynb #61aa0d06
+WAIT_FOR_FOLDERS = "DEEPFAKE_NB_WAIT_FOR_FOLDERS"  # set to 1 for the sections of a study
+
+
+@contextlib.contextmanager
+def locked_folder(folder, wait=None):
+    """Hold a folder for one process.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when it is not there.
+    wait : bool, optional
+        Wait while another process holds it; by default only within a section of a study.
+
+    Raises
+    ------
+    InputError
+        Another process holds it, or it cannot be written.
+    """
+    import fcntl
+
+    wait = os.environ.get(WAIT_FOR_FOLDERS) == "1" if wait is None else wait
+    lock = Path(folder) / ".lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "w")
+    except OSError as error:
+        raise InputError(
+            f"Cannot write in {str(folder)!r}: {error.strerror}. Choose another folder."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            raise InputError(
+                f"Another run is writing to {str(folder)!r}. Wait until it ends, or choose another folder."
+            ) from None
+        yield
+
+
+# %% ../nbs/00_study.ipynb #a0936914
+def _run_apart(run, threads, answer):
+    import signal
+    import threading
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_study, daemon=True).start()
+    os.environ |= {"OMP_NUM_THREADS": str(threads), WAIT_FOR_FOLDERS: "1"}
+    try:
+        run.run()
+        answer.send(None)
+    except InputError as error:
+        answer.send((True, str(error)))
+    except Exception as error:
+        words = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+        answer.send((False, f"{words.splitlines()[0]} ({run.folder / 'failed.ipynb'} shows where)"))
+
+
+def _end_with_the_study():
+    from multiprocessing import connection, parent_process
+
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+# %% ../nbs/00_study.ipynb #d7970211
+def default_jobs(profile):
+    """How many sections run side by side when nobody says.
+
+    Parameters
+    ----------
+    profile : str
+
+    Returns
+    -------
+    int
+        1 for the profiles of a GPU, which one section fills; else 2, or 1 on a single core.
+    """
+    return 1 if profile in ("gpu", "paper") else min(2, os.cpu_count() or 1)
+
+
+def threads_for(jobs):
+    """The threads of each of `jobs` processes; ``OMP_NUM_THREADS`` is an upper limit where it is set."""
+    share = max(1, (os.cpu_count() or 1) // max(1, jobs))
+    return min(share, int(os.environ.get("OMP_NUM_THREADS") or share))
+
+
+def _seconds_before(section):
+    root = project_root()
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return json.loads((root / "reports" / "reference" / section / "run.json").read_text())["seconds"]
+    return 0.0
+
+
+# %% ../nbs/00_study.ipynb #5df4fd3f
+def memory_of(process_ids):
+    """Memory of processes and all their children, in bytes.
+
+    Parameters
+    ----------
+    process_ids : iterable of int
+        Those that have ended count nothing.
+
+    Returns
+    -------
+    int
+        The proportional set size where the system tells it (Linux), else the resident size.
+    """
+    import psutil
+
+    total = 0
+    for process_id in process_ids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(process_id)
+            for one in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    memory = one.memory_full_info()
+                    total += getattr(memory, "pss", memory.rss)
+    return total
+
+
+# %% ../nbs/00_study.ipynb #e5721d15
+class StudyFailure(RuntimeError):
+    """A fault of ours in one or more sections; ``str(error)`` is a sentence for each."""
+
+
+def _run_stage(runs, jobs, threads, tell):
+    """Run sections side by side; the failures, as {section: (is the input's, sentence)}, and the peak memory."""
+    from multiprocessing import connection, get_context
+
+    context, waiting, running, failures, peak = get_context("spawn"), list(runs), {}, {}, 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                answer, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_run_apart, args=(run, threads, theirs))
+                process.start()
+                theirs.close()
+                running[process.sentinel] = (process, run, answer, time.time())
+                tell(run.section, "starts", None)
+            ended = connection.wait(list(running), timeout=2)
+            peak = max(peak, memory_of([os.getpid()]))
+            for process, run, answer, started in [running.pop(sentinel) for sentinel in ended]:
+                failure = _answer_of(process, answer)
+                if failure:
+                    failures[run.section] = failure
+                tell(run.section, "failed" if failure else "done", time.time() - started)
+    finally:
+        for process, *_ in running.values():
+            process.kill()
+    return failures, peak
+
+
+def _answer_of(process, answer):
+    process.join()
+    with contextlib.suppress(EOFError):
+        return answer.recv()
+    return False, f"its process ended with status {process.exitcode}; perhaps there was too little memory"
+
+
+# %% ../nbs/00_study.ipynb #4e527f62
+def section_run(section, profile="demo", out=None, data_root=None, settings=None):
+    """A section with its parameters checked.
 
     Parameters
     ----------
@@ -710,78 +923,72 @@ def run_section(section, profile="demo", out=None, data_root=None, settings=None
         Where the user's data sets lie.
     settings : dict, optional
         Further parameters of the notebook.
-    fresh : bool
-        Run even when the same inputs have been run already.
 
     Returns
     -------
-    Path
-        ``out/profile/section`` with ``run.ipynb``, ``results.json``, ``run.json`` and ``figures``.
+    SectionRun
+        Its folder is ``out/profile/section``.
 
     Raises
     ------
     UsageError
         The section, profile or a parameter is unknown.
     InputError
-        The notebook ended in one: its sentence.
+        The section has no notebook.
     """
     notebook = section_notebook(section)
     sizes_for(profile, {name: {} for name in PROFILES})
-    folder = Path(out or project_root() / "reports").absolute() / profile / section
-    parameters = {"profile": profile, "report_folder": str(folder), **(settings or {})}
+    reports = Path(out or project_root() / "reports").absolute() / profile
+    parameters = {"profile": profile, "report_folder": str(reports / section), **(settings or {})}
     if data_root is not None:
         parameters["data_root"] = str(Path(data_root).absolute())
-    parameters = check_parameters(notebook, parameters)
-    digest = inputs_digest(notebook, parameters)
-    done = folder / "inputs.json"
-    if not fresh and is_done(folder, digest):
-        return folder
-    done.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    execute_notebook(notebook, folder / "failed.ipynb", parameters, folder)
-    os.replace(folder / "failed.ipynb", folder / "run.ipynb")
-    write_json(done, {"digest": digest, "parameters": parameters})
-    return folder
+    others = [name for name in SECTIONS if name not in READS_REPORTS] if section in READS_REPORTS else []
+    read = tuple(reports / name / "inputs.json" for name in others)
+    return SectionRun(section, notebook, reports / section, check_parameters(notebook, parameters), read)
 
 
-# %% ../nbs/00_study.ipynb #6ff0405e
-@contextlib.contextmanager
-def locked_folder(folder):
-    """Hold a folder for one process.
+# %% ../nbs/00_study.ipynb #37e2b93b
+def run_section(section, *arguments, **options):
+    """Run one section at once, whatever has been run before; takes and raises what `section_run` does.
 
-    Parameters
-    ----------
-    folder : Path
-        Made when it is not there.
-
-    Raises
-    ------
-    InputError
-        Another process holds it, or it cannot be written.
+    Returns
+    -------
+    Path
+        The report's folder, with ``run.ipynb``, ``results.json``, ``run.json`` and ``figures``.
     """
-    import fcntl
-
-    lock = Path(folder) / ".lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")
-    except OSError as error:
-        raise InputError(
-            f"Cannot write in {str(folder)!r}: {error.strerror}. Choose another folder."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"Another run is writing to {str(folder)!r}. Wait until it ends, or choose another folder."
-            ) from None
-        yield
+    run = section_run(section, *arguments, **options)
+    run.run()
+    return run.folder
 
 
-# %% ../nbs/00_study.ipynb #d4c8e4c3
-def run_study(profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None):
-    """Run sections in order; see `run_section`.
+# %% ../nbs/00_study.ipynb #79c872a0
+def _run_stages(runs, folder, fresh, jobs, tell):
+    failures, peak, computed, started = {}, 0, [], time.time()
+    for stage in STAGES:
+        here = [runs[section] for section in stage if section in runs]
+        to_run = [run for run in here if fresh or not run.is_done]
+        for run in here:
+            if run not in to_run:
+                tell(run.section, "is done already", None)
+        to_run.sort(key=lambda run: -_seconds_before(run.section))
+        failed, memory = _run_stage(to_run, jobs, threads_for(min(jobs, len(here))), tell)
+        failures, peak, computed = failures | failed, max(peak, memory), computed + to_run
+    if computed:
+        about = {"sections": [run.section for run in computed], "failed": sorted(failures), "jobs": jobs}
+        about |= {"profile": folder.name, "cores": os.cpu_count(), "peak_memory_gib": round(peak / 2**30, 2)}
+        write_json(folder / "study.json", about | {"seconds": round(time.time() - started, 1)})
+    return failures
+
+
+def _say_nothing(section, state, seconds):
+    pass
+
+
+# %% ../nbs/00_study.ipynb #67614d42
+def run_study(
+    profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None, jobs=None
+):
+    """Run the sections of the study in their stages, several of one stage side by side.
 
     Parameters
     ----------
@@ -789,44 +996,48 @@ def run_study(profile="demo", sections=None, out=None, data_root=None, settings=
     sections : list of str, optional
         All that have notebooks by default.
     out, data_root : Path, optional
+        See `section_run`.
     settings : dict, optional
-        Every section that runs has to know each of these parameters.
+        Further parameters; every section that runs has to know each of them.
     fresh : bool
+        Run even what has been run with the same inputs.
     tell : callable, optional
-        Called with (section, state, seconds) when a section starts and ends.
+        Called with (section, state, seconds) when a section starts and ends; states are ``"starts"``, ``"done"``,
+        ``"failed"`` and ``"is done already"``.
+    jobs : int, optional
+        Sections at once; see `default_jobs`.
 
     Returns
     -------
     Path
-        The folder of the profile's reports.
+        The folder of the profile's reports; ``study.json`` in it says how long it took and with how much memory.
 
     Raises
     ------
     UsageError
         A section, the profile or a parameter is unknown; nothing has been run then.
     InputError
-        The package has no notebooks around it, or a notebook refused its input.
+        The package has no notebooks around it, another study writes to the folder, or notebooks refused their input;
+        the other sections have been run then.
+    StudyFailure
+        A section failed in another way; the others have been run.
     """
     sizes_for(profile, {name: {} for name in PROFILES})
     chosen = sections or available_sections() or list(SECTIONS)
-    notebooks = {section: section_notebook(section) for section in SECTIONS if section in chosen}
-    for section in chosen:
-        check_parameters(section_notebook(section), {"profile": profile, **(settings or {})})
-    folder = Path(out or project_root() / "reports").absolute() / profile
-    with locked_folder(folder):
-        for section in notebooks:
-            started = time.time()
-            if tell:
-                tell(section, "starts", None)
-            run_section(section, profile, folder.parent, data_root, settings, fresh)
-            if tell:
-                tell(section, "done", time.time() - started)
+    runs = {name: section_run(name, profile, out, data_root, settings) for name in chosen}
+    folder = next(iter(runs.values())).folder.parent
+    with locked_folder(folder, wait=False):
+        failures = _run_stages(runs, folder, fresh, jobs or default_jobs(profile), tell or _say_nothing)
+    if failures:
+        words = [f"The section {name!r} failed: {sentence}" for name, (_, sentence) in failures.items()]
+        refused = all(is_input for is_input, _ in failures.values())
+        raise (InputError if refused else StudyFailure)("\n".join(words))
     return folder
 
 
-# %% ../nbs/00_study.ipynb #906cd87c
+# %% ../nbs/00_study.ipynb #ef21228b
 def run_benchmarks(names=None, media=None):
-    """Run benchmarks of the checkout.
+    """Run benchmarks of the checkout, one after the other.
 
     Parameters
     ----------
@@ -837,8 +1048,8 @@ def run_benchmarks(names=None, media=None):
 
     Returns
     -------
-    list of dict
-        Rows with ``name, ours_s, plain_s, ratio, goal, met, note``.
+    iterator of dict
+        Rows with ``name, ours_s, plain_s, ratio, goal, met, note``, as they are measured.
 
     Raises
     ------
@@ -847,9 +1058,6 @@ def run_benchmarks(names=None, media=None):
     InputError
         The package is installed without its benchmarks.
     """
-    import importlib
-    import sys
-
     root = project_root()
     files = {} if root is None else {p.stem: p for p in sorted((root / "benchmarks").glob("[a-z]*.py"))}
     if not files:
@@ -857,18 +1065,28 @@ def run_benchmarks(names=None, media=None):
     unknown = [name for name in names or [] if name not in files]
     if unknown:
         raise UsageError(f"There is no benchmark {unknown[0]!r}. Choose from: {', '.join(files)}.")
+    return _rows_of_benchmarks(root, names or list(files), media)
+
+
+# %% ../nbs/00_study.ipynb #011e35a0
+def _rows_of_benchmarks(root, names, media):
+    import importlib
+    import sys
+
     sys.path.insert(0, str(root))  # so that a benchmark can start processes, which import it by name
     try:
-        return [
-            row
-            for name in names or files
-            for row in importlib.import_module(f"benchmarks.{name}").run(media=media)
-        ]
+        for name in names:
+            try:
+                yield from importlib.import_module(f"benchmarks.{name}").run(media=media)
+            except Exception as error:
+                nothing = dict.fromkeys(("ours_s", "plain_s", "ratio"))
+                words = f"failed: {type(error).__name__}: {error}"
+                yield {"name": name, **nothing, "goal": "", "met": False, "note": words}
     finally:
         sys.path.remove(str(root))
 
 
-# %% ../nbs/00_study.ipynb #a0936914
+# %% ../nbs/00_study.ipynb #c57953a1
 def installation():
     """What is installed and what this machine has, for reports of faults.
 

@@ -174,21 +174,12 @@ def read_image(path):
         raise UnreadableMedia(
             f"{str(path)!r} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Make it smaller first."
         ) from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ) as error:
+    except MemoryError as error:
+        raise UnreadableMedia(f"{str(path)!r} does not fit into memory. Make it smaller first.") from error
+    except Exception as error:  # a decoder of Pillow may raise anything over damaged bytes
         raise UnreadableMedia(
             f"The picture {str(path)!r} is cut or damaged ({error}). Copy or download it again."
         ) from error
-    except MemoryError as error:
-        raise UnreadableMedia(f"{str(path)!r} does not fit into memory. Make it smaller first.") from error
 
 
 # %% ../nbs/01_video.ipynb #85729ebe
@@ -375,14 +366,19 @@ class _Lie:
 
 
 # %% ../nbs/01_video.ipynb #2c00d98e
+def _upright_size(width, height, lie, pixel_aspect):
+    """Width and height in square pixels at which a stored frame is shown."""
+    wide = max(1, round(width * pixel_aspect))
+    return (height, wide) if lie.transposed else (wide, height)
+
+
 class _Picture:
     """A decoded frame and what is needed to show it upright on a canvas of a fixed size."""
 
     def __init__(self, frame, converter, lie, pixel_aspect, canvas=None):
         self.frame, self.converter, self.lie = frame, converter, lie
-        wide, high = max(1, round(frame.width * pixel_aspect)), frame.height
-        self.stored_size = wide, high
-        self.own_size = (high, wide) if self.lie.transposed else (wide, high)
+        self.stored_size = _upright_size(frame.width, frame.height, _Lie(), pixel_aspect)
+        self.own_size = _upright_size(frame.width, frame.height, lie, pixel_aspect)
         self.size = canvas or self.own_size
 
     def resized(self, width, height):
@@ -600,6 +596,7 @@ class _Packets:
         )
         self.table = None  # times of all packets, sorted, once a scan has made it
         self.lost, self.n_packets, self.n_frames, self.end_s = 0, 0, 0, 0.0
+        self.first_size = None  # of the first frame decoded, whether it is given or not
         self.ended = self.sought = self.broke_off = False
 
     def packets(self):
@@ -615,7 +612,12 @@ class _Packets:
                 break
             except av.error.EOFError:
                 break
-            except (av.error.FFmpegError, OSError, ValueError):
+            except (
+                av.error.FFmpegError,
+                OSError,
+                ValueError,
+                IndexError,
+            ):  # the last: of a stream not announced
                 failures += 1
         self.broke_off = failures > 0
 
@@ -684,6 +686,7 @@ class _Place:
 
     def __call__(self, frame, waiting):
         decoder, pts = self.decoder, frame.pts
+        decoder.first_size = decoder.first_size or (frame.width, frame.height)
         if decoder.start is None:
             decoder.start = pts
         step = 1 / (decoder.frame_rate or 25)
@@ -940,8 +943,9 @@ def _made(decoder, chosen, longest_side):
         for index, time_s, decoded in chosen:
             if decoded.rotation not in lies:
                 lies[decoded.rotation] = _Lie.of_frame(decoded)
-            picture = _Picture(decoded, converter, lies[decoded.rotation], aspect, canvas)
-            canvas = picture.size
+            lie = lies[decoded.rotation]
+            canvas = canvas or _upright_size(*decoder.first_size, lie, aspect)
+            picture = _Picture(decoded, converter, lie, aspect, canvas)
             if longest_side is not None:
                 picture = picture.resized(*_fitted_size(*canvas, longest_side))
             yield Frame(index, time_s, picture)

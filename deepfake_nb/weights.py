@@ -11,6 +11,7 @@ __all__ = [
     "OURS",
     "PublishedWeights",
     "weights_table",
+    "shipped_file",
     "fetch",
     "registered",
     "import_state_dict",
@@ -19,9 +20,9 @@ __all__ = [
     "save_network",
     "WeightFile",
     "check_file",
-    "shipped_file",
     "LoadedNetwork",
     "load_detector",
+    "own_weights",
 ]
 
 # %% ../nbs/08_weights.ipynb #9f4e589e
@@ -56,6 +57,7 @@ class PublishedWeights:
     kind : str
         The network it fits, a key of `KINDS`.
     url : str
+        Empty for a file that comes with the package.
     sha256 : str or None
         None where nobody here has checked the file; then it is not fetched.
     size : int or None
@@ -68,6 +70,8 @@ class PublishedWeights:
         What is done to pixel values of 0 to 255.
     polarity : {"P(real)", "P(fake)"}
         What the released file's own output says. Ours is always higher for fake.
+    file : str, optional
+        Where it lies, if it need not be downloaded: a path, or a name in the package's ``weights_shipped``.
     """
 
     name: str
@@ -81,6 +85,7 @@ class PublishedWeights:
     input_size: int
     normalisation: str
     polarity: str
+    file: str | None = None
 
 
 # %% ../nbs/08_weights.ipynb #8da49a5f
@@ -138,7 +143,37 @@ ALTFREEZING = PublishedWeights(
     polarity="P(fake)",
 )
 
-# %% ../nbs/08_weights.ipynb #63991376
+
+# %% ../nbs/08_weights.ipynb #b13f0042
+def shipped_weights(name, kind, file, sha256, size, input_size, normalisation, script, trained_on):
+    """The registry line of a file that comes with the package."""
+    return PublishedWeights(
+        name=name,
+        kind=kind,
+        url="",
+        sha256=sha256,
+        size=size,
+        licence=OURS_LICENCE,
+        source=f"trained with this package by {script}",
+        trained_on=trained_on,
+        input_size=input_size,
+        normalisation=normalisation,
+        polarity="P(fake)",
+        file=file,
+    )
+
+
+OURS_LICENCE = "Apache-2.0 (this package's)"
+RENDERED_CLIPS = (
+    "rendered people only: 150 of them filmed in a studio, each also with another one's face, swapped in a crude and in a "
+    "fine way; it has never seen a real person"
+)
+RENDERED_FACES = (
+    "rendered people only: 406 of them, filmed in a studio or pictured in a video call, on a stage and outdoors, each also "
+    "with other people's faces swapped in, and faces that a small generator drew; it has never seen a real person"
+)
+
+# %% ../nbs/08_weights.ipynb #802a6f96
 REGISTRY = {
     entry.name: entry
     for entry in (
@@ -162,11 +197,21 @@ REGISTRY = {
             "xception", "deepfakebench-xception", "xception_best.pth", "FaceForensics++ (c23), 2018 and 2019"
         ),
         ALTFREEZING,
+        shipped_weights(
+            "rendered-clips", "altfreezing", "altfreezing-base.safetensors",
+            "37e4c18e5fba6dab29ef2ae7dbb22eb28608ba71240e169846dc6ca0a7a63f5b", 3502194, 96,
+            "ImageNet's mean and deviation", "scripts/train_base.py", RENDERED_CLIPS,
+        ),
+        shipped_weights(
+            "rendered-faces", "frame-network", "rendered-faces.safetensors",
+            "93b9ff1680a46f5f0df6c70b452bcc5c8b7028a1007d95029e115105fd44006b", 1799050, 112,
+            "divided by 255", "scripts/train_frames.py", RENDERED_FACES,
+        ),
     )
 }  # fmt: skip
 
 
-# %% ../nbs/08_weights.ipynb #b13f0042
+# %% ../nbs/08_weights.ipynb #4ff36099
 def weights_table():
     """The registry as a table, one row a checkpoint.
 
@@ -178,7 +223,34 @@ def weights_table():
     return pd.DataFrame([asdict(entry) for entry in REGISTRY.values()]).set_index("name")
 
 
-# %% ../nbs/08_weights.ipynb #e94d0b27
+# %% ../nbs/08_weights.ipynb #6eeb0d4b
+def shipped_file(name):
+    """Where a weight file lies that comes with the package.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"altfreezing-base.safetensors"``.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InputError
+        It is not there.
+    """
+    folder = Path(importlib.util.find_spec("deepfake_nb").origin).parent / "weights_shipped"
+    if not (folder / name).is_file():
+        there = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "nothing"
+        raise InputError(
+            f"The package holds no weights {name!r}, only {there}. Install it anew, or give a file."
+        )
+    return folder / name
+
+
+# %% ../nbs/08_weights.ipynb #ce71db99
 def fetch(name):
     """The file of a published checkpoint, downloaded at first use.
 
@@ -190,7 +262,7 @@ def fetch(name):
     Returns
     -------
     Path
-        In ``cache_dir()/weights``; its SHA-256 is the registered one.
+        In the package, or in ``cache_dir()/weights``; its SHA-256 is the registered one.
 
     Raises
     ------
@@ -203,6 +275,8 @@ def fetch(name):
     import pooch
 
     entry = registered(name)
+    if entry.file:
+        return Path(entry.file) if Path(entry.file).is_absolute() else shipped_file(entry.file)
     if entry.sha256 is None:
         raise InputError(
             f"The weights {name!r} are not downloaded, because their checksum is not known here: "
@@ -227,7 +301,7 @@ def fetch(name):
     return file
 
 
-# %% ../nbs/08_weights.ipynb #67997479
+# %% ../nbs/08_weights.ipynb #8960400b
 def registered(name):
     """The registry line of a checkpoint.
 
@@ -249,18 +323,19 @@ def registered(name):
     return REGISTRY[name]
 
 
-# %% ../nbs/08_weights.ipynb #ce71db99
+# %% ../nbs/08_weights.ipynb #52b293c2
 KINDS = {
     "meso4": "deepfake_nb.mesonet:Meso4",
     "mesoinception4": "deepfake_nb.mesonet:MesoInception4",
     "deepfakebench-xception": "deepfake_nb.xception:Xception",
     "altfreezing": "deepfake_nb.video_resnet:VideoResNet",
+    "frame-network": "deepfake_nb.frame_network:FrameNetwork",
     "idinvert-generator": "deepfake_nb.stylegan:Generator",
     "idinvert-encoder": "deepfake_nb.stylegan:Encoder",
 }
 
 
-# %% ../nbs/08_weights.ipynb #8960400b
+# %% ../nbs/08_weights.ipynb #62534e91
 def build_network(kind, settings=None):
     """An untrained network of a kind, in training mode; by default with the settings of the release."""
     if kind not in KINDS:
@@ -271,7 +346,7 @@ def build_network(kind, settings=None):
     return getattr(importlib.import_module(module), name)(**(settings or {}))
 
 
-# %% ../nbs/08_weights.ipynb #52b293c2
+# %% ../nbs/08_weights.ipynb #524550ac
 def tensors_within(content):
     """The largest dictionary of tensors in nested dictionaries."""
     if not isinstance(content, dict):
@@ -318,7 +393,7 @@ def misfit(network, state_dict):
     return state_dict, problem
 
 
-# %% ../nbs/08_weights.ipynb #62534e91
+# %% ../nbs/08_weights.ipynb #2cf60780
 def import_state_dict(kind, state_dict, settings=None):
     """Fill a network of a kind with released tensors.
 
@@ -349,13 +424,13 @@ def import_state_dict(kind, state_dict, settings=None):
     return network.eval()
 
 
-# %% ../nbs/08_weights.ipynb #2cf60780
+# %% ../nbs/08_weights.ipynb #3a40a32e
 def first_line(error):
     """What an error says, in one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-# %% ../nbs/08_weights.ipynb #a57afd87
+# %% ../nbs/08_weights.ipynb #2289d663
 class KerasLayer(NamedTuple):
     """One layer of a Keras file with its tensors by name (``kernel``, ``bias``, ``gamma``, ...)."""
 
@@ -384,7 +459,7 @@ def text_list(group, name):
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-# %% ../nbs/08_weights.ipynb #8962ef8f
+# %% ../nbs/08_weights.ipynb #96b7bad2
 def plain_dataset(group, name):
     """A data set that lies in the file itself."""
     for part in name.split("/"):
@@ -398,7 +473,7 @@ def plain_dataset(group, name):
     return group
 
 
-# %% ../nbs/08_weights.ipynb #3a40a32e
+# %% ../nbs/08_weights.ipynb #7ce00cdf
 def read_keras_layers(path):
     """The layers with weights of a Keras file, in the order of the file.
 
@@ -440,7 +515,7 @@ def read_keras_layers(path):
     return [layer for layer in layers if layer.tensors]
 
 
-# %% ../nbs/08_weights.ipynb #b7995b55
+# %% ../nbs/08_weights.ipynb #8b407b7f
 TENSOR_NAMES = {
     nn.Conv2d: {"kernel": "weight", "bias": "bias"},
     nn.Linear: {"kernel": "weight", "bias": "bias"},
@@ -473,7 +548,7 @@ def to_torch_order(tensor, channels):
     return tensor.T
 
 
-# %% ../nbs/08_weights.ipynb #96b7bad2
+# %% ../nbs/08_weights.ipynb #d7147ddd
 def keras_state_dict(layers, network):
     """The tensors of Keras layers under the names of `network`; None when they do not fit it."""
     state_dict = {}
@@ -498,7 +573,7 @@ def keras_kind(layers):
     return next((kind for kind, build in networks.items() if keras_state_dict(layers, build())), None)
 
 
-# %% ../nbs/08_weights.ipynb #34428d19
+# %% ../nbs/08_weights.ipynb #629abf60
 def import_mesonet(path, polarity="P(real)"):
     """Read a Keras file of Meso-4 or MesoInception-4.
 
@@ -531,7 +606,7 @@ def import_mesonet(path, polarity="P(real)"):
     return import_state_dict(kind, state_dict)
 
 
-# %% ../nbs/08_weights.ipynb #017d7c55
+# %% ../nbs/08_weights.ipynb #f1e8006f
 SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-legacy": b"\x80"}
 
 
@@ -554,7 +629,7 @@ def file_format(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #bd56651f
+# %% ../nbs/08_weights.ipynb #65c13698
 def read_state_dict(path):
     """The tensors of a PyTorch or safetensors file, without running anything in it.
 
@@ -597,7 +672,7 @@ def read_state_dict(path):
     return tensors
 
 
-# %% ../nbs/08_weights.ipynb #eff12d3d
+# %% ../nbs/08_weights.ipynb #94b81025
 def numbers_of_numpy():
     """What a pickle needs for NumPy's numbers and arrays, of NumPy 1 and 2."""
     from numpy._core import multiarray
@@ -608,7 +683,7 @@ def numbers_of_numpy():
     return [*builders, *old_names, *types]
 
 
-# %% ../nbs/08_weights.ipynb #f1e8006f
+# %% ../nbs/08_weights.ipynb #4f8fbf6b
 def state_dict_kind(state_dict):
     """The kind of network that a state dict fits; None when there is none."""
     for kind in KINDS:
@@ -619,7 +694,7 @@ def state_dict_kind(state_dict):
     return None
 
 
-# %% ../nbs/08_weights.ipynb #251da099
+# %% ../nbs/08_weights.ipynb #748e1f97
 HEADER = "deepfake_nb_network"
 
 
@@ -654,7 +729,7 @@ def save_network(path, kind, network, trained_on, settings=None, **usage):
         file.write(save(tensors, header))
 
 
-# %% ../nbs/08_weights.ipynb #94b81025
+# %% ../nbs/08_weights.ipynb #fad90112
 def read_header(path):
     """What `save_network` wrote about a network: kind, settings, words and usage; None for files of others."""
     from safetensors import safe_open
@@ -691,7 +766,7 @@ def check_header(path, about, state_dict):
         raise InputError(f"{str(path)!r} does not hold the network that it names: {problem}.")
 
 
-# %% ../nbs/08_weights.ipynb #4f8fbf6b
+# %% ../nbs/08_weights.ipynb #745e278b
 @dataclass(frozen=True)
 class WeightFile:
     """What a weight file is.
@@ -742,7 +817,7 @@ UNKNOWN = "unknown: not a file of the registry"
 OURS = "trained with this package"
 
 
-# %% ../nbs/08_weights.ipynb #91339b4a
+# %% ../nbs/08_weights.ipynb #de0ad97a
 def check_file(path):
     """Say what a weight file is, without running anything in it.
 
@@ -783,7 +858,7 @@ def check_file(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #748e1f97
+# %% ../nbs/08_weights.ipynb #5e50fd69
 def origin(sha256, about):
     """Who made a file of this checksum, by the registry or by what the file says about itself."""
     entry = next((entry for entry in REGISTRY.values() if entry.sha256 == sha256), None)
@@ -795,34 +870,7 @@ def origin(sha256, about):
     return {"published": entry.name if entry else None, "sha256": sha256, **known}
 
 
-# %% ../nbs/08_weights.ipynb #a1db753f
-def shipped_file(name):
-    """Where a weight file lies that comes with the package.
-
-    Parameters
-    ----------
-    name : str
-        Such as ``"altfreezing-base.safetensors"``.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    InputError
-        It is not there.
-    """
-    folder = Path(importlib.util.find_spec("deepfake_nb").origin).parent / "weights_shipped"
-    if not (folder / name).is_file():
-        there = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "nothing"
-        raise InputError(
-            f"The package holds no weights {name!r}, only {there}. Install it anew, or give a file."
-        )
-    return folder / name
-
-
-# %% ../nbs/08_weights.ipynb #031893e1
+# %% ../nbs/08_weights.ipynb #9799e900
 class LoadedNetwork(NamedTuple):
     """A network in eval mode, and what its weights are."""
 
@@ -866,7 +914,7 @@ def load_detector(name, weights=None):
     return LoadedNetwork(import_state_dict(report.kind, read_state_dict(path), report.settings), report)
 
 
-# %% ../nbs/08_weights.ipynb #9799e900
+# %% ../nbs/08_weights.ipynb #57a4642d
 def why_not(kind, path):
     """What the network of a kind has to say of a file's tensors that do not fit it, behind a colon."""
     with torch.device("meta"):
@@ -874,3 +922,38 @@ def why_not(kind, path):
     explain = getattr(network, "explain_misfit", lambda _: None)
     reason = explain(renamed(network, read_state_dict(path))[0])
     return f": {reason}" if reason else ""
+
+
+# %% ../nbs/08_weights.ipynb #16e6cb35
+def own_weights(name, path):
+    """The registry line of a file that `save_network` wrote.
+
+    Parameters
+    ----------
+    name : str
+        What the detector is to be called.
+    path : str or Path
+
+    Returns
+    -------
+    PublishedWeights
+        For ``REGISTRY[name]``. The scale of its pixels is that of other files of its kind, from 0 to 1 where there is none.
+
+    Raises
+    ------
+    InputError
+        The file cannot be used, or does not say how it is to be used.
+    """
+    report = check_file(path)
+    if "size" not in report.usage:
+        raise InputError(
+            f"{str(path)!r} does not say which size of input its network takes. Write it with "
+            f"save_network(..., size=...)."
+        )
+    alike = next((entry for entry in REGISTRY.values() if entry.kind == report.kind), None)
+    scale = alike.normalisation if alike else "divided by 255"
+    known = {"licence": OURS, "source": OURS, "polarity": "P(fake)", "normalisation": scale}
+    about = {key: getattr(report, key) for key in ("kind", "sha256", "size", "trained_on")}
+    return PublishedWeights(
+        name, url="", input_size=report.usage["size"], file=str(Path(path).resolve()), **about, **known
+    )

@@ -1,17 +1,22 @@
 """Build the HTML site of a profile's reports: `make study` and `make docs` call this.
 
-Pages come from executed notebooks, from docstrings and from the command line's own help; nothing is written
-by hand here but the order of the pages.
+Pages come from executed notebooks, from docstrings, from the command line's own help, from `CITATION.cff` and from
+`docs/guides/`. The finished site needs no network: its search runs in the browser, formulas are MathML.
 """
 
 import argparse
 import inspect
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import typer
+import yaml
+
+from deepfake_nb.cli import app
 from deepfake_nb.study import (
     SECTIONS,
     atomic_path,
@@ -25,8 +30,6 @@ from deepfake_nb.study import (
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"
 EXECUTED = ROOT / "docs" / "_build" / "executed"
-COMMANDS = ("study", "data list", "data build", "data check", "score", "evaluate", "weights list")
-COMMANDS += ("weights fetch", "weights check", "train-generator", "bench", "info")
 
 
 def write_if_changed(path: Path, text: str) -> Path:
@@ -80,6 +83,12 @@ def library_page(notebook: Path, run: bool) -> str:
     return notebook_page(executed(notebook) if with_outputs else notebook, notebook.stem)
 
 
+def section_page(report: Path, name: str) -> str:
+    """The page of a section: as it ran, up to the cell where it failed, or without outputs when it has not been run."""
+    kept = [report / "run.ipynb", report / "failed.ipynb", ROOT / "nbs" / f"{name}.ipynb"]
+    return notebook_page(next(path for path in kept if path.is_file()), name)
+
+
 def start_page(reports: Path, contents: str) -> None:
     """The start page: `index.ipynb` run on the results of these reports, with the contents behind it."""
     results = load_results(reports).to_json()
@@ -102,12 +111,64 @@ def api_pages() -> list[str]:
     return names
 
 
+def guide_pages() -> list[str]:
+    """The guides, as they are written in `docs/guides/`."""
+    guides = sorted((ROOT / "docs" / "guides").glob("*.md"), key=lambda path: path.stem != "own_data")
+    for guide in guides:
+        write_if_changed(PAGES / "guides" / guide.name, guide.read_text(encoding="utf-8"))
+    return [f"guides/{guide.stem}" for guide in guides]
+
+
+def citation_page() -> str:
+    """How to cite, from `CITATION.cff`."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    papers = [paper_entry(paper) for paper in cited["references"]]
+    fields = {"title": cited["title"], "author": names_of(cited["authors"]), "version": cited["version"]}
+    lines = [
+        "# How to cite",
+        "",
+        cited["message"],
+        "",
+        "```bibtex",
+        *bibtex("software", "deepfake_nb", fields),
+    ]
+    lines += ["```", "", "The papers that are rebuilt:", "", *papers, ""]
+    write_if_changed(PAGES / "cite.md", "\n".join(lines))
+    return "cite"
+
+
+def names_of(authors: list[dict]) -> str:
+    """Authors as BibTeX has them."""
+    return " and ".join(
+        f"{{{a['name']}}}" if "name" in a else f"{a['given-names']} {a['family-names']}" for a in authors
+    )
+
+
+def bibtex(kind: str, key: str, fields: dict) -> list[str]:
+    """The lines of an entry."""
+    return [f"@{kind}{{{key},", *(f"  {name} = {{{value}}}," for name, value in fields.items()), "}"]
+
+
+def paper_entry(paper: dict) -> str:
+    """One line of the list of papers."""
+    authors = names_of(paper["authors"]).replace(" and ", ", ")
+    return f"- {authors} ({paper['year']}): *{paper['title']}*. {paper['notes']}."
+
+
+def commands_of(group, above: str = "") -> list[str]:
+    """Every command below a group, by its full name, in the order of the help."""
+    names = []
+    for name, command in group.commands.items():
+        names += commands_of(command, f"{above}{name} ") if hasattr(command, "commands") else [above + name]
+    return names
+
+
 def command_line_page() -> str:
     """Every command's own help."""
     command = str(Path(sys.executable).with_name("deepfake-nb"))
     environment = os.environ | {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     parts = ["# Command line\n"]
-    for name in ("", *COMMANDS):
+    for name in ("", *commands_of(typer.main.get_command(app))):
         words = [command, *name.split(), "--help"]
         help_text = subprocess.run(words, capture_output=True, text=True, check=True, env=environment).stdout
         parts.append(
@@ -127,6 +188,15 @@ def tree(caption: str, names: list[str]) -> str:
     )
 
 
+def empty_if_stale(folder: Path, digest: str) -> None:
+    """Empty a folder that belongs to another state of the package: pages of source code keep links to what has moved."""
+    stamp = folder / ".package"
+    if not stamp.is_file() or stamp.read_text() != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        with write_atomically(stamp, "w") as file:
+            file.write(digest)
+
+
 def build(profile: str, run_library: bool) -> Path:
     """Put the pages together and run Sphinx over them.
 
@@ -136,25 +206,22 @@ def build(profile: str, run_library: bool) -> Path:
         The start page.
     """
     reports = ROOT / "reports" / profile
-    sections = [
-        notebook_page(reports / section / "run.ipynb", SECTIONS[section])
-        for section in available_sections()
-        if (reports / section / "run.ipynb").is_file()
-    ]
+    sections = [section_page(reports / section, SECTIONS[section]) for section in available_sections()]
     notebooks = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
     tools = [library_page(n, run_library) for n in notebooks if n.name < "10" or n.name >= "70"]
-    contents = tree("Paper sections", sections) + tree("Tools", tools)
-    reference = [command_line_page(), *api_pages()]
-    contents += tree("Reference", reference)
-    names = ["index", *sections, *tools, *reference]
+    parts = {"Guides": guide_pages(), "Paper sections": sections, "Tools": tools}
+    parts["Reference"] = [command_line_page(), citation_page(), *api_pages()]
+    contents = "".join(tree(caption, names) for caption, names in parts.items())
+    names = ["index", *(name for part in parts.values() for name in part)]
     start_page(reports, contents)
     for stale in {path for path in PAGES.rglob("*.*") if path.stem not in {Path(n).stem for n in names}}:
         stale.unlink()
-    site = reports / "site"
+    site, trees = reports / "site", ROOT / "docs" / "_build" / "doctrees"
+    of_package = inputs_digest(ROOT / "docs" / "conf.py", {})
+    for folder in (site, trees):
+        empty_if_stale(folder, of_package)
     command = [sys.executable, "-m", "sphinx", "-q", "-j", "2", "-b", "html", "-c", str(ROOT / "docs")]
-    subprocess.run(
-        [*command, "-d", str(ROOT / "docs" / "_build" / "doctrees"), str(PAGES), str(site)], check=True
-    )
+    subprocess.run([*command, "-d", str(trees), str(PAGES), str(site)], check=True)
     return site / "index.html"
 
 

@@ -2,6 +2,9 @@
 
 from importlib import metadata
 
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
 project = "deepfake-nb"
 author = "The deepfake-nb authors"
 copyright = "2026 onwards, the deepfake-nb authors"
@@ -13,8 +16,10 @@ html_title = "deepfake-nb"
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "use_download_button": False}
 html_theme_options |= {"navbar_persistent": []}
 html_copy_source = False
+html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # drawn by the browser itself: the site has to be whole without a network
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -27,3 +32,19 @@ autodoc_typehints = "none"
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+
+
+def inline_formula(translator, node):
+    """Write a formula within a line."""
+    translator.body.append(tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def formula(translator, node):
+    """Write a formula on lines of its own."""
+    translator.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>\n')
+    raise nodes.SkipNode
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", (inline_formula, None), (formula, None))

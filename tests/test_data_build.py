@@ -17,7 +17,15 @@ import pandas as pd
 import pytest
 
 from deepfake_nb import builds
-from deepfake_nb.datasets import FaceSet, build, check, load_manifest, paper_set, validation_rows
+from deepfake_nb.datasets import (
+    FaceSet,
+    build,
+    check,
+    learning_rows,
+    load_manifest,
+    paper_set,
+    validation_rows,
+)
 from deepfake_nb.study import InputError, UsageError
 
 SMALL = {"crop_size": 32, "detect_every": 5}
@@ -394,6 +402,24 @@ def test_published_validation_is_a_part_of_training():
     stated = validation_rows(table, "stated", rng=np.random.default_rng(0))
     assert 0 < stated.sum() < 10
     assert not set(table[stated].source_id) & set(table[~stated].source_id)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nobody_is_learnt_from_and_validated_on(seed):
+    rng = np.random.default_rng(seed)
+    people = [f"p{number:02d}" for number in rng.permutation(24)]
+    rows = [("train", 0, person, None) for person in people]
+    rows += [("train", 1, source, target) for source, target in zip(people, np.roll(people, 1), strict=True)]
+    rows += [("test", 0, "q0", None), ("test", 1, "q0", "q1")]
+    table = pd.DataFrame(rows, columns=["split", "label", "source_id", "target_id"])
+    table["media_id"] = table["path"] = [f"file{number:02d}" for number in range(len(table))]
+    validated = validation_rows(table, rng=rng)
+    learnt = learning_rows(table, validated)
+    seen = [{*table.source_id[rows], *table.target_id[rows].dropna()} for rows in (validated, learnt)]
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    crossing = (table.split == "train") & ~validated & ~learnt
+    assert crossing.any() and (table.label[crossing] == 1).all()
+    assert not learnt[table.split == "test"].any()
 
 
 def test_lfw_is_swapped_within_splits(shared_data, tmp_path):

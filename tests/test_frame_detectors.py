@@ -219,6 +219,11 @@ def test_the_section_runs_on_ones_own_pictures_as_published(course_layout, tmp_p
         predictions.groupby(["detector", "train_set", "eval_set"]).size().eq(6).all()
         and len(predictions) == 36
     )
+    worn = pd.read_parquet(folder / "robustness.parquet")
+    assert (
+        worn.groupby(["detector", "train_set"]).size().tolist() == [4 * 8 * 2] * 3
+        and (worn.train_set == worn.eval_set).all()
+    )
 
 
 def test_the_section_says_which_folder_is_missing(course_layout, tmp_path):

@@ -503,6 +503,12 @@ def test_the_section_runs_on_ones_own_pictures_as_in_the_listing(own_sets, tmp_p
     sizes = predictions.groupby(["detector", "eval_set"]).size().unstack()
     assert sizes["mine"].eq(8).all() and sizes["others"].eq(10).all() and len(sizes) == 15
     assert set(predictions.train_set) == {"mine"}
+    worn = pd.read_parquet(folder / "robustness.parquet")
+    assert set(worn.detector) == set(predictions.detector) and set(worn.eval_set) == {"mine"}
+    assert (
+        worn.groupby("detector").size().eq(4 * 8 * 2).all()
+        and results.table.eq("Robustness against the best part").sum() == 11
+    )
 
 
 def test_the_section_says_what_it_cannot_use(own_sets, tmp_path):

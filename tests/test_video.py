@@ -345,6 +345,8 @@ def test_a_size_that_changes_on_the_way_is_fitted_into_the_first(tmp_path):
     assert [frame.image.shape for frame in frames] == [(48, 64, 3)] * 10
     assert not frames[-1].image[:, :8].any() and frames[-1].image[:, 20:40].any()
     assert np.array_equal(list(read_frames(joined))[-1].crop((5, 5, 50, 40))[0], frames[-1].image[5:40, 5:50])
+    (chosen,) = read_frames(joined, indices=[9])  # a second pass has to meet the pixels of the first
+    assert np.array_equal(chosen.image, frames[-1].image)
 
 
 def test_frames_from_arrays_and_through_pickle(clip):

@@ -466,3 +466,95 @@ def test_a_fine_tuned_checkpoint_with_numbers_of_numpy_beside_it(tmp_path):
     assert check_file(tmp_path / "fine_tuned.pth").kind == "altfreezing"
     network = import_state_dict("altfreezing", content)
     assert not network.training and network.num_features == 2048
+
+
+SHIPPED = [name for name, entry in weights.REGISTRY.items() if entry.file]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_comes_with_the_package_is_what_was_registered(name, monkeypatch):
+    monkeypatch.setattr("requests.sessions.Session.request", None)
+    entry, loaded = weights.REGISTRY[name], load_detector(name)
+    assert loaded.weights.published == name and loaded.weights.size == entry.size < 4e6
+    assert loaded.weights.trained_on == entry.trained_on and "never seen a real person" in entry.trained_on
+    assert loaded.weights.usage["size"] == entry.input_size
+    assert loaded.weights.usage["made"]["command"].startswith(f"python {entry.source.rpartition(' ')[2]} ")
+    assert not loaded.network.training and next(loaded.network.parameters()).dtype == torch.float32
+
+
+def test_both_shipped_detectors_are_registered():
+    assert SHIPPED == ["rendered-clips", "rendered-faces"]
+
+
+def test_the_shipped_frame_detector_tells_new_people_from_crude_swaps():
+    from deepfake_nb.forgery import SourceFace, swap_face
+    from deepfake_nb.frame_network import cut_face
+    from deepfake_nb.metrics import auc
+    from deepfake_nb.rendered import random_identity, render_stills
+
+    stills = render_stills([random_identity(10**6 + seed) for seed in range(8)], "studio", size=160)
+    shots = list(zip(stills.images, stills.landmarks, strict=True))
+    swaps = [swap_face(i, p, SourceFace(*shots[n - 1]), quality="crude")[0] for n, (i, p) in enumerate(shots)]
+    pictures = [*stills.images, *swaps]
+    crops = [cut_face(i, None, p) for i, p in zip(pictures, [*stills.landmarks] * 2, strict=True)]
+    with torch.inference_mode():
+        logits = load_detector("rendered-faces").network(
+            torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255
+        )
+    assert logits.shape == (16,) and auc([0] * 8 + [1] * 8, logits.numpy()) > 0.9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone": "hf-hub:somebody/something"},
+        {"backbone": "https://example.org/net"},
+        {"backbone": "resnet10t", "checkpoint_path": "/etc/passwd"},
+        {"backbone": "resnet10t", "channels": "wide"},
+        {"backbone": "resnet10t", "channels": [32, 64]},
+        {"backbone": ["resnet10t"]},
+    ],
+)
+def test_a_header_cannot_make_timm_load_anything(tmp_path, monkeypatch, settings):
+    from deepfake_nb.frame_network import FrameNetwork
+
+    monkeypatch.setattr("requests.sessions.Session.request", None)
+    network = FrameNetwork("resnet10t", [8, 8, 8, 8], 8)
+    weights.save_network(tmp_path / "a.safetensors", "frame-network", network, "nothing", settings)
+    with pytest.raises(InputError) as raised:
+        check_file(tmp_path / "a.safetensors")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_detector_of_ones_own_needs_one_line(tmp_path, monkeypatch):
+    from deepfake_nb.frame_network import FrameNetwork
+
+    network, path = FrameNetwork("lcnet_050").eval(), tmp_path / "own.safetensors"
+    weights.save_network(path, "frame-network", network, "noise", {"backbone": "lcnet_050"}, size=96)
+    monkeypatch.setitem(weights.REGISTRY, "own", weights.own_weights("own", path))
+    loaded = load_detector("own")
+    assert (loaded.weights.published, loaded.weights.trained_on) == ("own", "noise")
+    assert (weights.REGISTRY["own"].input_size, weights.REGISTRY["own"].normalisation) == (
+        96,
+        "divided by 255",
+    )
+    weights.save_network(path, "frame-network", network, "noise", {"backbone": "lcnet_050"})
+    with pytest.raises(InputError, match="which size of input"):
+        weights.own_weights("own", path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "detectors"), [("picture", {"rendered-faces"}), ("video", {"rendered-clips", "rendered-faces"})]
+)
+def test_the_shipped_calibrations_belong_to_the_shipped_weights(kind, detectors):
+    from deepfake_nb.calibration import read_calibrations
+
+    (calibration,) = read_calibrations(weights.shipped_file(f"calibration-{kind}.json")).values()
+    assert calibration.kind == kind and calibration.n_people >= 60 and calibration.familiarity
+    assert calibration.misfit({name: weights.REGISTRY[name].sha256 for name in detectors}) == ""
+    assert calibration.weights.keys() == detectors and "no living person" in calibration.words
+    sure = {name: calibration.probability({name: 0.999}).value for name in detectors}
+    assert all(0.6 < value < 1 for value in sure.values()), sure
+    assert calibration.threshold(sorted(detectors), 0.001).rate == pytest.approx(
+        1 / (calibration.n_people + 1)
+    )

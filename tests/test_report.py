@@ -1,0 +1,266 @@
+"""Report pages of real verdicts: complete without a network, true to the verdict, readable on a phone."""
+
+import base64
+import html
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+from torch import nn
+
+from deepfake_nb import report as report_module
+from deepfake_nb.explain import effect_of_restoring
+from deepfake_nb.faces import CenterFace, Detections, align_clip
+from deepfake_nb.forgery import SourceFace, swap_video
+from deepfake_nb.rendered import random_identity, render_stills, render_video
+from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
+from deepfake_nb.score import FaceScore, KeptView, MediaScorer, Panel, Verdict
+from deepfake_nb.study import InputError, sha256_of
+from deepfake_nb.video import write_video
+from deepfake_nb.views import ClipDetector, Detector, Ready
+
+
+class Light(nn.Module):
+    """Fake is what is bright in the left half."""
+
+    def forward(self, faces):
+        return 10 * (faces[..., : faces.shape[-1] // 2].flatten(1).mean(1) - 0.5)
+
+
+def light(weights=None):
+    return Ready(Light(), "light.bin", "nothing at all", sha256="ab" * 32)
+
+
+class WhiteSquares:
+    """A face detector that takes every patch that is not black for a face."""
+
+    working_size = 4096
+
+    def detect(self, image):
+        count, _, stats, _ = cv2.connectedComponentsWithStats(np.uint8(image.min(2) > 60))
+        boxes = np.float32([[x, y, x + w, y + h] for x, y, w, h, _ in stats[1:count]]).reshape(-1, 4)
+        points = np.float32([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+        landmarks = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
+        return Detections(boxes, np.full(len(boxes), 0.9, np.float32), landmarks)
+
+
+@pytest.fixture(scope="module")
+def panel():
+    frames = Detector("frames", light, input_size=64)
+    clips = ClipDetector("clips", light, input_size=64, clip_length=8, step=8)
+    return Panel([clips, frames], device="cpu", face_detector=WhiteSquares(), calibration=False)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Two bright patches; the left one is white from 0.6 s to 2 s."""
+    frames = []
+    for number in range(60):
+        image = np.zeros((120, 320, 3), np.uint8)
+        image[20:84, 20:84] = 240 if 15 <= number < 50 else 110
+        image[20:84, 180:244] = 100
+        frames.append(image)
+    return write_video(tmp_path_factory.mktemp("video") / "two people.mp4", frames, 25)
+
+
+@pytest.fixture(scope="module")
+def page(panel, video, tmp_path_factory):
+    """The page on that video."""
+    with ReportWriter(tmp_path_factory.mktemp("report")) as report:
+        return report.add(*panel.examine(video), panel)
+
+
+def pictures_in(text):
+    """The pictures of a page, decoded."""
+    found = re.findall(r'<img [^>]*?src="data:image/(?:jpeg|png);base64,([^"]+)"', text)
+    return [
+        cv2.imdecode(np.frombuffer(base64.b64decode(one), np.uint8), cv2.IMREAD_COLOR_RGB) for one in found
+    ]
+
+
+def test_a_page_says_what_the_verdict_says(page, panel, video):
+    text, verdict = page.read_text(encoding="utf-8"), panel.score(video)
+    assert verdict.verdict == "fake" and "Looks forged" in text
+    assert f"Score: {verdict.score:.2f}. It is not a probability." in text and "not calibrated" in text
+    for person in verdict.faces:
+        assert f"<h2>Person {person.track + 1}</h2>" in text
+        assert f"Score {person.score:.2f}, from {person.n_frames} frames." in text
+    (stretch,) = verdict.faces[0].suspicious
+    assert stretch["start_s"] == pytest.approx(0.6, abs=0.4) and stretch["end_s"] == pytest.approx(2, abs=0.4)
+    assert text.count('class="suspect"') == 1 and text.count("Trained on: nothing at all.") == 2
+    assert sha256_of(video) in text and "ab" * 32 in text and "clip length 8" in text
+
+
+def test_a_page_is_complete_in_itself(page):
+    text = page.read_text(encoding="utf-8")
+    pictures = pictures_in(text)
+    assert len(pictures) == text.count("<img ") and all(picture is not None for picture in pictures)
+    assert not re.search(r"<script|<link rel=\"style|https?:|@import|url\(|\ssrcset=|\son\w+=", text)
+    assert set(re.findall(r'href="([^"]*)"', text)) == {"index.html", "data:,"}
+    assert all(f'<meta name="{name}"' in text for name in ("viewport", "color-scheme"))
+
+
+def test_a_face_has_its_picture_and_its_heatmap(page):
+    """White in the picture, and brighter in the left half of the map, by which alone the network goes."""
+    text = page.read_text(encoding="utf-8")
+    assert "most of it lies in the" in text and "left." in text
+    for found in re.finditer(r'<img src="[^"]+" alt="Heatmap[^"]+"', text):
+        (picture,) = pictures_in(found[0])
+        colourful = np.ptp(picture.astype(int), axis=2)
+        assert colourful[:, :28].mean() > 3 * colourful[:, 36:].mean() + 3
+
+
+def test_a_file_named_twice_gets_two_pages_and_a_second_run_replaces_them(panel, tmp_path):
+    verdict = panel.abstain("absent.png", "There is no file.")
+    for _ in range(2):
+        with ReportWriter(tmp_path / "r") as report:
+            pages = [report.add(verdict, [], panel) for _ in range(2)]
+        assert len(set(pages)) == 2
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == sorted(
+        ["index.html", *(p.name for p in pages)]
+    )
+    index = (tmp_path / "r" / "index.html").read_text()
+    assert "2 files. No verdict: 2." in index and all(page.name in index for page in pages)
+
+
+def test_names_that_differ_in_case_or_in_bytes_do_not_share_a_page():
+    names = [
+        "a.mp4",
+        "A.mp4",
+        "a .mp4",
+        "x/a.mp4",
+        "ä.mp4",
+        "a\u0308.mp4",
+        "\udcff.mp4",
+        "\udcfe.mp4",
+        "a.mp4\n",
+    ]
+    assert len({page_name(name).lower() for name in names}) == len(names)
+    assert all(len(page_name("x" * length)) <= 60 for length in (1, 255, 4000))
+
+
+def test_what_was_done_before_an_interruption_is_in_the_index(panel, tmp_path):
+    with pytest.raises(KeyboardInterrupt), ReportWriter(tmp_path) as report:
+        report.add(panel.abstain("first.png", "There is no file."), [], panel)
+        raise KeyboardInterrupt
+    assert "first.png" in (tmp_path / "index.html").read_text()
+
+
+def test_a_folder_that_cannot_be_is_told(panel, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(InputError, match="taken"):
+        ReportWriter(tmp_path / "taken")
+    with ReportWriter(tmp_path / "gone") as report:
+        shutil.rmtree(tmp_path / "gone")
+        (tmp_path / "gone").write_text("a file")
+        with pytest.raises(InputError, match="gone"):
+            report.add(panel.abstain("a.png", "There is no file."), [], panel)
+        (tmp_path / "gone").unlink()
+
+
+def test_a_heatmap_that_fails_leaves_a_page_without_it(panel, video, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no\nmemory <left>")
+
+    monkeypatch.setattr(report_module, "smoothed_saliency", fail)
+    monkeypatch.setattr(report_module, "grad_cam", fail)
+    with ReportWriter(tmp_path) as report:
+        text = report.add(*panel.examine(video), panel).read_text()
+    assert "There is no heatmap: no" in text and "<left>" not in text and "Heatmap of" not in text
+    assert "Looks forged" in text and "The face of person 1" in text
+
+
+def test_a_crowd_gets_a_bounded_number_of_heatmaps(panel):
+    crop = np.full((64, 64, 3), 200, np.uint8)
+    kept = [KeptView("frames", track, 0.0, track / 40, crop) for track in range(40)]
+    pieces = evidence(kept, panel)
+    assert len(pieces) == 40 and [piece["view"].track for piece in pieces[:2]] == [39, 38]
+    assert [piece["map"] is not None for piece in pieces] == [number < MOST_HEATMAPS for number in range(40)]
+
+
+def test_a_person_without_a_score_and_one_without_a_view_are_there(panel, tmp_path):
+    faces = [
+        FaceScore(0, 2, None, [{"time_s": 0.0, "score": None}, {"time_s": 0.04, "score": None}]),
+        FaceScore(1, 0, None, []),
+    ]
+    verdict = Verdict(
+        "a.mp4", "abstain", None, None, None, "Too few frames: 2.", "frames", "w", "t", faces, kind="video"
+    )
+    with ReportWriter(tmp_path) as report:
+        text = report.add(verdict, [], panel).read_text()
+    assert text.count("No score: too little was seen of this person.") == 2 and "A longer piece" in text
+    assert "<svg" not in text
+
+
+@pytest.mark.parametrize("reason", ["No face was found in 3 frames looked at.", "The faces are too small: 9 pixels at most.",
+                                    "Too few frames: nobody was seen.", "It cannot be read: 'a' is empty (0 bytes).",
+                                    "looks at how a face moves and needs a video; a picture has none.",
+                                    "Unlike anything the calibration saw: it was fitted on drawings."])  # fmt: skip
+def test_the_reasons_that_the_scorer_gives_come_with_what_would_help(reason):
+    assert report_module.what_would_help(reason).endswith(".")
+
+
+def test_these_are_the_reasons_that_the_scorer_gives(panel, tmp_path):
+    small = np.zeros((64, 64, 3), np.uint8)
+    small[10:40, 10:40] = 200
+    cv2.imwrite(str(tmp_path / "small.png"), small)
+    write_video(tmp_path / "nobody.mp4", [0 * small] * 9, 25)
+    (tmp_path / "empty.png").touch()
+    only_clips = MediaScorer(
+        panel.members[0].detector, device="cpu", face_detector=WhiteSquares(), calibration=False
+    )
+    reasons = [panel.score(tmp_path / name).reason for name in ("small.png", "nobody.mp4", "empty.png")]
+    reasons.append(only_clips.score(tmp_path / "small.png").reason)
+    advice = [report_module.what_would_help(reason) for reason in reasons]
+    assert all(advice) and len(set(advice)) == len(advice), reasons
+
+
+def test_the_heatmap_of_a_clip_shows_what_its_answer_hangs_on():
+    """Putting back what is bright in the map takes "fake" away; putting back as much of what is dark does not."""
+    film = render_video(random_identity(9001), "studio", 16, size=160, seed=1)
+    still = render_stills([random_identity(9501)], "studio", size=160, seed=1)
+    source = SourceFace(still.images[0], still.landmarks[0])
+    swapped = swap_video(film.images, film.landmarks, source, quality="crude", rng=np.random.default_rng(1))
+    both = [[frame for frame, _ in swapped], film.images]
+    detector = MediaScorer(
+        "rendered-clips", device="cpu", face_detector=CenterFace(threads=1), calibration=False
+    )
+    size = detector.detector.input_size
+    clips = np.stack([align_clip(images, film.boxes, film.landmarks, size)[0] for images in both])
+    forged, original = detector.detector.prepare(clips)[:, None]
+    (map,) = smoothed_saliency(detector.network, forged)
+    bright, dark = map >= np.quantile(map, 0.8), map <= np.quantile(map, 0.2)
+    masks = [np.broadcast_to(part, (1, 16, size, size)) for part in (bright, dark)]
+    bright, dark = (effect_of_restoring(detector.network, forged, original, mask) for mask in masks)
+    assert bright.whole[0] > 2, "the detector takes it for a forgery, and the original not"
+    assert bright.effect[0] > 0.6 * bright.whole[0] and abs(dark.effect[0]) < 0.2 * bright.whole[0]
+
+
+# --- in a browser -------------------------------------------------------------------------------------------------
+
+MEASURE = """<body><iframe width="{width}" height="900" srcdoc="{page}"></iframe><script>onload = () => {{
+  const view = document.querySelector("iframe").contentWindow, page = view.document;
+  const outside = [...page.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > view.innerWidth + 1);
+  document.title = [page.documentElement.scrollWidth, [...page.images].every(i => i.naturalWidth > 0),
+    ...outside.map(e => e.outerHTML.slice(0, 80))].join("|") }}</script></body>"""
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_sticks_out_on_a_phone_or_at_a_desk(page, panel, tmp_path, width):
+    """Each page is measured in Chromium, in a frame as wide as the screen."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium to look at pages")
+    with ReportWriter(tmp_path) as report:
+        report.add(panel.abstain("x" * 250 + ".png", "It cannot be read: " + "y" * 300), [], panel)
+    for name in (page, tmp_path / "index.html"):
+        inner = html.escape(re.sub("<meta http-equiv[^>]+>", "", name.read_text(encoding="utf-8")))
+        (tmp_path / "measure.html").write_text(MEASURE.format(width=width, page=inner), encoding="utf-8")
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+                   f"--window-size={width + 100},1000", "--dump-dom", f"file://{tmp_path / 'measure.html'}"]  # fmt: skip
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        needed, loaded, *outside = re.search("<title>(.*?)</title>", shown, re.S)[1].split("|")
+        assert loaded == "true" and not outside and int(needed) <= width, (name.name, needed, outside)
