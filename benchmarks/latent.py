@@ -133,33 +133,20 @@ def made_codes(generator):
 LEARNT, CHOOSING, TESTED = slice(0, 3500), slice(3500, 4250), slice(4250, CODES)
 
 
-def ranks_row(codes, labels, trees=60):
-    """A forest that sees ranks of numbers against one that sees the numbers."""
-    seconds, right = [], []
-    for levels in (64, None):
-        started = time.perf_counter()
-        if levels:
-            head = train_head("RF", codes[LEARNT], labels[LEARNT], None, trees=trees, levels=levels)
-            said = head.scores(codes[TESTED]) > 0.5
-        else:
-            forest = RandomForestClassifier(trees, random_state=0, n_jobs=-1).fit(
-                codes[LEARNT], labels[LEARNT]
-            )
-            said = forest.predict(codes[TESTED]) == 1
-        seconds.append(time.perf_counter() - started)
-        right.append(float((said == labels[TESTED]).mean()))
+def ranks_row(codes, labels, trees=200):
+    """A forest that sees ranks of numbers against one that sees the numbers; learning alone."""
+    ranked = train_head("RF", codes[LEARNT], labels[LEARNT], None, trees=trees)
+    started = time.perf_counter()
+    plain = RandomForestClassifier(trees, random_state=0, n_jobs=-1).fit(codes[LEARNT], labels[LEARNT])
+    plain_s = time.perf_counter() - started
+    said = ranked.scores(codes[TESTED]) > 0.5, plain.predict(codes[TESTED]) == 1
+    right = [float((answers == labels[TESTED]).mean()) for answers in said]
     note = (
         f"{trees} trees on {LEARNT.stop} codes; accuracy {right[0]:.3f} by ranks, {right[1]:.3f} by numbers"
     )
-    ratio = seconds[1] / seconds[0]
-    return row(
-        "latent: a forest of ranks against one of numbers",
-        *seconds,
-        ratio,
-        "ratio >= 1.2",
-        ratio >= 1.2,
-        note,
-    )
+    ratio = plain_s / ranked.seconds
+    return row("latent: a forest of ranks against one of numbers", ranked.seconds, plain_s, ratio, "ratio >= 1.2",
+               ratio >= 1.2 and right[0] > right[1] - 0.03, note)  # fmt: skip
 
 
 def heads_row(codes, labels):

@@ -7,6 +7,8 @@ __all__ = [
     "FACE_SIZE",
     "BAND_EDGES",
     "STATISTICS",
+    "COARSE",
+    "EYES",
     "Probability",
     "Combination",
     "in_six_figures",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 # %% ../nbs/09_calibration.ipynb #4809c9d4
+import functools
 import json
 from dataclasses import asdict, dataclass, fields
 from itertools import combinations, pairwise
@@ -33,10 +36,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import expit, logit
 
 from .metrics import Calibration, as_logits, draw_counts, fit_calibration, read_calibration
-from .study import InputError, UsageError, write_json
+from .study import InputError, UsageError, write_atomically
+from .weights import REGISTRY, load_detector
 
 
 # %% ../nbs/09_calibration.ipynb #355b091e
@@ -218,7 +223,10 @@ STATISTICS = {
     "edges": ("across over along", "median slope", "steepest slopes"),
     "noise": ("light", "peakedness", "red", "blue"),
     "size": ("pixels of the face",),
+    "texture": tuple(f"filter {number}" for number in range(96)),
 }
+COARSE = sum(len(names) for group, names in STATISTICS.items() if group != "texture")
+EYES = "rendered-faces"  # the detector whose first stages look at texture
 
 
 # %% ../nbs/09_calibration.ipynb #d663a218
@@ -268,13 +276,30 @@ def noise_statistics(light, red, blue):
 
 
 # %% ../nbs/09_calibration.ipynb #1ca63ead
+@functools.cache
+def texture_network():
+    """The network whose first stages look at texture, on the CPU."""
+    return load_detector(EYES).network
+
+
+@torch.inference_mode()
+def texture_statistics(crops):
+    """Mean answer of each filter of the first two stages to uint8 crops (N, S, S, 3), shape (N, filters)."""
+    network = texture_network()
+    pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
+    how = {"indices": [1, 2], "intermediates_only": True, "stop_early": True}
+    maps = network.backbone.forward_intermediates((pixels - network.mean) / network.std, **how)
+    return torch.cat([stage.mean((2, 3)) for stage in maps], 1).double().numpy()
+
+
+# %% ../nbs/09_calibration.ipynb #a3ec460b
 def face_statistics(crops, sides):
     """What aligned pictures of faces are made of, in `STATISTICS`' order.
 
     Parameters
     ----------
     crops : uint8, shape (N, FACE_SIZE, FACE_SIZE, 3), RGB
-        Warped to `deepfake_nb.faces.standard_face`.
+        Cut by `deepfake_nb.frame_network.cut_face`.
     sides : array, shape (N,)
         Longer side of each face's box in the picture, in pixels.
 
@@ -292,10 +317,10 @@ def face_statistics(crops, sides):
     ]  # fmt: skip
     edges = [direction, *np.log10(np.quantile(slopes, (0.5, 0.95), axis=(1, 2)) + 1e-3)]
     columns = [*plain, *bands, *edges, *noise_statistics(light, red, blue), np.log2(np.asarray(sides, float))]
-    return np.stack(columns, axis=1).astype(np.float64)
+    return np.column_stack([np.stack(columns, axis=1).astype(np.float64), texture_statistics(crops)])
 
 
-# %% ../nbs/09_calibration.ipynb #ba44f97e
+# %% ../nbs/09_calibration.ipynb #53cffe3b
 @dataclass(frozen=True)
 class Familiarity:
     """What the media of a calibration looked like.
@@ -306,28 +331,34 @@ class Familiarity:
         Of the statistics; see `face_statistics`.
     scale : float array, shape (F,)
         Their deviations.
-    whitening : float array, shape (F, F)
+    whitening : float array, shape (F, F), lower triangle
         Takes standardised statistics to independent ones.
-    limit : float
-        Distances above it are unlike.
+    limits : float array, shape (2,)
+        Distances above one of them are unlike: that in everything but texture, and that in all.
     share : float in (0, 1)
-        Of new people like those of the calibration that stay within the limit.
+        Of new people like those of the calibration that stay within both.
     n, n_people : int
         Media files and people it was fitted on.
+    eyes : str
+        SHA-256 of the weights behind the statistics of texture.
     """
 
     mean: np.ndarray
     scale: np.ndarray
     whitening: np.ndarray
-    limit: float
+    limits: np.ndarray
     share: float
     n: int
     n_people: int
+    eyes: str = REGISTRY[EYES].sha256
 
     def distance(self, statistics):
         """How far statistics (N, F) lie from the middle; 1 is the limit. Shape (N,)."""
-        standard = (np.atleast_2d(statistics) - self.mean) / self.scale
-        return np.linalg.norm(standard @ self.whitening.T, axis=1) / self.limit
+        whitened = ((np.atleast_2d(statistics) - self.mean) / self.scale) @ self.whitening.T
+        return np.max(
+            [np.linalg.norm(whitened[:, :end], axis=1) for end in (COARSE, None)] / self.limits[:, None],
+            axis=0,
+        )
 
     def what_differs(self, statistics, most=2):
         """The groups of `STATISTICS` in which one row (F,) differs most, in words; those within 2 deviations are left out."""
@@ -339,11 +370,12 @@ class Familiarity:
 
     def as_dict(self):
         """As JSON takes it."""
-        numbers = {name: in_six_figures(getattr(self, name)) for name in ("mean", "scale", "whitening")}
+        numbers = {name: in_six_figures(getattr(self, name)) for name in ("mean", "scale", "limits")}
+        numbers["whitening"] = [in_six_figures(row[: at + 1]) for at, row in enumerate(self.whitening)]
         return {field.name: getattr(self, field.name) for field in fields(self)} | numbers
 
 
-# %% ../nbs/09_calibration.ipynb #53cffe3b
+# %% ../nbs/09_calibration.ipynb #116579a0
 LEAST_SPREAD = 0.005  # what media happen to agree in to the third decimal is no law for others
 
 
@@ -353,21 +385,32 @@ def fitted_spread(statistics):
 
     mean, scale = statistics.mean(0), np.maximum(statistics.std(0), LEAST_SPREAD)
     covariance = LedoitWolf(assume_centered=True).fit((statistics - mean) / scale).covariance_
-    values, vectors = np.linalg.eigh(covariance)
-    return mean, scale, (vectors / np.sqrt(values)).T
+    return mean, scale, np.tril(np.linalg.inv(np.linalg.cholesky(covariance)))
 
 
 def distances_of_others(statistics, folds):
-    """Distances of each fold's rows by a fit on the other folds, shape (N,)."""
-    distances = np.zeros(len(statistics))
+    """Both distances of each fold's rows by a fit on the other folds, shape (2, N)."""
+    distances = np.zeros((2, len(statistics)))
     for fold in np.unique(folds):
-        of_others = Familiarity(*fitted_spread(statistics[folds != fold]), 1.0, 0.5, 0, 0)
-        distances[folds == fold] = of_others.distance(statistics[folds == fold])
+        spread = fitted_spread(statistics[folds != fold])
+        for at, limits in enumerate(([1.0, np.inf], [np.inf, 1.0])):
+            of_others = Familiarity(*spread, np.array(limits), 0.5, 0, 0)
+            distances[at, folds == fold] = of_others.distance(statistics[folds == fold])
     return distances
 
 
-# %% ../nbs/09_calibration.ipynb #116579a0
-def fit_familiarity(statistics, people, *, share=0.96, folds=10, rng=None):
+def limits_of(distances, person, share):
+    """The limits on both distances (2, N) within which the stated share of people stays."""
+    by_person = [np.flatnonzero(person == one) for one in range(person.max() + 1)]
+    alone = np.array(
+        [threshold_for([own[rows].tolist() for rows in by_person], 1 - share).score for own in distances]
+    )
+    worse = np.max(distances / alone[:, None], axis=0)
+    return alone * threshold_for([worse[rows].tolist() for rows in by_person], 1 - share).score
+
+
+# %% ../nbs/09_calibration.ipynb #9329be34
+def fit_familiarity(statistics, people, *, share=0.96, folds=60, rng=None):
     """Learn what media of a calibration look like.
 
     Parameters
@@ -412,11 +455,11 @@ def fit_familiarity(statistics, people, *, share=0.96, folds=10, rng=None):
         )
     order = (rng or np.random.default_rng(0)).permutation(len(persons))
     distances = distances_of_others(statistics, (order % min(folds, len(persons)))[person])
-    limit = threshold_for([distances[person == one].tolist() for one in range(len(persons))], 1 - share).score
-    return Familiarity(*fitted_spread(statistics), limit, share, len(statistics), len(persons))
+    limits = limits_of(distances, person, share)
+    return Familiarity(*fitted_spread(statistics), limits, share, len(statistics), len(persons))
 
 
-# %% ../nbs/09_calibration.ipynb #9329be34
+# %% ../nbs/09_calibration.ipynb #a0810414
 def read_familiarity(value):
     """A `Familiarity` from what `Familiarity.as_dict` gave.
 
@@ -434,13 +477,22 @@ def read_familiarity(value):
         It is none, or one of other statistics.
     """
     count = sum(map(len, STATISTICS.values()))
-    shapes = {"mean": (count,), "scale": (count,), "whitening": (count, count), "limit": (), "share": ()}
+    shapes = {"mean": (count,), "scale": (count,), "whitening": (count, count), "limits": (2,), "share": ()}
     try:
-        arrays = {name: np.asarray(value[name], float) for name in shapes}
-        found = Familiarity(**value | arrays | {name: float(arrays[name]) for name in ("limit", "share")})
+        arrays = {name: np.asarray(value[name], float) for name in shapes if name != "whitening"}
+        arrays["whitening"] = np.stack(
+            [np.pad(np.asarray(row, float), (0, count - len(row))) for row in value["whitening"]]
+        )
+        found = Familiarity(**value | arrays | {"share": float(arrays["share"])})
         usable = all(arrays[name].shape == shape for name, shape in shapes.items())
         usable = usable and all(np.isfinite(array).all() for array in arrays.values())
-        usable = usable and found.limit > 0 and (found.scale > 0).all() and 0 < found.share < 1
+        usable = (
+            usable
+            and found.eyes == REGISTRY[EYES].sha256
+            and (found.limits > 0).all()
+            and (found.scale > 0).all()
+            and 0 < found.share < 1
+        )
     except (TypeError, ValueError, KeyError):
         usable = False
     if not usable:
@@ -450,7 +502,7 @@ def read_familiarity(value):
     return found
 
 
-# %% ../nbs/09_calibration.ipynb #4440b092
+# %% ../nbs/09_calibration.ipynb #f04f5755
 @dataclass(frozen=True)
 class MediaCalibration:
     """How scores of some detectors on one kind of media are to be read.
@@ -556,7 +608,7 @@ def joined(detectors):
     return " + ".join(sorted(detectors))
 
 
-# %% ../nbs/09_calibration.ipynb #f04f5755
+# %% ../nbs/09_calibration.ipynb #111bf050
 KINDS_OF_MEDIA = ("picture", "video")
 MOST_DETECTORS = 4
 
@@ -597,7 +649,7 @@ def check_numbers(table, names):
         raise UsageError(f"At most {MOST_DETECTORS} detectors are combined; these are {len(names)}.")
 
 
-# %% ../nbs/09_calibration.ipynb #111bf050
+# %% ../nbs/09_calibration.ipynb #c24eff52
 def fit_media_calibration(
     table, familiarity=None, *, weights=None, about="media of your own", prior=0.5, draws=200, rng=None
 ):
@@ -645,7 +697,7 @@ def fit_media_calibration(
     return MediaCalibration(kind, weights, own, found, prior, about, *counts, familiarity)
 
 
-# %% ../nbs/09_calibration.ipynb #950da853
+# %% ../nbs/09_calibration.ipynb #2949f2a1
 FORMAT = "deepfake-nb calibration 1"
 
 
@@ -662,7 +714,7 @@ def read_combination(value, names):
     return Combination(detectors, read_calibration(value["calibration"]), draws, genuine)
 
 
-# %% ../nbs/09_calibration.ipynb #2949f2a1
+# %% ../nbs/09_calibration.ipynb #12735825
 def read_one(value):
     """A `MediaCalibration` from JSON; any kind of error when it is none."""
     own = {name: read_calibration(line) for name, line in value["calibrations"].items()}
@@ -679,7 +731,7 @@ def read_one(value):
     return MediaCalibration(**value | counts | given)
 
 
-# %% ../nbs/09_calibration.ipynb #12735825
+# %% ../nbs/09_calibration.ipynb #6c4c97a8
 def write_calibrations(path, *calibrations):
     """Write calibrations to a JSON file, at most one for each kind of media.
 
@@ -700,7 +752,9 @@ def write_calibrations(path, *calibrations):
         raise UsageError(
             f"A file holds one calibration for each kind of media, not {', '.join(kinds) or 'none'}."
         )
-    write_json(path, {"format": FORMAT, "calibrations": [one.as_dict() for one in calibrations]})
+    content = {"format": FORMAT, "calibrations": [one.as_dict() for one in calibrations]}
+    with write_atomically(path, "w") as file:
+        json.dump(content, file, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def read_calibrations(path):

@@ -21,7 +21,7 @@ from .calibration import FACE_SIZE, face_statistics
 from .faces import align_clip
 from .score import ClipDetector, scores_of
 from .study import InputError, UsageError
-from .views import cut_standard
+from .views import cut_upright
 
 
 # %% ../nbs/71_camera.ipynb #c6a73452
@@ -172,7 +172,7 @@ class Window:
 def portrait(look):
     """The statistics by which familiarity is judged."""
     side = (look.box[2:] - look.box[:2]).max()
-    return face_statistics(cut_standard(look.picture, look.box, look.landmarks, FACE_SIZE)[None], [side])[0]
+    return face_statistics(cut_upright(look.picture, look.box, look.landmarks, FACE_SIZE)[None], [side])[0]
 
 
 # %% ../nbs/71_camera.ipynb #ade3bde9

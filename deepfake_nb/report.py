@@ -88,7 +88,7 @@ from .explain import COLOURS, overlay, saliency, scaled
 from .study import InputError, package_version, sha256_of, write_atomically
 
 
-# %% ../nbs/75_report.ipynb #9319bffc
+# %% ../nbs/75_report.ipynb #712765e3
 def visible(text):
     """A text in which every sign can be seen: controls, line breaks and marks of direction are written out.
 
@@ -119,7 +119,7 @@ def written_out(sign):
     return sign.encode("unicode_escape").decode("ascii")
 
 
-# %% ../nbs/75_report.ipynb #938247de
+# %% ../nbs/75_report.ipynb #de34a411
 def page_name(path):
     """The name of the page on a media file.
 
@@ -139,7 +139,7 @@ def page_name(path):
     return f"{start or 'file'}-{digest}.html"
 
 
-# %% ../nbs/75_report.ipynb #87144afe
+# %% ../nbs/75_report.ipynb #ece44537
 def percent(share):
     """A share in [0, 1] as whole percents, never as certain: ``"<1 %"``, ``"97 %"``, ``">99 %"``; the space does not break."""
     if share is None:
@@ -164,7 +164,7 @@ def stretches_in_words(stretches, most=12):
     return ", ".join(said) + (f" and {rest} more" if rest else "")
 
 
-# %% ../nbs/75_report.ipynb #50a7fd71
+# %% ../nbs/75_report.ipynb #9410e537
 WORDS = {
     "fake": (
         "Looks forged",
@@ -182,7 +182,7 @@ WORDS = {
 }
 NO_PROOF = "A statistical guess by a computer program. It is no proof, and no expert opinion for a court."
 
-# %% ../nbs/75_report.ipynb #9410e537
+# %% ../nbs/75_report.ipynb #f2a530a9
 ADVICE = {
     "No face was found": "A piece in which a face is seen from the front, upright and in enough light would help.",
     "faces are too small": "The file at its full resolution, or a part in which the face is larger, would help.",
@@ -202,7 +202,7 @@ def what_would_help(reason):
     return next((advice for words, advice in ADVICE.items() if words in reason), "")
 
 
-# %% ../nbs/75_report.ipynb #8550e5ec
+# %% ../nbs/75_report.ipynb #bf96c20b
 def meaning_of_threshold(verdict):
     """What the threshold of a verdict means, in a sentence.
 
@@ -225,7 +225,7 @@ def meaning_of_threshold(verdict):
     )
 
 
-# %% ../nbs/75_report.ipynb #bf96c20b
+# %% ../nbs/75_report.ipynb #52b21149
 def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
     """Saliency for "fake", summed over time and smoothed, each map with 1 as its largest value.
 
@@ -249,7 +249,7 @@ def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
     return scaled(np.stack([cv2.GaussianBlur(map, (0, 0), width) for map in maps]))
 
 
-# %% ../nbs/75_report.ipynb #c0b8b757
+# %% ../nbs/75_report.ipynb #a53d88a4
 def brightest_place(map):
     """Where most of a map lies, in words: the ninth of the picture with the largest sum.
 
@@ -270,7 +270,7 @@ def brightest_place(map):
     return "middle" if words == ("middle", "") else " ".join(words).strip()
 
 
-# %% ../nbs/75_report.ipynb #50f82900
+# %% ../nbs/75_report.ipynb #ddee052f
 def data_uri(image, ending=".jpg"):
     """A picture as an address that holds it.
 
@@ -297,7 +297,7 @@ def scale_of_maps():
     return data_uri(np.uint8(np.round(255 * colours)), ".png")
 
 
-# %% ../nbs/75_report.ipynb #ddee052f
+# %% ../nbs/75_report.ipynb #cbf0c0e0
 def still_of(pixels):
     """The picture that stands for a view: a crop itself, the frame in the middle of a clip."""
     return pixels[len(pixels) // 2] if pixels.ndim == 4 else pixels
@@ -310,7 +310,7 @@ def small(image, side):
     return image if zoom >= 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-# %% ../nbs/75_report.ipynb #cbf0c0e0
+# %% ../nbs/75_report.ipynb #0f55efbd
 def thinned(timeline, most=400):
     """At most `most` moments of a timeline; each is the one with the highest score in its stretch.
 
@@ -331,7 +331,7 @@ def thinned(timeline, most=400):
     return [max(stretch, key=lambda moment: moment["score"] or 0) for stretch in stretches]
 
 
-# %% ../nbs/75_report.ipynb #571e59f3
+# %% ../nbs/75_report.ipynb #9084125b
 def curve(timeline, start_s, length_s):
     """The points of a timeline as SVG draws them, one text for each stretch without a gap.
 
@@ -355,7 +355,7 @@ def curve(timeline, start_s, length_s):
     return [" ".join(2 * line if len(line) == 1 else line) for line in lines if line]
 
 
-# %% ../nbs/75_report.ipynb #b8cab3c4
+# %% ../nbs/75_report.ipynb #d1c7381a
 STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
 
@@ -380,7 +380,7 @@ def time_marks(start_s, length_s, most=5):
     return [(text, 100 * (moment - start_s) / length_s) for text, moment in zip(texts, moments, strict=True)]
 
 
-# %% ../nbs/75_report.ipynb #4c06c1d6
+# %% ../nbs/75_report.ipynb #796109e1
 def timeline_of(face, span):
     """What the drawing of a person's timeline needs; None where there are fewer than two moments.
 
@@ -409,7 +409,7 @@ def timeline_of(face, span):
     }
 
 
-# %% ../nbs/75_report.ipynb #02f0b6a6
+# %% ../nbs/75_report.ipynb #abdc9bf7
 def band(stretch, start_s, length_s):
     """A suspicious stretch as start and width in thousandths, wide enough to be seen."""
     start = 1000 * (stretch["start_s"] - start_s) / length_s
@@ -422,7 +422,7 @@ def time_span(faces):
     return (min(moments), max(moments) - min(moments)) if moments else (0.0, 0.0)
 
 
-# %% ../nbs/75_report.ipynb #abdc9bf7
+# %% ../nbs/75_report.ipynb #6e76a9d5
 MOST_HEATMAPS = 12
 """Heatmaps on one page at most, the most suspicious views first: each takes about as long as two looks at it."""
 
@@ -453,7 +453,7 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
     return shown
 
 
-# %% ../nbs/75_report.ipynb #a5b3d515
+# %% ../nbs/75_report.ipynb #b18413f1
 def maps_or_reason(member, pixels):
     """Maps of some views, or none and the reason: a page without a map is better than no page."""
     try:
@@ -468,7 +468,7 @@ def first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-# %% ../nbs/75_report.ipynb #6e76a9d5
+# %% ../nbs/75_report.ipynb #4b3981e5
 def figure_of(piece):
     """A view as its page shows it: picture and heatmap beside one another, with words for both."""
     view, map = piece["view"], piece["map"]
@@ -503,7 +503,7 @@ def person_of(face, pieces, span):
     }
 
 
-# %% ../nbs/75_report.ipynb #4b3981e5
+# %% ../nbs/75_report.ipynb #896a0963
 COLOUR_STYLE = """
 :root { color-scheme: light dark; --ground: #fbfaf7; --card: #ffffff; --text: #1d1f21; --quiet: #5b6066;
   --line: #d8d8d2; --link: #1d5fa8; --fake: #b3261e; --real: #2b5f8f; --abstain: #5b6066; --plot: #1d5fa8;
@@ -514,7 +514,7 @@ COLOUR_STYLE = """
 .fake { --accent: var(--fake); } .real { --accent: var(--real); } .abstain { --accent: var(--abstain); }
 """
 
-# %% ../nbs/75_report.ipynb #e6a509e3
+# %% ../nbs/75_report.ipynb #05d4f632
 PAGE_STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 44rem; background: var(--ground); color: var(--text);
@@ -534,7 +534,7 @@ figure { margin: 1rem 0 0; } figcaption p { margin: .2rem 0; }
 .scale { display: flex; gap: .5rem; align-items: center; max-width: 26rem; margin-top: 1rem; white-space: nowrap; } .scale img { flex: 1; min-width: 0; height: .7rem; }
 """
 
-# %% ../nbs/75_report.ipynb #896a0963
+# %% ../nbs/75_report.ipynb #3fb0c96a
 DRAWING_STYLE = """
 svg { display: block; width: 100%; overflow: visible; }
 .gauge svg { height: 1.6rem; } .plot svg { height: 8rem; } .gauge { margin: 1rem 0; }
@@ -551,7 +551,7 @@ ul.files { list-style: none; padding: 0; } .files li { display: flex; gap: .8rem
   .suspect, .sure { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# %% ../nbs/75_report.ipynb #3fb0c96a
+# %% ../nbs/75_report.ipynb #dfc078f6
 LAYOUT = """<!doctype html>
 <html lang="en">
 <head>
@@ -570,7 +570,7 @@ LAYOUT = """<!doctype html>
 </html>
 """
 
-# %% ../nbs/75_report.ipynb #4b0a4c91
+# %% ../nbs/75_report.ipynb #a9d8e39f
 FILE_PAGE = """{% extends "layout" %}{% block content %}
 <nav><a href="index.html">All files of this report</a></nav>
 <header><h1><bdi>{{ name | visible }}</bdi></h1></header>
@@ -582,9 +582,9 @@ FILE_PAGE = """{% extends "layout" %}{% block content %}
 </main>
 {% endblock %}"""
 
-# %% ../nbs/75_report.ipynb #a9d8e39f
+# %% ../nbs/75_report.ipynb #58590f20
 VERDICT_PART = """<section class="card verdict {{ verdict.verdict }}">
-<p class="word">{{ word }}</p>
+<h2 class="word">{{ word }}</h2>
 <p>{{ meaning }}</p>
 {% if verdict.verdict == "abstain" %}<p>{{ verdict.reason | visible }}</p>{% if advice %}<p>{{ advice }}</p>{% endif %}{% endif %}
 {% if gauge %}{% include "gauge" %}{% endif %}
@@ -594,7 +594,7 @@ VERDICT_PART = """<section class="card verdict {{ verdict.verdict }}">
 </section>
 """
 
-# %% ../nbs/75_report.ipynb #66a0b320
+# %% ../nbs/75_report.ipynb #0ed375a6
 GAUGE_PART = """<div class="gauge">
 <p><strong>{{ gauge.words }}</strong>{% if gauge.low is not none %}, if forged files were as frequent as real ones.{% endif %}</p>
 <svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{{ gauge.alt }}">
@@ -608,7 +608,7 @@ GAUGE_PART = """<div class="gauge">
 """
 
 
-# %% ../nbs/75_report.ipynb #58590f20
+# %% ../nbs/75_report.ipynb #f467068d
 def gauge_of(verdict):
     """What the bar under a verdict shows; None without a score.
 
@@ -637,7 +637,7 @@ def gauge_of(verdict):
             "words": words, "alt": alt}  # fmt: skip
 
 
-# %% ../nbs/75_report.ipynb #f467068d
+# %% ../nbs/75_report.ipynb #3305d5e7
 SPEAKERS_PART = """<section class="card">
 <h2>Who says so</h2>
 {% for speaker in verdict.detectors %}
@@ -648,7 +648,7 @@ Trained on: {{ speaker.trained_on | visible }}.</p>
 </section>
 """
 
-# %% ../nbs/75_report.ipynb #f17531ef
+# %% ../nbs/75_report.ipynb #1489880d
 PERSON_PART = """<section class="card">
 <h2>Person {{ person.number }}</h2>
 <div class="who">
@@ -666,7 +666,7 @@ PERSON_PART = """<section class="card">
 </section>
 """
 
-# %% ../nbs/75_report.ipynb #3305d5e7
+# %% ../nbs/75_report.ipynb #8ff033e4
 TIMELINE_PART = """<figure class="plot">
 <div class="marks" aria-hidden="true"><span class="first">Score, from 0 (real) to 1 (fake)</span></div>
 <svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="{{ timeline.words }}">
@@ -680,7 +680,7 @@ TIMELINE_PART = """<figure class="plot">
 </figure>
 """
 
-# %% ../nbs/75_report.ipynb #1489880d
+# %% ../nbs/75_report.ipynb #5506b889
 FIGURE_PART = """<figure>
 <div class="pair">
 <img src="{{ figure.picture }}" alt="{{ figure.alt }}">
@@ -696,7 +696,7 @@ over a clip). It need not be forged, and what
 is forged need not be bright.</p>
 """
 
-# %% ../nbs/75_report.ipynb #5506b889
+# %% ../nbs/75_report.ipynb #360ef0cf
 APPENDIX_PART = """<section class="card">
 <h2>For experts</h2>
 <dl>{% for name, value in facts %}<dt>{{ name }}</dt><dd>{{ value | visible }}</dd>{% endfor %}</dl>
@@ -704,7 +704,7 @@ APPENDIX_PART = """<section class="card">
 """
 
 
-# %% ../nbs/75_report.ipynb #89525f87
+# %% ../nbs/75_report.ipynb #53115a2e
 def facts_of(verdict, scorer):
     """What an expert needs to make the same report again, pairs of name and value.
 
@@ -745,7 +745,7 @@ def settings_of(member, sampling):
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
 
 
-# %% ../nbs/75_report.ipynb #53115a2e
+# %% ../nbs/75_report.ipynb #1a283518
 INDEX_PAGE = """{% extends "layout" %}{% block content %}
 <header><h1>{{ title }}</h1></header>
 <main>
@@ -765,7 +765,7 @@ INDEX_ROW = """<li class="card {{ verdict.verdict }}">
 """
 
 
-# %% ../nbs/75_report.ipynb #e0756da0
+# %% ../nbs/75_report.ipynb #c680f337
 @functools.cache
 def templates():
     """The template engine: everything is text, unless a template says otherwise."""
@@ -789,7 +789,7 @@ def fill(template, /, **values):
     return Markup(templates().get_template(template).render(**values))
 
 
-# %% ../nbs/75_report.ipynb #c680f337
+# %% ../nbs/75_report.ipynb #6a5c60e3
 def page_values(verdict, pieces, scorer):
     """All that the page on a file says, by the names that the templates use."""
     name, span = os.path.basename(verdict.path) or verdict.path, time_span(verdict.faces)
@@ -821,7 +821,7 @@ def thumbnail(pieces):
     return data_uri(small(pieces[0]["picture"], 96)) if pieces else None
 
 
-# %% ../nbs/75_report.ipynb #6a5c60e3
+# %% ../nbs/75_report.ipynb #3149560b
 class PageFolder:
     """A folder of pages, and what its index will say of each; a context manager that writes the index."""
 
@@ -858,7 +858,7 @@ class PageFolder:
         return self.folder / "index.html"
 
 
-# %% ../nbs/75_report.ipynb #674ea66b
+# %% ../nbs/75_report.ipynb #56262049
 class ReportWriter(PageFolder):
     """Writes one HTML page a media file into a folder, and an index of them; a context manager.
 

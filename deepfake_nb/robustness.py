@@ -472,7 +472,7 @@ def robustness_curves(table, *, resamples=2000, rng=None):
 
 # %% ../nbs/09_robustness.ipynb #a37e492a
 def pooled_media(table, keys):
-    """One row a media file at each level, ordered by its name within a level, so that all levels are drawn alike."""
+    """One row a media file at each level."""
     table = table.assign(drawn=table.person if "person" in table else None)
     groups = table.groupby([*keys, "level", "media_id"], sort=False, dropna=False, observed=True)
     pooled = groups.agg(
@@ -481,12 +481,14 @@ def pooled_media(table, keys):
         strength=("strength", "first"),
         drawn=("drawn", "first"),
     )
-    return pooled.reset_index().sort_values("media_id", kind="stable")
+    return pooled.reset_index()
 
 
 def points_of(part, names, resamples, seed):
     """The points of one curve."""
-    levels = {level: rows for level, rows in part.groupby("level")}
+    levels = {
+        level: rows.sort_values("media_id", kind="stable") for level, rows in part.groupby("level")
+    }  # drawn alike
     media = [list(zip(rows.media_id, rows.label, strict=True)) for rows in levels.values()]
     if 0 not in levels or any(other != media[0] for other in media):
         raise InputError(
@@ -530,7 +532,8 @@ def plot_robustness(curves):
     matplotlib.figure.Figure
         Bands are 95 % intervals; the grey line is chance.
     """
-    names = list(dict.fromkeys(curves.axis))
+    lines, names = labelled(curves), list(dict.fromkeys(curves.axis))
+    colours = dict(zip(dict.fromkeys(lines.line), cycle(COLOURS), strict=False))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure, grid = plt.subplots(
@@ -541,14 +544,15 @@ def plot_robustness(curves):
         squeeze=False,
         layout="constrained",
     )
+    drawn = {}
     for axes, name in zip(grid.flat, names, strict=False):
-        draw_axis(axes, curves[curves.axis == name], AXES.get(name))
+        drawn |= draw_axis(axes, lines[lines.axis == name], colours, AXES.get(name))
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for axes in grid[:, 0]:
         axes.set_ylabel("AUC")
-    entries = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*entries, loc="outside upper center", ncols=min(3, len(entries[0])), fontsize="small")
+    entries = [drawn[line] for line in colours], list(colours)
+    figure.legend(*entries, loc="outside upper center", ncols=min(3, len(colours)), fontsize="small")
     return figure
 
 
@@ -559,24 +563,25 @@ def row_of(names):
     return f"{names['detector']}{trained}" + (f" -> {names['eval_set']}" if "eval_set" in names else "")
 
 
-def draw_axis(axes, curves, axis=None):
-    """The curves of one axis."""
-    varying = [
+def labelled(curves):
+    """Curves with what a legend calls each: the detector, and its sets where these differ."""
+    differ = [
         key for key in KEYS if key in curves.columns and (key == "detector" or curves[key].nunique() > 1)
     ]
-    lines = list(curves.groupby(varying, sort=False, dropna=False))
-    for at, (colour, (names, curve)) in enumerate(zip(cycle(COLOURS), lines, strict=False)):
+    return curves.assign(line=[row_of(names) for names in curves[differ].to_dict("records")])
+
+
+def draw_axis(axes, curves, colours, axis=None):
+    """The curves of one axis; the drawn lines by their labels."""
+    drawn = {}
+    for line, curve in curves.groupby("line", sort=False):
         curve = curve.sort_values("level")
-        places = curve.level + 0.01 * curve.level.max() * (
-            at - (len(lines) - 1) / 2
-        )  # equal curves stand beside each other
-        label = row_of(dict(zip(varying, names, strict=True)))
-        axes.plot(
-            places, curve.auc.astype(float), "o-", color=colour, markersize=3, linewidth=1.3, label=label
-        )
-        axes.fill_between(
-            places, curve.low.astype(float), curve.high.astype(float), color=colour, alpha=0.12, linewidth=0
-        )
+        aside = list(colours).index(line) - (len(colours) - 1) / 2  # equal curves stand beside each other
+        places = curve.level + 0.01 * curve.level.max() * aside
+        how = {"color": colours[line], "label": line}
+        drawn[line] = axes.plot(places, curve.auc.astype(float), "o-", markersize=3, linewidth=1.3, **how)[0]
+        ends = curve.low.astype(float), curve.high.astype(float)
+        axes.fill_between(places, *ends, color=colours[line], alpha=0.12, linewidth=0)
     axes.axhline(0.5, color="0.6", linewidth=0.8)
     levels = curves.groupby("level").strength.first()
     ticks = ["none", *(f"{strength:g}" for strength in levels.iloc[1:])]
@@ -584,6 +589,7 @@ def draw_axis(axes, curves, axis=None):
     title = (axis.title, axis.unit) if axis else (str(curves.axis.iloc[0]), "strength")
     axes.set_title(title[0], fontsize=10)
     axes.set_xlabel(title[1], fontsize=9)
+    return drawn
 
 
 # %% ../nbs/09_robustness.ipynb #da2b8f0f

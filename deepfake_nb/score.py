@@ -62,6 +62,7 @@ from deepfake_nb.views import (
     Ready,
     Sampling,
     cut_as_mesonet,
+    cut_upright,
     find_media,
     large_enough,
     look,
@@ -117,15 +118,6 @@ def rules_of(file: WeightFile):
 
 # %% ../nbs/70_score.ipynb #f075419f
 PREPARATIONS = {"divided by 255": unit_range, "from -1 to 1": half_range}
-
-
-def cut_upright(image, box, landmarks, size):
-    """The cut of `deepfake_nb.frame_network`, which is loaded when it is needed: timm takes its time."""
-    from deepfake_nb.frame_network import cut_face
-
-    return cut_face(image, box, landmarks, size)
-
-
 CUTS = {"deepfakebench-xception": cut_as_deepfakebench, "frame-network": cut_upright}
 
 

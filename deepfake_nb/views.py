@@ -8,7 +8,7 @@ __all__ = [
     "find_media",
     "upright_square",
     "cut_as_mesonet",
-    "cut_standard",
+    "cut_upright",
     "Sampling",
     "score_of_person",
     "unit_range",
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from .clips import SHORTEST_TRACK, clip_rows, clip_starts, cut_clip, frame_timeline, pool_clips
-from .faces import face_tracks, fit_similarity, standard_face, track_faces, warp
+from .faces import face_tracks, track_faces
 from .study import InputError
 from .video import Frame, media_kind, probe, read_frames, read_image
 from .video_resnet import normalise_clips
@@ -190,8 +190,8 @@ def cut_as_mesonet(image, box, landmarks, size=256):
 
 
 # %% ../nbs/09_views.ipynb #740ca0ae
-def cut_standard(image, box, landmarks, size=112):
-    """Cut a face so that its five points come to lie as near to the standard face as turning and scaling brings them.
+def cut_upright(image, box, landmarks, size=112):
+    """The cut of `deepfake_nb.frame_network.cut_face`, loaded when it is needed: timm takes its time.
 
     Parameters
     ----------
@@ -206,10 +206,12 @@ def cut_standard(image, box, landmarks, size=112):
     uint8, shape (size, size, 3)
         Black beyond the picture.
     """
-    return warp(image, fit_similarity(landmarks, standard_face(size)), size)
+    from deepfake_nb.frame_network import cut_face
+
+    return cut_face(image, box, landmarks, size)
 
 
-# %% ../nbs/09_views.ipynb #8200e393
+# %% ../nbs/09_views.ipynb #3436c773
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are looked at.
@@ -245,7 +247,7 @@ class Sampling:
         return max(1, min(stride, frame_count // self.fewest), math.ceil(frame_count / self.most))
 
 
-# %% ../nbs/09_views.ipynb #998f489c
+# %% ../nbs/09_views.ipynb #503d0f85
 def score_of_person(frame_scores, minimum_frames=1):
     """Pool the scores of one person's frames by their mean.
 
@@ -263,7 +265,7 @@ def score_of_person(frame_scores, minimum_frames=1):
     return float(np.mean(known)) if len(known) >= max(minimum_frames, 1) else None
 
 
-# %% ../nbs/09_views.ipynb #462583e8
+# %% ../nbs/09_views.ipynb #9aed4a53
 def unit_range(crops):
     """Crops as MesoNet takes them: channels first, values divided by 255.
 
@@ -298,7 +300,7 @@ class Ready(NamedTuple):
     sha256: str | None = None
 
 
-# %% ../nbs/09_views.ipynb #ef5fecfb
+# %% ../nbs/09_views.ipynb #462583e8
 def rounded(score):
     """A score with the six decimals that it is worth at most."""
     return None if score is None else round(float(score), 6)
@@ -327,7 +329,7 @@ class OverFrames:
         return ""
 
 
-# %% ../nbs/09_views.ipynb #f4127e21
+# %% ../nbs/09_views.ipynb #ef5fecfb
 @dataclass(frozen=True)
 class Detector(OverFrames):
     """What scores a face in single frames, and the rules around it.
@@ -368,7 +370,7 @@ class Detector(OverFrames):
     precision: str = "float32"
 
 
-# %% ../nbs/09_views.ipynb #40607044
+# %% ../nbs/09_views.ipynb #1af155e5
 class NotForThis(InputError):
     """A file that a detector cannot judge by its nature."""
 
@@ -408,7 +410,7 @@ class OverClips:
         )
 
 
-# %% ../nbs/09_views.ipynb #6c3e4c9e
+# %% ../nbs/09_views.ipynb #40607044
 @dataclass(frozen=True)
 class ClipDetector(OverClips, Detector):
     """What scores a face in clips of a video, and the rules around it.
@@ -443,11 +445,11 @@ class ClipDetector(OverClips, Detector):
     stride: int = 1
 
 
-# %% ../nbs/09_views.ipynb #71efdc35
+# %% ../nbs/09_views.ipynb #f1023fd6
 class View(NamedTuple):
     """What a network is shown at once.
 
-    ``detector`` is its place in the list, `PORTRAIT` for a standard crop that no detector asked for; ``row`` is the frame of
+    ``detector`` is its place in the list, `PORTRAIT` for a crop that no detector asked for; ``row`` is the frame of
     the track, or the first frame of the clip.
     """
 
@@ -479,7 +481,7 @@ class Seen:
         return detector.minimum_frames if self.kind == "video" else 1
 
 
-# %% ../nbs/09_views.ipynb #29703157
+# %% ../nbs/09_views.ipynb #71efdc35
 class Counted:
     """A frame stream that counts what was taken from it."""
 
@@ -502,7 +504,7 @@ def large_enough(track, detector):
     return sides_of(track) >= detector.smallest_face
 
 
-# %% ../nbs/09_views.ipynb #b38a50ec
+# %% ../nbs/09_views.ipynb #d5261423
 PORTRAITS = 8
 
 
@@ -530,13 +532,13 @@ def wanted_frames(tracks, detectors, stride, portraits):
     return wanted
 
 
-# %% ../nbs/09_views.ipynb #aa0e8e9d
+# %% ../nbs/09_views.ipynb #b38a50ec
 def frame_views(frames, wanted, tracks, detectors, portrait_size):
     """Cut from each frame the faces that are `wanted` of it."""
     for frame in frames:
         for place, number, row in wanted[frame.index]:
             box, landmarks = tracks[number].boxes[row], tracks[number].landmarks[row]
-            cut, size = (cut_standard, portrait_size)
+            cut, size = (cut_upright, portrait_size)
             if place != PORTRAIT:
                 cut, size = detectors[place].cut, detectors[place].input_size
             yield View(place, number, row, cut(frame.image, box, landmarks, size))
@@ -555,7 +557,7 @@ def clip_views(tracks, place, detector):
                 yield View(place, number, int(start), detector.cut(track, start, detector.clip_length, **how))
 
 
-# %% ../nbs/09_views.ipynb #23d562b5
+# %% ../nbs/09_views.ipynb #eb883954
 def look(path, detectors, face_detector, sampling, portrait_size=None):
     """Find the people in a file and get ready to show them to detectors.
 
@@ -567,7 +569,7 @@ def look(path, detectors, face_detector, sampling, portrait_size=None):
     face_detector : FaceDetector
     sampling : Sampling
     portrait_size : int, optional
-        Side of standard crops that are shown besides, in pixels.
+        Side of portraits that are shown besides, cut by `cut_upright`, in pixels.
 
     Returns
     -------
@@ -583,7 +585,7 @@ def look(path, detectors, face_detector, sampling, portrait_size=None):
     )
 
 
-# %% ../nbs/09_views.ipynb #c5ddf63d
+# %% ../nbs/09_views.ipynb #0d0a8f21
 def look_at_video(path, detectors, face_detector, sampling, portrait_size):
     """Follow the faces of a video, and get ready to cut them."""
     info = probe(path)

@@ -90,10 +90,13 @@ def section_page(report: Path, name: str) -> str:
 
 
 def start_page(reports: Path, contents: str) -> None:
-    """The start page: `index.ipynb` run on the results of these reports, with the contents behind it."""
+    """The start page: what `index.ipynb` shows of the results of these reports, with the contents behind it."""
     results = load_results(reports).to_json()
     run = executed(ROOT / "nbs" / "index.ipynb", {"reports": str(reports)}, results=results)
     index = json.loads(run.read_text(encoding="utf-8"))
+    for cell in index["cells"]:
+        if cell["cell_type"] == "code":
+            cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "remove-input"]
     index["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": contents})
     with_contents = EXECUTED / "index.ipynb"
     write_if_changed(with_contents, json.dumps(index))

@@ -23,10 +23,12 @@ html_math_renderer = "mathml"  # drawn by the browser itself: the site has to be
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.header", "mystnb.mime_priority", "ref.python"]
 
+viewcode_follow_imported_members = False  # else pages of source link to places that no page has
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 napoleon_numpy_docstring = True

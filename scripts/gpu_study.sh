@@ -111,6 +111,7 @@ print(*s(), sep='\n')")
 }
 
 keep() { # after every section, so that what is there survives the machine
+    [ -d "$1/reports/$2" ] || return 0
     tar -C "$1" --exclude=failed.ipynb --exclude=site -czf "$1/reports.tar.gz.part" "reports/$2"
     mv "$1/reports.tar.gz.part" "$1/reports.tar.gz"
 }

@@ -13,7 +13,7 @@ from deepfake_nb.study import InputError, load_results, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "reports" / "reference"
-MARKED = re.compile(r"(<!-- {name} -->\n).*?(\n<!-- end of {name} -->)".replace("{name}", "(?:headline|run)"), re.S)
+MARKED = re.compile(r"(<!-- (headline|run) -->\n).*?(\n<!-- end of \2 -->)", re.S)
 
 
 def headline() -> str:
@@ -45,8 +45,7 @@ def with_tables(readme: str) -> str:
     parts = {"headline": headline(), "run": run()}
 
     def filled(found):
-        name = re.search(r"<!-- (\w+) -->", found[1])[1]
-        return found[1] + parts[name] + found[2]
+        return found[1] + parts[found[2]] + found[3]
 
     return MARKED.sub(filled, readme)
 

@@ -187,7 +187,7 @@ def test_whatever_a_decoder_raises_makes_a_damaged_picture(whole, monkeypatch):
         raise RuntimeError("Decoding of color planes failed")
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
-    with pytest.raises(UnreadableMedia, match="cut or damaged.*color planes"):
+    with pytest.raises(UnreadableMedia, match=r"cut or damaged.*color planes"):
         read_image(picture)
 
 

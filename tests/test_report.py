@@ -166,7 +166,6 @@ def test_a_heatmap_that_fails_leaves_a_page_without_it(panel, video, tmp_path, m
         raise RuntimeError("no\nmemory <left>")
 
     monkeypatch.setattr(report_module, "smoothed_saliency", fail)
-    monkeypatch.setattr(report_module, "grad_cam", fail)
     with ReportWriter(tmp_path) as report:
         text = report.add(*panel.examine(video), panel).read_text()
     assert "There is no heatmap: no" in text and "<left>" not in text and "Heatmap of" not in text

@@ -376,11 +376,15 @@ def test_results_are_json_whatever_is_missing(tmp_path):
 
 
 def test_figure_names_what_differs():
-    tables = [
-        made_table(n=20, detector=name).assign(train_set=train) for name, train in (("a", "x"), ("b", "x"))
-    ]
+    tables = [made_table(n=20, detector=name).assign(train_set="x") for name in ("b", "a")]
+    tables[0] = tables[0][tables[0].axis != "noise"]
     figure = plot_robustness(robustness_curves(pd.concat(tables), resamples=50))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "a"]
+    colours = [
+        {line.get_label(): line.get_color() for line in axes.lines if line.get_label() in "ab"}
+        for axes in figure.axes
+    ]
+    assert set(colours[0]) == {"a", "b"} and colours[1] == {"a": colours[0]["a"]}
     assert [axes.get_title() for axes in figure.axes] == ["Blur", "Noise"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["none", "0.5", "1", "2"]
     plt.close(figure)

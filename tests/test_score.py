@@ -30,6 +30,7 @@ from deepfake_nb.score import (
     find_media,
     gather,
     media_in,
+    open_scorer,
     score_paths,
     write_verdicts,
 )
@@ -947,7 +948,7 @@ def test_a_face_unlike_the_calibration_gets_a_score_and_no_verdict(calibrated, t
 def test_a_stranger_hides_nobody_and_vouches_for_nobody(calibrated, tmp_path):
     """With a stranger in it a file may be called fake for somebody familiar, but not real."""
     rng, words = np.random.default_rng(3), []
-    for name, level in (("real", 90), ("fake", 205)):
+    for name, level in (("real", 90), ("fake", 172)):
         image = textured(level, rng)
         image[:, 120:220] = textured(150, rng, tint=(-40, 60, -40), spread=60)[:, :100]
         verdict = scorer_with(calibrated).score(save(tmp_path / f"{name}.png", image))
@@ -1039,7 +1040,7 @@ def test_calibrate_and_score_on_the_command_line(with_test_detector, known, tmp_
     )
     said = capsys.readouterr().out
     assert "60 pictures of 60 people, 30 of them fake: patches of mine" in said and "is called fake" in said
-    save(tmp_path / "media" / "light.png", textured(225, np.random.default_rng(0)))
+    save(tmp_path / "media" / "light.png", textured(168, np.random.default_rng(0)))
     about = (
         "--detector",
         "test",
@@ -1188,3 +1189,36 @@ def test_meso4_ranks_face_swaps_above_genuine_faces(released):
     reals = [scorer.score(path).score for path in sorted((stills / "real").glob("*.jpg"))[::6]]
     assert len(fakes) >= 10 and None not in fakes + reals
     assert roc_auc_score([1] * len(fakes) + [0] * len(reals), fakes + reals) > 0.85
+
+
+# --- what comes with the package ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return open_scorer(device="cpu", face_detector=CenterFace(threads=2))
+
+
+def test_rendered_people_are_familiar_to_the_shipped_calibration(shipped, tmp_path):
+    people = [random_identity(880_000 + number) for number in range(8)]
+    for number, image in enumerate(render_stills(people, "studio", size=256, seed=4).images):
+        save(tmp_path / f"{number}.jpg", image, quality=90)
+    verdicts = list(score_with(shipped, tmp_path))
+    for verdict in verdicts:
+        assert_contract(verdict, calibrated=True)
+    judged = [verdict for verdict in verdicts if verdict.verdict != "abstain"]
+    assert len(judged) >= 7, [verdict.reason for verdict in verdicts]
+    assert all(verdict.false_alarm_rate == 0.05 and verdict.interval for verdict in judged)
+    assert sum(verdict.verdict == "real" for verdict in judged) >= 6
+
+
+def test_photographs_are_mostly_unlike_the_shipped_calibration(shipped, shared_data):
+    photographs = sorted((shared_data / "lfw").rglob("*.jpg"))[::30][:10]
+    photographs += sorted((shared_data / "synthetic_stills" / "test" / "real").iterdir())[:10]
+    verdicts = [shipped.score(path) for path in photographs]
+    unlike = [verdict for verdict in verdicts if "Unlike anything the calibration saw" in verdict.reason]
+    assert len(unlike) >= 15, [verdict.verdict for verdict in verdicts]
+    for verdict in unlike:
+        assert_contract(verdict, calibrated=True)
+        assert verdict.verdict == "abstain" and verdict.score is not None and verdict.probability is None
+        assert "rendered people" in verdict.reason and "rendered people" in verdict.trained_on

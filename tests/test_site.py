@@ -133,7 +133,7 @@ def test_the_readme_says_what_the_reference_run_found(monkeypatch):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(MARKED.findall(readme)) == 2
     assert with_tables(readme) == readme, "run `python scripts/readme_table.py`"
-    assert with_tables(MARKED.sub(r"\1typed by hand\2", readme)) == readme
+    assert with_tables(MARKED.sub(r"\1typed by hand\3", readme)) == readme
 
 
 @pytest.fixture
@@ -162,11 +162,12 @@ def test_the_guide_to_your_own_data_works_to_the_letter(own_media):
         assert done.returncode == 0, block + done.stdout[-2000:] + done.stderr[-2000:]
     out = own_media / "out"
     found = json.loads((out / "evaluation.json").read_text())
-    assert 10 <= found["n"] <= 22 and 0 <= found["auc"]["value"] <= 1
-    assert len(list((out / "report").glob("*.html"))) == 23
+    media = list((own_media / "my_media").rglob("*.jpg"))
+    assert 10 < found["n"] <= len(media) and 0 <= found["auc"]["value"] <= 1
+    assert len(list((out / "report").glob("*.html"))) == len(media) + 1
     assert (out / "reports" / "smoke" / "frame_detectors" / "run.ipynb").is_file()
     paths = re.findall(r"`(out/[^`]+)`", guide)
-    assert len(paths) > 3 and not [path for path in paths if not (own_media / path).exists()]
+    assert len(paths) >= 3 and not [path for path in paths if not (own_media / path).exists()]
 
 
 def test_site_has_a_page_for_every_notebook_that_ran_and_every_module(site):
