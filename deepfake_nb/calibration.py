@@ -19,7 +19,6 @@ __all__ = [
     "fit_familiarity",
     "read_familiarity",
     "MediaCalibration",
-    "joined",
     "fit_media_calibration",
     "write_calibrations",
     "read_calibrations",
@@ -503,39 +502,8 @@ def read_familiarity(value):
 
 
 # %% ../nbs/09_calibration.ipynb #f04f5755
-@dataclass(frozen=True)
-class MediaCalibration:
-    """How scores of some detectors on one kind of media are to be read.
-
-    Parameters
-    ----------
-    kind : {"picture", "video"}
-    weights : dict of str to str or None
-        For each detector the SHA-256 of the weight file it belongs to; None where there is no file.
-    calibrations : dict of str to Calibration
-        Platt's line of each detector.
-    combinations : dict of str to Combination
-        For each set of detectors, by their names in alphabetical order joined by " + ".
-    prior : float in (0, 1)
-        How likely a file is taken to be fake before anything is known of it.
-    about : str
-        The media it was fitted on, in plain words.
-    n, n_fake, n_people : int
-        How many they were.
-    familiarity : Familiarity, optional
-        Without, nothing is ever unlike.
-    """
-
-    kind: str
-    weights: dict
-    calibrations: dict
-    combinations: dict
-    prior: float
-    about: str
-    n: int
-    n_fake: int
-    n_people: int
-    familiarity: Familiarity | None = None
+class Reading:
+    """What can be asked of a calibration."""
 
     def combination(self, detectors):
         """The `Combination` of some detectors; an `InputError` says when there is none."""
@@ -584,6 +552,47 @@ class MediaCalibration:
                 return f"it belongs to other weights of {name!r}"
         return ""
 
+
+def joined(detectors):
+    """The name of a set of detectors."""
+    return " + ".join(sorted(detectors))
+
+
+# %% ../nbs/09_calibration.ipynb #111bf050
+@dataclass(frozen=True)
+class MediaCalibration(Reading):
+    """How scores of some detectors on one kind of media are to be read.
+
+    Parameters
+    ----------
+    kind : {"picture", "video"}
+    weights : dict of str to str or None
+        For each detector the SHA-256 of the weight file it belongs to; None where there is no file.
+    calibrations : dict of str to Calibration
+        Platt's line of each detector.
+    combinations : dict of str to Combination
+        For each set of detectors, by their names in alphabetical order joined by " + ".
+    prior : float in (0, 1)
+        How likely a file is taken to be fake before anything is known of it.
+    about : str
+        The media it was fitted on, in plain words.
+    n, n_fake, n_people : int
+        How many they were.
+    familiarity : Familiarity, optional
+        Without, nothing is ever unlike.
+    """
+
+    kind: str
+    weights: dict
+    calibrations: dict
+    combinations: dict
+    prior: float
+    about: str
+    n: int
+    n_fake: int
+    n_people: int
+    familiarity: Familiarity | None = None
+
     @property
     def words(self):
         """What it was fitted on."""
@@ -603,12 +612,7 @@ class MediaCalibration:
         )
 
 
-def joined(detectors):
-    """The name of a set of detectors."""
-    return " + ".join(sorted(detectors))
-
-
-# %% ../nbs/09_calibration.ipynb #111bf050
+# %% ../nbs/09_calibration.ipynb #c24eff52
 KINDS_OF_MEDIA = ("picture", "video")
 MOST_DETECTORS = 4
 
@@ -649,7 +653,7 @@ def check_numbers(table, names):
         raise UsageError(f"At most {MOST_DETECTORS} detectors are combined; these are {len(names)}.")
 
 
-# %% ../nbs/09_calibration.ipynb #c24eff52
+# %% ../nbs/09_calibration.ipynb #d6e39cfb
 def fit_media_calibration(
     table, familiarity=None, *, weights=None, about="media of your own", prior=0.5, draws=200, rng=None
 ):
@@ -697,7 +701,7 @@ def fit_media_calibration(
     return MediaCalibration(kind, weights, own, found, prior, about, *counts, familiarity)
 
 
-# %% ../nbs/09_calibration.ipynb #2949f2a1
+# %% ../nbs/09_calibration.ipynb #12735825
 FORMAT = "deepfake-nb calibration 1"
 
 
@@ -714,7 +718,7 @@ def read_combination(value, names):
     return Combination(detectors, read_calibration(value["calibration"]), draws, genuine)
 
 
-# %% ../nbs/09_calibration.ipynb #12735825
+# %% ../nbs/09_calibration.ipynb #6c4c97a8
 def read_one(value):
     """A `MediaCalibration` from JSON; any kind of error when it is none."""
     own = {name: read_calibration(line) for name, line in value["calibrations"].items()}
@@ -731,7 +735,7 @@ def read_one(value):
     return MediaCalibration(**value | counts | given)
 
 
-# %% ../nbs/09_calibration.ipynb #6c4c97a8
+# %% ../nbs/09_calibration.ipynb #772c66d1
 def write_calibrations(path, *calibrations):
     """Write calibrations to a JSON file, at most one for each kind of media.
 
@@ -757,6 +761,7 @@ def write_calibrations(path, *calibrations):
         json.dump(content, file, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
+# %% ../nbs/09_calibration.ipynb #97ecafed
 def read_calibrations(path):
     """Read the calibrations in a JSON file.
 

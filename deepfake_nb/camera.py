@@ -118,6 +118,27 @@ def overlap(box, other):
 
 
 # %% ../nbs/71_camera.ipynb #b024b2ce
+def pixels_for(window, detector):
+    """What a detector is to be shown now; None when it is not its turn, or the face is too small."""
+    look = window.looks[-1]
+    if (look.box[2:] - look.box[:2]).max() < detector.smallest_face:
+        return None
+    if not isinstance(detector, ClipDetector):
+        return detector.cut(look.picture, look.box, look.landmarks, detector.input_size)
+    if window.count < detector.span or (window.count - detector.span) % detector.step:
+        return None
+    looks = list(window.looks)[-detector.span :: detector.stride]
+    pictures, boxes, landmarks = zip(*((one.picture, one.box, one.landmarks) for one in looks), strict=True)
+    return align_clip(pictures, np.stack(boxes), np.stack(landmarks), detector.input_size)[0]
+
+
+def portrait(look):
+    """The statistics by which familiarity is judged."""
+    side = (look.box[2:] - look.box[:2]).max()
+    return face_statistics(cut_upright(look.picture, look.box, look.landmarks, FACE_SIZE)[None], [side])[0]
+
+
+# %% ../nbs/71_camera.ipynb #332d63b6
 SAME_FACE = 0.3
 PORTRAIT_EVERY_S = 0.5
 
@@ -138,7 +159,7 @@ class Window:
         self.looks.append(look)
         self.count += 1
         for member in self.members:
-            if (pixels := self.pixels_for(member.detector)) is not None:
+            if (pixels := pixels_for(self, member.detector)) is not None:
                 (score,) = scores_of(member.ask(pixels[None]))
                 if score is not None:
                     self.said.append((look.time_s, member.detector.name, score))
@@ -148,34 +169,13 @@ class Window:
             while kept and kept[0][0] < look.time_s - self.length_s:
                 kept.popleft()
 
-    def pixels_for(self, detector):
-        """What a detector is to be shown now; None when it is not its turn, or the face is too small."""
-        look = self.looks[-1]
-        if (look.box[2:] - look.box[:2]).max() < detector.smallest_face:
-            return None
-        if not isinstance(detector, ClipDetector):
-            return detector.cut(look.picture, look.box, look.landmarks, detector.input_size)
-        if self.count < detector.span or (self.count - detector.span) % detector.step:
-            return None
-        looks = list(self.looks)[-detector.span :: detector.stride]
-        pictures, boxes, landmarks = zip(
-            *((one.picture, one.box, one.landmarks) for one in looks), strict=True
-        )
-        return align_clip(pictures, np.stack(boxes), np.stack(landmarks), detector.input_size)[0]
-
     def scores(self):
         """Each detector's mean over the window, by its name."""
         names = dict.fromkeys(name for _, name, _ in self.said)
         return {name: float(np.mean([score for _, own, score in self.said if own == name])) for name in names}
 
 
-def portrait(look):
-    """The statistics by which familiarity is judged."""
-    side = (look.box[2:] - look.box[:2]).max()
-    return face_statistics(cut_upright(look.picture, look.box, look.landmarks, FACE_SIZE)[None], [side])[0]
-
-
-# %% ../nbs/71_camera.ipynb #ade3bde9
+# %% ../nbs/71_camera.ipynb #82a9f10c
 class Moment(NamedTuple):
     """What is known at one moment: score, probability and word are of the window that ends then; None without a face."""
 
@@ -221,7 +221,7 @@ class Watched:
         return asdict(self) | {"moments": [moment._asdict() for moment in self.moments]}
 
 
-# %% ../nbs/71_camera.ipynb #82a9f10c
+# %% ../nbs/71_camera.ipynb #6897481f
 def word_on(window, reading):
     """Score, probability and word of a window."""
     scores = window.scores()
@@ -248,7 +248,7 @@ class Pace:
         return (len(self.times) - 1) / max(self.times[-1] - self.times[0], 1e-6)
 
 
-# %% ../nbs/71_camera.ipynb #6897481f
+# %% ../nbs/71_camera.ipynb #e80adfa9
 def moments_of(frames, scorer, length_s):
     """A `Moment` for each frame, pairs of time and picture."""
     window, pace = Window(scorer.members, length_s), Pace()
@@ -280,7 +280,7 @@ def summed_up(moments, count, with_face, began, scorer):
     )  # fmt: skip
 
 
-# %% ../nbs/71_camera.ipynb #e80adfa9
+# %% ../nbs/71_camera.ipynb #c6036825
 MOST_MOMENTS = 10_000
 
 

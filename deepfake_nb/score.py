@@ -15,7 +15,6 @@ __all__ = [
     "MediaScorer",
     "Panel",
     "gather",
-    "rows_of",
     "calibrate",
     "media_in",
     "predictions_to_calibrate",
@@ -645,8 +644,8 @@ class Scorer:
 
 
 # %% ../nbs/70_score.ipynb #987460e3
-class FileScorer(Scorer):
-    """Scores media files, whatever they are like."""
+class Listener(Scorer):
+    """Shows files to its members."""
 
     def listen(self, path, keep=0, portraits=None):
         """What the members that can judge such a file have `Heard`; portraits are taken where a calibration asks for them."""
@@ -659,6 +658,11 @@ class FileScorer(Scorer):
             portraits = isinstance(self.reading(kind, members), Calibrated)
         detectors, size = [member.detector for member in members], FACE_SIZE if portraits else None
         return listen(look(path, detectors, self.face_detector, self.sampling, size), members, keep)
+
+
+# %% ../nbs/70_score.ipynb #a1a47810
+class FileScorer(Listener):
+    """Scores media files, whatever they are like."""
 
     def examine(self, path, keep=3):
         """The `Verdict` on one picture or video, and the most suspicious views.
@@ -692,7 +696,7 @@ class FileScorer(Scorer):
         return self.examine(path, keep=0)[0]
 
 
-# %% ../nbs/70_score.ipynb #a1a47810
+# %% ../nbs/70_score.ipynb #d89fcc17
 class Speaker(FileScorer):
     """Who speaks in a verdict: detectors and their weights."""
 
@@ -728,7 +732,7 @@ class Speaker(FileScorer):
         )  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #d89fcc17
+# %% ../nbs/70_score.ipynb #35fe8c8d
 def in_one(words):
     """Several texts as one, each once."""
     return "; ".join(dict.fromkeys(words))
@@ -765,7 +769,7 @@ def remarks_on(heard, face):
     ]
 
 
-# %% ../nbs/70_score.ipynb #35fe8c8d
+# %% ../nbs/70_score.ipynb #70e2bc03
 class MediaScorer(Speaker):
     """Scores media files with one detector, one file after the other.
 
@@ -817,7 +821,7 @@ class MediaScorer(Speaker):
             return self.network(self.detector.prepare(pixels).to(self.device))
 
 
-# %% ../nbs/70_score.ipynb #70e2bc03
+# %% ../nbs/70_score.ipynb #8adb0c9d
 class Panel(Speaker):
     """Scores media files with several detectors, which follow the people in a file once for all of them.
 
@@ -860,7 +864,7 @@ class Panel(Speaker):
         ]  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #ca21254c
+# %% ../nbs/70_score.ipynb #0a3c067b
 def gather(media, scorer, progress=None):
     """What a scorer says of media whose truth is known, as `fit_media_calibration` takes it.
 
@@ -895,6 +899,7 @@ def gather(media, scorer, progress=None):
     return pd.DataFrame(rows, columns=names), left_out
 
 
+# %% ../nbs/70_score.ipynb #0729521a
 def rows_of(row, heard):
     """The rows of one media file for `gather`."""
     every = [heard.scores(number) for number in range(len(heard.seen.tracks))]
@@ -914,7 +919,7 @@ def rows_of(row, heard):
             )
 
 
-# %% ../nbs/70_score.ipynb #0a3c067b
+# %% ../nbs/70_score.ipynb #e74eb4d7
 def calibrate(table, scorer, about, **options):
     """Fit a calibration for each kind of media in a table.
 
@@ -950,7 +955,7 @@ def calibrate(table, scorer, about, **options):
     return found
 
 
-# %% ../nbs/70_score.ipynb #0729521a
+# %% ../nbs/70_score.ipynb #49192573
 def media_in(folder):
     """The media in ``real/`` and ``fake/`` of a folder, as `gather` takes them.
 
@@ -988,7 +993,7 @@ def media_in(folder):
     return pd.DataFrame(rows, columns=["path", "label", "person"])
 
 
-# %% ../nbs/70_score.ipynb #e74eb4d7
+# %% ../nbs/70_score.ipynb #47c387de
 def predictions_to_calibrate(path, detectors, kind=None):
     """Read a file of predictions as `calibrate` takes it.
 
@@ -1032,7 +1037,7 @@ def predictions_to_calibrate(path, detectors, kind=None):
     return table.assign(person=table.person if "person" in table else table.media_id)
 
 
-# %% ../nbs/70_score.ipynb #15c7fc9c
+# %% ../nbs/70_score.ipynb #3c81ffa5
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
@@ -1064,7 +1069,7 @@ class Verdicts:
             yield (self.scorer.abstain(path, problem), []) if problem else self.scorer.examine(path, keep)
 
 
-# %% ../nbs/70_score.ipynb #5c779399
+# %% ../nbs/70_score.ipynb #2d76d56d
 def open_scorer(detector="default", weights=None, **options):
     """The scorer of one or several detectors.
 
@@ -1099,7 +1104,7 @@ def open_scorer(detector="default", weights=None, **options):
     return Panel(names, weights, **options)
 
 
-# %% ../nbs/70_score.ipynb #3c81ffa5
+# %% ../nbs/70_score.ipynb #c0d42228
 def score_paths(paths, detector="default", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
@@ -1126,7 +1131,7 @@ def score_paths(paths, detector="default", weights=None, **options):
     return Verdicts(open_scorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #cb3fb870
+# %% ../nbs/70_score.ipynb #28ae7b6a
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration")  # fmt: skip
 
@@ -1169,7 +1174,7 @@ class VerdictFiles(contextlib.ExitStack):
         self.count += 1
 
 
-# %% ../nbs/70_score.ipynb #491b09c9
+# %% ../nbs/70_score.ipynb #40a5a949
 def write_verdicts(verdicts, json_file=None, csv_file=None):
     """Write verdicts; see `VerdictFiles`.
 
@@ -1188,7 +1193,7 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
             files.add(verdict)
 
 
-# %% ../nbs/70_score.ipynb #86f7bbde
+# %% ../nbs/70_score.ipynb #52b5fbc1
 def draw_timeline(verdict, threshold=None, axes=None):
     """Draw the score of every face track over time.
 
