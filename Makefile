@@ -13,8 +13,9 @@ study: $(INSTALLED)
 	$(BIN)/deepfake-nb study --profile demo; status=$$?; $(BIN)/python docs/build.py --profile demo && exit $$status
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_notebooks.py
-	$(BIN)/python -m pytest --ignore tests/test_notebooks.py
+	@# Two at a time, one thread each: two cores are enough to be done within the README's time.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_notebooks.py
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/build.py --profile demo --library

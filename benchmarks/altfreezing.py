@@ -19,9 +19,11 @@ import torch
 
 from deepfake_nb.clips import ClipSet, clip_starts, cut_clip, inference_precision, pool_clips
 from deepfake_nb.faces import CenterFace, align_clip, track_faces
-from deepfake_nb.rendered import random_identity, render_video
+from deepfake_nb.heads import random_identity
+from deepfake_nb.pictures import IMAGENET_NORMALISATION
+from deepfake_nb.rendered import render_video
 from deepfake_nb.score import MediaScorer
-from deepfake_nb.training import IMAGENET_NORMALISATION, Trainer, TrainingSettings, has_bf16, seeded
+from deepfake_nb.training import Trainer, TrainingSettings, has_bf16, seeded
 from deepfake_nb.video import media_kind, read_frames, write_video
 from deepfake_nb.video_resnet import VideoResNet, normalise_clips, save_video_resnet
 

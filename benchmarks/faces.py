@@ -28,10 +28,8 @@ MEMORY_GOAL_MB = 1500
 
 def make_clip(path, n_frames=240):
     """A 720p clip of one rendered person who moves before a still background."""
-    from deepfake_nb.rendered import (
-        random_identity,
-        render_video,
-    )  # brings torch: not for the processes that are measured
+    from deepfake_nb.heads import random_identity
+    from deepfake_nb.rendered import render_video  # brings torch: not for the processes that are measured
 
     face = render_video(random_identity(3), "studio", 24, size=192, seed=0).images
     there_and_back = np.concatenate([face, face[::-1]])

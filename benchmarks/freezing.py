@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from deepfake_nb.freezing import AlternateFreezing, GradualUnfreezing, awake
-from deepfake_nb.rendered import DOMAINS, random_identity, render_video
+from deepfake_nb.heads import random_identity
+from deepfake_nb.rendered import render_video
+from deepfake_nb.scenes import DOMAINS
 from deepfake_nb.training import binary_cross_entropy, seeded
 from deepfake_nb.video_resnet import VideoResNet, normalise_clips
 

@@ -28,9 +28,11 @@ from deepfake_nb.fusion import (
     train_heads,
     weights_digest,
 )
-from deepfake_nb.rendered import random_identity, render_stills
+from deepfake_nb.heads import random_identity
+from deepfake_nb.pictures import PictureSet
+from deepfake_nb.rendered import render_stills
 from deepfake_nb.study import random_stream
-from deepfake_nb.training import PictureSet, cut_batches, fake_scores
+from deepfake_nb.training import cut_batches, fake_scores
 
 SIZE = 128
 N_TRAIN, N_VALIDATION = 128, 32

@@ -16,18 +16,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from deepfake_nb.frame_detectors import SimpleNet
-from deepfake_nb.rendered import random_identity, render_stills
+from deepfake_nb.heads import random_identity
+from deepfake_nb.pictures import CIFAR_NORMALISATION, Augmentation, PictureSet
+from deepfake_nb.rendered import render_stills
 from deepfake_nb.study import random_stream
-from deepfake_nb.training import (
-    CIFAR_NORMALISATION,
-    Augmentation,
-    PictureSet,
-    Trainer,
-    TrainingSettings,
-    read_ahead,
-    seeded,
-    training_portions,
-)
+from deepfake_nb.training import Trainer, TrainingSettings, read_ahead, seeded, training_portions
 
 N_PICTURES = 512
 N_LEARNT = 128

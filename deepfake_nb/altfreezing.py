@@ -50,14 +50,8 @@ from .forgery import SourceFace, pair_identities, recompress_frames, self_source
 from .freezing import AlternateFreezing, EpochMetrics, GradualUnfreezing
 from .metrics import auc
 from .study import InputError, cache_dir, locked_folder, random_stream, write_json
-from deepfake_nb.training import (
-    IMAGENET_NORMALISATION,
-    Augmentation,
-    Trainer,
-    TrainingSettings,
-    binary_cross_entropy,
-    seeded,
-)
+from .pictures import IMAGENET_NORMALISATION, Augmentation
+from .training import Trainer, TrainingSettings, binary_cross_entropy, seeded
 from .video import Frame, probe, read_frames
 from .video_resnet import VideoResNet
 from .weights import load_detector, shipped_file

@@ -38,7 +38,8 @@ import pandas as pd
 import torch
 from scipy.special import expit, logit
 
-from .metrics import Calibration, as_logits, draw_counts, fit_calibration, read_calibration
+from .decisions import Calibration, as_logits, fit_calibration, read_calibration
+from .metrics import draw_counts
 from .study import InputError, UsageError, write_atomically
 from .weights import REGISTRY, load_detector
 

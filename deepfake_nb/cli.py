@@ -307,7 +307,7 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
 ):
     """Metrics with intervals, from a file of predictions."""
-    from deepfake_nb.metrics import compare as compare_detectors
+    from deepfake_nb.comparison import compare as compare_detectors
     from deepfake_nb.metrics import evaluate_by, record_of
     from deepfake_nb.study import write_json
 

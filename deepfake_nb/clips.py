@@ -32,7 +32,8 @@ import torch
 from .builds import RESULT_COLUMNS, FaceSet
 from .faces import FaceTrack, refit_clip
 from .study import InputError, UsageError, write_atomically
-from .training import Portion, checked_labels, chooses_bf16, fake_scores, read_ahead
+from .pictures import checked_labels
+from .training import Portion, chooses_bf16, fake_scores, read_ahead
 from .video_resnet import normalise_clips
 
 # %% ../nbs/09_clips.ipynb #944568fe

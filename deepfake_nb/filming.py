@@ -19,10 +19,10 @@ import torch
 
 from .adapters import limit_manifest, read_shares, scan_source, split_by_identity
 from .faces import CenterFace, face_tracks
+from .degradations import conference_channel
 from deepfake_nb.forgery import (
     InSwapper,
     SourceFace,
-    conference_channel,
     pair_identities,
     swap_face,
     swap_video,
@@ -30,7 +30,8 @@ from deepfake_nb.forgery import (
     write_pair,
 )
 from .generator import draw_faces, portraits, shipped_networks
-from .rendered import random_identity, render_stills, render_video
+from .heads import random_identity
+from .rendered import render_stills, render_video
 from deepfake_nb.study import (
     InputError,
     atomic_path,
@@ -70,7 +71,7 @@ class Camera:
     Parameters
     ----------
     domain : str
-        A key of `rendered.DOMAINS`.
+        A key of `scenes.DOMAINS`.
     frames : int
         Frames of a video; 1 makes stills.
     side : int

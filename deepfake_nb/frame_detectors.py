@@ -42,17 +42,10 @@ from torch import nn
 from torch.nn import functional
 
 from .adapters import leaks, scan_source, split_by_identity
-from .datasets import paper_set, validation_rows
+from .datasets import learning_rows, paper_set, validation_rows
 from .study import InputError, random_stream
-from deepfake_nb.training import (
-    CIFAR_NORMALISATION,
-    HALF_NORMALISATION,
-    Augmentation,
-    PictureSet,
-    Trainer,
-    TrainingSettings,
-    fake_scores,
-)
+from .pictures import CIFAR_NORMALISATION, HALF_NORMALISATION, Augmentation, PictureSet
+from .training import Trainer, TrainingSettings, fake_scores
 from .video import media_kind
 from .weights import read_state_dict
 
@@ -129,7 +122,9 @@ def own_stills(folder, seed=0):
         manifest = split_by_identity(manifest.assign(split=None), rng=random_stream(seed, "split"))
     manifest = manifest[manifest.split.notna()].reset_index(drop=True)
     validated = validation_rows(manifest, rng=random_stream(seed, "validation"))
+    learnt = learning_rows(manifest, validated)
     manifest.loc[validated, "split"] = "val"
+    manifest = manifest[learnt | (manifest.split != "train")].reset_index(drop=True)
     return checked(Stills(folder.name, manifest, folder, None, f"the pictures in {folder.name!r}"))
 
 
@@ -165,7 +160,7 @@ class FacesDataset(PictureSet):
     size : int
         Side to which pictures are brought, in pixels.
     **options
-        Of `training.PictureSet`.
+        Of `pictures.PictureSet`.
     """
 
     def __init__(self, real_paths, fake_paths, size=256, **options):
@@ -230,7 +225,7 @@ def face_transform(protocol="stated"):
 
     Returns
     -------
-    training.Normalise or training.Augmentation
+    pictures.Normalise or pictures.Augmentation
     """
     if protocol == "published":
         return Augmentation(CIFAR_NORMALISATION, padding=4, flip=True)

@@ -24,14 +24,8 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from .metrics import auc
 from .study import InputError, UsageError
-from deepfake_nb.training import (
-    IMAGENET_NORMALISATION,
-    ArraySet,
-    Trainer,
-    TrainingSettings,
-    binary_cross_entropy,
-    fake_scores,
-)
+from .pictures import IMAGENET_NORMALISATION, ArraySet
+from .training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores
 from .video_resnet import kernel_groups, named_groups
 
 

@@ -111,10 +111,8 @@ from .frame_detectors import Stills
 from .mesonet import Meso4, MesoInception4
 from .metrics import auc, bootstrap
 from .study import InputError, UsageError, atomic_path, random_stream, sha256_of, write_json
+from .pictures import Augmentation, Normalise, PictureSet
 from deepfake_nb.training import (
-    Augmentation,
-    Normalise,
-    PictureSet,
     Portion,
     Tally,
     Trainer,
@@ -181,7 +179,7 @@ def pictures_of(stills, split, size):
 
     Returns
     -------
-    training.PictureSet
+    pictures.PictureSet
         Its ``left_out`` lists (path, reason).
 
     Raises
@@ -574,7 +572,7 @@ def features_of(pictures, backbones, folder, name, *, views=0, seed=0, batch=32,
 
     Parameters
     ----------
-    pictures : training.PictureSet
+    pictures : pictures.PictureSet
     backbones : sequence of Backbone
         In eval mode, all on one device.
     folder : Path
@@ -628,7 +626,7 @@ def measure_norms(backbone, pictures, count=128, batch=32):
     ----------
     backbone : Backbone
         Changed in place.
-    pictures : training.PictureSet
+    pictures : pictures.PictureSet
     count, batch : int
         Pictures, spread over the set, and how many of them at a time.
 
@@ -1079,7 +1077,7 @@ def predictions_of(pictures, logits, detector, train_set, eval_set):
 
     Parameters
     ----------
-    pictures : training.PictureSet
+    pictures : pictures.PictureSet
     logits : tensor, shape (N,)
     detector, train_set, eval_set : str
 

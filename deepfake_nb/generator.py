@@ -48,7 +48,8 @@ from torch.nn import functional
 
 # %% ../nbs/09_generator.ipynb #24e1c628
 from .faces import align_ffhq
-from .rendered import random_identity, render_stills
+from .heads import random_identity
+from .rendered import render_stills
 from deepfake_nb.study import (
     InputError,
     UsageError,
@@ -58,14 +59,8 @@ from deepfake_nb.study import (
     write_atomically,
     write_json,
 )
-from deepfake_nb.stylegan import (
-    VQVAE2,
-    Discriminator,
-    Encoder,
-    Generator,
-    mix_styles,
-    require_same_codes,
-)
+from .stylegan import Discriminator, Encoder, Generator, mix_styles, require_same_codes
+from .vqvae import VQVAE2
 from .training import has_bf16
 
 
@@ -104,7 +99,7 @@ def training_pictures(
     size : int
         Side in pixels.
     domain : str
-        A key of `rendered.DOMAINS`.
+        A key of `scenes.DOMAINS`.
     seed : int
         Draws people and scenes.
     folder : str or Path, optional
@@ -153,7 +148,9 @@ def kept_portion(folder, start, about, device):
 @functools.cache
 def renderer_digest():
     """Changes with the code that draws people."""
-    places = [Path(find_spec(f"deepfake_nb.{name}").origin) for name in ("rendered", "faces")]
+    places = [
+        Path(find_spec(f"deepfake_nb.{name}").origin) for name in ("heads", "scenes", "rendered", "faces")
+    ]
     return hashlib.sha256(b"".join(place.read_bytes() for place in places)).hexdigest()
 
 
@@ -697,7 +694,7 @@ class VQVAESettings:
     Parameters
     ----------
     channels, residual_channels, codebook_size, code_size : int
-        See `stylegan.VQVAE2`.
+        See `vqvae.VQVAE2`.
     batch_size : int
     learning_rate : float
         Of Adam.
@@ -973,7 +970,7 @@ class Lesson:
     people, takes : int
         How many rendered people, and pictures of each.
     domain : str
-        A key of `rendered.DOMAINS`.
+        A key of `scenes.DOMAINS`.
     seed : int
     steps, encoder_steps, vqvae_steps : int
         Of the three trainings.

@@ -56,7 +56,7 @@ from torch.nn import functional
 # %% ../nbs/09_inversion.ipynb #59ddf171
 from .builds import many_workers
 from .generator import as_inputs, as_pictures, portraits
-from .rendered import random_identity
+from .heads import random_identity
 from .study import InputError, UsageError, random_seed, write_atomically
 from deepfake_nb.stylegan import (
     require_same_codes,
@@ -165,7 +165,7 @@ def rendered_faces(count, size=64, seed=0, cast="patches", domains=("wild", "stu
     cast : str
         People of one name are the same people.
     domains : sequence of str
-        Keys of `rendered.DOMAINS`, in turn.
+        Keys of `scenes.DOMAINS`, in turn.
 
     Returns
     -------

@@ -55,23 +55,16 @@ from torch.nn import functional
 # %% ../nbs/50_latent.ipynb #566ad223
 from .builds import FaceSet
 from .faces import align_ffhq
-from .forgery import degrade
+from .degradations import degrade
 from .frame_detectors import person_of
 from .generator import shipped_networks
 from .generator import as_inputs, as_pictures
 from .inversion import draw, find_codes, networks_from_files
 from .mesonet import Meso4
-from .metrics import decision_threshold, expected_cost
+from .decisions import decision_threshold, expected_cost
 from .study import InputError, UsageError, atomic_path, random_seed, random_stream
-from deepfake_nb.training import (
-    HALF_NORMALISATION,
-    ArraySet,
-    Normalise,
-    Trainer,
-    TrainingSettings,
-    fake_scores,
-    seeded,
-)
+from .pictures import HALF_NORMALISATION, ArraySet, Normalise
+from .training import Trainer, TrainingSettings, fake_scores, seeded
 from .video import media_kind, probe, read_frames, read_image
 
 
@@ -648,7 +641,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
     rows : DataFrame
         Of its manifest.
     name, strength
-        See `forgery.degrade`.
+        See `degradations.degrade`.
     size : int
         Side in pixels.
     seed : int

@@ -54,18 +54,9 @@ import torch
 # %% ../nbs/60_leaderboard.ipynb #eb0d5b1b
 from .frame_detectors import SimpleNet, count_parameters, xception_detector
 from .fusion import TITLES, combination_of, milliseconds_a_picture, paper_rows, pareto_front
-from deepfake_nb.metrics import (
-    COLOURS,
-    Sample,
-    Undefined,
-    bootstrap_test,
-    delong_test,
-    holm,
-    measure,
-    pool,
-    read_predictions,
-    resampled,
-)
+from .comparison import bootstrap_test, delong_test, holm
+from .curves import COLOURS
+from .metrics import Sample, Undefined, measure, pool, read_predictions, resampled
 from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
 from deepfake_nb.study import (
     SECTIONS,

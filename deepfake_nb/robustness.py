@@ -35,8 +35,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .forgery import Line, conference_channel, drop_frames, gaussian_blur, low_light, screen_glare
-from .metrics import COLOURS, KEYS, Sample, Undefined, delong, measure, measured, resampled
+from deepfake_nb.degradations import (
+    Line,
+    conference_channel,
+    drop_frames,
+    gaussian_blur,
+    low_light,
+    screen_glare,
+)
+from .comparison import delong
+from .curves import COLOURS
+from .metrics import KEYS, Sample, Undefined, measure, measured, resampled
 from .study import InputError, UsageError, random_stream, sizes_for
 from .video import recompress_frames
 

@@ -87,7 +87,8 @@ def talking_heads(folder, frames=12, side=128):
     """Four short videos and two pictures of two rendered people, and of the same two in a mirror."""
     from PIL import Image
 
-    from deepfake_nb.rendered import random_identity, render_video
+    from deepfake_nb.heads import random_identity
+    from deepfake_nb.rendered import render_video
     from deepfake_nb.video import write_video
 
     for person in range(2):

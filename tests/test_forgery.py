@@ -5,19 +5,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepfake_nb import forgery
+from deepfake_nb import degradations, forgery
+from deepfake_nb.degradations import CONFERENCE_LINES, DEGRADATIONS, degrade, frozen_indices
 from deepfake_nb.forgery import (
-    CONFERENCE_LINES,
-    DEGRADATIONS,
     InSwapper,
     LandmarkWarp,
     SourceFace,
     SwapSettings,
     codec_features,
     codec_leak,
-    degrade,
     face_mask,
-    frozen_indices,
     pair_identities,
     read_masks,
     self_source_index,
@@ -29,7 +26,8 @@ from deepfake_nb.forgery import (
     write_masks,
     write_pair,
 )
-from deepfake_nb.rendered import random_identity, render_stills, render_video
+from deepfake_nb.heads import random_identity
+from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.study import InputError
 from deepfake_nb.video import Frame, write_video
 
@@ -480,7 +478,7 @@ def test_landmarks_and_masks_move_with_the_pixels(name, shape):
 def test_brightness_of_the_papers_augmentation_stays_within_a_tenth(stills):
     image = stills.images[0]
     means = [
-        forgery.zoom_dlc_augmentation(image, np.random.default_rng(seed)).mean() / image.mean()
+        degradations.zoom_dlc_augmentation(image, np.random.default_rng(seed)).mean() / image.mean()
         for seed in range(30)
     ]
     assert 0.89 < min(means) < 0.95 and 1.05 < max(means) < 1.11
@@ -495,7 +493,7 @@ def test_frozen_share_is_as_asked():
 def test_conference_lines_get_worse(clip):
     errors = [
         np.abs(
-            forgery.conference_channel(clip.images, np.random.default_rng(0), line).images
+            degradations.conference_channel(clip.images, np.random.default_rng(0), line).images
             - clip.images.astype(int)
         ).mean()
         for line in CONFERENCE_LINES
@@ -524,12 +522,12 @@ def test_bad_degradation_input_is_a_sentence(arguments, sentence):
 def test_bad_single_effects_are_sentences():
     image = np.zeros((8, 8, 3), np.uint8)
     for call, sentence in [
-        (lambda: forgery.gaussian_blur(image, 4), "odd number"),
-        (lambda: forgery.brightness(image, -1), "negative"),
-        (lambda: forgery.jpeg(image, 0), "from 1 to 100"),
-        (lambda: forgery.far_subject(image[None], 0), "scale above 0"),
+        (lambda: degradations.gaussian_blur(image, 4), "odd number"),
+        (lambda: degradations.brightness(image, -1), "negative"),
+        (lambda: degradations.jpeg(image, 0), "from 1 to 100"),
+        (lambda: degradations.far_subject(image[None], 0), "scale above 0"),
         (
-            lambda: forgery.conference_channel(image[None], np.random.default_rng(0), "perfect"),
+            lambda: degradations.conference_channel(image[None], np.random.default_rng(0), "perfect"),
             "Unknown line",
         ),
         (lambda: frozen_indices(5, np.random.default_rng(0), 2), "from 0 to 1"),

@@ -27,10 +27,9 @@ from deepfake_nb.freezing import (
     stated_settings,
     within,
 )
+from deepfake_nb.pictures import IMAGENET_NORMALISATION, ArraySet
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.training import (
-    IMAGENET_NORMALISATION,
-    ArraySet,
     Trainer,
     TrainingSettings,
     binary_cross_entropy,

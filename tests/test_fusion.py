@@ -47,8 +47,9 @@ from deepfake_nb.fusion import (
     train_together,
 )
 from deepfake_nb.mesonet import Meso4
+from deepfake_nb.pictures import ArraySet
 from deepfake_nb.study import InputError, UsageError, random_stream
-from deepfake_nb.training import ArraySet, TrainingSettings, cut_batches
+from deepfake_nb.training import TrainingSettings, cut_batches
 
 BIN = Path(sys.executable).parent
 SIDE = 32

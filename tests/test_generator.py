@@ -38,8 +38,9 @@ from deepfake_nb.generator import (
     training_pictures,
 )
 from deepfake_nb.study import InputError, UsageError
-from deepfake_nb.stylegan import VQVAE2, Encoder, Generator
+from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import read_image
+from deepfake_nb.vqvae import VQVAE2
 
 SMALL = StyleGANSettings(
     resolution=32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, batch_size=4

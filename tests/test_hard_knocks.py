@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from deepfake_nb import cli, score
-from deepfake_nb.rendered import random_identity, render_video
+from deepfake_nb.heads import random_identity
+from deepfake_nb.rendered import render_video
 from deepfake_nb.score import MediaScorer
 from deepfake_nb.video import UnreadableMedia, read_frames, read_image
 from deepfake_nb.views import Detector, Ready

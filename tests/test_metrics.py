@@ -15,6 +15,16 @@ import pytest
 from scipy.stats import norm
 
 from deepfake_nb.cli import main
+from deepfake_nb.comparison import bootstrap_test, compare, delong, delong_test, holm, paired_tests
+from deepfake_nb.curves import (
+    plot_confusion,
+    plot_det,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc,
+    plot_scores,
+)
+from deepfake_nb.decisions import decision_threshold, fit_calibration, read_calibration
 from deepfake_nb.metrics import (
     METRICS,
     Measured,
@@ -22,26 +32,11 @@ from deepfake_nb.metrics import (
     auc,
     bootstrap,
     bootstrap_mean,
-    bootstrap_test,
     check_predictions,
-    compare,
-    decision_threshold,
-    delong,
-    delong_test,
     evaluate,
     evaluate_by,
     expected_calibration_error,
-    fit_calibration,
-    holm,
-    paired_tests,
-    plot_confusion,
-    plot_det,
-    plot_precision_recall,
-    plot_reliability,
-    plot_roc,
-    plot_scores,
     pool,
-    read_calibration,
     read_predictions,
 )
 from deepfake_nb.study import InputError, UsageError

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deepfake_nb.rendered import random_identity, render_stills
+from deepfake_nb.heads import random_identity
+from deepfake_nb.rendered import render_stills
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_nb.rendered import DOMAINS, MOTION, random_identity, render_stills, render_video
+from deepfake_nb.heads import random_identity
+from deepfake_nb.rendered import render_stills, render_video
+from deepfake_nb.scenes import DOMAINS, MOTION
 from deepfake_nb.study import InputError
 
 

@@ -15,7 +15,8 @@ from deepfake_nb import report as report_module
 from deepfake_nb.explain import effect_of_restoring
 from deepfake_nb.faces import CenterFace, Detections, align_clip
 from deepfake_nb.forgery import SourceFace, swap_video
-from deepfake_nb.rendered import random_identity, render_stills, render_video
+from deepfake_nb.heads import random_identity
+from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
 from deepfake_nb.score import FaceScore, KeptView, MediaScorer, Panel, Verdict
 from deepfake_nb.study import InputError, sha256_of

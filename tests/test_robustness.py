@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import norm
 
 from deepfake_nb.clips import reduced
-from deepfake_nb.metrics import bootstrap, delong, evaluate
+from deepfake_nb.comparison import delong
+from deepfake_nb.metrics import bootstrap, evaluate
 from deepfake_nb.robustness import (
     ALL_AXES,
     AXES,

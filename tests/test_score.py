@@ -16,7 +16,8 @@ from PIL import Image
 
 from deepfake_nb.calibration import read_calibrations
 from deepfake_nb.faces import CenterFace, Detections
-from deepfake_nb.rendered import random_identity, render_stills
+from deepfake_nb.heads import random_identity
+from deepfake_nb.rendered import render_stills
 from deepfake_nb.score import (
     DETECTORS,
     ClipDetector,

@@ -11,12 +11,9 @@ from torch.nn import functional
 
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import (
-    VQVAE2,
-    Codebook,
     Discriminator,
     Encoder,
     Generator,
-    Indices,
     batch_deviation,
     binomial_kernels,
     convolve_and_halve,
@@ -29,6 +26,7 @@ from deepfake_nb.stylegan import (
     restore_generator,
     style_count,
 )
+from deepfake_nb.vqvae import VQVAE2, Codebook, Indices
 
 SIZES = (32, 64, 128, 256, 512, 1024)
 SMALL = {"style_size": 16, "channels_base": 512, "max_channels": 24}

@@ -16,14 +16,16 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake_nb.study import InputError, UsageError
-from deepfake_nb.training import (
+from deepfake_nb.pictures import (
     CIFAR_NORMALISATION,
     HALF_NORMALISATION,
     ArraySet,
     Augmentation,
     Normalise,
     PictureSet,
+)
+from deepfake_nb.study import InputError, UsageError
+from deepfake_nb.training import (
     Trainer,
     TrainingLog,
     TrainingSettings,

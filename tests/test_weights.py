@@ -489,8 +489,9 @@ def test_both_shipped_detectors_are_registered():
 def test_the_shipped_frame_detector_tells_new_people_from_crude_swaps():
     from deepfake_nb.forgery import SourceFace, swap_face
     from deepfake_nb.frame_network import cut_face
+    from deepfake_nb.heads import random_identity
     from deepfake_nb.metrics import auc
-    from deepfake_nb.rendered import random_identity, render_stills
+    from deepfake_nb.rendered import render_stills
 
     stills = render_stills([random_identity(10**6 + seed) for seed in range(8)], "studio", size=160)
     shots = list(zip(stills.images, stills.landmarks, strict=True))
