@@ -46,7 +46,8 @@ from .builds import build, load_manifest
 from .clips import SHORTEST_TRACK, ClipSet, clip_starts, cut_clip
 from .faces import face_tracks
 from .filming import Camera, Shot, shoot
-from .forgery import SourceFace, pair_identities, recompress_frames, self_source_index, swap_video
+from .forgery import SourceFace, pair_identities, self_source_index, swap_video
+from .video import recompress_frames
 from .freezing import AlternateFreezing, EpochMetrics, GradualUnfreezing
 from .metrics import auc
 from .study import InputError, cache_dir, locked_folder, random_stream, write_json

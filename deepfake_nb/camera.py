@@ -19,7 +19,8 @@ import numpy as np
 
 from .calibration import FACE_SIZE, face_statistics
 from .faces import align_clip
-from .score import ClipDetector, scores_of
+from .score import scores_of
+from .views import ClipDetector
 from .study import InputError, UsageError
 from .views import cut_upright
 

@@ -17,15 +17,8 @@ import pandas as pd
 import pytest
 
 from deepfake_nb import builds
-from deepfake_nb.datasets import (
-    FaceSet,
-    build,
-    check,
-    learning_rows,
-    load_manifest,
-    paper_set,
-    validation_rows,
-)
+from deepfake_nb.builds import FaceSet, build, check, load_manifest
+from deepfake_nb.datasets import learning_rows, paper_set, validation_rows
 from deepfake_nb.study import InputError, UsageError
 
 SMALL = {"crop_size": 32, "detect_every": 5}

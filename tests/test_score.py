@@ -20,15 +20,9 @@ from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills
 from deepfake_nb.score import (
     DETECTORS,
-    ClipDetector,
-    Detector,
     MediaScorer,
     Panel,
-    Ready,
-    Sampling,
     calibrate,
-    cut_as_mesonet,
-    find_media,
     gather,
     media_in,
     open_scorer,
@@ -37,6 +31,7 @@ from deepfake_nb.score import (
 )
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.video import read_frames, write_video
+from deepfake_nb.views import ClipDetector, Detector, Ready, Sampling, cut_as_mesonet, find_media
 
 CONTRACT = {
     "path",
