@@ -27,6 +27,7 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass, field, fields
@@ -401,10 +402,28 @@ def many_workers(work, jobs=1, scheduler=None, threads=1):
         warnings.filterwarnings(
             "ignore", message=r"\d+ tasks"
         )  # joblib's, about work that a stop made useless
-        yield lambda tasks: _living(parallel(joblib.delayed(work)(task) for task in tasks))
+        job = joblib.delayed(functools.partial(_at_work, work) if scheduler is None else work)
+        yield lambda tasks: _living(parallel(job(task) for task in tasks))
 
 
-# %% ../nbs/09_builds.ipynb #4814b862
+# %% ../nbs/09_builds.ipynb #9e1f1879
+def _at_work(work, task):
+    """One task in another process, which ends with the one that asked for it."""
+    _end_with(os.getppid())
+    return work(task)
+
+
+@functools.cache
+def _end_with(parent):
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# %% ../nbs/09_builds.ipynb #53ce8570
 @contextlib.contextmanager
 def _dask_client(address):
     """A client of a running cluster; what it asked for and did not get is cancelled when it leaves."""
@@ -428,7 +447,7 @@ def _dask_client(address):
         client.close(timeout=5)
 
 
-# %% ../nbs/09_builds.ipynb #53ce8570
+# %% ../nbs/09_builds.ipynb #820bd5db
 @dataclass
 class BuildReport:
     """What a build did.
@@ -457,7 +476,7 @@ class BuildReport:
     seconds: float
 
 
-# %% ../nbs/09_builds.ipynb #7de37e03
+# %% ../nbs/09_builds.ipynb #a934ad6e
 def build(
     source, root, out, *, limit=None, jobs=1, scheduler=None, splits="official", settings=None, progress=None
 ):
@@ -528,7 +547,7 @@ def build(
 MADE_HERE = ("lfw", "rendered")
 
 
-# %% ../nbs/09_builds.ipynb #820bd5db
+# %% ../nbs/09_builds.ipynb #eda1ba67
 def _unfinished(manifest, root, out, journal):
     """True for rows that have to be built."""
     done = [
@@ -548,7 +567,7 @@ def _remove_half_files(folder):
         path.unlink(missing_ok=True)
 
 
-# %% ../nbs/09_builds.ipynb #a934ad6e
+# %% ../nbs/09_builds.ipynb #0abbc8e2
 def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
     journal.compact()
     if rows.empty:
@@ -586,7 +605,7 @@ def _living(results):
         ) from None
 
 
-# %% ../nbs/09_builds.ipynb #eda1ba67
+# %% ../nbs/09_builds.ipynb #f881b8c5
 RESULT_COLUMNS = ("tracks", "tracks_sha256", "n_tracks", "n_frames", "media_sha256", "damage")
 
 
@@ -624,7 +643,7 @@ def _write_build(report, source, root, limit, splits, settings):
     write_json(report.folder / "build.json", about | {"counts": counts, "versions": installed_versions()})
 
 
-# %% ../nbs/09_builds.ipynb #f881b8c5
+# %% ../nbs/09_builds.ipynb #92830730
 @dataclass
 class CheckReport:
     """What was found in a build.
@@ -644,7 +663,7 @@ class CheckReport:
     warnings: list = field(default_factory=list)
 
 
-# %% ../nbs/09_builds.ipynb #2c0f64bc
+# %% ../nbs/09_builds.ipynb #761854e2
 def check(folder):
     """Check a build: checksums, paths, labels, duplicates, leaks and class balance.
 
@@ -673,7 +692,7 @@ def check(folder):
     return report
 
 
-# %% ../nbs/09_builds.ipynb #92830730
+# %% ../nbs/09_builds.ipynb #4a756160
 def _counts(manifest):
     groups = manifest.assign(fake=manifest.label == 1, split=manifest.split.fillna("none")).groupby(
         "split", sort=False
@@ -700,7 +719,7 @@ def _path_problems(manifest):
     return problems
 
 
-# %% ../nbs/09_builds.ipynb #761854e2
+# %% ../nbs/09_builds.ipynb #87de02ae
 def _label_problems(manifest):
     wrong = manifest[~manifest.label.isin([0, 1])]
     problems = [
@@ -728,7 +747,7 @@ def _leak_problems(manifest):
     ]
 
 
-# %% ../nbs/09_builds.ipynb #4a756160
+# %% ../nbs/09_builds.ipynb #0836e923
 def _track_problems(folder, row):
     path = folder / row.tracks
     if not path.is_file():
@@ -754,7 +773,7 @@ def _warnings(manifest):
     return found
 
 
-# %% ../nbs/09_builds.ipynb #0836e923
+# %% ../nbs/09_builds.ipynb #80c2c23a
 def load_manifest(folder):
     """The manifest of a finished build.
 
@@ -783,7 +802,7 @@ def load_manifest(folder):
     return manifest
 
 
-# %% ../nbs/09_builds.ipynb #2cced83b
+# %% ../nbs/09_builds.ipynb #4a32586c
 def _read_manifest(folder):
     path = Path(folder) / "manifest.parquet"
     if not path.is_file():
@@ -801,7 +820,7 @@ def _read_manifest(folder):
     return manifest
 
 
-# %% ../nbs/09_builds.ipynb #80c2c23a
+# %% ../nbs/09_builds.ipynb #de29a684
 class FaceSet:
     """The faces of a build, one media file at a time, read by memory map.
 

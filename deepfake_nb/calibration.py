@@ -36,6 +36,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial.distance import cdist
 from scipy.special import expit, logit
 
 from .decisions import Calibration, as_logits, fit_calibration, read_calibration
@@ -321,6 +322,31 @@ def face_statistics(crops, sides):
 
 
 # %% ../nbs/09_calibration.ipynb #53cffe3b
+LEAST_SPREAD = 0.005  # what media happen to agree in to the third decimal is no law for others
+NEIGHBOURS = 3  # one alone may be an odd one out
+
+
+def fitted_spread(statistics):
+    """Mean, deviations and whitening of statistics (N, F)."""
+    from sklearn.covariance import LedoitWolf
+
+    mean, scale = statistics.mean(0), np.maximum(statistics.std(0), LEAST_SPREAD)
+    covariance = LedoitWolf(assume_centered=True).fit((statistics - mean) / scale).covariance_
+    return mean, scale, np.tril(np.linalg.inv(np.linalg.cholesky(covariance)))
+
+
+def whitened(statistics, mean, scale, whitening):
+    """Statistics (N, F) as independent numbers of deviation 1; the first `COARSE` of them know nothing of texture."""
+    return ((np.atleast_2d(statistics) - mean) / scale) @ whitening.T
+
+
+def distances_to(seen, points):
+    """How far whitened points (N, F) lie from their third nearest of those seen, without texture and with it, (2, N)."""
+    apart = [cdist(points[:, :end], seen[:, :end]) for end in (COARSE, points.shape[1])]
+    return np.array([np.sort(one, axis=1)[:, min(NEIGHBOURS, len(seen)) - 1] for one in apart])
+
+
+# %% ../nbs/09_calibration.ipynb #116579a0
 @dataclass(frozen=True)
 class Familiarity:
     """What the media of a calibration looked like.
@@ -333,12 +359,14 @@ class Familiarity:
         Their deviations.
     whitening : float array, shape (F, F), lower triangle
         Takes standardised statistics to independent ones.
+    seen : float array, shape (N, F)
+        The media, each by its whitened statistics.
     limits : float array, shape (2,)
         Distances above one of them are unlike: that in everything but texture, and that in all.
     share : float in (0, 1)
         Of new people like those of the calibration that stay within both.
-    n, n_people : int
-        Media files and people it was fitted on.
+    n_people : int
+        In these media.
     eyes : str
         SHA-256 of the weights behind the statistics of texture.
     """
@@ -346,56 +374,43 @@ class Familiarity:
     mean: np.ndarray
     scale: np.ndarray
     whitening: np.ndarray
+    seen: np.ndarray
     limits: np.ndarray
     share: float
-    n: int
     n_people: int
     eyes: str = REGISTRY[EYES].sha256
 
     def distance(self, statistics):
-        """How far statistics (N, F) lie from the middle; 1 is the limit. Shape (N,)."""
-        whitened = ((np.atleast_2d(statistics) - self.mean) / self.scale) @ self.whitening.T
-        return np.max(
-            [np.linalg.norm(whitened[:, :end], axis=1) for end in (COARSE, None)] / self.limits[:, None],
-            axis=0,
-        )
+        """How far statistics (N, F) lie from the nearest media that were seen; 1 is the limit. Shape (N,)."""
+        points = whitened(statistics, self.mean, self.scale, self.whitening)
+        return np.max(distances_to(self.seen, points) / self.limits[:, None], axis=0)
 
     def what_differs(self, statistics, most=2):
-        """The groups of `STATISTICS` in which one row (F,) differs most, in words; those within 2 deviations are left out."""
-        standard = np.abs((np.asarray(statistics) - self.mean) / self.scale)
+        """The groups of `STATISTICS` in which one row (F,) differs most from what is nearest, in words; not those within 1 deviation."""
+        point = whitened(statistics, self.mean, self.scale, self.whitening)[0]
+        nearest = self.seen[np.linalg.norm(self.seen - point, axis=1).argmin()]
+        standard = np.abs(np.linalg.solve(self.whitening, point - nearest))
         ends = np.cumsum([len(names) for names in STATISTICS.values()])[:-1]
         worst = dict(zip(STATISTICS, (part.max() for part in np.split(standard, ends)), strict=True))
-        far = sorted((group for group in worst if worst[group] > 2), key=worst.get, reverse=True)
+        far = sorted((group for group in worst if worst[group] > 1), key=worst.get, reverse=True)
         return " and ".join(far[:most])
 
     def as_dict(self):
         """As JSON takes it."""
         numbers = {name: in_six_figures(getattr(self, name)) for name in ("mean", "scale", "limits")}
         numbers["whitening"] = [in_six_figures(row[: at + 1]) for at, row in enumerate(self.whitening)]
+        numbers["seen"] = self.seen.round(3).tolist()
         return {field.name: getattr(self, field.name) for field in fields(self)} | numbers
 
 
-# %% ../nbs/09_calibration.ipynb #116579a0
-LEAST_SPREAD = 0.005  # what media happen to agree in to the third decimal is no law for others
-
-
-def fitted_spread(statistics):
-    """Mean, deviations and whitening of statistics (N, F)."""
-    from sklearn.covariance import LedoitWolf
-
-    mean, scale = statistics.mean(0), np.maximum(statistics.std(0), LEAST_SPREAD)
-    covariance = LedoitWolf(assume_centered=True).fit((statistics - mean) / scale).covariance_
-    return mean, scale, np.tril(np.linalg.inv(np.linalg.cholesky(covariance)))
-
-
+# %% ../nbs/09_calibration.ipynb #9329be34
 def distances_of_others(statistics, folds):
     """Both distances of each fold's rows by a fit on the other folds, shape (2, N)."""
     distances = np.zeros((2, len(statistics)))
     for fold in np.unique(folds):
-        spread = fitted_spread(statistics[folds != fold])
-        for at, limits in enumerate(([1.0, np.inf], [np.inf, 1.0])):
-            of_others = Familiarity(*spread, np.array(limits), 0.5, 0, 0)
-            distances[at, folds == fold] = of_others.distance(statistics[folds == fold])
+        mine, others = statistics[folds == fold], statistics[folds != fold]
+        spread = fitted_spread(others)
+        distances[:, folds == fold] = distances_to(whitened(others, *spread), whitened(mine, *spread))
     return distances
 
 
@@ -409,7 +424,7 @@ def limits_of(distances, person, share):
     return alone * threshold_for([worse[rows].tolist() for rows in by_person], 1 - share).score
 
 
-# %% ../nbs/09_calibration.ipynb #9329be34
+# %% ../nbs/09_calibration.ipynb #a0810414
 def fit_familiarity(statistics, people, *, share=0.96, folds=60, rng=None):
     """Learn what media of a calibration look like.
 
@@ -456,10 +471,11 @@ def fit_familiarity(statistics, people, *, share=0.96, folds=60, rng=None):
     order = (rng or np.random.default_rng(0)).permutation(len(persons))
     distances = distances_of_others(statistics, (order % min(folds, len(persons)))[person])
     limits = limits_of(distances, person, share)
-    return Familiarity(*fitted_spread(statistics), limits, share, len(statistics), len(persons))
+    spread = fitted_spread(statistics)
+    return Familiarity(*spread, whitened(statistics, *spread), limits, share, len(persons))
 
 
-# %% ../nbs/09_calibration.ipynb #a0810414
+# %% ../nbs/09_calibration.ipynb #cb81f7cd
 def read_familiarity(value):
     """A `Familiarity` from what `Familiarity.as_dict` gave.
 
@@ -483,8 +499,10 @@ def read_familiarity(value):
         arrays["whitening"] = np.stack(
             [np.pad(np.asarray(row, float), (0, count - len(row))) for row in value["whitening"]]
         )
+        arrays["seen"] = np.asarray(value["seen"], float)
         found = Familiarity(**value | arrays | {"share": float(arrays["share"])})
         usable = all(arrays[name].shape == shape for name, shape in shapes.items())
+        usable = usable and found.seen.ndim == 2 and len(found.seen) and found.seen.shape[1] == count
         usable = usable and all(np.isfinite(array).all() for array in arrays.values())
         usable = (
             usable
@@ -502,7 +520,7 @@ def read_familiarity(value):
     return found
 
 
-# %% ../nbs/09_calibration.ipynb #f04f5755
+# %% ../nbs/09_calibration.ipynb #111bf050
 class Reading:
     """What can be asked of a calibration."""
 
@@ -559,7 +577,7 @@ def joined(detectors):
     return " + ".join(sorted(detectors))
 
 
-# %% ../nbs/09_calibration.ipynb #111bf050
+# %% ../nbs/09_calibration.ipynb #c24eff52
 @dataclass(frozen=True)
 class MediaCalibration(Reading):
     """How scores of some detectors on one kind of media are to be read.
@@ -613,7 +631,7 @@ class MediaCalibration(Reading):
         )
 
 
-# %% ../nbs/09_calibration.ipynb #c24eff52
+# %% ../nbs/09_calibration.ipynb #d6e39cfb
 KINDS_OF_MEDIA = ("picture", "video")
 MOST_DETECTORS = 4
 
@@ -654,7 +672,7 @@ def check_numbers(table, names):
         raise UsageError(f"At most {MOST_DETECTORS} detectors are combined; these are {len(names)}.")
 
 
-# %% ../nbs/09_calibration.ipynb #d6e39cfb
+# %% ../nbs/09_calibration.ipynb #17b4f5aa
 def fit_media_calibration(
     table, familiarity=None, *, weights=None, about="media of your own", prior=0.5, draws=200, rng=None
 ):
@@ -702,7 +720,7 @@ def fit_media_calibration(
     return MediaCalibration(kind, weights, own, found, prior, about, *counts, familiarity)
 
 
-# %% ../nbs/09_calibration.ipynb #12735825
+# %% ../nbs/09_calibration.ipynb #6c4c97a8
 FORMAT = "deepfake-nb calibration 1"
 
 
@@ -719,7 +737,7 @@ def read_combination(value, names):
     return Combination(detectors, read_calibration(value["calibration"]), draws, genuine)
 
 
-# %% ../nbs/09_calibration.ipynb #6c4c97a8
+# %% ../nbs/09_calibration.ipynb #772c66d1
 def read_one(value):
     """A `MediaCalibration` from JSON; any kind of error when it is none."""
     own = {name: read_calibration(line) for name, line in value["calibrations"].items()}
@@ -736,7 +754,7 @@ def read_one(value):
     return MediaCalibration(**value | counts | given)
 
 
-# %% ../nbs/09_calibration.ipynb #772c66d1
+# %% ../nbs/09_calibration.ipynb #97ecafed
 def write_calibrations(path, *calibrations):
     """Write calibrations to a JSON file, at most one for each kind of media.
 
@@ -762,7 +780,7 @@ def write_calibrations(path, *calibrations):
         json.dump(content, file, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-# %% ../nbs/09_calibration.ipynb #97ecafed
+# %% ../nbs/09_calibration.ipynb #5eee24c8
 def read_calibrations(path):
     """Read the calibrations in a JSON file.
 

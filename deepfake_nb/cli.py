@@ -379,7 +379,7 @@ def _score_files(scoring, files, report):
 
 def _open_report(folder):
     if folder is None:
-        return None
+        return contextlib.nullcontext()
     from deepfake_nb.report import ReportWriter
 
     return ReportWriter(folder)
@@ -456,8 +456,7 @@ def score(
     scorer = open_scorer(detector or "default", weights, calibration=calibration, **how)
     if camera is not None:
         return _watch(camera, scorer, frames, json_file)
-    pages = _open_report(report)
-    with VerdictFiles(json_file, csv_file) as files, pages or contextlib.nullcontext():
+    with VerdictFiles(json_file, csv_file) as files, _open_report(report) as pages:
         counts, first = _score_files(Verdicts(scorer, paths), files, pages)
     if pages:
         typer.echo(f"Report: {pages.close()}")
@@ -506,8 +505,10 @@ def calibrate(
 
     scorer = open_scorer(detector or "default", weights, calibration=False, false_alarm_rate=false_alarm_rate)
     table = _table_to_calibrate(source, scorer, kind)
-    found = fit(table, scorer, about or f"media in {source.resolve().name!r}")
+    found, left_out = fit(table, scorer, about or f"media in {source.resolve().name!r}")
     write_calibrations(out, *found)
+    for one_kind, reason in left_out:
+        typer.echo(f"There is no calibration for {one_kind}s: {reason}")
     for one in found:
         typer.echo(f"Fitted on {one.words}.")
         for name, chosen in one.combinations.items():

@@ -5,8 +5,6 @@
 # %% auto #0
 __all__ = [
     "PAPER",
-    "UNSTATED",
-    "SOURCES_OF_PAPER",
     "PROFILE_SIZES",
     "SHARE_OF",
     "FEW_STILLS",
@@ -18,6 +16,7 @@ __all__ = [
     "Recipe",
     "PaperSet",
     "paper_set",
+    "render_sets",
     "validation_rows",
     "learning_rows",
     "SOURCES",
@@ -42,6 +41,7 @@ from .builds import BuildReport, build
 from .builds import FaceSet as FaceSet
 from .builds import check as check
 from .builds import load_manifest as load_manifest
+from .builds import many_workers
 from .forgery import pair_identities
 from deepfake_nb.study import (
     InputError,
@@ -60,37 +60,14 @@ _all_ = ["SOURCES", "FaceSet", "build", "check", "load_manifest"]
 
 # %% ../nbs/10_datasets.ipynb #6b069b58
 PAPER = {
-    "ffpp-dlc": {"train": (50, 50), "val": (10, 10), "clips": 4500, "artifacts": "Identity mismatches"},
-    "zoom-dlc": {
-        "train": (24, 24),
-        "test": (36, 30),
-        "clips": 4300,
-        "artifacts": "Compression, lighting, resolution",
-    },
-    "celeb-df": {"test": (50, 50), "clips": 3200, "artifacts": "High-quality manipulations"},
+    "ffpp-dlc": {"train": (50, 50), "val": (10, 10)},
+    "zoom-dlc": {"train": (24, 24), "test": (36, 30)},
+    "celeb-df": {"test": (50, 50)},
     "openforensics": {"train": (70000, 70000), "val": (19600, 19600), "test": (5413, 5492)},
     "cross-stills": {"test": (1200, 1200)},
     "course-fakes": {"train": (5600, 2800), "val": (1400, 700), "test": (1400, 700)},
     "course-synthetic": {"train": (2200, 2200), "val": (551, 552), "test": (551, 552)},
     "dfdc": {"train": (1067, 3882), "test": (65, 236)},
-}
-UNSTATED = {
-    ("course-fakes", "train"),
-    ("course-fakes", "val"),
-    ("course-synthetic", "train"),
-    ("course-synthetic", "val"),
-    ("dfdc", "train"),
-    ("dfdc", "test"),
-}
-SOURCES_OF_PAPER = {
-    "ffpp-dlc": "Murphy 2024, Table 1 and section 3.1",
-    "zoom-dlc": "Murphy 2024, Table 1 and section 3.2",
-    "celeb-df": "Murphy 2024, Table 1 and section 3.3",
-    "openforensics": "Nurgozhin 2025, section 2.1",
-    "cross-stills": "Nurgozhin 2025, section 2.5",
-    "course-fakes": "Geva and Naftali 2022, question 9",
-    "course-synthetic": "Geva and Naftali 2022, question 15",
-    "dfdc": "LatentForensics, section 4.1 and Table 1",
 }
 
 # %% ../nbs/10_datasets.ipynb #6de30fc9
@@ -188,7 +165,7 @@ def set_sizes(name, profile):
         At least two of each label a split; in the test splits of stills and of DFDC as many as the profile says.
     """
     sizes = sizes_for(profile, PROFILE_SIZES)
-    full = {split: pair for split, pair in PAPER[name].items() if split in ("train", "val", "test")}
+    full = PAPER[name]
     tested = {"dfdc": sizes["dfdc_test"]} | dict.fromkeys(FEW_STILLS, sizes["test_files"])
     least = dict.fromkeys(full, 2) | {"test": tested.get(SHARE_OF[name], 2)}
     shares = {split: max(sizes[SHARE_OF[name]], least[split] / min(pair)) for split, pair in full.items()}
@@ -525,9 +502,7 @@ def paper_set(
     if profile == "paper":
         return _real_set(name, recipe, sizes, settings, root, protocol, data_root, options)
     camera = _camera_of(name, recipe, profile, seed, protocol)
-    folder = root / f"{name}-{profile}-{seed}-{_recipe_digest(camera, sizes)}"
-    with locked_folder(folder):
-        _shoot_set(name, profile, recipe, sizes, camera, folder, progress)
+    folder = _rendered_set(name, profile, camera, root, progress)
     report = build(recipe.adapter, folder / "media", folder / "built", settings=settings, **options)
     data = "rendered people" + (", StyleGAN" if camera.truncation is not None else "")
     return PaperSet(name, folder / "media", folder / "masks", report, data)
@@ -564,12 +539,20 @@ def _recipe_digest(camera, sizes):
 MAKING_MODULES = ("rendered", "forgery", "filming", "video")
 
 
-def _shoot_set(name, profile, recipe, sizes, camera, folder, progress):
+def _rendered_set(name, profile, camera, root, progress=None):
+    """The folder of a rendered set, its media made by one process at a time."""
+    sizes = set_sizes(name, profile)
+    folder = root / f"{name}-{profile}-{camera.seed}-{_recipe_digest(camera, sizes)}"
+    with locked_folder(folder):
+        if not (folder / "media.json").is_file():
+            _shoot_set(name, profile, sizes, camera, folder, progress)
+    return folder
+
+
+def _shoot_set(name, profile, sizes, camera, folder, progress):
     from deepfake_nb.filming import Shot, shoot, shoot_portraits, shoot_stills
 
-    media, done = folder / "media", folder / "media.json"
-    if done.is_file():
-        return
+    media, recipe = folder / "media", RECIPES[name]
     shots = _celeb_df_published if camera.cast == "celeb-df published" else recipe.shots
     about = sizes_for(profile, PROFILE_SIZES)
     takes = dict.fromkeys(("val", "test"), about["test_takes"]) | {"train": about["takes"]}
@@ -577,10 +560,44 @@ def _shoot_set(name, profile, recipe, sizes, camera, folder, progress):
     drawn = camera.truncation is not None
     shooting = shoot_portraits if drawn else shoot_stills if camera.frames == 1 else shoot
     shooting(camera, shots, media, folder / "masks", progress)
-    write_json(done, {"set": name, "camera": asdict(camera), "sizes": sizes, "shots": len(shots)})
+    about = {"set": name, "camera": asdict(camera), "sizes": sizes, "shots": len(shots)}
+    write_json(folder / "media.json", about)
 
 
 # %% ../nbs/10_datasets.ipynb #934f4cd0
+def render_sets(names, profile="demo", seed=0, root=None, *, protocol="stated", jobs=1):
+    """Render the media of several sets side by side, the largest first, for `paper_set` to find.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Keys of `PAPER`.
+    profile, seed, root, protocol
+        See `paper_set`; profile ``paper`` renders nothing.
+    jobs : int
+        Processes, of one thread each.
+    """
+    if profile == "paper":
+        return
+    root = Path(root or cache_dir() / "sets").absolute()
+    cameras = {name: _camera_of(name, RECIPES[name], profile, seed, protocol) for name in names}
+    frames = {
+        name: camera.frames * sum(map(sum, set_sizes(name, profile).values()))
+        for name, camera in cameras.items()
+    }
+    tasks = [(name, profile, cameras[name], root) for name in sorted(cameras, key=frames.get, reverse=True)]
+    with many_workers(_render_task, jobs) as run:
+        for _ in run(tasks):
+            pass
+
+
+# %% ../nbs/10_datasets.ipynb #d4c05ef7
+def _render_task(task):
+    """One set, in another process."""
+    return _rendered_set(*task)
+
+
+# %% ../nbs/10_datasets.ipynb #3a0f7627
 def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options):
     media = Path(data_root or ".") / recipe.folder
     if not data_root or not media.is_dir():
@@ -606,7 +623,7 @@ def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options)
     return PaperSet(name, media, masks, report, f"{SOURCES[adapter].title}")
 
 
-# %% ../nbs/10_datasets.ipynb #cd42a634
+# %% ../nbs/10_datasets.ipynb #cfdf42fd
 def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     """Which rows of a manifest a training is validated on.
 
@@ -638,7 +655,7 @@ def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     return train & manifest.index.isin(carved.index[carved.split == "val"])
 
 
-# %% ../nbs/10_datasets.ipynb #ca075bb8
+# %% ../nbs/10_datasets.ipynb #08dbe232
 def learning_rows(manifest, validated, protocol="stated"):
     """Which rows of a manifest a training learns from, beside those that it is validated on.
 

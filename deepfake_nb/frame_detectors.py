@@ -244,8 +244,9 @@ class Trained(NamedTuple):
 
 
 def train_detector(
-    name, network, train_set, faces, epochs, *, pixels=256, batch=32, seed=0, protocol="stated", folder=None
-):
+    name, network, train_set, faces, epochs, *, pixels=256, batch=32, learning_rate=1e-3, precision="float32", seed=0,
+    protocol="stated", folder=None,
+):  # fmt: skip
     """Train a detector as the second paper does, keeping the epoch that is best on validation.
 
     Parameters
@@ -258,6 +259,10 @@ def train_detector(
     epochs, batch : int
     pixels : int
         Side of the network's input.
+    learning_rate : float
+        The paper's is 1e-3.
+    precision : {"float32", "bf16", "auto"}
+        See `training.TrainingSettings`.
     seed, protocol
         See the section's parameters.
     folder : Path, optional
@@ -268,7 +273,12 @@ def train_detector(
     Trained
     """
     settings = TrainingSettings(
-        epochs=epochs, batch_size=batch, learning_rate=1e-3, monitor="val_accuracy", seed=seed
+        epochs=epochs,
+        batch_size=batch,
+        learning_rate=learning_rate,
+        monitor="val_accuracy",
+        precision=precision,
+        seed=seed,
     )
     trainer = Trainer(network, settings, transform=face_transform(protocol), folder=folder)
     log = trainer.fit(faces["train"], faces["val"], {"test": faces["test"]})

@@ -14,7 +14,6 @@ __all__ = [
     "UNIT",
     "AUGMENTATION",
     "COLUMNS",
-    "PRINTED",
     "PARTS",
     "cross_stills",
     "pictures_of",
@@ -67,8 +66,9 @@ __all__ = [
     "train_group",
     "network_maker",
     "predictions_of",
-    "PaperRow",
-    "paper_rows",
+    "paper_tables",
+    "paper_titles",
+    "title_of",
     "feasible_confusions",
     "agrees",
     "detector_table",
@@ -110,7 +110,16 @@ from .adapters import scan_source
 from .frame_detectors import Stills
 from .mesonet import Meso4, MesoInception4
 from .metrics import auc, bootstrap
-from .study import InputError, UsageError, atomic_path, random_stream, sha256_of, write_json
+from deepfake_nb.study import (
+    InputError,
+    UsageError,
+    atomic_path,
+    number_of,
+    published_lines,
+    random_stream,
+    sha256_of,
+    write_json,
+)
 from .pictures import Augmentation, Normalise, PictureSet
 from deepfake_nb.training import (
     Portion,
@@ -1100,57 +1109,40 @@ COLUMNS = {
     "Rec. (1)": "recall_fake", "ROC AUC": "auc", "F1 (0)": "f1_real", "F1 (1)": "f1_fake",
     "Macro Avg Prec.": "precision_macro", "Macro Avg Rec.": "recall_macro", "Macro Avg F1": "f1_macro",
 }  # fmt: skip
-PRINTED = """
-Xception                .8833 .89 .87 .87 .89 .92  .88 .88 .88 .88 .88   .8452 .86 .83 .83 .86 .89  .84 .84 .85 .85 .84
-DenseNet-121            .8346 .88 .78 .76 .90 .89  .82 .84 .83 .83 .83   .7928 .83 .75 .73 .85 .85  .78 .80 .79 .79 .79
-ResNet                  .7742 .82 .73 .68 .86 .83  .74 .79 .77 .77 .77   .7325 .77 .69 .65 .80 .80  .71 .74 .73 .73 .73
-Mesonet                 .8096 .84 .78 .76 .85 .85  .80 .81 .81 .81 .81   .7714 .80 .74 .72 .82 .82  .76 .78 .77 .77 .77
-Mesonet + ResNet        .8225 .85 .79 .74 .87 .87  .79 .83 .82 .81 .81   .7842 .81 .75 .71 .83 .84  .76 .79 .78 .77 .78
-Mesonet + DenseNet      .8404 .86 .80 .77 .88 .90  .81 .84 .83 .83 .83   .8019 .82 .77 .74 .84 .86  .78 .80 .80 .79 .79
-Mesonet + Xception      .8756 .89 .86 .86 .89 .91  .87 .87 .88 .88 .87   .8365 .85 .82 .82 .85 .88  .83 .83 .84 .84 .83
-Xception + ResNet       .8947 .90 .88 .88 .90 .93  .89 .89 .89 .89 .89   .8553 .87 .84 .84 .87 .90  .85 .85 .86 .86 .85
-Xception + DenseNet     .8963 .91 .88 .88 .91 .93  .89 .90 .90 .89 .89   .8578 .88 .84 .84 .88 .90  .86 .86 .86 .86 .86
-ResNet + DenseNet       .8563 .87 .82 .79 .88 .90  .83 .85 .84 .84 .84   .8192 .84 .79 .76 .85 .87  .80 .82 .82 .81 .81
-"""
-PARTS = {
-    "Xception": "xception",
-    "DenseNet-121": "densenet121",
-    "DenseNet": "densenet121",
-    "ResNet": "resnet50",
-    "Mesonet": "meso4",
-}
+PARTS = {title: name for name, title in TITLES.items()} | {"DenseNet": "densenet121"}
 
 
 # %% ../nbs/30_fusion.ipynb #83cd336e
-class PaperRow(NamedTuple):
-    """A row of the paper's tables: its title, and metrics on the two test sets by their column titles."""
-
-    title: str
-    primary: dict
-    cross: dict
-
-
-# %% ../nbs/30_fusion.ipynb #b97b4afe
-def paper_rows():
+def paper_tables():
     """Tables 3.1 to 3.4 of the paper.
 
     Returns
     -------
-    dict of tuple of str to PaperRow
-        By combination, in the paper's order.
+    dict of str to dict
+        Numbers by table, title of the row and title of the column, in the paper's order.
     """
-    rows = {}
-    for line in PRINTED.strip().splitlines():
-        title, *numbers = line.split("  ")[0], *line[24:].split()
-        parts = combination_of("+".join(PARTS[part] for part in title.strip().split(" + ")))
-        values = [float(number) for number in numbers]
-        rows[parts] = PaperRow(
-            title.strip(), *(dict(zip(COLUMNS, half, strict=True)) for half in (values[:11], values[11:]))
-        )
-    return rows
+    tables = {}
+    for line in published_lines():
+        if line["paper"] == "nurgozhin2025" and line["table"].startswith("Table"):
+            row = tables.setdefault(line["table"], {}).setdefault(line["row"], {})
+            row[line["column"]] = number_of(line["value"])
+    return tables
 
 
-# %% ../nbs/30_fusion.ipynb #49edaf02
+# %% ../nbs/30_fusion.ipynb #b97b4afe
+def paper_titles():
+    """What the paper calls its ten combinations of backbones, by combination, in its order."""
+    titles = paper_tables()["Table 3.1"]
+    return {combination_of("+".join(PARTS[part] for part in title.split(" + "))): title for title in titles}
+
+
+def title_of(combination):
+    """What the paper calls a combination, or would."""
+    ours = " + ".join(TITLES[name].removesuffix("-121") for name in combination)
+    return paper_titles().get(combination, ours)
+
+
+# %% ../nbs/30_fusion.ipynb #6ba47624
 def feasible_confusions(
     n_real, n_fake, accuracy=None, precision=(None, None), recall=(None, None), decimals=(4, 2), slack=0.0
 ):
@@ -1189,7 +1181,7 @@ def feasible_confusions(
     return np.array(found, dtype=int).reshape(-1, 4)
 
 
-# %% ../nbs/30_fusion.ipynb #6ba47624
+# %% ../nbs/30_fusion.ipynb #331730d3
 def agrees(rates, printed, decimals, slack=0.0):
     """Whether rates, an array, round to what is printed; all do where nothing is."""
     if printed is None:
@@ -1197,7 +1189,7 @@ def agrees(rates, printed, decimals, slack=0.0):
     return np.abs(rates - printed) <= 0.5 * 10.0**-decimals + slack + 1e-9
 
 
-# %% ../nbs/30_fusion.ipynb #7e90af61
+# %% ../nbs/30_fusion.ipynb #3b106232
 def detector_table(predictions, combination, which, eval_set):
     """The predictions of one configuration on one set."""
     chosen = (predictions.detector == f"{name_of(combination)}, {which}") & (predictions.eval_set == eval_set)
@@ -1214,7 +1206,7 @@ def best_part(validation, combination, which):
     return (min(combination, key=rank),)
 
 
-# %% ../nbs/30_fusion.ipynb #65217513
+# %% ../nbs/30_fusion.ipynb #46b087a6
 def late_fusion(tables):
     """The mean score of several detectors on the same pictures.
 
@@ -1244,7 +1236,7 @@ def late_fusion(tables):
     ).reset_index()
 
 
-# %% ../nbs/30_fusion.ipynb #2bb38469
+# %% ../nbs/30_fusion.ipynb #70256d02
 def error_overlap(labels, scores_a, scores_b, threshold=0.5):
     """Of the pictures that at least one detector gets wrong, the share that both do.
 
@@ -1267,7 +1259,7 @@ def error_overlap(labels, scores_a, scores_b, threshold=0.5):
     return float((wrong_a & wrong_b).sum() / either) if either else None
 
 
-# %% ../nbs/30_fusion.ipynb #05bafc81
+# %% ../nbs/30_fusion.ipynb #2c924b03
 def unbiased_products(first, second):
     """HSIC of two Gram matrices (N, N) without diagonals, unbiased; Song et al. 2012, equation 5."""
     n = len(first)
@@ -1275,7 +1267,7 @@ def unbiased_products(first, second):
     return (trace + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * (first.sum(0) @ second.sum(0))) / (n * (n - 3))
 
 
-# %% ../nbs/30_fusion.ipynb #70256d02
+# %% ../nbs/30_fusion.ipynb #2d7da36f
 def linear_cka(features_a, features_b):
     """How alike two sets of features arrange the same pictures.
 
@@ -1299,7 +1291,7 @@ def linear_cka(features_a, features_b):
     return float(unbiased_products(*grams) / np.sqrt(own)) if own > 0 else None
 
 
-# %% ../nbs/30_fusion.ipynb #698f7405
+# %% ../nbs/30_fusion.ipynb #a57d2e14
 def rank_correlation(predictor, outcomes):
     """Spearman's correlation of one value a row with each of many outcomes.
 
@@ -1328,7 +1320,7 @@ def resampled_areas(tables, seed, resamples):
     ])  # fmt: skip
 
 
-# %% ../nbs/30_fusion.ipynb #b4810e69
+# %% ../nbs/30_fusion.ipynb #f3bfb125
 def pareto_front(costs, values):
     """Which choices are not beaten: none is as cheap and better, or cheaper and as good.
 

@@ -53,7 +53,7 @@ import torch
 
 # %% ../nbs/60_leaderboard.ipynb #eb0d5b1b
 from .frame_detectors import SimpleNet, count_parameters, xception_detector
-from .fusion import TITLES, combination_of, milliseconds_a_picture, paper_rows, pareto_front
+from .fusion import combination_of, milliseconds_a_picture, pareto_front, title_of
 from .comparison import bootstrap_test, delong_test, holm
 from .curves import COLOURS
 from .metrics import Sample, Undefined, measure, pool, read_predictions, resampled
@@ -623,9 +623,7 @@ RECORDED = {
 
 def fusion_title(detector):
     """What the fusion section calls a configuration in its table of costs."""
-    parts = combination_of(detector.partition(",")[0].replace(" ", ""))
-    published = paper_rows().get(parts)
-    return published.title if published else " + ".join(TITLES[name].removesuffix("-121") for name in parts)
+    return title_of(combination_of(detector.partition(",")[0].replace(" ", "")))
 
 
 def recorded_costs(results, section, detector):

@@ -4,12 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "SOURCES",
     "VERDICTS",
     "OBSTACLES",
-    "Source",
-    "source_of",
-    "number_of",
     "load_published",
     "half_digit",
     "equals_as_printed",
@@ -28,110 +24,36 @@ __all__ = [
 import html
 import itertools
 import math
-from contextlib import suppress
 from decimal import Decimal
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from .study import InputError, Result
+from .study import CITED_AS, InputError, Result, number_of, published_lines
 
 
-# %% ../nbs/09_published.ipynb #52c32b15
-class Source(NamedTuple):
-    """Where numbers were published: title, how a result's `source` begins, and how its pages are known."""
-
-    title: str
-    begins: tuple
-    pages: str
-
-
-_FROM_COLUMNS = "counted from the ends of its columns, where sentences of the text break off"
-SOURCES = {
-    "murphy2024": Source("Murphy 2024", ("Murphy 2024",), _FROM_COLUMNS),
-    "geva2022": Source(
-        "Geva and Naftali 2022", ("Geva and Naftali 2022",), "unknown; it numbers its questions"
-    ),
-    "nurgozhin2025": Source("Nurgozhin 2025", ("Nurgozhin 2025",), "printed in the running heads"),
-    "latentforensics": Source("LatentForensics (Delmas et al. 2023)", ("LatentForensics",), _FROM_COLUMNS),
-    "murphy2024-code": Source(
-        "released code of Murphy 2024", ("the paper's released code",), "a file, no page"
-    ),
-    "wang2023-code": Source("released code of AltFreezing", ("released code",), "a file, no page"),
-    "dolhansky2019": Source("DFDC preview (Dolhansky et al. 2019)", ("DFDC preview",), "not looked up"),
-}
-
-
-# %% ../nbs/09_published.ipynb #5a270793
-def source_of(words):
-    """The key of a result's source.
-
-    Parameters
-    ----------
-    words : str
-        `Result.source`, such as ``"Murphy 2024, Table 2"``.
-
-    Returns
-    -------
-    str
-        A key of `SOURCES`.
-
-    Raises
-    ------
-    InputError
-        Nothing in `SOURCES` is cited so.
-    """
-    for key, source in SOURCES.items():
-        if words.startswith(source.begins):
-            return key
-    known = ", ".join(repr(begin) for source in SOURCES.values() for begin in source.begins)
-    raise InputError(f"The source {words!r} is none of the published ones. They begin with {known}.")
-
-
-# %% ../nbs/09_published.ipynb #3e6bb336
-def number_of(text):
-    """What a value of the file means: a whole number, a decimal, a truth, or words.
-
-    Parameters
-    ----------
-    text : str
-
-    Returns
-    -------
-    int, float, bool or str
-    """
-    if text in ("True", "False"):
-        return text == "True"
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text
-
-
+# %% ../nbs/09_published.ipynb #74e456cf
 def load_published():
     """Every number of every table of the four papers, and where our results have theirs.
 
     Returns
     -------
     DataFrame
-        One row a number and place. ``paper`` (a key of `SOURCES`), ``kind`` (``fact`` or ``measurement``), ``table`` (or
+        One row a number and place. ``paper`` (a key of `study.CITED_AS`), ``kind`` (``fact`` or ``measurement``), ``table`` (or
         figure, section, question), ``page`` (missing where it is not known), ``row``, ``column``, ``value`` (text with
         all printed digits), ``published`` (the same as a number), ``printed``, ``quote``; ``section``, ``our_table``,
         ``our_row``, ``our_metric`` (choices stand apart by ``" | "``, ``*`` is any text), or else ``why_not``; ``repeats``.
     """
-    file = Path(find_spec("deepfake_nb").origin).with_name("published.csv")
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    table = pd.DataFrame(published_lines())
     table["page"] = pd.to_numeric(table.page).astype("Int64")
     meanings = pd.Series([number_of(text) for text in table.value], dtype=object)
     table.insert(table.columns.get_loc("value") + 1, "published", meanings)
     return table
 
 
-# %% ../nbs/09_published.ipynb #3f60027a
+# %% ../nbs/09_published.ipynb #c202134b
 def half_digit(value, printed=""):
     """Half a unit of the last digit that a number was printed with.
 
@@ -168,7 +90,7 @@ def equals_as_printed(ours, value, printed=""):
     return abs(float(ours) - float(value)) <= half_digit(value, printed) * (1 + 1e-9)
 
 
-# %% ../nbs/09_published.ipynb #9c19c915
+# %% ../nbs/09_published.ipynb #b2046b40
 VERDICTS = ("reproduced", "differs", "not comparable", "not measured")
 OBSTACLES = (
     ("data", "rendered people", "ours comes from rendered people"),
@@ -195,7 +117,7 @@ def obstacles(found):
     return list(dict.fromkeys(words for field, sign, words in OBSTACLES if sign in str(found[field] or "")))
 
 
-# %% ../nbs/09_published.ipynb #01c52ce6
+# %% ../nbs/09_published.ipynb #07747023
 def is_missing(value):
     """Whether a value is None or not a number."""
     return value is None or (isinstance(value, float) and value != value)
@@ -220,7 +142,7 @@ def beside_the_interval(number, found):
     return "differs", f"{gap:.2g} {side} our 95 % interval"
 
 
-# %% ../nbs/09_published.ipynb #cfb9a7d9
+# %% ../nbs/09_published.ipynb #669a5023
 def verdict_of(number, found):
     """Verdict and reason for a published number and our result, which may be None."""
     if found is None:
@@ -243,7 +165,7 @@ def verdict_of(number, found):
     return beside_the_interval(number, found)
 
 
-# %% ../nbs/09_published.ipynb #07b258ca
+# %% ../nbs/09_published.ipynb #01c52ce6
 def choices(number, tables):
     """All places (section, table, row, metric) that a line of the file allows, the first choice first."""
     for pattern, row in itertools.product(number.our_table.split(" | "), number.our_row.split(" | ")):
@@ -252,7 +174,7 @@ def choices(number, tables):
                 yield number.section, table, row, number.our_metric
 
 
-# %% ../nbs/09_published.ipynb #32cda6ad
+# %% ../nbs/09_published.ipynb #cfb9a7d9
 PLACE = ("section", "our_table", "our_row", "our_metric")
 MEASURED = ("low", "high", "n", "data", "profile")
 
@@ -278,7 +200,7 @@ def one_comparison(lines, recorded, tables):
     return row | dict(zip(PLACE, place or ("",) * 4, strict=True))
 
 
-# %% ../nbs/09_published.ipynb #e600ad9f
+# %% ../nbs/09_published.ipynb #0ef6418e
 def compare_with_published(results, numbers=None):
     """Every published number with ours beside it and a verdict by rule.
 
@@ -318,7 +240,7 @@ def compare_with_published(results, numbers=None):
     return pd.DataFrame(rows).astype({"page": "Int64", "n": "Int64"})
 
 
-# %% ../nbs/09_published.ipynb #50c6275e
+# %% ../nbs/09_published.ipynb #dc902702
 def summary(comparison):
     """How often each verdict was given.
 
@@ -333,13 +255,13 @@ def summary(comparison):
         One row a paper and one for all of them; one column a verdict, and ``numbers``.
     """
     counts = pd.crosstab(comparison.paper, comparison.verdict)
-    papers = [key for key in SOURCES if key in counts.index]
+    papers = [key for key in CITED_AS if key in counts.index]
     counts = counts.reindex(index=papers, columns=VERDICTS, fill_value=0)
     counts.loc["all"] = counts.sum()
     return counts.assign(numbers=counts.sum(axis=1)).rename_axis(index="paper", columns=None)
 
 
-# %% ../nbs/09_published.ipynb #5fe8eb32
+# %% ../nbs/09_published.ipynb #50c6275e
 SHADES = dict(zip(VERDICTS, ("#7FCFB5", "#F0A877", "#F3D082", "#D0D0D0"), strict=True))
 
 
@@ -360,7 +282,7 @@ def as_published(number):
     )
 
 
-# %% ../nbs/09_published.ipynb #31040f7d
+# %% ../nbs/09_published.ipynb #822aad2e
 def styled(comparison, caption=""):
     """A comparison as a table for a notebook: whole, with the verdicts shaded, and all text escaped.
 
@@ -396,7 +318,7 @@ def styled(comparison, caption=""):
     return table.set_caption(html.escape(caption))
 
 
-# %% ../nbs/09_published.ipynb #fabc70b4
+# %% ../nbs/09_published.ipynb #5fe8eb32
 def plot_verdicts(comparison, axes=None):
     """How many numbers of each paper got which verdict, shaded by their share.
 
@@ -420,14 +342,14 @@ def plot_verdicts(comparison, axes=None):
         axes.text(
             column, row, count or "", ha="center", va="center", color="white" if share > 0.6 else "black"
         )
-    names = [f"{SOURCES[key].title if key in SOURCES else key} ({n})" for key, n in counts.numbers.items()]
+    names = [f"{CITED_AS.get(key, key)} ({n})" for key, n in counts.numbers.items()]
     axes.set_yticks(range(len(names)), names)
     axes.set_xticks(range(len(VERDICTS)), VERDICTS)
     axes.set(xlabel="verdict", ylabel="source (published numbers)")
     return axes
 
 
-# %% ../nbs/09_published.ipynb #bb97a94d
+# %% ../nbs/09_published.ipynb #0ea869ae
 def figure_axes(counts):
     """Axes of a new figure, as high as its rows need."""
     import matplotlib.pyplot as plt
@@ -435,7 +357,7 @@ def figure_axes(counts):
     return plt.figure(figsize=(8, 1 + 0.36 * len(counts)), layout="constrained").subplots()
 
 
-# %% ../nbs/09_published.ipynb #da8b9f6a
+# %% ../nbs/09_published.ipynb #f1b6a29e
 class Span(NamedTuple):
     """All numbers that print alike: from `low` to `high`, and their text."""
 
@@ -461,7 +383,7 @@ def reach(function, *spans):
     return Span(min(ends), max(ends))
 
 
-# %% ../nbs/09_published.ipynb #8912a72c
+# %% ../nbs/09_published.ipynb #31281b33
 def overlap(one, other, slack=1e-9):
     """Whether two spans have a number in common.
 
@@ -481,7 +403,7 @@ def overlap(one, other, slack=1e-9):
     return shared > slack if is_wide else shared >= -slack
 
 
-# %% ../nbs/09_published.ipynb #f7face6e
+# %% ../nbs/09_published.ipynb #341a66a5
 def f1_of(precision, recall):
     """The harmonic mean of precision and recall."""
     return 2 * precision * recall / (precision + recall)
@@ -492,7 +414,7 @@ def mean_of(one, other):
     return (one + other) / 2
 
 
-# %% ../nbs/09_published.ipynb #a8d9d7e3
+# %% ../nbs/09_published.ipynb #f7face6e
 def spans_of(numbers):
     """The span of every number that is printed for the first time, by (paper, table, row, column)."""
     spans = {}
@@ -523,7 +445,7 @@ def whole_share(span, n):
     return Span(share, share)
 
 
-# %% ../nbs/09_published.ipynb #881cf688
+# %% ../nbs/09_published.ipynb #d3d2ca0b
 RECALLS = ("Rec. (0)", "Rec. (1)")
 
 
@@ -548,7 +470,7 @@ def followers(n_real, n_fake):
         yield f"Macro Avg {name}", "macro average from its two parts", (f"{name} (0)", f"{name} (1)"), mean_of
 
 
-# %% ../nbs/09_published.ipynb #da95d963
+# %% ../nbs/09_published.ipynb #a8d9d7e3
 TEST_SETS = {
     ("Table 3.1", "Table 3.2"): ("section 2.1", "test"),
     ("Table 3.3", "Table 3.4"): ("section 2.5", "cross-dataset test"),
@@ -577,7 +499,7 @@ def fusion_checks(spans):
                 )
 
 
-# %% ../nbs/09_published.ipynb #9db4c62f
+# %% ../nbs/09_published.ipynb #881cf688
 def cut_off(span):
     """The span of a number whose further digits were cut off."""
     middle = (span.low + span.high) / 2
@@ -610,7 +532,7 @@ def video_checks(spans):
                 )
 
 
-# %% ../nbs/09_published.ipynb #13d43b35
+# %% ../nbs/09_published.ipynb #da95d963
 SUMS = {
     ("murphy2024", "Table 1", "FF++ DLC", "# Videos"): [("section 3.1", s, c) for s in ("training", "validation") for c in ("real", "swapped")],
     ("murphy2024", "Table 1", "Zoom DLC", "# Videos"): [("section 3.2", s, c) for s in ("training", "evaluation") for c in ("real", "fake")],
@@ -629,7 +551,7 @@ DIFFERENCES = {
 }  # fmt: skip
 
 
-# %% ../nbs/09_published.ipynb #6b996610
+# %% ../nbs/09_published.ipynb #3ec75480
 def simple_checks(spans):
     """Sums, differences and a ratio that the papers print beside their parts."""
     for place, parts in SUMS.items():
@@ -657,7 +579,7 @@ def repeat_checks(spans, numbers):
         )
 
 
-# %% ../nbs/09_published.ipynb #87b19171
+# %% ../nbs/09_published.ipynb #9db4c62f
 def papers_arithmetic(numbers=None):
     """The papers' numbers held against each other.
 

@@ -809,11 +809,12 @@ def page_values(verdict, pieces, scorer):
     }
 
 
-def summary_of(words):
-    """How many files got which word, as a sentence; `words` counts them."""
+def summary_of(words, broken_off=False):
+    """How many files got which word, in sentences; `words` counts them, and a run may have been broken off."""
     parts = [f"{WORDS[word][0]}: {words[word]}." for word in WORDS if words[word]]
     files = "1 file." if words.total() == 1 else f"{words.total()} files."
-    return " ".join([files, *parts])
+    rest = ["The run was broken off: there may be files that nobody has looked at."] if broken_off else []
+    return " ".join([files, *parts, *rest])
 
 
 def thumbnail(pieces):
@@ -838,8 +839,8 @@ class PageFolder:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self.close()
+    def __exit__(self, fault, *_):
+        self.close(broken_off=fault is not None)
 
     def new_name(self, path):
         """The name of a page that is not taken yet: a file may have been named twice."""
@@ -847,13 +848,13 @@ class PageFolder:
         self.names[name] += 1
         return name if self.names[name] == 1 else name.replace(".html", f"-{self.names[name]}.html")
 
-    def close(self):
-        """Write the index; its path."""
+    def close(self, broken_off=False):
+        """Write the index of all pages so far, which says so if the run was broken off; its path."""
         if not self._rows.closed:
             self._rows.seek(0)
             rows, index = map(Markup, self._rows), templates().get_template("index")
             with write_atomically(self.folder / "index.html", "w") as file:
-                index.stream(title="Report", summary=summary_of(self.words), rows=rows).dump(file)
+                index.stream(title="Report", summary=summary_of(self.words, broken_off), rows=rows).dump(file)
             self._rows.close()
         return self.folder / "index.html"
 

@@ -937,25 +937,43 @@ def calibrate(table, scorer, about, **options):
     Returns
     -------
     list of MediaCalibration
+    list of (kind, reason)
+        Kinds of which there are too few media, or whose media cannot be told apart.
 
     Raises
     ------
     InputError
-        There are too few media, or they cannot be told apart.
+        No kind is left.
     """
     weights = {member.detector.name: member.ready.sha256 for member in scorer.members}
-    found = []
-    for _, rows in table.groupby("kind"):
-        familiarity = None
-        if "statistics" in rows:
-            once = rows.dropna(subset="statistics").drop_duplicates("media_id")
-            familiarity = fit_familiarity(np.stack(once.statistics), once.person)
-        plain = rows.drop(columns="statistics", errors="ignore")
-        found.append(fit_media_calibration(plain, familiarity, weights=weights, about=about, **options))
-    return found
+    found, left_out = [], []
+    for kind, rows in table.groupby("kind"):
+        try:
+            found.append(calibration_of(rows, weights, about, options))
+        except UsageError:
+            raise
+        except InputError as error:
+            left_out.append((kind, str(error)))
+    if not found:
+        reasons = [reason for _, reason in left_out]
+        raise InputError(
+            " ".join(dict.fromkeys(reasons)) or "No media file got a score: there is nothing to calibrate on."
+        )
+    return found, left_out
 
 
 # %% ../nbs/70_score.ipynb #49192573
+def calibration_of(rows, weights, about, options):
+    """The `MediaCalibration` of the rows of one kind of media."""
+    familiarity = None
+    if "statistics" in rows:
+        once = rows.dropna(subset="statistics").drop_duplicates("media_id")
+        familiarity = fit_familiarity(np.array(once.statistics.tolist()), once.person)
+    plain = rows.drop(columns="statistics", errors="ignore")
+    return fit_media_calibration(plain, familiarity, weights=weights, about=about, **options)
+
+
+# %% ../nbs/70_score.ipynb #47c387de
 def media_in(folder):
     """The media in ``real/`` and ``fake/`` of a folder, as `gather` takes them.
 
@@ -993,7 +1011,7 @@ def media_in(folder):
     return pd.DataFrame(rows, columns=["path", "label", "person"])
 
 
-# %% ../nbs/70_score.ipynb #47c387de
+# %% ../nbs/70_score.ipynb #fee389e9
 def predictions_to_calibrate(path, detectors, kind=None):
     """Read a file of predictions as `calibrate` takes it.
 
@@ -1037,7 +1055,7 @@ def predictions_to_calibrate(path, detectors, kind=None):
     return table.assign(person=table.person if "person" in table else table.media_id)
 
 
-# %% ../nbs/70_score.ipynb #3c81ffa5
+# %% ../nbs/70_score.ipynb #2d76d56d
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
@@ -1069,7 +1087,7 @@ class Verdicts:
             yield (self.scorer.abstain(path, problem), []) if problem else self.scorer.examine(path, keep)
 
 
-# %% ../nbs/70_score.ipynb #2d76d56d
+# %% ../nbs/70_score.ipynb #c0d42228
 def open_scorer(detector="default", weights=None, **options):
     """The scorer of one or several detectors.
 
@@ -1104,7 +1122,7 @@ def open_scorer(detector="default", weights=None, **options):
     return Panel(names, weights, **options)
 
 
-# %% ../nbs/70_score.ipynb #c0d42228
+# %% ../nbs/70_score.ipynb #5f2f5517
 def score_paths(paths, detector="default", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
@@ -1131,7 +1149,7 @@ def score_paths(paths, detector="default", weights=None, **options):
     return Verdicts(open_scorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #28ae7b6a
+# %% ../nbs/70_score.ipynb #40a5a949
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration")  # fmt: skip
 
@@ -1174,7 +1192,7 @@ class VerdictFiles(contextlib.ExitStack):
         self.count += 1
 
 
-# %% ../nbs/70_score.ipynb #40a5a949
+# %% ../nbs/70_score.ipynb #b327ce33
 def write_verdicts(verdicts, json_file=None, csv_file=None):
     """Write verdicts; see `VerdictFiles`.
 
@@ -1193,7 +1211,7 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
             files.add(verdict)
 
 
-# %% ../nbs/70_score.ipynb #52b5fbc1
+# %% ../nbs/70_score.ipynb #a63e77a8
 def draw_timeline(verdict, threshold=None, axes=None):
     """Draw the score of every face track over time.
 

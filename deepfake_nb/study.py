@@ -8,6 +8,7 @@ __all__ = [
     "STAGES",
     "READS_REPORTS",
     "PROFILES",
+    "CITED_AS",
     "REPORT_FILES",
     "CANNOT_WRITE",
     "WAIT_FOR_FOLDERS",
@@ -23,6 +24,10 @@ __all__ = [
     "random_stream",
     "random_seed",
     "Result",
+    "published_lines",
+    "number_of",
+    "Published",
+    "published_at",
     "commit_id",
     "installed_versions",
     "package_version",
@@ -52,7 +57,9 @@ __all__ = [
 
 # %% ../nbs/00_study.ipynb #52f1860d
 import contextlib
+import csv
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -61,8 +68,11 @@ import re
 import subprocess
 import time
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 
 # %% ../nbs/00_study.ipynb #075b8d41
@@ -308,10 +318,10 @@ class Result:
         95 % interval.
     n : int or None
         How many media files (or faces, or clips: `metric` says) it rests on.
-    published : float or str or None
+    published : int or float or bool or str or None
         The paper's number in the same place.
     source : str
-        Paper, table and row, or empty when no paper has it.
+        Paper and table, or empty when no paper has it.
     data : str
         ``"rendered people"``, or the name of a data set.
     profile, protocol : str
@@ -327,7 +337,7 @@ class Result:
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    published: float | str | None = None
+    published: float | bool | str | None = None
     source: str = ""
     data: str = "rendered people"
     profile: str = "demo"
@@ -336,7 +346,81 @@ class Result:
     note: str = ""
 
 
-# %% ../nbs/00_study.ipynb #d561af09
+# %% ../nbs/00_study.ipynb #2abc34ea
+CITED_AS = {
+    "murphy2024": "Murphy 2024",
+    "geva2022": "Geva and Naftali 2022",
+    "nurgozhin2025": "Nurgozhin 2025",
+    "latentforensics": "LatentForensics",
+    "murphy2024-code": "released code of Murphy 2024",
+    "wang2023-code": "released code of AltFreezing",
+    "dolhansky2019": "Dolhansky et al. 2019",
+}
+
+
+@functools.cache
+def published_lines():
+    """The lines of ``published.csv``: every number of every table of the four papers, and where ours stands.
+
+    Returns
+    -------
+    tuple of dict of str to str
+        All with the same keys; see `published.load_published`.
+    """
+    file = Path(find_spec("deepfake_nb").origin).with_name("published.csv")
+    with open(file, encoding="utf-8", newline="") as lines:
+        return tuple(csv.DictReader(lines))
+
+
+# %% ../nbs/00_study.ipynb #62d48a85
+def number_of(text):
+    """What a value of the file means: a whole number, a decimal, a truth, or words.
+
+    Parameters
+    ----------
+    text : str
+
+    Returns
+    -------
+    int, float, bool or str
+    """
+    if text in ("True", "False"):
+        return text == "True"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+# %% ../nbs/00_study.ipynb #5c1484a8
+class Published(NamedTuple):
+    """A number of a paper and where it stands there; None and empty where no paper has one."""
+
+    number: int | float | bool | str | None = None
+    source: str = ""
+
+
+def published_at(section, table, row, metric):
+    """What a paper prints in the place of a number of ours.
+
+    Parameters
+    ----------
+    section, table, row, metric : str
+        The place, as in `Result`.
+
+    Returns
+    -------
+    Published
+        Such as (0.85, "Murphy 2024, Table 2").
+    """
+    for line in published_lines():
+        if (line["section"], line["our_metric"]) == (section, metric) and row in line["our_row"].split(" | "):
+            if any(fnmatchcase(table, pattern) for pattern in line["our_table"].split(" | ")):
+                return Published(number_of(line["value"]), f"{CITED_AS[line['paper']]}, {line['table']}")
+    return Published()
+
+
+# %% ../nbs/00_study.ipynb #b1ff77ab
 def commit_id():
     """The commit of the checkout, with ``+changes`` when files differ from it.
 
@@ -378,7 +462,7 @@ def installed_versions(
     return versions
 
 
-# %% ../nbs/00_study.ipynb #2abc34ea
+# %% ../nbs/00_study.ipynb #60138c46
 def package_version():
     """The version of this package, from its own source.
 
@@ -406,7 +490,7 @@ def device_name():
     return f"cpu ({os.cpu_count()} cores)"
 
 
-# %% ../nbs/00_study.ipynb #c5a42485
+# %% ../nbs/00_study.ipynb #5b18fbc4
 @dataclass
 class RunRecord:
     """What one run of a section found, and on what it ran.
@@ -429,8 +513,13 @@ class RunRecord:
     started: float = field(default_factory=time.time)
 
     def add(self, table, row, metric, value, **fields):
-        """Add one number, which may be NumPy's; `fields` are those of `Result`."""
+        """Add one number, which may be NumPy's, beside the paper's that `published_at` finds in its place.
+
+        `fields` are those of `Result`; with ``published=None`` the paper's number is left out.
+        """
         here = {"profile": self.profile, "seed": self.seed, "protocol": self.protocol, "data": self.data}
+        if "published" not in fields:
+            here["published"], here["source"] = published_at(self.section, table, row, metric)
         given = {**here, "value": value, **fields}
         plain = {name: part.item() if hasattr(part, "item") else part for name, part in given.items()}
         self.results.append(Result(self.section, table, row, metric, **plain))
@@ -456,7 +545,7 @@ class RunRecord:
         write_json(folder / "run.json", run)
 
 
-# %% ../nbs/00_study.ipynb #f2fee1cf
+# %% ../nbs/00_study.ipynb #b0b28288
 def load_results(folder):
     """The results of every section below a folder.
 
@@ -477,7 +566,7 @@ def load_results(folder):
     return pd.DataFrame(rows, columns=list(Result.__dataclass_fields__))
 
 
-# %% ../nbs/00_study.ipynb #b1ff77ab
+# %% ../nbs/00_study.ipynb #e5b180d9
 def section_notebook(section):
     """The notebook of a paper section.
 
@@ -512,7 +601,7 @@ def section_notebook(section):
     return notebook
 
 
-# %% ../nbs/00_study.ipynb #60138c46
+# %% ../nbs/00_study.ipynb #0c82d1fa
 def available_sections():
     """The sections whose notebooks are there, in the order they are run.
 
@@ -524,7 +613,7 @@ def available_sections():
     return [] if root is None else [s for s, n in SECTIONS.items() if (root / "nbs" / f"{n}.ipynb").is_file()]
 
 
-# %% ../nbs/00_study.ipynb #5b18fbc4
+# %% ../nbs/00_study.ipynb #aa3b6f3b
 def section_parameters(notebook):
     """The parameters of a notebook, with defaults and the comment behind each.
 
@@ -559,7 +648,7 @@ def section_parameters(notebook):
     }
 
 
-# %% ../nbs/00_study.ipynb #765b179f
+# %% ../nbs/00_study.ipynb #cbe8b950
 def check_parameters(notebook, values):
     """Check the values a caller sets against what the notebook knows.
 
@@ -601,7 +690,7 @@ def _as_type_of(default, value, name):
     raise UsageError(f"{name}={value!r} is not a {type(default).__name__} like its default {default!r}.")
 
 
-# %% ../nbs/00_study.ipynb #ff735bce
+# %% ../nbs/00_study.ipynb #84826387
 def refuse_unknown_parameters(namespace, section):
     """Refuse values that papermill injected under names the section does not know.
 
@@ -630,7 +719,7 @@ def refuse_unknown_parameters(namespace, section):
         )
 
 
-# %% ../nbs/00_study.ipynb #0c82d1fa
+# %% ../nbs/00_study.ipynb #a0936914
 def inputs_digest(notebook, parameters, read=()):
     """A digest of everything a section's numbers depend on but the machine.
 
@@ -654,7 +743,7 @@ def inputs_digest(notebook, parameters, read=()):
     return digest.hexdigest()
 
 
-# %% ../nbs/00_study.ipynb #0f741a93
+# %% ../nbs/00_study.ipynb #993d45ae
 REPORT_FILES = ("results.json", "run.json", "run.ipynb", "predictions.parquet", "robustness.parquet")
 
 
@@ -696,13 +785,13 @@ class SectionRun:
         write_json(self.folder / "inputs.json", {"digest": digest, "parameters": self.parameters})
 
 
-# %% ../nbs/00_study.ipynb #cbe8b950
+# %% ../nbs/00_study.ipynb #594f432f
 def wait_without_spinning():
     """Let threads that wait for each other sleep; only where PyTorch has not been loaded yet, here or in a child process."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-# %% ../nbs/00_study.ipynb #84826387
+# %% ../nbs/00_study.ipynb #fc9b9e48
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
@@ -746,7 +835,7 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
         raise InputError(f"Cannot write {str(executed)!r}: {error.strerror or error}.") from error
 
 
-# %% ../nbs/00_study.ipynb #61aa0d06
+# %% ../nbs/00_study.ipynb #9c02c869
 WAIT_FOR_FOLDERS = "DEEPFAKE_NB_WAIT_FOR_FOLDERS"  # set to 1 for the sections of a study
 
 
@@ -787,7 +876,7 @@ def locked_folder(folder, wait=None):
         yield
 
 
-# %% ../nbs/00_study.ipynb #a0936914
+# %% ../nbs/00_study.ipynb #37e2b93b
 def _run_apart(run, threads, answer):
     import signal
     import threading
@@ -812,7 +901,7 @@ def _end_with_the_study():
     os._exit(1)
 
 
-# %% ../nbs/00_study.ipynb #d7970211
+# %% ../nbs/00_study.ipynb #79c872a0
 def default_jobs(profile):
     """How many sections run side by side when nobody says.
 
@@ -841,7 +930,7 @@ def _seconds_before(section):
     return 0.0
 
 
-# %% ../nbs/00_study.ipynb #5df4fd3f
+# %% ../nbs/00_study.ipynb #ae1f4a43
 def memory_of(process_ids):
     """Memory of processes and all their children, in bytes.
 
@@ -868,7 +957,7 @@ def memory_of(process_ids):
     return total
 
 
-# %% ../nbs/00_study.ipynb #e5721d15
+# %% ../nbs/00_study.ipynb #c57953a1
 class StudyFailure(RuntimeError):
     """A fault of ours in one or more sections; ``str(error)`` is a sentence for each."""
 
@@ -908,7 +997,7 @@ def _answer_of(process, answer):
     return False, f"its process ended with status {process.exitcode}; perhaps there was too little memory"
 
 
-# %% ../nbs/00_study.ipynb #4e527f62
+# %% ../nbs/00_study.ipynb #1cbc8dee
 def section_run(section, profile="demo", out=None, data_root=None, settings=None):
     """A section with its parameters checked.
 
@@ -947,7 +1036,7 @@ def section_run(section, profile="demo", out=None, data_root=None, settings=None
     return SectionRun(section, notebook, reports / section, check_parameters(notebook, parameters), read)
 
 
-# %% ../nbs/00_study.ipynb #37e2b93b
+# %% ../nbs/00_study.ipynb #75f27294
 def run_section(section, *arguments, **options):
     """Run one section at once, whatever has been run before; takes and raises what `section_run` does.
 
@@ -961,7 +1050,7 @@ def run_section(section, *arguments, **options):
     return run.folder
 
 
-# %% ../nbs/00_study.ipynb #79c872a0
+# %% ../nbs/00_study.ipynb #0c3fec33
 def _run_stages(runs, folder, fresh, jobs, tell):
     failures, peak, computed, started = {}, 0, [], time.time()
     for stage in STAGES:
@@ -984,7 +1073,7 @@ def _say_nothing(section, state, seconds):
     pass
 
 
-# %% ../nbs/00_study.ipynb #67614d42
+# %% ../nbs/00_study.ipynb #56eec484
 def run_study(
     profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None, jobs=None
 ):
@@ -1035,7 +1124,7 @@ def run_study(
     return folder
 
 
-# %% ../nbs/00_study.ipynb #ef21228b
+# %% ../nbs/00_study.ipynb #44b02d3f
 def run_benchmarks(names=None, media=None):
     """Run benchmarks of the checkout, one after the other.
 
@@ -1068,7 +1157,7 @@ def run_benchmarks(names=None, media=None):
     return _rows_of_benchmarks(root, names or list(files), media)
 
 
-# %% ../nbs/00_study.ipynb #011e35a0
+# %% ../nbs/00_study.ipynb #eb439743
 def _rows_of_benchmarks(root, names, media):
     import importlib
     import sys
@@ -1086,7 +1175,7 @@ def _rows_of_benchmarks(root, names, media):
         sys.path.remove(str(root))
 
 
-# %% ../nbs/00_study.ipynb #c57953a1
+# %% ../nbs/00_study.ipynb #a9558428
 def installation():
     """What is installed and what this machine has, for reports of faults.
 

@@ -1,9 +1,13 @@
-"""Fixtures shared by the tests: where the real media lie, if this machine has any."""
+"""Fixtures shared by the tests: the real media, if this machine has any, and one study for all."""
 
+import json
 import os
 from pathlib import Path
 
+import commands
 import pytest
+
+from deepfake_nb.study import locked_folder, write_json
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -27,3 +31,26 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def shared_fixtures() -> Path:
     return shared_folder("fixtures")
+
+
+@pytest.fixture
+def one_thread():
+    """Networks as small as those of the tests are slower on several threads, much slower on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def smoke_study(tmp_path_factory):
+    """An undisturbed smoke study, run once for all processes that test: its folder and what `commands.finish_study` says."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "smoke_study"
+    found = folder / "found.json"
+    with locked_folder(folder, wait=True):
+        if not found.is_file():
+            write_json(found, commands.finish_study(folder / "out"))
+    return {"out": folder / "out", **json.loads(found.read_text())}

@@ -1,7 +1,88 @@
-"""Small copies of the layouts of data sets, for tests."""
+"""Small copies of the layouts of data sets, videos as other tools write them, and quick detectors."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from deepfake_nb.faces import Detections
+
+FIVE_POINTS = np.float32([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])  # of a box of side 1
+
+
+class WhiteSquares:
+    """A face detector that takes every patch that is not black for a face; quick, and sure of itself."""
+
+    working_size = 4096
+
+    def detect(self, image):
+        count, _, stats, _ = cv2.connectedComponentsWithStats(np.uint8(image.min(2) > 60))
+        boxes = np.float32([[x, y, x + w, y + h] for x, y, w, h, _ in stats[1:count]]).reshape(-1, 4)
+        landmarks = boxes[:, None, :2] + FIVE_POINTS * (boxes[:, None, 2:] - boxes[:, None, :2])
+        return Detections(boxes, np.full(len(boxes), 0.9, np.float32), landmarks)
+
+
+class Everywhere:
+    """A face detector for which every picture is one face."""
+
+    working_size = 64
+
+    def detect(self, image):
+        side = np.float32(image.shape[1::-1])
+        return Detections(np.float32([[0, 0, *side]]), np.float32([0.9]), FIVE_POINTS[None] * side)
+
+
+class Light(torch.nn.Module):
+    """A network for which fake is what is bright."""
+
+    def forward(self, faces):
+        return 10 * (faces.flatten(1).mean(1) - 0.5)
+
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def quarters(height=48, width=64):
+    """Red upper left, green upper right, blue lower left, white lower right."""
+    image = np.full((height, width, 3), WHITE, np.uint8)
+    image[: height // 2, : width // 2], image[: height // 2, width // 2 :] = RED, GREEN
+    image[height // 2 :, : width // 2] = BLUE
+    return image
+
+
+def encode(path, images, *, codec="libx264", pixel_format="yuv420p", ticks=None, clock=1000, rotation=None, mirrored=False,
+           source_format="rgb24", rate=25, container_options=None, options=None, aspect=None, **colours):  # fmt: skip
+    """Write a file as somebody else's tool would."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        context, shape = stream.codec_context, None
+        for place, image in enumerate(images):
+            if shape is None:
+                shape = image.shape
+                context.height, context.width, context.pix_fmt = *shape[:2], pixel_format
+                for name, value in colours.items():
+                    setattr(context, name, value)
+                if aspect:
+                    context.sample_aspect_ratio = aspect
+                if ticks is not None:
+                    context.time_base = Fraction(1, clock)
+                if rotation or mirrored:
+                    stream.set_display_rotation(rotation or 0, hflip=mirrored)
+            frame = av.VideoFrame.from_ndarray(image, source_format)
+            if colours.get("colorspace"):
+                frame = frame.reformat(format=pixel_format, dst_colorspace=colours["colorspace"],
+                                       dst_color_range=colours.get("color_range", 1))  # fmt: skip
+            frame.pts, frame.time_base = place, Fraction(1, rate)
+            if ticks is not None:
+                frame.pts, frame.time_base = ticks[place], Fraction(1, clock)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
 
 
 def place(root, names, content=b""):
@@ -83,10 +164,18 @@ def recordings(root, rows, content=b""):
     return Path(root)
 
 
+def noise(folder, count, size=64):
+    """Pictures of one kind, to learn from: noise, darker in a folder `real` than in another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([*"/".join(folder.parts[-3:]).encode(), size])
+    level = 90 if folder.name == "real" else 160
+    for number in range(count):
+        picture = np.clip(rng.normal(level, 25, (size, size, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{folder.parent.name}_{number:02d}.jpg")
+
+
 def talking_heads(folder, frames=12, side=128):
     """Four short videos and two pictures of two rendered people, and of the same two in a mirror."""
-    from PIL import Image
-
     from deepfake_nb.heads import random_identity
     from deepfake_nb.rendered import render_video
     from deepfake_nb.video import write_video

@@ -35,13 +35,7 @@ from deepfake_nb.study import InputError, UsageError, sha256_of
 from deepfake_nb.training import Trainer, TrainingSettings
 from deepfake_nb.video_resnet import VideoResNet, normalise_clips
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- starts and rows ------------------------------------------------------------------------------------------------

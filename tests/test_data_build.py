@@ -2,19 +2,20 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import layouts
 import numpy as np
 import pandas as pd
 import pytest
+from commands import allow_files_of, run
 
 from deepfake_nb import builds
 from deepfake_nb.builds import FaceSet, build, check, load_manifest
@@ -44,17 +45,14 @@ def track_states(out):
     return {path.name: path.stat().st_mtime_ns for path in (Path(out) / "tracks").iterdir()}
 
 
-def run_build(root, out, *more, check=True, **environment):
+def run_build(root, out):
     """`build` in a process of its own, as a command would run it."""
     code = (
         "import sys; from deepfake_nb.datasets import build\n"
-        f"report = build('folder', sys.argv[1], sys.argv[2], settings={SMALL!r}, jobs=int(sys.argv[3]))\n"
+        f"report = build('folder', sys.argv[1], sys.argv[2], settings={SMALL!r}, jobs=1)\n"
         "print(report.built, report.kept)"
     )
-    command = [sys.executable, "-c", code, str(root), str(out), *(more or ("1",))]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=check, env={**os.environ, **environment}
-    )
+    return run(sys.executable, "-c", code, root, out)
 
 
 def test_a_build_holds_what_it_says(media, tmp_path):
@@ -196,10 +194,7 @@ def test_usage_errors(media, tmp_path):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_full_disk_stops_with_a_sentence_and_leaves_no_half_file(media, tmp_path, jobs):
     out = tmp_path / "out"
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(_made(out))], capture_output=True
-    )
-    if mounted.returncode:
+    if run("mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", _made(out), status=None).returncode:
         pytest.skip("needs the right to mount a tiny tmpfs")
     try:
         with pytest.raises(InputError, match=r"No space left|Cannot write"):
@@ -208,7 +203,7 @@ def test_a_full_disk_stops_with_a_sentence_and_leaves_no_half_file(media, tmp_pa
         finished = {json.loads(line)["media_id"] for line in (out / "journal.jsonl").read_text().splitlines()}
         assert {path.stem for path in (out / "tracks").glob("*.safetensors")} >= finished
     finally:
-        subprocess.run(["umount", "-l", str(out)], check=True)
+        run("umount", "-l", out)
 
 
 def _made(folder):
@@ -217,19 +212,12 @@ def _made(folder):
 
 
 def test_a_file_size_limit_stops_too(media, tmp_path):
-    def limited():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     code = (
         f"from deepfake_nb.datasets import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, preexec_fn=limited
-    )
-    assert (
-        done.returncode == 1 and "InputError: Cannot write" in done.stderr and "File too large" in done.stderr
-    )
+    limit = partial(allow_files_of, 20_000)
+    done = run(sys.executable, "-c", code, cwd=tmp_path, status=1, preexec_fn=limit)
+    assert "InputError: Cannot write" in done.stderr and "File too large" in done.stderr
     assert not list((tmp_path / "out" / "tracks").iterdir())
 
 

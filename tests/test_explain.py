@@ -143,6 +143,14 @@ DETECTORS = {
 }
 
 
+LAST_MAPS = {
+    "SimpleNet": "conv3",
+    "legacy_xception": "conv4.pointwise",
+    "resnet18": "layer4.1.act2",
+    "densenet121": "features.denseblock4",
+}
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_all_evidence_passes_the_layer_chosen(name):
     torch.manual_seed(0)
@@ -150,13 +158,8 @@ def test_all_evidence_passes_the_layer_chosen(name):
     network, inputs = build(), stills(2, side)
     layer = target_layer(network, inputs)
     names = {module: name for name, module in network.named_modules()}
-    expected = {
-        "SimpleNet": "conv3",
-        "legacy_xception": "conv4.pointwise",
-        "resnet18": "layer4.1.act2",
-        "densenet121": "features.denseblock4",
-    }
-    assert names[layer] == expected.get(name, names[layer])
+    if name in LAST_MAPS:
+        assert names[layer] == LAST_MAPS[name]
     with explain.forward_hook([layer], lambda module, inputs, output: torch.zeros_like(output)):
         answers = network.eval()(torch.cat([inputs, 3 * inputs]))
     assert torch.allclose(answers, answers[:1].expand_as(answers), atol=1e-5)

@@ -2,16 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import layouts
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
-from PIL import Image
+from commands import run_section
 
 from deepfake_nb.frame_detectors import (
     FacesDataset,
@@ -28,18 +26,6 @@ from deepfake_nb.frame_detectors import (
 )
 from deepfake_nb.study import InputError
 
-BIN = Path(sys.executable).parent
-
-
-def write_faces(folder, count, seed=0, size=64):
-    """Pictures of one kind: grey noise, darker below `real` than below `fake`, so that there is something to learn."""
-    rng = np.random.default_rng([seed, len(str(folder))])
-    folder.mkdir(parents=True, exist_ok=True)
-    base = 90 if folder.name == "real" else 160
-    for number in range(count):
-        picture = np.clip(rng.normal(base, 25, (size, size, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{folder.parent.name}_{number:02d}.jpg")
-
 
 @pytest.fixture(scope="module")
 def course_layout(tmp_path_factory):
@@ -47,7 +33,7 @@ def course_layout(tmp_path_factory):
     for name in ("swaps", "made"):
         for split, count in (("train", 4), ("val", 2), ("test", 3)):
             for label in ("real", "fake"):
-                write_faces(root / name / split / label, count)
+                layouts.noise(root / name / split / label, count)
     return root
 
 
@@ -60,8 +46,8 @@ def test_real_pictures_come_first_and_have_label_0(course_layout):
 
 
 def test_a_plain_folder_is_split_by_identity(tmp_path):
-    write_faces(tmp_path / "mine" / "real", 20)
-    write_faces(tmp_path / "mine" / "fake", 20)
+    layouts.noise(tmp_path / "mine" / "real", 20)
+    layouts.noise(tmp_path / "mine" / "fake", 20)
     stills = own_stills(tmp_path / "mine", seed=3)
     sides = stills.manifest.groupby(["split", "label"]).size()
     assert set(sides.index.get_level_values("split")) == {"train", "val", "test"} and sides.sum() == 40
@@ -90,11 +76,16 @@ def test_a_set_that_cannot_be_used_is_refused_in_words(tmp_path, broken, words):
                 (broken == "empty split" and (split, label) == ("val", "fake"))
                 or (broken == "one label" and label == "real")
             ):
-                write_faces(root / split / label, 2)
+                layouts.noise(root / split / label, 2)
     if broken == "absent":
         root = tmp_path / "elsewhere"
     with pytest.raises(InputError, match=words):
         own_stills(root)
+
+
+def test_a_missing_folder_is_answered_with_those_beside_it(course_layout):
+    with pytest.raises(InputError, match=r"course-fakes'\. Beside it: \['made', 'swaps'\]"):
+        stills_of("course-fakes", "smoke", 0, data_root=course_layout, folder="course-fakes")
 
 
 def test_somebody_on_both_sides_is_refused(course_layout, tmp_path):
@@ -193,18 +184,8 @@ def test_a_collapse_is_a_rule_and_not_an_accuracy():
 
 
 def test_the_section_runs_on_ones_own_pictures_as_published(course_layout, tmp_path):
-    settings = {
-        "fakes_set": "swaps",
-        "synthetic_set": "made",
-        "xception_weights": "none",
-        "protocol": "published",
-    }
-    command = [BIN / "deepfake-nb", "study", "--profile", "smoke", "--section", "frame_detectors"]
-    command += ["--data-root", course_layout, "--out", tmp_path]
-    for name, value in settings.items():
-        command += ["--set", f"{name}={value}"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    settings = {"fakes_set": "swaps", "synthetic_set": "made", "xception_weights": "none"}
+    run_section("frame_detectors", course_layout, tmp_path, protocol="published", **settings)
     folder = tmp_path / "smoke" / "frame_detectors"
     results = json.loads((folder / "results.json").read_text())
     pictures = {"the pictures in 'swaps'", "the pictures in 'made'", "no pictures"}
@@ -226,15 +207,8 @@ def test_the_section_runs_on_ones_own_pictures_as_published(course_layout, tmp_p
     )
 
 
-def test_the_section_says_which_folder_is_missing(course_layout, tmp_path):
-    command = [BIN / "deepfake-nb", "study", "--profile", "smoke", "--section", "frame_detectors"]
-    command += ["--data-root", course_layout, "--out", tmp_path]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 3 and "course-fakes" in done.stderr and "'made', 'swaps'" in done.stderr
-
-
 def test_faces_dataset_by_hand(tmp_path):
-    write_faces(tmp_path / "real", 2)
-    write_faces(tmp_path / "fake", 1)
+    layouts.noise(tmp_path / "real", 2)
+    layouts.noise(tmp_path / "fake", 1)
     faces = FacesDataset(sorted((tmp_path / "real").iterdir()), sorted((tmp_path / "fake").iterdir()), 32)
     assert (len(faces), faces.real_len, faces.fake_len) == (3, 2, 1)

@@ -1,9 +1,6 @@
 """What the freezing notebook cannot show: every optimizer, every kind of memory, interruption, the published loops."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import in_two_processes
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -40,6 +38,8 @@ from deepfake_nb.training import (
 )
 from deepfake_nb.video_resnet import VideoResNet, kernel_groups, named_groups
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = TrainingSettings(epochs=3, batch_size=4, learning_rate=0.01, weight_decay=0.1)
 OPTIMIZERS = {
     "adam": {},
@@ -47,14 +47,6 @@ OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "momentum": 0.9},
 }
 TRAIN, VALIDATION = noise_clips(24), noise_clips(8, seed=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class TinyVideo(nn.Module):
@@ -590,19 +582,7 @@ def run_of_processes(batch_size):
 def test_two_processes_hold_the_same_group(tmp_path):
     script, file = tmp_path / "two.py", tmp_path / "found.json"
     script.write_text(TWO.format(tests=str(Path(__file__).parent), file=str(file)))
-    launch = [
-        str(Path(sys.executable).with_name("accelerate")),
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-    ]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launch, "--main_process_port", "0", str(script)], capture_output=True, text=True, timeout=200,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(script)
     two, one = json.loads(file.read_text()), run_of_processes(4)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["still"] == two["still"] == [["long.0.weight"], ["long.0.weight"], ["wide.0.weight"]] * 2

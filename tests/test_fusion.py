@@ -3,18 +3,16 @@
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 import time
 import urllib.error
-from pathlib import Path
 
+import layouts
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
-from PIL import Image
+from commands import run_section
 from torch import nn
 from torch.nn import functional
 
@@ -51,27 +49,16 @@ from deepfake_nb.pictures import ArraySet
 from deepfake_nb.study import InputError, UsageError, random_stream
 from deepfake_nb.training import TrainingSettings, cut_batches
 
-BIN = Path(sys.executable).parent
 SIDE = 32
-
-
-def write_faces(folder, count, size=48):
-    """Noise, darker below `real` than below `fake`."""
-    rng = np.random.default_rng([len(str(folder)), count])
-    folder.mkdir(parents=True, exist_ok=True)
-    base = 90 if folder.name == "real" else 150
-    for number in range(count):
-        picture = np.clip(rng.normal(base, 30, (size, size, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{folder.parent.name}_{number:02d}.jpg")
 
 
 @pytest.fixture(scope="module")
 def own_sets(tmp_path_factory):
     root = tmp_path_factory.mktemp("own")
     for split, label in itertools.product(("train", "val", "test"), ("real", "fake")):
-        write_faces(root / "mine" / split / label, 4)
+        layouts.noise(root / "mine" / split / label, 4, size=48)
     for label in ("real", "fake"):
-        write_faces(root / "others" / label, 5)
+        layouts.noise(root / "others" / label, 5, size=48)
     return root
 
 
@@ -207,7 +194,7 @@ def test_a_changed_picture_is_noticed(own_sets, tmp_path):
     backbone = make_backbone("meso4", "none", SIDE)
     stills = own_stills(tmp_path / "mine")
     features_of(pictures_of(stills, "test", SIDE), [backbone], tmp_path, "set")
-    write_faces(tmp_path / "mine" / "test" / "fake", 4, size=64)
+    layouts.noise(tmp_path / "mine" / "test" / "fake", 4, size=64)
     found = features_of(pictures_of(stills, "test", SIDE), [backbone], tmp_path, "set")
     assert found.computed == {"meso4": "other pictures than in the cache"}
 
@@ -267,7 +254,7 @@ def test_a_cross_test_set_is_its_test_split_or_all_of_it(own_sets, tmp_path):
     assert len(cross_stills(own_sets / "mine").manifest) == 8
     with pytest.raises(InputError, match="Beside it: mine, others"):
         cross_stills(own_sets / "nowhere")
-    write_faces(tmp_path / "half" / "real", 3)
+    layouts.noise(tmp_path / "half" / "real", 3, size=48)
     with pytest.raises(InputError, match="both labels"):
         cross_stills(tmp_path / "half")
 
@@ -475,22 +462,11 @@ def test_heads_become_networks(learnt):
     assert single_head(heads, ("a", "b"))[0].in_features == 15
 
 
-def run_section(tmp_path, root, *settings):
-    command = [BIN / "deepfake-nb", "study", "--profile", "smoke", "--section", "fusion", "--out", tmp_path]
-    command += [
-        "--data-root",
-        root,
-        *itertools.chain.from_iterable(("--set", setting) for setting in settings),
-    ]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
-
-
 def test_the_section_runs_on_ones_own_pictures_as_in_the_listing(own_sets, tmp_path):
     shutil.copytree(own_sets, tmp_path / "root")
     (tmp_path / "root" / "mine" / "train" / "fake" / "train_03.jpg").write_bytes(b"no picture")
-    settings = ("train_set=mine", "cross_set=others", "backbone_weights=none", "protocol=published")
-    done = run_section(tmp_path, tmp_path / "root", *settings)
-    assert done.returncode == 0, done.stderr[-3000:]
+    settings = {"train_set": "mine", "cross_set": "others", "backbone_weights": "none"}
+    run_section("fusion", tmp_path / "root", tmp_path, protocol="published", **settings)
     folder = tmp_path / "smoke" / "fusion"
     results = pd.DataFrame(json.loads((folder / "results.json").read_text()))
     assert set(results.protocol) == {"published"} and not results.table.str.contains("scratch").any()
@@ -513,5 +489,5 @@ def test_the_section_runs_on_ones_own_pictures_as_in_the_listing(own_sets, tmp_p
 
 
 def test_the_section_says_what_it_cannot_use(own_sets, tmp_path):
-    done = run_section(tmp_path, own_sets, "train_set=mine", "regime=thawed")
+    done = run_section("fusion", own_sets, tmp_path, status=None, train_set="mine", regime="thawed")
     assert done.returncode in (2, 3) and "regime='thawed' is none of" in done.stderr

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from commands import run
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
@@ -42,6 +43,8 @@ from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import read_image
 from deepfake_nb.vqvae import VQVAE2
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = StyleGANSettings(
     resolution=32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, batch_size=4
 )
@@ -55,14 +58,6 @@ class Plain(nn.Module):
 
     def forward(self, images):
         return [images]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -398,8 +393,7 @@ def test_the_package_s_networks_are_whole_small_and_explained():
 
 def test_importing_reads_no_weights():
     code = "import deepfake_nb.generator as g; print(g.shipped_networks.cache_info().currsize)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert answer.stdout.strip() == "0", answer.stderr
+    assert run(sys.executable, "-c", code).stdout.strip() == "0"
 
 
 def test_a_camera_without_truncation_draws_nobody(tmp_path):

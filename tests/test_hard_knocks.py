@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +16,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from commands import ROOT, run
+from layouts import Light, encode
 from PIL import Image
 
 from deepfake_nb import cli, score
@@ -32,14 +32,11 @@ CHILD = """
 import sys, time, json, torch
 import numpy as np
 torch.set_num_threads(1)
-from deepfake_nb.faces import CenterFace, Detections
+from layouts import Everywhere, Light
+from deepfake_nb.faces import CenterFace
 from deepfake_nb.report import ReportWriter
 from deepfake_nb.score import MediaScorer, Panel, Verdicts
 from deepfake_nb.views import ClipDetector, Detector, Ready
-
-class Light(torch.nn.Module):
-    def forward(self, faces):
-        return 10 * (faces.flatten(1).mean(1) - 0.5)
 
 def ready(weights=None):
     return Ready(Light(), "none", "nothing")
@@ -49,14 +46,6 @@ def resident():
 
 small = {"input_size": 32, "smallest_face": 20}
 frames, clips = Detector("frames", ready, **small), ClipDetector("clips", ready, clip_length=8, step=8, **small)
-class Everywhere:  # quick: one face, as large as the picture
-    working_size = 64
-
-    def detect(self, image):
-        side = np.float32(image.shape[1::-1])
-        points = np.float32([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
-        return Detections(np.float32([[0, 0, *side]]), np.float32([0.9]), points[None] * side)
-
 options = {"device": "cpu", "face_detector": CenterFace(working_size=128, threads=1), "calibration": False}
 """
 
@@ -64,10 +53,9 @@ options = {"device": "cpu", "face_detector": CenterFace(working_size=128, thread
 def in_child(script, *arguments):
     """Run a script after `CHILD` in a process of its own: it may crash, and its memory is its own."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-X", "faulthandler", "-c", CHILD + script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
-    assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-3000:]}"
-    return done
+    tests = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})"
+    command = [sys.executable, "-X", "faulthandler", "-c", tests + CHILD + script, *arguments]
+    return run(*command, env=environment, timeout=280)
 
 
 # --- 300 damaged files --------------------------------------------------------------------------------------------
@@ -77,19 +65,6 @@ PICTURES = {".jpg": {}, ".png": {}, ".webp": {}, ".gif": {}, ".bmp": {}, ".tif":
 VIDEOS = {".mp4": "libx264", ".mkv": "libx264", ".mov": "mpeg4", ".webm": "libvpx-vp9", ".avi": "mpeg4",
           ".mpg": "mpeg2video", ".ts": "libx264", ".mjpeg": "mjpeg", ".flv": "flv", ".h264": "libx264", ".nut": "mpeg4",
           ".wmv": "wmv2", ".ivf": "libvpx", ".3gp": "mpeg4", ".mxf": "mpeg2video"}  # fmt: skip
-
-
-def encode(path, images, codec, **container_options):
-    with av.open(str(path), "w", options=container_options) as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        for place, image in enumerate(images):
-            frame = av.VideoFrame.from_ndarray(image, "rgb24")
-            frame.pts = place
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +79,8 @@ def whole(tmp_path_factory):
             files.append(folder / f"picture{ending}")
     for ending, codec in VIDEOS.items():
         if codec in av.codecs_available:
-            files.append(encode(folder / f"video{ending}", list(images), codec))
+            pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+            files.append(encode(folder / f"video{ending}", images, codec=codec, pixel_format=pixels))
     assert len(files) >= 20
     return files
 
@@ -171,11 +147,14 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 
 def test_a_stream_that_was_not_announced_does_not_end_the_video(tmp_path):
     images = [np.full((64, 64, 3), 20 * place, np.uint8) for place in range(10)]
-    first = encode(tmp_path / "a.ts", images, "mpeg2video", mpegts_start_pid="256").read_bytes()
-    second = encode(
-        tmp_path / "b.ts", images, "mpeg2video", mpegts_start_pid="512", mpegts_pmt_start_pid="3512"
+    first, second = (
+        encode(tmp_path / name, images, codec="mpeg2video", container_options=options).read_bytes()
+        for name, options in (
+            ("a.ts", {"mpegts_start_pid": "256"}),
+            ("b.ts", {"mpegts_start_pid": "512", "mpegts_pmt_start_pid": "3512"}),
+        )
     )
-    (tmp_path / "both.ts").write_bytes(100 * first + second.read_bytes() + 5 * first)
+    (tmp_path / "both.ts").write_bytes(100 * first + second + 5 * first)
     stream = read_frames(tmp_path / "both.ts")
     assert sum(1 for _ in stream) > 800 and stream.damage
 
@@ -245,18 +224,8 @@ def test_the_default_needs_no_network_and_no_cache(whole, tmp_path):
         "HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
-    command = [
-        sys.executable,
-        "-c",
-        "import sys\n" + NO_NETWORK,
-        picture,
-        "--json",
-        outcome,
-        "--report",
-        tmp_path / "report",
-    ]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, "-c", "import sys\n" + NO_NETWORK, picture]
+    done = run(*command, "--json", outcome, "--report", tmp_path / "report", env=environment, cwd=tmp_path)
     (verdict,) = json.loads(outcome.read_text())
     assert verdict["score"] is not None and verdict["weights"] and verdict["trained_on"]
     assert "rendered" in done.stdout, "what the shipped weights have seen is said on every run"
@@ -267,13 +236,6 @@ def test_the_default_needs_no_network_and_no_cache(whole, tmp_path):
 
 NAMES = ["<img src=x onerror=alert(1)>.png", "a&amp;\"'b.png", "line\nbreak.png", "tab\tand\x1b[31mred.png", "=1+1,2;\"3.png",
          "\u202egnp.exe.png", "{{ 7 * 7 }}{% raw %}.png", "[red]bold `code` | *star*.png", "é" * 120 + ".png"]  # fmt: skip
-
-
-class Light(torch.nn.Module):
-    """Fake is what is bright."""
-
-    def forward(self, faces):
-        return 10 * (faces.flatten(1).mean(1) - 0.5)
 
 
 class Words(HTMLParser):

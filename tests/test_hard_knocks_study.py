@@ -7,71 +7,58 @@ not allowed those tests skip and say so.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
-import psutil
+import pandas as pd
 import pytest
+from commands import (
+    ROOT,
+    apart,
+    finish_study,
+    kill_study,
+    names_below,
+    numbers_of,
+    random_moments,
+    run,
+)
+from pandas.testing import assert_frame_equal
 
-ROOT = Path(__file__).resolve().parents[1]
-STUDY = [str(Path(sys.executable).with_name("deepfake-nb")), "study", "--profile", "smoke"]
+from deepfake_nb.study import SECTIONS, locked_folder
+
 KILLS = 5
 
 
-def apart(*flags):
-    """The command that runs another one in namespaces of its own, or None where that is not allowed."""
-    command = ["unshare", "--user", "--map-root-user", *flags]
-    try:
-        allowed = subprocess.run([*command, "true"], capture_output=True, timeout=20).returncode == 0
-    except OSError:
-        allowed = False
-    return command if allowed else None
+@pytest.mark.timeout(1500)
+def test_killed_five_times_and_resumed_a_study_ends_as_an_undisturbed_one(smoke_study, tmp_path):
+    """Killed is everything at once, and by turns the study's process alone: the others have to end with it."""
+    assert smoke_study["status"] == 0, smoke_study["errors"]
+    seed = int(os.environ.get("DEEPFAKE_NB_KILL_SEED") or np.random.SeedSequence().entropy % 10**6)
+    print(f"DEEPFAKE_NB_KILL_SEED={seed} kills at the same moments:")
+    moments = random_moments(smoke_study["told"], KILLS, np.random.default_rng(seed))
+    for number, (section, seconds) in enumerate(moments):
+        print(f"{seconds:.1f} s after {section or 'the study'} began")
+        kill_study(tmp_path, section, seconds, everything=number % 2 == 0)
+    resumed = finish_study(tmp_path)
+    assert resumed["status"] == 0, resumed["errors"]
+    states = {state for _, _, state in resumed["told"]}
+    assert {"is done already", "done"} <= states, "nothing was resumed, or nothing was left to do"
+    check_same_study(tmp_path, smoke_study["out"])
 
 
-def run(command, **options):
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True, **options)
-
-
-def processes_below(process):
-    with psutil.Process(process.pid).oneshot():
-        return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-
-
-def kill_after(seconds, command):
-    """Start a study and kill its process, and only that, after so many seconds; what ran below it then."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    time.sleep(seconds)
-    below = processes_below(process) if process.poll() is None else []
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return below
-
-
-@pytest.mark.timeout(900)
-def test_killed_five_times_and_resumed_a_study_ends_as_an_undisturbed_one(tmp_path):
-    """The undisturbed one has no network. Killed is the study's process alone: the others have to end with it."""
-    one = [*STUDY, "--section", "datasets"]
-    started = time.monotonic()
-    undisturbed = run([*(apart("--net") or []), *one, "--out", tmp_path])
-    seconds = time.monotonic() - started
-    assert undisturbed.returncode == 0, undisturbed.stderr[-2000:]
-    moments = np.random.default_rng(4).uniform(0.1, 0.9, KILLS) * seconds
-    for moment in moments:
-        left = kill_after(moment, [*one, "--fresh"])
-        _, alive = psutil.wait_procs(left, timeout=20)
-        assert not alive, f"killed after {moment:.1f} s, {alive} went on"
-    resumed = run(one)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    ours, theirs = (
-        json.loads((folder / "smoke" / "datasets" / "results.json").read_text())
-        for folder in (ROOT / "reports", tmp_path)
-    )
-    assert len(ours) > 20 and ours == theirs
-    assert not list((ROOT / "reports" / "smoke" / "datasets").rglob("*.part*"))
+def check_same_study(ours, theirs):
+    """The same numbers and tables, the same files, nothing half written and nobody waiting."""
+    for section in SECTIONS:
+        one, other = (folder / "smoke" / section for folder in (ours, theirs))
+        assert len(numbers_of(one)) > 20 and numbers_of(one) == numbers_of(other), section
+        for table in other.glob("*.parquet"):
+            assert_frame_equal(pd.read_parquet(one / table.name), pd.read_parquet(table), check_exact=True)
+    assert names_below(ours) == names_below(theirs)
+    for lock in ours.rglob(".lock"):
+        with locked_folder(lock.parent, wait=False):
+            pass
 
 
 CELLS = """profile: str = "smoke"  # sizes
@@ -124,7 +111,7 @@ def small_study(checkout, *arguments, before=()):
     code = "import sys; from deepfake_nb.cli import main; main(sys.argv[1:])"
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [*before, sys.executable, "-c", code, "study", "--profile", "smoke", *arguments]
-    return run(command, cwd=checkout, env=environment)
+    return run(*command, status=None, cwd=checkout, env=environment)
 
 
 def on_a_disk(target, options):

@@ -40,14 +40,7 @@ from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import Frame, read_frames, write_video
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks as small as these are slower on several threads, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

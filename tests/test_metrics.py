@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import matplotlib
 
@@ -604,14 +602,6 @@ def test_figures_take_axes_and_make_none():
 
 
 # The program
-
-
-def test_the_command_line_stays_light():
-    code = "import sys, deepfake_nb.cli; print(sorted({'pandas', 'sklearn', 'scipy', 'numpy'} & set(sys.modules)))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
 
 
 def test_holm_by_hand_and_missing_values():

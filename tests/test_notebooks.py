@@ -4,24 +4,18 @@ import filecmp
 import json
 import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from commands import BIN, ROOT, run
 
-ROOT = Path(__file__).resolve().parents[1]
+from deepfake_nb.study import SECTIONS, section_parameters
+
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 WITH_PARAMETERS = [path for path in NOTEBOOKS if "10" <= path.name[:2] < "80"]  # sections and `score`
-BIN = Path(sys.executable).parent
-
-
-def run(*command, cwd, **environment):
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=os.environ | environment
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
+SECTION_NOTEBOOKS = [
+    f"{name}.ipynb" for name in SECTIONS.values()
+]  # test_site.py looks at how the study ran them
 
 
 @pytest.fixture
@@ -83,17 +77,16 @@ def test_notebook_says_where_it_exports_to(notebook):
 
 @pytest.mark.parametrize("notebook", WITH_PARAMETERS, ids=lambda path: path.stem)
 def test_section_parameters_are_commented_literals(notebook):
-    from deepfake_nb.study import section_parameters
-
     parameters = section_parameters(notebook)
     assert parameters["profile"][0] == "smoke"
     assert all(comment for _, comment in parameters.values()), parameters
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook", [path for path in NOTEBOOKS if path.name not in SECTION_NOTEBOOKS], ids=lambda path: path.stem
+)
 def test_notebook_runs(notebook, tmp_path):
-    run(
-        BIN / "nbdev_test", "--path", notebook, "--do_print", "--n_workers", "0",
-        cwd=ROOT, MPLBACKEND="agg", DEEPFAKE_NB_CACHE=str(tmp_path / "cache"),
-    )  # fmt: skip
+    command = [BIN / "nbdev_test", "--path", notebook, "--do_print", "--n_workers", "0"]
+    environment = {"MPLBACKEND": "agg", "DEEPFAKE_NB_CACHE": str(tmp_path / "cache")}
+    run(*command, cwd=ROOT, env=os.environ | environment)

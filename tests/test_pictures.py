@@ -2,18 +2,12 @@
 
 import numpy as np
 import pytest
+from layouts import quarters
 from PIL import Image
 
 from deepfake_nb.video import UnreadableMedia, read_image
 
 RNG = np.random.default_rng(0)
-
-
-def upright_picture():
-    """Red upper left, green upper right, blue lower left, white lower right; 40 x 60."""
-    image = np.full((40, 60, 3), 255, np.uint8)
-    image[:20, :30], image[:20, 30:], image[20:, :30] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    return image
 
 
 STORED = {
@@ -32,21 +26,21 @@ STORED = {
 def test_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = np.ascontiguousarray(STORED[orientation](upright_picture()))
+    stored = np.ascontiguousarray(STORED[orientation](quarters(40, 60)))
     Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
     read = read_image(tmp_path / "a.jpg")
     assert read.shape == (40, 60, 3)
-    assert np.abs(read.astype(int) - upright_picture()).mean() < 3
+    assert np.abs(read.astype(int) - quarters(40, 60)).mean() < 3
 
 
 def test_damaged_exif_counts_as_none(tmp_path):
-    Image.fromarray(upright_picture()).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    Image.fromarray(quarters(40, 60)).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
     assert read_image(tmp_path / "a.jpg").shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "CMYK", "YCbCr", "LAB", "LA", "PA", "RGBA", "RGBX"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
-    image = Image.fromarray(upright_picture())
+    image = Image.fromarray(quarters(40, 60))
     if mode in ("L", "LA", "1"):
         image = image.convert("L")
     if mode in ("P", "PA"):
@@ -61,8 +55,8 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 
 
 def test_cmyk_jpeg(tmp_path):
-    Image.fromarray(upright_picture()).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - upright_picture()).mean() < 4
+    Image.fromarray(quarters(40, 60)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - quarters(40, 60)).mean() < 4
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
@@ -176,8 +170,8 @@ def test_missing_and_folder(tmp_path):
 
 def test_names_with_spaces_and_other_scripts(tmp_path):
     path = tmp_path / "mein bild – 写真.png"
-    Image.fromarray(upright_picture()).save(path)
-    assert np.array_equal(read_image(str(path)), upright_picture())
+    Image.fromarray(quarters(40, 60)).save(path)
+    assert np.array_equal(read_image(str(path)), quarters(40, 60))
     assert read_image(path).flags.writeable
 
 

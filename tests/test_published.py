@@ -1,36 +1,43 @@
-"""Published numbers: each is in its paper's text, each that a section types is in the file, and verdicts follow the rule."""
+"""Published numbers: each is in its paper's text and finds its place in our results, and verdicts follow the rule."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import CHECKOUT, shared_folder
 
+from deepfake_nb.datasets import PAPER
 from deepfake_nb.published import (
-    SOURCES,
     VERDICTS,
     Span,
+    choices,
     compare_with_published,
     equals_as_printed,
     half_digit,
     load_published,
-    number_of,
     overlap,
     papers_arithmetic,
     plot_verdicts,
     reach,
-    source_of,
     styled,
     summary,
 )
-from deepfake_nb.study import InputError, Result, load_results
+from deepfake_nb.study import (
+    CITED_AS,
+    InputError,
+    Published,
+    Result,
+    RunRecord,
+    load_results,
+    published_at,
+)
 
 REFERENCE = CHECKOUT / "reports" / "reference"
 TEXTS = {"murphy2024": "000_", "geva2022": "001_", "nurgozhin2025": "003_", "latentforensics": "004_"}
@@ -203,56 +210,103 @@ def recorded():
     return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def alternatives(number):
-    for table in number.our_table.split(" | "):
-        for row in number.our_row.split(" | "):
-            yield number.section, table.removesuffix("*"), row, number.our_metric, table.endswith("*")
+def place_of(result):
+    return tuple(result[name] for name in ("section", "table", "row", "metric"))
 
 
-def lines_at(published, result):
-    """Lines of the file whose place is that of a result."""
-    place = result["section"], result["row"], result["metric"]
-    lines = published[(published.section == place[0]) & (published.our_metric == place[2])]
-    for number in lines.itertuples():
-        for _, table, row, _, is_open in alternatives(number):
-            same = result["table"].startswith(table) if is_open else result["table"] == table
-            if same and row == place[1]:
-                yield number
-                break
+def test_every_place_of_the_file_gives_its_own_number_and_source(published):
+    """So no two lines claim one place."""
+    for number in published[published.section != ""].itertuples():
+        expected = (number.published, f"{CITED_AS[number.paper]}, {number.table}")
+        for table, row in itertools.product(number.our_table.split(" | "), number.our_row.split(" | ")):
+            place = number.section, table.replace("*", ", some random features"), row, number.our_metric
+            found = published_at(*place)
+            assert found == expected and type(found.number) is type(number.published), place
 
 
-def test_every_number_that_a_section_sets_beside_its_own_is_in_the_file(published):
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("fusion", "Table 3.1", "Xception", "Acc."),
+        ("fusion", "Table 3.1, from scratch and more", "Xception", "Acc."),
+        ("fusion", "Table 3.1, from scratch", "Xception + ResNet + Mesonet", "Acc."),
+        ("fusion", "Table 3.1, from scratch", "Xception", "AUC"),
+        ("latent", "Table 3.1, from scratch", "Xception", "Acc."),
+        ("frame_detectors", "Best epoch", "xception", "test accuracy there"),
+        ("frame_detectors", "Collapse", "simplenet on synthetic", "share called fake"),
+        ("no such section", "", "", ""),
+    ],
+)
+def test_another_place_has_no_number(place):
+    assert published_at(*place) == Published(None, "")
+
+
+@pytest.mark.parametrize(
+    "protocol, expected",
+    [
+        ("stated", (20, "Murphy 2024, section 3.1")),
+        ("published", (24, "released code of Murphy 2024, ft_ffdlc_altfrz_stage2.py")),
+    ],
+)
+def test_a_number_may_depend_on_the_protocol(protocol, expected):
+    assert published_at("datasets", "Validation", f"FF++ DLC, {protocol} protocol", "files") == expected
+
+
+def test_a_record_finds_the_papers_number_unless_it_is_told():
+    record = RunRecord("latent", "smoke")
+    place = "Table 1", "MesoNet", "accuracy, frames"
+    record.add(*place, np.float32(0.5))
+    record.add(*place, 0.5, published=None)
+    record.add(*place, 0.5, published=0.9, source="somebody")
+    record.add("Figure 4", "SG", "perceptual distance to the face", 0.5, source="LatentForensics, figure 4")
+    found = [(result.published, result.source) for result in record.results]
+    assert found[:2] == [(0.84, "LatentForensics, Table 1"), (None, "")]
+    assert found[2:] == [(0.9, "somebody"), (None, "LatentForensics, figure 4")]
+    assert record.table("Table 1").paper.tolist() == [0.84, None, 0.9]
+
+
+def test_the_reference_has_the_numbers_and_sources_of_the_file():
     given = [result for result in recorded() if result["published"] is not None]
     assert len(given) > 300
     for result in given:
-        lines = list(lines_at(published, result))
-        where = " | ".join((result["section"], result["table"], result["row"], result["metric"]))
-        assert len(lines) == 1, f"{where}: {len(lines)} lines of published.csv"
-        number, value = lines[0], result["published"]
-        if isinstance(value, str) and not isinstance(number.published, str):
+        value, found = result["published"], published_at(*place_of(result))
+        if isinstance(value, str) and not isinstance(found.number, str):
             value = meaning(value)
-        assert value == number.published, f"{where}: {result['published']} is not {number.value}"
-
-
-def test_sources_of_the_sections_name_the_paper_and_the_place_of_the_file(published):
-    for result in recorded():
-        if result["published"] is None:
-            continue
-        number = next(lines_at(published, result))
-        assert source_of(result["source"]) == number.paper
-        if number.paper in TEXTS:
-            assert number.table.lower() in result["source"].lower(), (result["source"], number.table)
+        assert value == found.number, result
+        assert all(part in result["source"].lower() for part in found.source.lower().split(", ")), result
 
 
 def test_every_place_in_the_file_is_one_that_a_section_fills(published):
     """But for those that appear at another profile, protocol or outcome."""
     elsewhere = {"Validation", "Collapse"}
-    results = recorded()
-    places = {(r["section"], r["row"], r["metric"]): r for r in results}
+    places, tables = {place_of(result) for result in recorded()}, {}
+    for section, table, *_ in places:
+        tables.setdefault(section, set()).add(table)
     for number in published[published.section != ""].itertuples():
-        rows = number.our_row.split(" | ")
-        found = any((number.section, row, number.our_metric) in places for row in rows)
+        found = any(place in places for place in choices(number, tables))
         assert found or number.our_table in elsewhere, f"no section fills {number}"
+
+
+def test_sizes_of_the_papers_sets_are_those_of_the_file(published):
+    """What a paper does not state has no place in the file, so that no size of ours is shown as a paper's."""
+    sizes = {
+        (f"{name} {split}", word): size
+        for name, splits in PAPER.items()
+        for split, pair in splits.items()
+        for word, size in zip(("real", "fake"), pair, strict=True)
+    }
+    lines = published[(published.section == "datasets") & (published.our_table == "Files")]
+    stated = dict(zip(zip(lines.our_row, lines.our_metric, strict=True), lines.published, strict=True))
+    assert len(stated) == len(lines) == 22 and stated.items() <= sizes.items()
+
+
+@pytest.mark.parametrize(
+    "notebook", sorted((CHECKOUT / "nbs").glob("[1-6]0_*.ipynb")), ids=lambda path: path.stem
+)
+def test_no_section_types_a_papers_number(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    typed = [line for cell in cells for line in cell["source"] if re.search(r"published=[^,)]*\d", line)]
+    assert not typed
 
 
 def test_each_line_says_where_ours_is_or_why_there_is_none(published):
@@ -262,7 +316,7 @@ def test_each_line_says_where_ours_is_or_why_there_is_none(published):
     assert (places.all(axis=1) == places.any(axis=1)).all()
     once = published[published.repeats == ""]
     assert not once.duplicated(["paper", "table", "row", "column", "section", "our_table"]).any()
-    assert set(published.paper) == set(SOURCES) and set(published.kind) == {"fact", "measurement"}
+    assert set(published.paper) == set(CITED_AS) and set(published.kind) == {"fact", "measurement"}
 
 
 def test_what_is_printed_again_names_a_table_that_has_it(published):
@@ -373,8 +427,6 @@ def test_no_results_at_all_are_all_not_measured(tmp_path):
 def test_something_else_than_results_is_refused():
     with pytest.raises(InputError, match="no column 'section'"):
         compare_with_published(pd.DataFrame({"a": [1]}))
-    with pytest.raises(InputError, match="none of the published ones"):
-        source_of("Somebody 1999, Table 1")
 
 
 def test_every_published_number_is_compared_once(published):
@@ -450,18 +502,16 @@ def test_arithmetic_agrees_with_counting_confusion_matrices(published):
 # --- the package ----------------------------------------------------------------------------------------------------
 
 
-def test_numbers_mean_what_they_say():
-    assert [number_of(t) for t in ("7", "0.50", "False", "N/A", "")] == [7, 0.5, False, "N/A", ""]
-
-
-def test_the_file_is_found_from_any_folder(tmp_path):
-    code = "from deepfake_nb.published import load_published as p; print(len(p()), sorted(p().paper.unique())[0])"
+def test_the_file_is_found_from_any_folder_and_without_pandas(tmp_path):
+    code = "import sys; from deepfake_nb.study import published_at as at; print(at('latent', 'Faces', 'test', 'videos'))"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment
+        [sys.executable, "-c", code + "; assert 'pandas' not in sys.modules"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
-    assert done.stdout.split()[1] == "dolhansky2019", done.stderr
-    assert (
-        '"*.csv"' in (CHECKOUT / "setup.py").read_text()
-        and Path(CHECKOUT / "deepfake_nb" / "published.csv").is_file()
-    )
+    assert "number=301" in done.stdout and done.returncode == 0, done.stderr
+    assert '"*.csv"' in (CHECKOUT / "setup.py").read_text()
+    assert (CHECKOUT / "deepfake_nb" / "published.csv").is_file()

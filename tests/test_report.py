@@ -9,11 +9,12 @@ import subprocess
 import cv2
 import numpy as np
 import pytest
+from layouts import WhiteSquares
 from torch import nn
 
 from deepfake_nb import report as report_module
 from deepfake_nb.explain import effect_of_restoring
-from deepfake_nb.faces import CenterFace, Detections, align_clip
+from deepfake_nb.faces import CenterFace, align_clip
 from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
@@ -33,19 +34,6 @@ class Light(nn.Module):
 
 def light(weights=None):
     return Ready(Light(), "light.bin", "nothing at all", sha256="ab" * 32)
-
-
-class WhiteSquares:
-    """A face detector that takes every patch that is not black for a face."""
-
-    working_size = 4096
-
-    def detect(self, image):
-        count, _, stats, _ = cv2.connectedComponentsWithStats(np.uint8(image.min(2) > 60))
-        boxes = np.float32([[x, y, x + w, y + h] for x, y, w, h, _ in stats[1:count]]).reshape(-1, 4)
-        points = np.float32([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
-        landmarks = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
-        return Detections(boxes, np.full(len(boxes), 0.9, np.float32), landmarks)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +135,11 @@ def test_what_was_done_before_an_interruption_is_in_the_index(panel, tmp_path):
     with pytest.raises(KeyboardInterrupt), ReportWriter(tmp_path) as report:
         report.add(panel.abstain("first.png", "There is no file."), [], panel)
         raise KeyboardInterrupt
-    assert "first.png" in (tmp_path / "index.html").read_text()
+    index = (tmp_path / "index.html").read_text()
+    assert "first.png" in index and "The run was broken off" in index
+    with ReportWriter(tmp_path) as report:
+        report.add(panel.abstain("first.png", "There is no file."), [], panel)
+    assert "broken off" not in (tmp_path / "index.html").read_text()
 
 
 def test_a_folder_that_cannot_be_is_told(panel, tmp_path):

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from layouts import WhiteSquares
 from PIL import Image
 
 from deepfake_nb.calibration import read_calibrations
-from deepfake_nb.faces import CenterFace, Detections
+from deepfake_nb.faces import CenterFace
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills
 from deepfake_nb.score import (
@@ -60,19 +61,6 @@ class Brightness(torch.nn.Module):
 
     def forward(self, faces):
         return 10 * (faces[..., 96:160, 96:160].mean(dim=(1, 2, 3)) - 0.5)
-
-
-class WhiteSquares:
-    """A face detector that takes every patch that is not black for a face; quick, and sure of itself."""
-
-    working_size = 4096
-
-    def detect(self, image):
-        count, _, stats, _ = cv2.connectedComponentsWithStats(np.uint8(image.min(2) > 60))
-        boxes = np.float32([[x, y, x + w, y + h] for x, y, w, h, _ in stats[1:count]]).reshape(-1, 4)
-        points = np.float32([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
-        landmarks = boxes[:, None, :2] + points * (boxes[:, None, 2:] - boxes[:, None, :2])
-        return Detections(boxes, np.full(len(boxes), 0.9, np.float32), landmarks)
 
 
 def detector_of(network, **rules):
@@ -903,7 +891,7 @@ def calibrated(known):
     scorer = MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares())
     table, left_out = gather(media_in(known), scorer)
     assert not left_out and len(table) == 60
-    (found,) = calibrate(table, scorer, about="patches", draws=40)
+    (found,), _ = calibrate(table, scorer, about="patches", draws=40)
     return found
 
 
@@ -992,7 +980,7 @@ def test_a_panel_is_calibrated_as_one_and_a_part_of_it_as_that_part(tmp_path):
             rows.append((str(number), number % 2, sigmoid(slope * level), name, "video", str(number // 2)))
     names = ["media_id", "label", "score", "detector", "kind", "person"]
     panel = panel_of(sampling=Sampling(fewest=9))
-    (found,) = calibrate(pd.DataFrame(rows, columns=names), panel, "made numbers", draws=20)
+    (found,), _ = calibrate(pd.DataFrame(rows, columns=names), panel, "made numbers", draws=20)
     panel.settle(WhiteSquares(), panel.sampling, found, 0.1)
     write_video(tmp_path / "long.mp4", [patches(160)] * 40, 25)
     write_video(tmp_path / "short.mp4", [patches(160)] * 9, 25)
@@ -1080,6 +1068,35 @@ def test_an_abstention_with_a_score_is_no_failure(with_test_detector, calibrated
     assert json.loads((tmp_path / "v.json").read_text())[0]["verdict"] == "abstain"
 
 
+def test_a_kind_of_too_few_people_is_left_out_and_the_other_calibrated(
+    with_test_detector, known, tmp_path, capsys
+):
+    for path in known.rglob("*.png"):
+        save(tmp_path / "media" / path.relative_to(known), np.array(Image.open(path)))
+    for number, name in enumerate(("real", "fake")):
+        for copy in range(2):
+            write_video(tmp_path / "media" / name / f"{copy}.mp4", [patches(105 + 45 * number)] * 8, 25)
+    how = ("calibrate", tmp_path / "media", "--detector", "test", "--out", tmp_path / "c.json")
+    assert status_of(*how) == 0
+    said = capsys.readouterr().out
+    assert "There is no calibration for videos: What 4 people look like says little of others" in said
+    assert "60 pictures of 60 people" in said and set(read_calibrations(tmp_path / "c.json")) == {"picture"}
+    for path in [*(tmp_path / "media").rglob("*.png"), tmp_path / "c.json"]:
+        path.unlink()
+    assert status_of(*how) == 3 and "What 4 people look like" in capsys.readouterr().err
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_options_that_are_wrong_for_every_kind_are_told_as_such(with_test_detector, tmp_path):
+    rows = [(str(n), n % 2, 0.5, name, "picture", str(n)) for n in range(40) for name in "abcde"]
+    table = pd.DataFrame(rows, columns=["media_id", "label", "score", "detector", "kind", "person"])
+    scorer = MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares())
+    with pytest.raises(UsageError, match="At most 4 detectors"):
+        calibrate(table, scorer, "made numbers")
+    with pytest.raises(InputError, match="No media file got a score"):
+        calibrate(table.iloc[:0], scorer, "nothing")
+
+
 def test_predictions_can_be_calibrated_without_media(with_test_detector, tmp_path, capsys):
     rng = np.random.default_rng(0)
     lines = ["media_id,label,score"] + [
@@ -1105,6 +1122,36 @@ def test_files_of_verdicts_appear_whole_or_not_at_all(quick, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["face.png"]
     write_verdicts([], tmp_path / "v.json")
     assert json.loads((tmp_path / "v.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "fault, status", [(KeyboardInterrupt, {1, 130}), (RuntimeError, None), (InputError, {3})]
+)
+def test_a_report_that_is_broken_off_has_an_index_of_what_was_finished(
+    with_test_detector, tmp_path, monkeypatch, capsys, fault, status
+):
+    for number in range(3):
+        save(tmp_path / "media" / f"{number}.png", patches(200))
+    examine = MediaScorer.examine
+
+    def stop_at_the_third(self, path, keep=3):
+        if Path(path).name == "2.png":
+            raise fault("the power fails")
+        return examine(self, path, keep)
+
+    monkeypatch.setattr(MediaScorer, "examine", stop_at_the_third)
+    how = ("score", tmp_path / "media", "--detector", "test", "--report", tmp_path / "r")
+    how += ("--json", tmp_path / "v.json")
+    if status is None:
+        with pytest.raises(fault):
+            status_of(*how)
+    else:
+        assert status_of(*how) in status
+    index = (tmp_path / "r" / "index.html").read_text()
+    assert "2 files. Looks forged: 2." in index and "The run was broken off" in index
+    pages = {path.name for path in (tmp_path / "r").glob("*.html")} - {"index.html"}
+    assert len(pages) == 2 and all(f'href="{name}"' in index for name in pages)
+    assert not (tmp_path / "v.json").exists(), "a list of verdicts appears whole or not at all"
 
 
 # --- a camera ---------------------------------------------------------------------------------------------------

@@ -3,21 +3,18 @@
 import json
 import multiprocessing
 import os
-import resource
-import signal
-import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from functools import partial
 from types import ModuleType
 
 import pytest
+from commands import BIN, ROOT, allow_files_of, run
 
 from deepfake_nb import study
 from deepfake_nb.study import InputError, UsageError, write_atomically
 
-COMMAND = [str(Path(sys.executable).with_name("deepfake-nb"))]
 PARAMETERS = 'profile: str = "smoke"  # sizes\nreport_folder: str = ""  # where to\nseed: int = 0  # of all\n'
 BODY = """import os, time
 from pathlib import Path
@@ -205,11 +202,6 @@ def test_a_benchmark_may_start_processes_and_one_that_breaks_stops_no_other(smal
         study.run_benchmarks(["thirds"])
 
 
-def limit_file_size():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     code = (
         "from deepfake_nb.study import InputError, write_atomically\n"
@@ -219,9 +211,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
         "except InputError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=limit_file_size
-    )
+    done = run(sys.executable, "-c", code, preexec_fn=partial(allow_files_of, 1000))
     assert "Cannot write" in done.stdout and "free some space" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -244,8 +234,5 @@ def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
     ],
 )
 def test_exit_status_and_sentence(arguments, status, sentence):
-    done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
-    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
-    assert sentence in done.stderr
+    done = run(BIN / "deepfake-nb", *arguments, cwd=ROOT, status=status)
+    assert sentence in done.stderr and "Traceback" not in done.stderr

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import in_two_processes
 from torch import nn
 
 from deepfake_nb.pictures import (
@@ -36,17 +37,10 @@ from deepfake_nb.training import (
     seeded,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = TrainingSettings(epochs=4, batch_size=8, learning_rate=0.01)
 AUGMENTATION = Augmentation(HALF_NORMALISATION, padding=2, flip=True)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks as small as these are slower on several threads, much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pictures(n, seed=0, size=12):
@@ -521,30 +515,7 @@ def run_of_processes(batch_size, folder):
 def test_two_processes_equal_one_with_the_doubled_batch(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    launch = [
-        str(Path(sys.executable).with_name("accelerate")),
-        "launch",
-        "--multi_gpu",
-    ]  # its --cpu wants MPI
-    launch += [
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, "--main_process_port", "0", str(script)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    in_two_processes(script)
     two, one = json.loads((tmp_path / "found.json").read_text()), run_of_processes(8, None)
     assert (one["processes"], two["processes"]) == (1, 2)
     for ours, theirs in zip(one["records"], two["records"], strict=True):
@@ -630,8 +601,10 @@ def test_tensorboard_that_is_not_there(tmp_path, monkeypatch):
         trainer(folder=tmp_path, tensorboard=True)
 
 
-def test_progress_bar(capsys):
-    trainer(replace(SETTINGS, epochs=1), progress=True).fit(TRAIN, VALIDATION)
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_is_shown_where_it_is_wanted(capsys, progress):
+    trainer(replace(SETTINGS, epochs=1), progress=progress).fit(TRAIN, VALIDATION)
+    assert bool(capsys.readouterr().out) == progress
 
 
 def test_losses_of_labels():

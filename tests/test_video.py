@@ -6,15 +6,17 @@ import gc
 import math
 import os
 import pickle
-import subprocess
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 
 import av
 import cv2
 import numpy as np
 import pytest
+from commands import allow_files_of, run
+from layouts import BLUE, GREEN, RED, WHITE, encode, quarters
 
 from deepfake_nb import video
 from deepfake_nb.study import InputError, sha256_of
@@ -29,16 +31,6 @@ from deepfake_nb.video import (
     write_video,
 )
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def quarters(height=48, width=64):
-    """Red upper left, green upper right, blue lower left, white lower right."""
-    image = np.full((height, width, 3), WHITE, np.uint8)
-    image[: height // 2, : width // 2], image[: height // 2, width // 2 :] = RED, GREEN
-    image[height // 2 :, : width // 2] = BLUE
-    return image
-
 
 def numbered(count, height=32, width=64):
     """Frames that carry their number as ten black or white stripes."""
@@ -51,36 +43,6 @@ def numbered(count, height=32, width=64):
 
 def number_in(image):
     return sum((image[16, 6 * bit + 3, 1] > 128) << bit for bit in range(10))
-
-
-def encode(path, images, *, codec="libx264", pixel_format="yuv420p", ticks=None, clock=1000, rotation=None, mirrored=False,
-           source_format="rgb24", rate=25, container_options=None, options=None, aspect=None, **colours):  # fmt: skip
-    """Write a file as somebody else's tool would."""
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=rate, options=options or {})
-        context, shape = stream.codec_context, None
-        for place, image in enumerate(images):
-            if shape is None:
-                shape = image.shape
-                context.height, context.width, context.pix_fmt = *shape[:2], pixel_format
-                for name, value in colours.items():
-                    setattr(context, name, value)
-                if aspect:
-                    context.sample_aspect_ratio = aspect
-                if ticks is not None:
-                    context.time_base = Fraction(1, clock)
-                if rotation or mirrored:
-                    stream.set_display_rotation(rotation or 0, hflip=mirrored)
-            frame = av.VideoFrame.from_ndarray(image, source_format)
-            if colours.get("colorspace"):
-                frame = frame.reformat(format=pixel_format, dst_colorspace=colours["colorspace"],
-                                       dst_color_range=colours.get("color_range", 1))  # fmt: skip
-            frame.pts, frame.time_base = place, Fraction(1, rate)
-            if ticks is not None:
-                frame.pts, frame.time_base = ticks[place], Fraction(1, clock)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def psnr(first, second):
@@ -564,8 +526,8 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
     sizes, sums = [(128, 168), (120, 160), (240, 320)], {}
     for size in sizes:
         frames = [np.roll(quarters(*size), 3 * shift, 1) for shift in range(30)]
-        for run in range(6):
-            junk = [np.full(20_000 * (part % 6 + 1), 37 * run + part, np.uint8) for part in range(30)]
+        for turn in range(6):
+            junk = [np.full(20_000 * (part % 6 + 1), 37 * turn + part, np.uint8) for part in range(30)]
             del junk
             path = write_video(tmp_path / "out.mp4", frames, 25)
             sums.setdefault(size, set()).add(sha256_of(path))
@@ -653,13 +615,11 @@ def test_a_failure_half_way_leaves_the_old_file(tmp_path):
 
 
 FULL_DISK = """
-import resource, signal, sys
+import sys
 import numpy as np
 from deepfake_nb import video
 from deepfake_nb.study import InputError
 from deepfake_nb.video import write_video
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 rng = np.random.default_rng(0)
 try:
     write_video(sys.argv[1], (rng.integers(0, 255, (240, 320, 3), dtype=np.uint8) for _ in range(60)), 25)
@@ -670,8 +630,8 @@ except InputError as error:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on file size")
 def test_a_full_disk_is_a_sentence(tmp_path):
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "out.mp4")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    full = partial(allow_files_of, 50_000)
+    done = run(sys.executable, "-c", FULL_DISK, tmp_path / "out.mp4", timeout=60, preexec_fn=full)
     assert "sentence: Cannot write" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
 

@@ -19,6 +19,8 @@ from deepfake_nb.video_resnet import (
     save_video_resnet,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def drawn(name, shape):
     """Standard normal numbers that depend on a name only."""
@@ -53,15 +55,6 @@ def filled_network(**options):
 
 def random_clips(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(autouse=True)
-def one_thread(request):
-    """Small maps gain nothing by threads, which wait for one another on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if "released" in request.fixturenames else 1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
