@@ -5,6 +5,7 @@ Run it by ``deepfake-nb bench rendered``, or alone, in the folder of the reposit
 
 import json
 import os
+import time
 
 import torch
 
@@ -17,7 +18,8 @@ SIDE = 128
 FRAMES, ALONE = 100, 10
 PEOPLE, PEOPLE_ALONE = 32, 8
 TURNS = 2
-GOAL_FILM, GOAL_STILLS = 75.0, 1.0
+GOAL_RATE = 75.0  # frames a second of one core
+GOAL_FILM, GOAL_STILLS = 2.0, 1.0
 
 
 def film(domain, n_frames):
@@ -59,11 +61,24 @@ def rows_of(domain):
     )
     where = f"{SIDE} pixels, {torch.get_num_threads()} threads, {os.cpu_count()} cores; seconds are those of one picture"
     return [
-        row(f"rendered: a film, {domain}", film_s, frame_s, frame_s / film_s, f">= {GOAL_FILM:g} frames/s",
-            1 / film_s >= GOAL_FILM, f"{1 / film_s:.0f} frames/s; plain: the scene set anew for each frame; {where}"),
+        row(f"rendered: a film, {domain}", film_s, frame_s, frame_s / film_s, f"ratio >= {GOAL_FILM:g}",
+            frame_s >= GOAL_FILM * film_s, f"{1 / film_s:.0f} frames/s; plain: the scene set anew for each frame; {where}"),
         row(f"rendered: stills, {domain}", still_s, alone_s, alone_s / still_s, f"ratio >= {GOAL_STILLS:g}",
             alone_s >= GOAL_STILLS * still_s, f"{1 / still_s:.1f} people/s, {PEOPLE} at once; plain: one after the other; {where}"),
     ]  # fmt: skip
+
+
+def rate_row(domain="studio"):
+    """Frames a second of one core, by the processor's time: the clock on the wall counts what else the machine does."""
+    spent = []
+    for _ in range(TURNS):
+        started = time.process_time()
+        film(domain, FRAMES)
+        spent.append(time.process_time() - started)
+    rate = FRAMES / min(spent)
+    note = f"{domain}, {SIDE} pixels; ratio is frames a second of one core; plain_s is the time allowed for {FRAMES} frames"
+    return row("rendered: frames a second of one core", min(spent), FRAMES / GOAL_RATE, rate, f"ratio >= {GOAL_RATE:g}",
+               rate >= GOAL_RATE, note)  # fmt: skip
 
 
 def run(media=None) -> list[dict]:
@@ -79,7 +94,7 @@ def run(media=None) -> list[dict]:
     list of dict
         Rows with name, ours_s, plain_s, ratio, goal, met, note.
     """
-    return [row for domain in DOMAINS for row in rows_of(domain)]
+    return [rate_row(), *(row for domain in DOMAINS for row in rows_of(domain))]
 
 
 if __name__ == "__main__":

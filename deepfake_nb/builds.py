@@ -402,21 +402,21 @@ def many_workers(work, jobs=1, scheduler=None, threads=1):
         warnings.filterwarnings(
             "ignore", message=r"\d+ tasks"
         )  # joblib's, about work that a stop made useless
-        job = joblib.delayed(functools.partial(_at_work, work) if scheduler is None else work)
+        job = joblib.delayed(functools.partial(_at_work, work, os.getpid()) if scheduler is None else work)
         yield lambda tasks: _living(parallel(job(task) for task in tasks))
 
 
 # %% ../nbs/09_builds.ipynb #9e1f1879
-def _at_work(work, task):
+def _at_work(work, asker, task):
     """One task in another process, which ends with the one that asked for it."""
-    _end_with(os.getppid())
+    _end_with(asker)
     return work(task)
 
 
 @functools.cache
-def _end_with(parent):
+def _end_with(asker):
     def watch():
-        while os.getppid() == parent:
+        while os.getppid() == asker:
             time.sleep(1)
         os._exit(1)
 

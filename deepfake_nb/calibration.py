@@ -323,7 +323,6 @@ def face_statistics(crops, sides):
 
 # %% ../nbs/09_calibration.ipynb #53cffe3b
 LEAST_SPREAD = 0.005  # what media happen to agree in to the third decimal is no law for others
-NEIGHBOURS = 3  # one alone may be an odd one out
 
 
 def fitted_spread(statistics):
@@ -341,9 +340,8 @@ def whitened(statistics, mean, scale, whitening):
 
 
 def distances_to(seen, points):
-    """How far whitened points (N, F) lie from their third nearest of those seen, without texture and with it, (2, N)."""
-    apart = [cdist(points[:, :end], seen[:, :end]) for end in (COARSE, points.shape[1])]
-    return np.array([np.sort(one, axis=1)[:, min(NEIGHBOURS, len(seen)) - 1] for one in apart])
+    """How far whitened points (N, F) lie from the nearest of those seen (M, F), without texture and with it, (2, N)."""
+    return np.array([cdist(points[:, :end], seen[:, :end]).min(1) for end in (COARSE, points.shape[1])])
 
 
 # %% ../nbs/09_calibration.ipynb #116579a0
@@ -425,7 +423,7 @@ def limits_of(distances, person, share):
 
 
 # %% ../nbs/09_calibration.ipynb #a0810414
-def fit_familiarity(statistics, people, *, share=0.96, folds=60, rng=None):
+def fit_familiarity(statistics, people, *, share=0.93, folds=60, rng=None):
     """Learn what media of a calibration look like.
 
     Parameters
@@ -458,7 +456,7 @@ def fit_familiarity(statistics, people, *, share=0.96, folds=60, rng=None):
     )
     if not 0 < share < 1:
         raise UsageError(
-            f"The share of familiar media is {share}: give a number between 0 and 1, such as 0.96."
+            f"The share of familiar media is {share}: give a number between 0 and 1, such as 0.93."
         )
     if statistics.ndim != 2 or len(statistics) != len(person) or not np.isfinite(statistics).all():
         raise InputError(

@@ -351,9 +351,9 @@ def _in_one_line(text):
 
 def _say_who(scorer, verdict):
     for member in scorer.members:
-        typer.echo(
-            f"{member.detector.name} ({member.ready.weights}) was trained on: {member.ready.trained_on}."
-        )
+        name, ready = member.detector.name, member.ready
+        release = "" if ready.weights == name else f" ({ready.weights})"
+        typer.echo(f"{name}{release} was trained on: {ready.trained_on}.")
     if verdict:
         typer.echo(verdict.reason)
     typer.echo("A verdict says where to look. It is no proof.")

@@ -71,23 +71,12 @@ def run_section(section, data_root, out, status=0, **settings):
 
 def start_study(out):
     """Start a smoke study whose reports go to ``out/smoke``: two sections at once, no network, a cache of its own."""
-    command = [
-        *(apart("--net") or []),
-        BIN / "deepfake-nb",
-        "study",
-        "--profile",
-        "smoke",
-        "--jobs",
-        2,
-        "--out",
-        out,
-    ]
+    study = [BIN / "deepfake-nb", "study", "--profile", "smoke", "--jobs", 2, "--out", out]
+    command = [str(word) for word in [*(apart("--net") or []), *study]]
     environment = os.environ | {"DEEPFAKE_NB_CACHE": str(out / "cache")}
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "errors.txt", "w") as errors:
-        return subprocess.Popen(
-            [str(word) for word in command], env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
 def told_by(process):
@@ -143,6 +132,11 @@ def numbers_of(report):
 
 
 def names_below(folder):
-    """All files below a folder, without the digests in their names."""
-    names = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    """The whole files below a folder, without the digests in their names.
+
+    What a killed process had only begun begins with a dot, and nothing reads it. What a study cost is told by the last run
+    that computed something.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "study.json"]
+    names = [str(path.relative_to(folder)) for path in files if ".part" not in path.name]
     return sorted(re.sub(r"[0-9a-f]{10,}", "#", name) for name in names)

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit, logit
 
 from deepfake_nb.calibration import (
+    COARSE,
     FACE_SIZE,
     STATISTICS,
     face_statistics,
@@ -219,6 +220,16 @@ def test_the_stated_share_of_new_people_stays_within_the_limit():
         shares.append(np.mean(found.distance(new) <= 1))
         assert np.all(found.distance(new + 40 * new.std(0)) > 1)
     assert 0.92 < np.mean(shares) < 0.99, shares
+
+
+def test_a_face_is_compared_with_the_nearest_that_was_seen():
+    known = np.random.default_rng(0).normal(size=(40, sum(map(len, STATISTICS.values()))))
+    found = fit_familiarity(known, range(40))
+    assert found.distance(known) == pytest.approx(np.zeros(40), abs=1e-6)
+    larger = known[7] + 60 * (np.arange(known.shape[1]) == COARSE - 1)
+    assert found.distance(larger) > 1 and found.what_differs(larger).startswith("size")
+    far = fit_familiarity(np.concatenate([known, [larger + 1]]), range(41))
+    assert far.distance(larger) < 1, "one that was seen is as far from the middle, and near to it"
 
 
 def test_statistics_do_not_depend_on_what_else_is_in_the_batch():

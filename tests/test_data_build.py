@@ -14,12 +14,13 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from commands import allow_files_of, run
 
 from deepfake_nb import builds
 from deepfake_nb.builds import FaceSet, build, check, load_manifest
-from deepfake_nb.datasets import learning_rows, paper_set, validation_rows
+from deepfake_nb.datasets import learning_rows, paper_set, render_sets, validation_rows
 from deepfake_nb.study import InputError, UsageError
 
 SMALL = {"crop_size": 32, "detect_every": 5}
@@ -372,6 +373,37 @@ def test_a_dead_worker_gets_a_sentence(monkeypatch):
     assert next(results) == {"media_id": "a"}
     with pytest.raises(InputError, match="fewer --jobs"):
         next(results)
+
+
+def test_workers_end_with_the_process_that_asked(tmp_path):
+    """Killed in the middle of long tasks, so that nobody can tell them."""
+    asking = tmp_path / "asking.py"
+    asking.write_text(
+        "import time\nfrom deepfake_nb.builds import many_workers\n"
+        "if __name__ == '__main__':\n    with many_workers(time.sleep, 2) as run:\n        list(run([600, 600]))\n"
+    )
+    process = subprocess.Popen([sys.executable, asking], stderr=subprocess.DEVNULL)
+    deadline, below = time.time() + 60, []
+    while len([p for p in below if "loky" in " ".join(p.cmdline())]) < 2 and time.time() < deadline:
+        time.sleep(0.2)
+        below = psutil.Process(process.pid).children(recursive=True)
+    time.sleep(2)  # until they are at work
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(below, timeout=30)
+    for orphan in left:
+        orphan.kill()
+    assert len(below) >= 2 and not left
+
+
+def test_sets_rendered_side_by_side_are_those_rendered_alone(tmp_path):
+    names = ("celeb-df", "course-fakes")
+    render_sets(names, "smoke", 0, tmp_path / "together", jobs=2)
+    for name in names:
+        together = paper_set(name, "smoke", 0, tmp_path / "together").manifest
+        alone = paper_set(name, "smoke", 0, tmp_path / "alone").manifest
+        pd.testing.assert_frame_equal(together, alone)
+        assert together.media_sha256.nunique() == len(together)
 
 
 def test_published_validation_is_a_part_of_training():

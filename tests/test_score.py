@@ -18,7 +18,7 @@ from PIL import Image
 from deepfake_nb.calibration import read_calibrations
 from deepfake_nb.faces import CenterFace
 from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_stills
+from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.score import (
     DETECTORS,
     MediaScorer,
@@ -668,7 +668,6 @@ def small_video_resnet(tmp_path_factory):
 @pytest.fixture(scope="session")
 def talking(tmp_path_factory):
     """A video of a rendered face, 40 frames, and those frames as they are read."""
-    from deepfake_nb.rendered import render_video
 
     path = tmp_path_factory.mktemp("media") / "talking.mp4"
     write_video(path, render_video(random_identity(3), "studio", 40, size=224, seed=0).images, 25)
@@ -1253,6 +1252,32 @@ def test_rendered_people_are_familiar_to_the_shipped_calibration(shipped, tmp_pa
     assert len(judged) >= 7, [verdict.reason for verdict in verdicts]
     assert all(verdict.false_alarm_rate == 0.05 and verdict.interval for verdict in judged)
     assert sum(verdict.verdict == "real" for verdict in judged) >= 6
+
+
+def test_faces_that_fill_a_large_frame_are_familiar_too(shipped, tmp_path):
+    assert set(shipped.calibrations) == {"picture", "video"}
+    stills = render_stills(
+        [random_identity(880_100 + number) for number in range(3)], "studio", size=704, seed=4
+    )
+    for number, image in enumerate(stills.images):
+        save(tmp_path / f"{number}.jpg", image, quality=90)
+    film = render_video(random_identity(3), "studio", 24, size=192, seed=0).images
+    frames = np.full((36, 720, 1280, 3), 90, np.uint8)
+    for number, frame in enumerate(frames):
+        image = film[min(number, 46 - number)]
+        frame[60:660, 340 + number : 940 + number] = cv2.resize(image, (600, 600))
+    write_video(tmp_path / "film.mp4", frames, 25, crf=23)
+    verdicts = list(score_with(shipped, tmp_path))
+    assert [verdict.kind for verdict in verdicts] == ["picture"] * 3 + ["video"]
+    assert verdicts[3].verdict == "real" and verdicts[3].probability < 0.5, verdicts[3].reason
+    assert sum(verdict.verdict != "abstain" for verdict in verdicts) >= 3, [v.reason for v in verdicts]
+
+
+def test_living_people_on_film_are_unlike_the_shipped_calibration(shipped, shared_data):
+    verdicts = list(score_with(shipped, shared_data / "ffpp", shared_data / "dfdc"))
+    judged = [verdict for verdict in verdicts if verdict.kind == "video" and verdict.score is not None]
+    unlike = ["Unlike anything the calibration saw" in verdict.reason for verdict in judged]
+    assert len(judged) >= 4 and sum(unlike) >= len(judged) - 1, [v.faces[0].distance for v in judged]
 
 
 def test_photographs_are_mostly_unlike_the_shipped_calibration(shipped, shared_data):
