@@ -36,7 +36,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from scipy.spatial.distance import cdist
 from scipy.special import expit, logit
 
 from .decisions import Calibration, as_logits, fit_calibration, read_calibration
@@ -341,7 +340,12 @@ def whitened(statistics, mean, scale, whitening):
 
 def distances_to(seen, points):
     """How far whitened points (N, F) lie from the nearest of those seen (M, F), without texture and with it, (2, N)."""
-    return np.array([cdist(points[:, :end], seen[:, :end]).min(1) for end in (COARSE, points.shape[1])])
+    return np.array(
+        [
+            [np.linalg.norm(seen[:, :end] - point[:end], axis=1).min() for point in points]
+            for end in (COARSE, points.shape[1])
+        ]
+    )
 
 
 # %% ../nbs/09_calibration.ipynb #116579a0

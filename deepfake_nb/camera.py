@@ -187,6 +187,7 @@ class Moment(NamedTuple):
     word: str
 
 
+# %% ../nbs/71_camera.ipynb #6897481f
 @dataclass
 class Watched:
     """What came of watching a camera.
@@ -222,7 +223,7 @@ class Watched:
         return asdict(self) | {"moments": [moment._asdict() for moment in self.moments]}
 
 
-# %% ../nbs/71_camera.ipynb #6897481f
+# %% ../nbs/71_camera.ipynb #e80adfa9
 def word_on(window, reading):
     """Score, probability and word of a window."""
     scores = window.scores()
@@ -249,7 +250,7 @@ class Pace:
         return (len(self.times) - 1) / max(self.times[-1] - self.times[0], 1e-6)
 
 
-# %% ../nbs/71_camera.ipynb #e80adfa9
+# %% ../nbs/71_camera.ipynb #c6036825
 def moments_of(frames, scorer, length_s):
     """A `Moment` for each frame, pairs of time and picture."""
     window, pace = Window(scorer.members, length_s), Pace()
@@ -281,7 +282,7 @@ def summed_up(moments, count, with_face, began, scorer):
     )  # fmt: skip
 
 
-# %% ../nbs/71_camera.ipynb #c6036825
+# %% ../nbs/71_camera.ipynb #ed5a1417
 MOST_MOMENTS = 10_000
 
 

@@ -569,8 +569,9 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 0.1  # Keras' 0.01 needs more steps to arrive than so few faces give
     settings = TrainingSettings(
-        epochs=epochs, batch_size=batch_size, learning_rate=1e-3, monitor="val_loss", seed=seed
-    )
+        epochs=epochs, batch_size=batch_size, learning_rate=1e-3 if name == "MesoNet" else 3e-4, monitor="val_loss",
+        precision="auto" if name == "XCeptionNet" else "float32", seed=seed,
+    )  # fmt: skip
     transform = Normalise((0, 0, 0), (1, 1, 1)) if name == "MesoNet" else HALF_NORMALISATION
     trainer = Trainer(network, settings, transform=transform)
     trainer.fit(*(ArraySet(pictures[rows], np.asarray(labels)[rows]) for rows in (train, val)))

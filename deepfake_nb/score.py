@@ -955,10 +955,8 @@ def calibrate(table, scorer, about, **options):
         except InputError as error:
             left_out.append((kind, str(error)))
     if not found:
-        reasons = [reason for _, reason in left_out]
-        raise InputError(
-            " ".join(dict.fromkeys(reasons)) or "No media file got a score: there is nothing to calibrate on."
-        )
+        reasons = " ".join(dict.fromkeys(reason for _, reason in left_out))
+        raise InputError(reasons or "No media file got a score, so there is nothing to calibrate on.")
     return found, left_out
 
 

@@ -94,6 +94,7 @@ def counts_as_media(path, skipped):
     return False
 
 
+# %% ../nbs/09_views.ipynb #20a35940
 def media_below(folder, skipped):
     """The media files in a folder and those in it, sorted, with a problem for each folder that fails."""
     problems, found = [], False
@@ -120,7 +121,7 @@ def folder_problem(error, folder):
     )
 
 
-# %% ../nbs/09_views.ipynb #544f15cf
+# %% ../nbs/09_views.ipynb #faf6e40b
 def upright_square(box, landmarks, size, scale=1.2):
     """The similarity transform that cuts a square around a face and sets it upright.
 
@@ -149,7 +150,7 @@ def upright_square(box, landmarks, size, scale=1.2):
     return np.column_stack([rotation, (size - 1) / 2 - rotation @ (box[:2] + box[2:]) / 2])
 
 
-# %% ../nbs/09_views.ipynb #265630a5
+# %% ../nbs/09_views.ipynb #223918d8
 def cut_as_mesonet(image, box, landmarks, size=256):
     """Cut a face as MesoNet's training pictures were cut: upright, in its own resolution, then by nearest neighbour.
 
@@ -189,7 +190,7 @@ def cut_as_mesonet(image, box, landmarks, size=256):
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_NEAREST)
 
 
-# %% ../nbs/09_views.ipynb #740ca0ae
+# %% ../nbs/09_views.ipynb #e404479e
 def cut_upright(image, box, landmarks, size=112):
     """The cut of `deepfake_nb.frame_network.cut_face`, loaded when it is needed: timm takes its time.
 
@@ -211,7 +212,7 @@ def cut_upright(image, box, landmarks, size=112):
     return cut_face(image, box, landmarks, size)
 
 
-# %% ../nbs/09_views.ipynb #3436c773
+# %% ../nbs/09_views.ipynb #8200e393
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a video are looked at.
@@ -247,7 +248,7 @@ class Sampling:
         return max(1, min(stride, frame_count // self.fewest), math.ceil(frame_count / self.most))
 
 
-# %% ../nbs/09_views.ipynb #503d0f85
+# %% ../nbs/09_views.ipynb #998f489c
 def score_of_person(frame_scores, minimum_frames=1):
     """Pool the scores of one person's frames by their mean.
 
@@ -265,7 +266,7 @@ def score_of_person(frame_scores, minimum_frames=1):
     return float(np.mean(known)) if len(known) >= max(minimum_frames, 1) else None
 
 
-# %% ../nbs/09_views.ipynb #9aed4a53
+# %% ../nbs/09_views.ipynb #462583e8
 def unit_range(crops):
     """Crops as MesoNet takes them: channels first, values divided by 255.
 
@@ -300,7 +301,7 @@ class Ready(NamedTuple):
     sha256: str | None = None
 
 
-# %% ../nbs/09_views.ipynb #462583e8
+# %% ../nbs/09_views.ipynb #ef5fecfb
 def rounded(score):
     """A score with the six decimals that it is worth at most."""
     return None if score is None else round(float(score), 6)
@@ -329,7 +330,7 @@ class OverFrames:
         return ""
 
 
-# %% ../nbs/09_views.ipynb #ef5fecfb
+# %% ../nbs/09_views.ipynb #f4127e21
 @dataclass(frozen=True)
 class Detector(OverFrames):
     """What scores a face in single frames, and the rules around it.
@@ -370,7 +371,7 @@ class Detector(OverFrames):
     precision: str = "float32"
 
 
-# %% ../nbs/09_views.ipynb #1af155e5
+# %% ../nbs/09_views.ipynb #40607044
 class NotForThis(InputError):
     """A file that a detector cannot judge by its nature."""
 
@@ -410,7 +411,7 @@ class OverClips:
         )
 
 
-# %% ../nbs/09_views.ipynb #40607044
+# %% ../nbs/09_views.ipynb #6c3e4c9e
 @dataclass(frozen=True)
 class ClipDetector(OverClips, Detector):
     """What scores a face in clips of a video, and the rules around it.
@@ -445,7 +446,7 @@ class ClipDetector(OverClips, Detector):
     stride: int = 1
 
 
-# %% ../nbs/09_views.ipynb #f1023fd6
+# %% ../nbs/09_views.ipynb #71efdc35
 class View(NamedTuple):
     """What a network is shown at once.
 
@@ -481,7 +482,7 @@ class Seen:
         return detector.minimum_frames if self.kind == "video" else 1
 
 
-# %% ../nbs/09_views.ipynb #71efdc35
+# %% ../nbs/09_views.ipynb #29703157
 class Counted:
     """A frame stream that counts what was taken from it."""
 
@@ -504,7 +505,7 @@ def large_enough(track, detector):
     return sides_of(track) >= detector.smallest_face
 
 
-# %% ../nbs/09_views.ipynb #d5261423
+# %% ../nbs/09_views.ipynb #b38a50ec
 PORTRAITS = 8
 
 
@@ -532,7 +533,7 @@ def wanted_frames(tracks, detectors, stride, portraits):
     return wanted
 
 
-# %% ../nbs/09_views.ipynb #b38a50ec
+# %% ../nbs/09_views.ipynb #aa0e8e9d
 def frame_views(frames, wanted, tracks, detectors, portrait_size):
     """Cut from each frame the faces that are `wanted` of it."""
     for frame in frames:
@@ -557,7 +558,7 @@ def clip_views(tracks, place, detector):
                 yield View(place, number, int(start), detector.cut(track, start, detector.clip_length, **how))
 
 
-# %% ../nbs/09_views.ipynb #eb883954
+# %% ../nbs/09_views.ipynb #23d562b5
 def look(path, detectors, face_detector, sampling, portrait_size=None):
     """Find the people in a file and get ready to show them to detectors.
 
@@ -585,7 +586,7 @@ def look(path, detectors, face_detector, sampling, portrait_size=None):
     )
 
 
-# %% ../nbs/09_views.ipynb #0d0a8f21
+# %% ../nbs/09_views.ipynb #c5ddf63d
 def look_at_video(path, detectors, face_detector, sampling, portrait_size):
     """Follow the faces of a video, and get ready to cut them."""
     info = probe(path)

@@ -93,13 +93,14 @@ def shots_of(group, count, ending, seed):
 
 
 def shown_larger(images, shape, rng):
-    """Frames of a larger film of the same scene, in which a small one is shown enlarged before its colours."""
+    """Frames of a larger film in which a small one is shown enlarged, in one place, before a blur of its colours.
+
+    The blur is made of so few of them that nobody sees a second face in it.
+    """
     side, grain = round(shape[0] * rng.uniform(0.45, 1)), rng.integers(0, 6, (*shape, 3), np.uint8)
     y, x = (int(rng.integers(length - side + 1)) for length in shape)
     how = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)[rng.integers(3)]
-    colours = cv2.resize(
-        images[0], (4, 4), interpolation=cv2.INTER_AREA
-    )  # so few that no second face is seen behind
+    colours = cv2.resize(images[0], (4, 4), interpolation=cv2.INTER_AREA)
     background = cv2.add(cv2.resize(colours, shape[::-1], interpolation=cv2.INTER_CUBIC), grain)
     for image in images:
         frame = background.copy()

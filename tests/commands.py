@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
+from deepfake_nb.cli import main
 from deepfake_nb.study import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,13 @@ def run(*command, status=0, **options):
     )
     assert status in (None, done.returncode), said
     return done
+
+
+def status_of(*arguments):
+    """The exit status of `deepfake-nb` in this process, where what it reads can be replaced."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    return left.value.code or 0
 
 
 def apart(*flags):

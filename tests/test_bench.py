@@ -2,25 +2,18 @@
 
 import ast
 import json
-from pathlib import Path
 
 import pytest
+from commands import ROOT, status_of
 
 from deepfake_nb import study
-from deepfake_nb.cli import main
 
-BENCHMARKS = sorted((Path(__file__).resolve().parents[1] / "benchmarks").glob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 FAST = """
 def run(media=None):
     return [dict(name="fast", ours_s=0.5, plain_s=1.0, ratio=2.0, goal="ratio >= 1", met=True, note=f"on {media}"),
             dict(name="slow", ours_s=4.0, plain_s=1.0, ratio=0.25, goal="ratio >= 1", met=False, note="alas")]
 """
-
-
-def status_of(*arguments):
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return left.value.code or 0
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import run, status_of
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
 from deepfake_nb import generator as module
-from deepfake_nb.cli import main
 from deepfake_nb.datasets import RECIPES, _camera_of, _recipe_digest, paper_set, set_sizes
 from deepfake_nb.filming import Camera, Shot, shoot_portraits
 from deepfake_nb.forgery import read_masks
@@ -355,9 +354,7 @@ def test_a_killed_training_goes_on_and_a_second_one_waits_outside(tmp_path):
     "arguments, status", [(["--resolution", "48"], 2), (["--domain", "moon"], 3), (["--people", "0"], 2)]
 )
 def test_the_command_answers_bad_input_with_a_sentence(tmp_path, capsys, arguments, status):
-    with pytest.raises(SystemExit) as left:
-        main(["train-generator", "--out", str(tmp_path / "out"), *arguments])
-    assert left.value.code == status
+    assert status_of("train-generator", "--out", tmp_path / "out", *arguments) == status
     assert "Error: " in capsys.readouterr().err
 
 
@@ -371,9 +368,7 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch, trio, capsys):
 
     monkeypatch.setattr(module, "train_networks", quick)
     options = "--resolution 32 --people 5 --takes 3 --domain studio --seed 4 --steps 6 --encoder-steps 7 --vqvae-steps 8"
-    with pytest.raises(SystemExit) as left:
-        main(["train-generator", "--out", str(tmp_path), *options.split(), "--fresh"])
-    assert left.value.code in (0, None)
+    assert status_of("train-generator", "--out", tmp_path, *options.split(), "--fresh") == 0
     assert seen["lesson"] == Lesson(32, 5, 3, "studio", 4, 6, 7, 8) and not seen["resume"]
     assert module.arguments_of(seen["lesson"]) == options
     assert "generator: 1 steps" in capsys.readouterr().out

@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from commands import ROOT, run
+from commands import ROOT, run, status_of
 from layouts import Light, encode
 from PIL import Image
 
-from deepfake_nb import cli, score
+from deepfake_nb import score
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_video
 from deepfake_nb.score import MediaScorer
@@ -270,9 +270,7 @@ def bitten(tmp_path_factory):
     shown = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown):
         patch.setattr(score, "open_scorer", lambda *_, **__: scorer)
-        with pytest.raises(SystemExit) as stop:
-            cli.main([*map(str, arguments)])
-    assert stop.value.code == 3, "there is no face in any of them"
+        assert status_of(*arguments) == 3, "there is no face in any of them"
     return folder, shown.getvalue()
 
 

@@ -10,9 +10,9 @@ matplotlib.use("agg")
 import numpy as np
 import pandas as pd
 import pytest
+from commands import status_of
 from scipy.stats import norm
 
-from deepfake_nb.cli import main
 from deepfake_nb.comparison import bootstrap_test, compare, delong, delong_test, holm, paired_tests
 from deepfake_nb.curves import (
     plot_confusion,
@@ -96,20 +96,6 @@ def write_published(path, scores):
     return path
 
 
-def run(*arguments):
-    """Exit status of the command line."""
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    return exit_.value.code
-
-
-def run_well(*arguments):
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as exit_:
-        assert not exit_.code, f"exit status {exit_.code}"
-
-
 def finite(value):
     """No NaN or infinity anywhere in JSON-like values."""
     if isinstance(value, dict):
@@ -131,17 +117,8 @@ def published(tmp_path):
 
 def test_published_records_by_named_columns(published, tmp_path, capsys):
     names = ("--label", "ground_truth", "--score", "mean_prediction", "--id", "filename")
-    run_well(
-        "evaluate",
-        published[0],
-        *names,
-        "--threshold",
-        0.1,
-        "--compare",
-        published[1],
-        "--json",
-        tmp_path / "e.json",
-    )
+    command = ("evaluate", published[0], *names, "--threshold", 0.1, "--compare", published[1])
+    assert status_of(*command, "--json", tmp_path / "e.json") == 0
     found = json.loads((tmp_path / "e.json").read_text())
     assert (found["n"], found["n_fake"]) == (66, 30)
     assert found["majority_rate"] == pytest.approx(36 / 66)
@@ -162,7 +139,7 @@ def test_published_records_by_named_columns(published, tmp_path, capsys):
 
 
 def test_published_records_by_guessed_columns(published, tmp_path):
-    run_well("evaluate", published[0], "--json", tmp_path / "e.json")
+    assert status_of("evaluate", published[0], "--json", tmp_path / "e.json") == 0
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["auc"]["value"] == pytest.approx(0.81389, abs=1e-5)
     assert {"n", "n_fake", "majority_rate", "threshold", "auc", "average_precision", "f1", "accuracy",
@@ -255,7 +232,7 @@ def test_bad_files_leave_with_a_sentence(tmp_path, capsys, name, content, senten
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert run("evaluate", path) == 3
+    assert status_of("evaluate", path) == 3
     said = capsys.readouterr().err
     assert said.startswith("Error: ") and sentence in said and "Traceback" not in said
 
@@ -267,13 +244,13 @@ def test_bad_files_leave_with_a_sentence(tmp_path, capsys, name, content, senten
 )  # fmt: skip
 def test_unknown_columns_are_usage_errors(tmp_path, capsys, arguments):
     table(10).to_csv(tmp_path / "p.csv", index=False)
-    assert run("evaluate", tmp_path / "p.csv", *arguments) == 2
+    assert status_of("evaluate", tmp_path / "p.csv", *arguments) == 2
     assert capsys.readouterr().err.startswith("Error: ")
 
 
 def test_where_without_rows(tmp_path, capsys):
     table(10, detector="a").to_csv(tmp_path / "p.csv", index=False)
-    assert run("evaluate", tmp_path / "p.csv", "--where", "detector=b") == 3
+    assert status_of("evaluate", tmp_path / "p.csv", "--where", "detector=b") == 3
     assert "no row whose detector is 'b'" in capsys.readouterr().err
 
 
@@ -281,7 +258,7 @@ def test_where_without_rows(tmp_path, capsys):
 def test_one_class_is_undefined_with_a_reason(tmp_path, capsys, label):
     rows = table(20)
     rows[rows.label == label].to_csv(tmp_path / "p.csv", index=False)
-    run_well("evaluate", tmp_path / "p.csv", "--json", tmp_path / "e.json")
+    assert status_of("evaluate", tmp_path / "p.csv", "--json", tmp_path / "e.json") == 0
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["auc"]["value"] is None and "undefined" in found["auc"]["reason"]
     assert found["majority_rate"] == 1 and found["accuracy"] is not None
@@ -332,11 +309,14 @@ def test_mixed_detectors_are_refused_or_told_apart(tmp_path, capsys):
     with pytest.raises(InputError, match="mix several values of detector"):
         evaluate(both)
     both.to_parquet(tmp_path / "p.parquet")
-    run_well("evaluate", tmp_path / "p.parquet", "--json", tmp_path / "e.json")
+    assert status_of("evaluate", tmp_path / "p.parquet", "--json", tmp_path / "e.json") == 0
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["of"] == {"detector": "a"} and found["n"] == 20
     assert [(group["group"], group["n"]) for group in found["groups"]] == [("a", 20), ("b", 20)]
-    run_well("evaluate", tmp_path / "p.parquet", "--where", "detector=b", "--json", tmp_path / "b.json")
+    assert (
+        status_of("evaluate", tmp_path / "p.parquet", "--where", "detector=b", "--json", tmp_path / "b.json")
+        == 0
+    )
     assert json.loads((tmp_path / "b.json").read_text())["auc"] == found["groups"][1]["auc"]
     assert "nan" not in capsys.readouterr().out.lower()
 

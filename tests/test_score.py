@@ -668,7 +668,6 @@ def small_video_resnet(tmp_path_factory):
 @pytest.fixture(scope="session")
 def talking(tmp_path_factory):
     """A video of a rendered face, 40 frames, and those frames as they are read."""
-
     path = tmp_path_factory.mktemp("media") / "talking.mp4"
     write_video(path, render_video(random_identity(3), "studio", 40, size=224, seed=0).images, 25)
     return path
