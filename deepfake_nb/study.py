@@ -775,11 +775,15 @@ class SectionRun:
         return False
 
     def run(self):
-        """Run the notebook; what an earlier run found with other inputs is taken away first."""
+        """Run the notebook; what an earlier run found with other inputs, or left half-written, is taken away first."""
         digest = inputs_digest(self.notebook, self.parameters, self.read)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("inputs.json", *REPORT_FILES):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in [
+            self.folder / "inputs.json",
+            *map(self.folder.joinpath, REPORT_FILES),
+            *self.folder.glob(".*.part*"),
+        ]:
+            path.unlink(missing_ok=True)
         execute_notebook(self.notebook, self.folder / "failed.ipynb", self.parameters, self.folder)
         os.replace(self.folder / "failed.ipynb", self.folder / "run.ipynb")
         write_json(self.folder / "inputs.json", {"digest": digest, "parameters": self.parameters})
