@@ -1055,6 +1055,8 @@ def train_group(networks, train, validation, settings):
             judge(trainer, record | {"val_loss": loss, "val_accuracy": accuracy, "seconds": result.seconds})
     for trainer in trainers.values():
         trainer.load_best()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.optimizer.state.clear()  # three times the weights, and nobody learns on
     return trainers
 
 
