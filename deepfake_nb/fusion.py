@@ -976,13 +976,12 @@ def learn_side_by_side(trainers, train, epoch):
 # %% ../nbs/30_fusion.ipynb #4bb5005d
 @torch.no_grad()
 def answers_side_by_side(trainers, pictures):
-    """Logits (N,) of several networks, every picture read once."""
+    """Logits (N,) of several networks in float32, every picture read once."""
     found = [[] for _ in trainers]
     for batch in batches(trainers[0], pictures):
         for trainer, logits in zip(trainers, found, strict=True):
             trainer.network.eval()
-            with trainer.precision():
-                logits.append(trainer.network(batch.inputs).float().cpu())
+            logits.append(trainer.network(batch.inputs).float().cpu())
     return [torch.cat(logits) for logits in found]
 
 

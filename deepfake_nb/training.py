@@ -78,7 +78,9 @@ class TrainingSettings:
     early_stopping: int | None = None  #: stop after so many epochs in a row without a better `monitor`
     checkpoint_every: int = 1  #: epochs; the last one gets a checkpoint in any case
     keep: int = 2  #: so many checkpoints, the newest
-    precision: str = "float32"  #: "float32"; "bf16"; "auto": bf16 where the device is quick at it
+    precision: str = (
+        "float32"  #: of learning: "float32"; "bf16"; "auto": bf16 where the device is quick at it
+    )
     seed: int = 0  #: of order, augmentation and dropout; for a network's first weights see `seeded`
     deterministic: bool = True  #: ask PyTorch for algorithms that give the same numbers every time
 
@@ -426,7 +428,7 @@ def train_one_epoch(trainer, dataset, epoch):
 # %% ../nbs/06_training.ipynb #4ff3226e
 @torch.no_grad()
 def evaluate(trainer, dataset):
-    """Test the network on every picture once, without augmentation.
+    """Test the network on every picture once, without augmentation and in float32.
 
     Parameters
     ----------
@@ -440,8 +442,7 @@ def evaluate(trainer, dataset):
     trainer.network.eval()
     with trainer.reproducible("test"):
         for batch in batches(trainer, dataset):
-            with trainer.precision():
-                logits = trainer.network(batch.inputs)
+            logits = trainer.network(batch.inputs)
             tally.add(batch, logits, trainer.loss(logits, batch.labels))
     return tally.result()
 
@@ -449,7 +450,7 @@ def evaluate(trainer, dataset):
 # %% ../nbs/06_training.ipynb #ae8de704
 @torch.no_grad()
 def predict(trainer, dataset):
-    """What the network says of every picture, in the data set's order.
+    """What the network says of every picture, in the data set's order and in float32.
 
     Parameters
     ----------
@@ -464,8 +465,7 @@ def predict(trainer, dataset):
     answers = []
     with trainer.reproducible("test"):
         for batch in batches(trainer, dataset):
-            with trainer.precision():
-                answers.append(trainer.network(batch.inputs).float().cpu())
+            answers.append(trainer.network(batch.inputs).float().cpu())
     return torch.cat(gather_object(answers))
 
 
@@ -486,7 +486,7 @@ class Workbench:
             yield
 
     def precision(self):
-        """The number format of the forward pass."""
+        """The number format of the forward pass while the network learns."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16)
 
     def gradients_shared(self, now):

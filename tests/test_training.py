@@ -383,6 +383,14 @@ def test_bf16_trains():
     assert log.records[-1]["val_accuracy"] > 0.9
 
 
+def test_what_learnt_in_bf16_answers_in_float32():
+    run = trainer(replace(SETTINGS, precision="bf16", epochs=1))
+    run.fit(TRAIN, VALIDATION)
+    with torch.no_grad():
+        whole = run.network.eval()(HALF_NORMALISATION(VALIDATION.read(np.arange(len(VALIDATION)))))
+    assert torch.allclose(run.predict(VALIDATION), whole, rtol=0, atol=1e-6)
+
+
 def test_clipped_gradients_move_weights_less():
     def moved(limit):
         run = trainer(replace(SETTINGS, optimizer="sgd", clip_gradients=limit))
