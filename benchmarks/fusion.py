@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean
 
 import cv2
 import numpy as np
@@ -26,7 +27,6 @@ from deepfake_nb.fusion import (
     make_backbone,
     measure_norms,
     train_heads,
-    weights_digest,
 )
 from deepfake_nb.heads import random_identity
 from deepfake_nb.pictures import PictureSet
@@ -39,6 +39,7 @@ N_TRAIN, N_VALIDATION = 128, 32
 BATCH_SIZE = 32
 EPOCHS = 20
 GOAL_RATIO, GOAL_PLAIN = 1.6, 5.0
+TURNS = 2
 
 
 def make_stills(folder, n):
@@ -92,7 +93,7 @@ def ours(backbones, sets, folder, device):
         train, sets[0].labels, validation, sets[1].labels, combinations_of(), settings, device=device
     )
     wait(device)
-    return time.perf_counter() - started, passed, heads, validation
+    return time.perf_counter() - started, passed, heads
 
 
 def plain_configuration(networks, sets, device):
@@ -131,26 +132,33 @@ def row(name, ours_s, plain_s, ratio, goal, met, note):
 
 
 def cost_rows(backbones, sets, device):
-    """What fifteen configurations cost: in passes of the backbones, and against the plain way."""
-    forward_s = forward_seconds(backbones, sets, device)
-    with tempfile.TemporaryDirectory() as folder:
-        ours_s, passed_s, heads, validation = ours(backbones, sets, Path(folder), device)
-    forward_s = min(forward_s, forward_seconds(backbones, sets, device))
+    """What fifteen configurations cost: in passes of the backbones, and against the plain way.
+
+    Passes and ours take turns, and the fastest turn of each counts: other work on the machine only slows. The plain way has
+    one long turn, so it is set against the mean of ours.
+    """
+    forward_s, turns = [], []
+    for _ in range(TURNS):
+        forward_s.append(forward_seconds(backbones, sets, device))
+        with tempfile.TemporaryDirectory() as folder:
+            ours_s, passed_s, heads = ours(backbones, sets, Path(folder), device)
+        turns.append((ours_s, passed_s))
+    (best_s, passed_s), mean_s, forward_s = min(turns), fmean(ours_s for ours_s, _ in turns), min(forward_s)
     plain_s = plain_seconds(backbones, sets, device)
     about = f"{N_TRAIN} + {N_VALIDATION} pictures of {SIZE} pixels, {EPOCHS} epochs of heads, {torch.get_num_threads()} threads on {device}"
-    share, gain = ours_s / forward_s, plain_s / ours_s
+    share, gain = best_s / forward_s, plain_s / mean_s
     return [
-        row("fusion: 15 configurations in units of the backbones' passes", ours_s, forward_s, share,
+        row("fusion: 15 configurations in units of the backbones' passes", best_s, forward_s, share,
             f"ratio <= {GOAL_RATIO}", share <= GOAL_RATIO,
-            f"{about}; ratio is all seconds / seconds of four forward passes; passing and keeping took {passed_s:.1f} s, "
-            f"heads {ours_s - passed_s:.1f} s"),
-        row("fusion: 15 configurations against one after another", ours_s, plain_s, gain, f"ratio >= {GOAL_PLAIN}",
-            gain >= GOAL_PLAIN, f"{about}; the plain way passes each configuration's pictures once; in every epoch, as the listing does, "
-            f"its passes would cost up to {EPOCHS} times as much"),
-    ], heads, validation  # fmt: skip
+            f"{about}, best of {TURNS} turns; ratio is all seconds / seconds of four forward passes; passing and keeping "
+            f"took {passed_s:.1f} s, heads {best_s - passed_s:.1f} s"),
+        row("fusion: 15 configurations against one after another", mean_s, plain_s, gain, f"ratio >= {GOAL_PLAIN}",
+            gain >= GOAL_PLAIN, f"{about}, mean of {TURNS} turns of ours; the plain way passes each configuration's pictures once; "
+            f"in every epoch, as the listing does, its passes would cost up to {EPOCHS} times as much"),
+    ], heads  # fmt: skip
 
 
-def precision_row(backbones, sets, heads, validation, device):
+def precision_row(backbones, sets, heads, device):
     """Passes in bf16 against float32, and how far the scores move."""
     seconds, moved = {}, {}
     for precision in ("float32", "bf16"):
@@ -206,12 +214,11 @@ def run(media=None) -> list[dict]:
         backbones = [measure_norms(make_backbone(name, "none", SIZE), sets[0]) for name in FOUR]
         for backbone in backbones:
             backbone.network.to(device, memory_format=torch.channels_last)
-            weights_digest(backbone.network)
             pass_all(backbone.network, sets[1], device)
-        rows, heads, validation = cost_rows(backbones, sets, device)
+        rows, heads = cost_rows(backbones, sets, device)
         return [
             *rows,
-            precision_row(backbones, sets, heads, validation, device),
+            precision_row(backbones, sets, heads, device),
             layout_row(backbones, sets, device),
         ]
 

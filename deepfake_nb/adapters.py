@@ -5,27 +5,20 @@
 # %% auto #0
 __all__ = [
     "COLUMNS",
-    "SUFFIXES",
     "LABEL_NAMES",
     "SPLIT_NAMES",
-    "FFPP_LABELS",
-    "CELEB_DF_METHODS",
-    "CELEB_DF_FOLDERS",
-    "FFPP_CELEB_DF_NAMES",
     "CELEB_DF_LAYOUT",
     "SOURCES",
-    "ACROSS",
     "Scan",
     "media_id_of",
-    "kind_of",
     "as_manifest",
     "media_files",
+    "is_outside",
     "wrong_root",
     "scan_ffpp",
     "scan_celeb_df",
     "scan_dfdc",
     "scan_dfdc_preview",
-    "is_outside",
     "scan_folders",
     "scan_table",
     "scan_lfw",
@@ -45,6 +38,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -52,18 +46,16 @@ import numpy as np
 import pandas as pd
 
 from .study import InputError, UsageError
+from .video import media_kind
 
 # %% ../nbs/09_adapters.ipynb #3a2267cd
 COLUMNS = ("media_id", "path", "label", "dataset", "method", "source_id", "target_id", "split", "kind")
-SUFFIXES = {
-    "video": (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),
-    "image": (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"),
-}
 LABEL_NAMES = {"real": 0, "original": 0, "pristine": 0, "fake": 1, "synthetic": 1, "manipulated": 1}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLIT_NAMES |= {"test": "test", "testing": "test"}
 
 
+# %% ../nbs/09_adapters.ipynb #921e8e80
 @dataclass
 class Scan:
     """What an adapter found below a folder, before anything is decoded.
@@ -87,20 +79,25 @@ class Scan:
         """The rows as a table with the columns of `COLUMNS`, ordered by path; missing text is None."""
         return as_manifest(self.rows)
 
-    def add(self, path, label, *, name=None, method=None, source_id=None, target_id=None, split=None):
+    def add(
+        self, path, label, *, name=None, method=None, source_id=None, target_id=None, split=None, dataset=None
+    ):
         """Take one media file, given relative to the root; `name` is what its ``media_id`` is made from."""
-        path = PurePosixPath(path)
+        path, kind = PurePosixPath(path), media_kind(path)
+        if kind is None:
+            self.reject(path, "its ending is neither that of a picture nor of a video")
+            return
         method = method or ("original" if label == 0 else "unknown")
         row = {"media_id": media_id_of(name or path), "path": str(path), "label": label}
-        row |= {"dataset": self.dataset, "method": method, "source_id": source_id}
-        self.rows.append(row | {"target_id": target_id, "split": split, "kind": kind_of(path)})
+        row |= {"dataset": dataset or self.dataset, "method": method, "source_id": source_id}
+        self.rows.append(row | {"target_id": target_id, "split": split, "kind": kind})
 
     def reject(self, path, reason):
         """Leave one file out, and say why."""
         self.rejected.append({"path": str(PurePosixPath(path)), "reason": reason})
 
 
-# %% ../nbs/09_adapters.ipynb #7fe6c2e1
+# %% ../nbs/09_adapters.ipynb #ad2471ec
 def media_id_of(name):
     """A file name for everything computed from one media file.
 
@@ -121,22 +118,7 @@ def media_id_of(name):
     return f"{clean}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
-# %% ../nbs/09_adapters.ipynb #ad2471ec
-def kind_of(path):
-    """Whether a file's ending is that of a video or an image.
-
-    Parameters
-    ----------
-    path : str or PurePath
-
-    Returns
-    -------
-    {"video", "image"} or None
-    """
-    suffix = PurePosixPath(path).suffix.lower()
-    return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
-
-
+# %% ../nbs/09_adapters.ipynb #42478d64
 def as_manifest(rows):
     """Put rows into a manifest.
 
@@ -158,7 +140,7 @@ def as_manifest(rows):
     return frame[order].sort_values("path", ignore_index=True)
 
 
-# %% ../nbs/09_adapters.ipynb #4d8dc043
+# %% ../nbs/09_adapters.ipynb #09a4916e
 def media_files(root, below=".", scan=None):
     """Media files below a folder, in a fixed order.
 
@@ -175,7 +157,13 @@ def media_files(root, below=".", scan=None):
     list of PurePosixPath
         Relative to `root`; hidden files are left out, symbolic links are followed once.
     """
-    root, found, seen = Path(root), [], set()
+    return [folder / name for folder, names in _walk(root, below, scan) for name in names if media_kind(name)]
+
+
+# %% ../nbs/09_adapters.ipynb #349f7776
+def _walk(root, below=".", scan=None):
+    """Each folder below another one, relative to `root`, and the names of its files."""
+    root, seen = Path(root), set()
 
     def unreadable(error):
         if scan is not None:
@@ -190,11 +178,10 @@ def media_files(root, below=".", scan=None):
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        found += [relative / name for name in sorted(files) if kind_of(name) and not name.startswith(".")]
-    return found
+        yield relative, sorted(name for name in files if not name.startswith("."))
 
 
-# %% ../nbs/09_adapters.ipynb #09a4916e
+# %% ../nbs/09_adapters.ipynb #e542e1cf
 def _subfolder(root, *names):
     """The folder `names` below `root`, whatever the case of its letters; None when it is not there."""
     folder = Path(root)
@@ -213,15 +200,60 @@ def _entries(folder):
         return []
 
 
-def _read_json(path, scan):
+# %% ../nbs/09_adapters.ipynb #e489ccb9
+def _read_json(root, name, scan, kind=dict):
+    """What a JSON file below `root` holds; an empty `kind` where it is absent, damaged or something else."""
+    path = Path(root) / name
+    if not path.is_file():
+        return kind()
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        scan.reject(Path(path).name, f"not a readable JSON file ({error})")
-        return None
+        scan.reject(name, f"not a readable JSON file ({error})")
+        return kind()
+    if not isinstance(found, kind):
+        scan.reject(name, f"holds a JSON {type(found).__name__}, not a {kind.__name__}")
+        return kind()
+    return found
 
 
-# %% ../nbs/09_adapters.ipynb #e542e1cf
+def _read_table(path, *needed):
+    """A CSV file as text, the names of its columns in lower case."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path.name} cannot be read as a CSV table: {str(error).strip()}. "
+            "Save it as UTF-8, and put a name that holds a comma in double quotes."
+        ) from None
+    table = table.rename(columns=lambda name: str(name).strip().lower())
+    if missing := set(needed) - set(table.columns):
+        raise InputError(
+            f"{path.name} has no column {' and '.join(sorted(missing))}, only: {', '.join(table.columns)}. "
+            "Name its columns in the first line, with commas between."
+        )
+    return table
+
+
+# %% ../nbs/09_adapters.ipynb #39812234
+def is_outside(path):
+    """Whether a path of a manifest leads out of the folder it is relative to.
+
+    Parameters
+    ----------
+    path : str or PurePath
+
+    Returns
+    -------
+    bool
+        True for absolute paths and for those that climb above their start with ``..``.
+    """
+    path = PurePosixPath(str(path).replace("\\", "/"))
+    depth = np.cumsum([-1 if part == ".." else 1 for part in path.parts if part != "."])
+    return path.is_absolute() or bool(re.match("[A-Za-z]:", str(path))) or bool((depth < 0).any())
+
+
+# %% ../nbs/09_adapters.ipynb #65a57635
 def wrong_root(source, root):
     """The error for a folder that does not have a data set's layout.
 
@@ -243,62 +275,91 @@ def wrong_root(source, root):
     )
 
 
-# %% ../nbs/09_adapters.ipynb #e489ccb9
+# %% ../nbs/09_adapters.ipynb #37a5935f
 def scan_ffpp(root, options):
-    """FaceForensics++ and the DeepFakeDetection videos beside it, in the layout of their download script.
+    """FaceForensics++ and the DeepFakeDetection videos beside it, as downloaded by their script or from Kaggle.
 
     Parameters
     ----------
     root : Path
-        Holds ``original_sequences`` and ``manipulated_sequences``; optionally ``train.json``, ``val.json``
-        and ``test.json`` (also in ``splits/``), and ``conversion_dict.json``.
+        Holds ``original_sequences`` and ``manipulated_sequences``, or ``original`` and a folder a method; optionally
+        ``train.json``, ``val.json`` and ``test.json`` (also in ``splits/``), and ``conversion_dict.json``.
     options : dict
-        ``compression`` keeps one of ``c0``, ``c23``, ``c40``; ``methods`` keeps a comma-separated list.
+        ``compression`` (``raw``, in old downloads ``c0``, ``c23``, ``c40``) and ``methods`` (and ``original``) keep
+        what they list, with commas between.
 
     Returns
     -------
     Scan
         https://github.com/ondyari/FaceForensics/tree/master/dataset
+
+    Raises
+    ------
+    UsageError
+        There are videos, but none of that compression and method.
     """
-    scan = Scan("ffpp")
+    scan, left_out = Scan("ffpp"), set()
     split_of, person_of = _ffpp_splits(root, scan), _ffpp_people(root, scan)
     for path in media_files(root, scan=scan):
-        parts = path.parts
-        if len(parts) != 5 or parts[3] != "videos" or parts[0] not in FFPP_LABELS or parts[2] == "masks":
+        place = _ffpp_place(path.parent.parts)
+        if place is None:
             continue
-        collection, compression = parts[1:3]
-        if not _is_wanted(compression, options.get("compression")):
-            continue
-        identities = _ffpp_identities(path.stem, FFPP_LABELS[parts[0]])
-        if identities is None:
-            scan.reject(path, "the name is not <sequence> or <target>_<source>")
-            continue
-        split = split_of.get(identities[0]) if len({split_of.get(i) for i in identities}) == 1 else None
-        people = [person_of.get(identity, identity) for identity in identities]
-        method = collection if FFPP_LABELS[parts[0]] else "original"
-        if _is_wanted(method, options.get("methods")):
-            name = f"{collection}/{compression}/{path.stem}"
-            target = people[0] if len(people) == 2 else None
-            scan.add(
-                path,
-                len(people) - 1,
-                name=name,
-                method=method,
-                source_id=people[-1],
-                target_id=target,
-                split=split,
-            )
+        collection, compression, label = place
+        method = collection if label else "original"
+        if not (_is_wanted(compression, options, "compression") and _is_wanted(method, options, "methods")):
+            left_out.add(f"{method} {compression}".strip())
+        else:
+            _add_ffpp_video(scan, path, place, method, split_of, person_of)
+    if left_out and not scan.rows:
+        asked = ", ".join(
+            f"{name}={options[name]}" for name in ("compression", "methods") if options.get(name)
+        )
+        raise UsageError(f"No video is kept by {asked}. There are: {', '.join(sorted(left_out))}.")
     return scan
 
 
-FFPP_LABELS = {"original_sequences": 0, "manipulated_sequences": 1}
+# %% ../nbs/09_adapters.ipynb #0cf69e7d
+FFPP_METHODS = ("Deepfakes", "Face2Face", "FaceShifter", "FaceSwap", "NeuralTextures", "DeepFakeDetection")
 
 
-# %% ../nbs/09_adapters.ipynb #b6d88370
-def _is_wanted(name, wanted):
+def _ffpp_place(folders):
+    """Collection, compression and label that the folders above a video say; None for masks, models and frames."""
+    match folders:
+        case ("original_sequences", collection, compression, "videos"):
+            return collection, compression, 0
+        case ("original_sequences", compression, "videos"):
+            return "youtube", compression, 0
+        case ("manipulated_sequences", method, compression, "videos") if compression != "masks":
+            return method, compression, 1
+        case (method,) if method in ("original", *FFPP_METHODS):
+            return method, "", int(method != "original")
+
+
+def _is_wanted(name, options, option):
+    wanted = options.get(option)
     return not wanted or name in [part.strip() for part in wanted.split(",")]
 
 
+def _add_ffpp_video(scan, path, place, method, split_of, person_of):
+    collection, compression, label = place
+    identities = _ffpp_identities(path.stem, label)
+    if identities is None:
+        scan.reject(path, "the name is not <sequence> or <target>_<source>")
+        return
+    splits = {split_of.get(identity) for identity in identities}
+    people = [person_of.get(identity, identity) for identity in identities]
+    scan.add(
+        path,
+        label,
+        name="/".join(part for part in (collection, compression, path.stem) if part),
+        method=method,
+        source_id=people[-1],
+        target_id=people[0] if label else None,
+        split=splits.pop() if len(splits) == 1 else None,
+    )
+
+
+# %% ../nbs/09_adapters.ipynb #b736ee53
 def _ffpp_identities(stem, label):
     """(person,) of a real sequence or (target, source) of a fake; actors are named apart from sequences."""
     pattern = r"(\d+)_(\d+)" if label else r"(\d+)"
@@ -312,24 +373,23 @@ def _ffpp_identities(stem, label):
 def _ffpp_splits(root, scan):
     split_of = {}
     for split in ("train", "val", "test"):
-        files = [
-            path for path in (root / f"{split}.json", root / "splits" / f"{split}.json") if path.is_file()
-        ]
-        pairs = _read_json(files[0], scan) if files else None
-        split_of |= {str(number): split for pair in pairs or [] for number in pair}
+        places = [f"{split}.json", f"splits/{split}.json"]
+        name = next((name for name in places if (Path(root) / name).is_file()), places[0])
+        for pair in _read_json(root, name, scan, list):
+            numbers = pair if isinstance(pair, list) else [pair]
+            split_of |= {str(number).zfill(3): split for number in numbers}
     return split_of
 
 
 def _ffpp_people(root, scan):
-    path = root / "conversion_dict.json"
-    downloads = (_read_json(path, scan) if path.is_file() else None) or {}
+    downloads = _read_json(root, "conversion_dict.json", scan)
     first = {}
     for number in sorted(downloads):
         first.setdefault(str(downloads[number])[:11], number)
     return {number: first[str(download)[:11]] for number, download in downloads.items()}
 
 
-# %% ../nbs/09_adapters.ipynb #34dcc049
+# %% ../nbs/09_adapters.ipynb #dedd64a2
 def scan_celeb_df(root, options, dataset="celeb-df-v2"):
     """Celeb-DF, version 1 or 2.
 
@@ -348,37 +408,25 @@ def scan_celeb_df(root, options, dataset="celeb-df-v2"):
         https://github.com/yuezunli/celeb-deepfakeforensics
     """
     scan = Scan(dataset)
-    test_list, unseen = _celeb_df_test_list(root), set()
-    unseen.update(test_list)
+    test_list = _celeb_df_test_list(root, scan)
+    unseen = set(test_list)
     for path, folder in _celeb_df_files(root, scan):
-        label, match = int(folder == "Celeb-synthesis"), re.fullmatch(CELEB_DF_FOLDERS[folder], path.stem)
         listed = f"{folder}/{path.name}"
         unseen.discard(listed)
-        if match is None:
+        people, label = re.fullmatch(CELEB_DF_FOLDERS[folder], path.stem), int(folder == "Celeb-synthesis")
+        if people is None:
             scan.reject(path, f"the name does not follow the pattern of {folder}")
         elif test_list.get(listed, label) != label:
             scan.reject(path, "the test list and the folder disagree on whether it is real")
         else:
-            *target, source = match.groups()
-            source = f"youtube{source}" if folder == "YouTube-real" else source
             split = ("test" if listed in test_list else "train") if test_list else None
-            target = target[0] if target else None
-            name = f"{folder}/{path.stem}"
-            scan.add(
-                path,
-                label,
-                name=name,
-                method=CELEB_DF_METHODS[label],
-                source_id=source,
-                target_id=target,
-                split=split,
-            )
+            _add_celeb_df_video(scan, path, folder, people.groups(), split)
     for listed in sorted(unseen):
         scan.reject(listed, "in the test list, but the file is absent")
     return scan
 
 
-CELEB_DF_METHODS = ("original", "Celeb-synthesis")
+# %% ../nbs/09_adapters.ipynb #02e4c8bd
 CELEB_DF_FOLDERS = {
     "Celeb-real": r"(id\d+)_\d+",
     "YouTube-real": r"(\d+)",
@@ -386,31 +434,49 @@ CELEB_DF_FOLDERS = {
 }
 
 
-# %% ../nbs/09_adapters.ipynb #37a5935f
+def _add_celeb_df_video(scan, path, folder, people, split):
+    about = {"name": f"{folder}/{path.stem}", "split": split}
+    if folder == "Celeb-synthesis":
+        target, source = people
+        scan.add(path, 1, method=folder, source_id=source, target_id=target, **about)
+    else:
+        prefix = "youtube" if folder == "YouTube-real" else ""
+        scan.add(path, 0, source_id=prefix + people[0], **about)
+
+
 def _celeb_df_files(root, scan):
+    """Each video with the official name of its folder; frames that somebody has cut from them are not media."""
     for folder in CELEB_DF_FOLDERS:
         if below := _subfolder(root, folder):
-            yield from (
-                (path, folder) for path in media_files(root, below.relative_to(root).as_posix(), scan)
-            )
+            for path in media_files(root, below.relative_to(root).as_posix(), scan):
+                if media_kind(path) == "video":
+                    yield path, folder
 
 
-def _celeb_df_test_list(root):
+def _celeb_df_test_list(root, scan):
     """Label, 1 fake, of each file of the official test list, which itself writes 1 for real."""
-    path = Path(root) / "List_of_testing_videos.txt"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
-    return {pair[1].strip(): 1 - int(pair[0]) for pair in pairs if len(pair) == 2 and pair[0] in ("0", "1")}
+    name, labels = "List_of_testing_videos.txt", {}
+    path = Path(root) / name
+    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := re.fullmatch(r"\s*([01])\s+(\S.*?)\s*", line):
+            labels[match[2].replace("\\", "/")] = 1 - int(match[1])
+        elif line.strip():
+            scan.reject(
+                name, f"line {number} is not 0 or 1 and a path, so a test video may be taken for training"
+            )
+    return labels
 
 
-# %% ../nbs/09_adapters.ipynb #725e3e28
+# %% ../nbs/09_adapters.ipynb #6d7c5459
 def scan_dfdc(root, options):
-    """The DeepFake Detection Challenge set: part folders with a ``metadata.json`` each.
+    """The DeepFake Detection Challenge set: folders with a list of their videos each.
 
     Parameters
     ----------
     root : Path
-        Holds part folders such as ``dfdc_train_part_0``, or is itself one.
+        Holds part folders such as ``dfdc_train_part_0`` with a ``metadata.json``, or ``validation`` and ``test`` with
+        a ``labels.csv`` (``filename,label``) beside the videos or beside their folder ``videos``; or is one of them.
     options : dict
         Not used.
 
@@ -419,39 +485,60 @@ def scan_dfdc(root, options):
     Scan
         https://www.kaggle.com/c/deepfake-detection-challenge/data
     """
-    scan = Scan("dfdc")
-    for listing in sorted(Path(root).rglob("metadata.json")):
-        part = PurePosixPath(listing.parent.relative_to(root).as_posix())
-        entries = _read_json(listing, scan)
-        if not isinstance(entries, dict):
-            continue
+    scan, listed = Scan("dfdc"), set()
+    for folder, entries in _dfdc_lists(root, scan):
         for name, entry in sorted(entries.items()):
-            _add_dfdc_entry(scan, root, part / name, entry)
-        for path in media_files(root, part.as_posix(), scan):
-            if path.parent == part and path.name not in entries:
-                scan.reject(path, "not listed in metadata.json, so its label is unknown")
+            beside, below = folder / name, folder / "videos" / name
+            path = below if (Path(root) / below).is_file() else beside
+            listed.add(path)
+            _add_dfdc_entry(scan, root, path, entry if isinstance(entry, dict) else {})
+    for path in media_files(root):
+        if media_kind(path) == "video" and path not in listed:
+            scan.reject(path, "no metadata.json or labels.csv names it, so its label is unknown")
     return scan
 
 
-# %% ../nbs/09_adapters.ipynb #5c8dec41
+# %% ../nbs/09_adapters.ipynb #c5cae52c
+def _dfdc_lists(root, scan):
+    """Each folder that lists videos, and the entry of each file name."""
+    for folder, names in _walk(root, scan=scan):
+        if "metadata.json" in names:
+            yield folder, _read_json(root, folder / "metadata.json", scan)
+        elif "labels.csv" in names:
+            try:
+                table = _read_table(Path(root) / folder / "labels.csv", "filename", "label")
+            except InputError as error:
+                scan.reject(folder / "labels.csv", str(error))
+            else:
+                yield folder, {row.filename: {"label": row.label} for row in table.itertuples()}
+
+
 def _add_dfdc_entry(scan, root, path, entry):
     label = DFDC_LABELS.get(str(entry.get("label", entry.get("is_fake"))).upper())
-    if label is None:
-        scan.reject(path, "metadata.json gives neither REAL nor FAKE")
+    if is_outside(path):
+        scan.reject(path, "the path leads out of the data set's folder")
+    elif label is None:
+        scan.reject(path, "its list gives neither REAL nor FAKE")
     elif not (Path(root) / path).is_file():
-        scan.reject(path, "listed in metadata.json, but the file is absent")
+        scan.reject(path, "listed, but the file is absent")
     else:
-        original = PurePosixPath(entry.get("original") or "").stem or None
+        original = PurePosixPath(str(entry.get("original") or "")).stem or None
         source, target = (None, original) if label else (path.stem, None)
-        split = SPLIT_NAMES.get(str(entry.get("split", "")).lower())
-        method = "dfdc" if label else "original"
-        scan.add(path, label, method=method, source_id=source, target_id=target, split=split)
+        split = _split_named(str(entry.get("split", "")), *path.parts[-2::-1])
+        scan.add(
+            path, label, method="dfdc" if label else None, source_id=source, target_id=target, split=split
+        )
+
+
+def _split_named(*words):
+    """The first of some words that names a split."""
+    return next((SPLIT_NAMES[word.lower()] for word in words if word.lower() in SPLIT_NAMES), None)
 
 
 DFDC_LABELS = {"REAL": 0, "FAKE": 1, "0": 0, "1": 1}
 
 
-# %% ../nbs/09_adapters.ipynb #740e30f1
+# %% ../nbs/09_adapters.ipynb #35922d34
 def scan_dfdc_preview(root, options):
     """The DFDC preview set: one ``dataset.json`` for all files.
 
@@ -468,11 +555,10 @@ def scan_dfdc_preview(root, options):
         78.5 % of it is fake. https://arxiv.org/abs/1910.08854
     """
     scan = Scan("dfdc-preview")
-    listing = Path(root) / "dataset.json"
-    entries = _read_json(listing, scan) if listing.is_file() else None
-    for name, entry in sorted((entries or {}).items()):
+    for name, entry in sorted(_read_json(root, "dataset.json", scan).items()):
+        entry = entry if isinstance(entry, dict) else {}
         path, label = PurePosixPath(name), LABEL_NAMES.get(str(entry.get("label")).lower())
-        split = SPLIT_NAMES.get(str(entry.get("set", entry.get("split"))).lower())
+        split = _split_named(str(entry.get("set", entry.get("split"))))
         people = [None if entry.get(key) is None else str(entry[key]) for key in ("target_id", "swapped_id")]
         if label is None:
             scan.reject(path, "dataset.json gives neither real nor fake")
@@ -487,25 +573,7 @@ def scan_dfdc_preview(root, options):
     return scan
 
 
-# %% ../nbs/09_adapters.ipynb #49810b74
-def is_outside(path):
-    """Whether a path of a manifest leads out of the folder it is relative to.
-
-    Parameters
-    ----------
-    path : str or PurePath
-
-    Returns
-    -------
-    bool
-        True for absolute paths and for those that climb above their start with ``..``.
-    """
-    path = PurePosixPath(str(path).replace("\\", "/"))
-    depth = np.cumsum([-1 if part == ".." else 1 for part in path.parts if part != "."])
-    return path.is_absolute() or bool(re.match("[A-Za-z]:", str(path))) or bool((depth < 0).any())
-
-
-# %% ../nbs/09_adapters.ipynb #52592e1d
+# %% ../nbs/09_adapters.ipynb #f4547947
 def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_splits=False):
     """Files below folders named real and fake, at any depth, optionally below train, val and test.
 
@@ -526,32 +594,30 @@ def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_s
     Scan
     """
     scan = Scan(dataset)
+    index = _folder_index(Path(root), scan)
     pattern = _compile(options.get("identity_pattern") or identity_pattern)
-    index = _folder_index(Path(root))
     for path in media_files(root, scan=scan):
-        labels = {LABEL_NAMES[part.lower()] for part in path.parts[:-1] if part.lower() in LABEL_NAMES}
-        splits = [SPLIT_NAMES[part.lower()] for part in path.parts[:-1] if part.lower() in SPLIT_NAMES]
-        entry = index.get(str(path), {})
+        folders, entry = [part.lower() for part in path.parts[:-1]], index.get(path, {})
+        labels = {LABEL_NAMES[folder] for folder in folders if folder in LABEL_NAMES}
+        split, given = _split_named(*folders), entry.get("label")
         if len(labels) != 1:
-            scan.reject(
-                path,
-                "the folders above it name " + ("both real and fake" if labels else "neither real nor fake"),
-            )
-        elif str(entry.get("label", "")) not in ("", *(str(label) for label in labels)):
+            named = "both real and fake" if labels else "neither real nor fake"
+            scan.reject(path, f"the folders above it name {named}")
+        elif given and _label_of(given) not in labels:
             scan.reject(path, "index.csv and the folder disagree on its label")
-        elif needs_splits and not splits:
+        elif needs_splits and not split:
             scan.reject(path, "no folder above it says train, validation or test")
         else:
-            label = labels.pop()
+            (label,) = labels
             people = _named_people(path, label, entry, pattern)
-            scan.add(path, label, method=entry.get("method"), split=splits[0] if splits else None, **people)
+            scan.add(path, label, method=entry.get("method"), split=split, **people)
     return scan
 
 
+# %% ../nbs/09_adapters.ipynb #dc92e351
 FFPP_CELEB_DF_NAMES = r"(?P<target>id\d+|\d{5}|\d{3})(?:_(?P<source>id\d+|\d{3}(?=_)))?(?:_\d{4})?_\d+"
 
 
-# %% ../nbs/09_adapters.ipynb #1c9dfd0e
 def _compile(pattern):
     try:
         return re.compile(pattern) if pattern else None
@@ -559,10 +625,15 @@ def _compile(pattern):
         raise UsageError(f"identity_pattern={pattern!r} is not a regular expression: {error}.") from None
 
 
-def _folder_index(root):
+def _folder_index(root, scan):
+    """What index.csv says of each file; of a file that it names twice, the first line counts."""
     path = root / "index.csv"
-    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.is_file() else pd.DataFrame()
-    return table.set_index("file").to_dict("index") if "file" in table else {}
+    table = _read_table(path) if path.is_file() else pd.DataFrame({"file": []})
+    if "file" not in table:
+        scan.reject(path.name, "has no column file, so it tells nothing of the files")
+        return {}
+    rows = table.to_dict("records")
+    return {PurePosixPath(row["file"].replace("\\", "/")): row for row in reversed(rows)}
 
 
 def _named_people(path, label, entry, pattern):
@@ -576,7 +647,7 @@ def _named_people(path, label, entry, pattern):
     return {"source_id": source, "target_id": target}
 
 
-# %% ../nbs/09_adapters.ipynb #1483c012
+# %% ../nbs/09_adapters.ipynb #661b215e
 def scan_table(root, options, dataset="zoom"):
     """Media files listed in a CSV, such as Zoom recordings.
 
@@ -593,39 +664,44 @@ def scan_table(root, options, dataset="zoom"):
     -------
     Scan
     """
-    scan, table = Scan(dataset), _recordings_table(Path(root))
+    scan, seen = Scan(dataset), set()
     folder = Path(root) if Path(root).is_dir() else Path(root).parent
-    seen = set()
-    for entry in table.to_dict("records"):
-        path, label = PurePosixPath(entry["path"].replace("\\", "/")), _label_of(entry["label"])
-        if label is None:
-            scan.reject(path, f"label {entry['label']!r} is none of 0, 1, real, fake")
-        elif is_outside(path):
-            scan.reject(path, "the path leads out of the table's folder")
-        elif path in seen:
-            scan.reject(path, "listed twice; the first line counts")
-        elif not (folder / path).is_file():
-            scan.reject(path, "listed, but the file is absent")
-        else:
-            seen.add(path)
-            source = entry.get("identity") or entry.get("source_id") or None
-            target = (entry.get("target_id") or None) if label else None
-            split = SPLIT_NAMES.get(entry.get("split", "").lower())
-            scan.add(
-                path,
-                label,
-                method=entry.get("method") or None,
-                source_id=source,
-                target_id=target,
-                split=split,
-            )
-            scan.rows[-1]["dataset"] = entry.get("dataset") or dataset
+    for entry in _recordings_table(Path(root)).to_dict("records"):
+        path = PurePosixPath(entry["path"].strip().replace("\\", "/"))
+        if reason := _recording_problem(folder, path, entry, seen):
+            scan.reject(path, reason)
+            continue
+        seen.add(path)
+        label = _label_of(entry["label"])
+        scan.add(
+            path,
+            label,
+            method=entry.get("method") or None,
+            source_id=entry.get("identity") or entry.get("source_id") or None,
+            target_id=(entry.get("target_id") or None) if label else None,
+            split=_split_named(entry.get("split", "").strip()),
+            dataset=entry.get("dataset") or None,
+        )
     return scan
 
 
-# %% ../nbs/09_adapters.ipynb #4b4eb8fa
+# %% ../nbs/09_adapters.ipynb #cae1b25c
 def _label_of(text):
     return LABEL_NAMES.get(text.strip().lower(), {"0": 0, "1": 1}.get(text.strip()))
+
+
+def _recording_problem(folder, path, entry, seen):
+    """Why a line of the table cannot be used; None when it can."""
+    split = entry.get("split", "").strip()
+    if _label_of(entry["label"]) is None:
+        return f"label {entry['label']!r} is none of 0, 1, real, fake"
+    if split and not _split_named(split):
+        return f"split {split!r} is none of train, val, test"
+    if is_outside(path):
+        return "the path leads out of the table's folder"
+    if path in seen:
+        return "listed twice; the first line counts"
+    return None if (folder / path).is_file() else "listed, but the file is absent"
 
 
 def _recordings_table(root):
@@ -633,17 +709,10 @@ def _recordings_table(root):
     named = [path for path in tables if path.name.lower() == "recordings.csv"]
     if len(named or tables) != 1:
         return pd.DataFrame(columns=["path", "label"])
-    try:
-        table = pd.read_csv((named or tables)[0], dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{(named or tables)[0].name} cannot be read as a CSV table: {error}.") from None
-    table = table.rename(columns=lambda name: str(name).strip().lower())
-    if missing := {"path", "label"} - set(table.columns):
-        raise InputError(f"{(named or tables)[0].name} has no column {' and '.join(sorted(missing))}.")
-    return table
+    return _read_table((named or tables)[0], "path", "label")
 
 
-# %% ../nbs/09_adapters.ipynb #3f966e0b
+# %% ../nbs/09_adapters.ipynb #e9121f0d
 def scan_lfw(root, options):
     """Labeled Faces in the Wild in the layout of scikit-learn's ``data_home``.
 
@@ -666,10 +735,12 @@ def scan_lfw(root, options):
         person = path.parent.name
         if re.fullmatch(re.escape(person) + r"_\d{4}", path.stem):
             scan.add(path, 0, name=f"{person}/{path.stem}", source_id=person)
+        else:
+            scan.reject(path, "the name is not <person>/<person>_<four digits>")
     return scan
 
 
-# %% ../nbs/09_adapters.ipynb #d0e714a4
+# %% ../nbs/09_adapters.ipynb #a0705948
 @dataclass(frozen=True)
 class Source:
     """A data set that can be built.
@@ -703,7 +774,7 @@ def _folders(dataset, **known):
     return lambda root, options: scan_folders(root, options, dataset, **known)
 
 
-# %% ../nbs/09_adapters.ipynb #bae9a146
+# %% ../nbs/09_adapters.ipynb #2b88e7ae
 CELEB_DF_LAYOUT = (
     "Celeb-real, YouTube-real and Celeb-synthesis with .mp4 files, and List_of_testing_videos.txt."
 )
@@ -712,8 +783,8 @@ SOURCES = {
         "FaceForensics++ (and Google's DeepFakeDetection)",
         "https://github.com/ondyari/FaceForensics (form)",
         "FaceForensics terms of use",
-        "original_sequences/<youtube|actors>/<c0|c23|c40>/videos and manipulated_sequences/<method>/<compression>"
-        "/videos, optionally train.json, val.json, test.json.",
+        "original_sequences/<youtube|actors>/<raw|c23|c40>/videos and manipulated_sequences/<method>/<compression>"
+        "/videos, or original and a folder a method (Kaggle); optionally train.json, val.json, test.json.",
         scan_ffpp,
     ),
     "celeb-df-v1": Source(
@@ -732,13 +803,13 @@ SOURCES = {
     ),
 }
 
-# %% ../nbs/09_adapters.ipynb #eab4c164
+# %% ../nbs/09_adapters.ipynb #328fe6e4
 SOURCES |= {
     "dfdc": Source(
         "DeepFake Detection Challenge",
         "https://www.kaggle.com/c/deepfake-detection-challenge/data",
         "competition rules",
-        "part folders such as dfdc_train_part_0, each with .mp4 files and a metadata.json.",
+        "part folders such as dfdc_train_part_0, each with .mp4 files and a metadata.json (or a labels.csv).",
         scan_dfdc,
     ),
     "dfdc-preview": Source(
@@ -752,7 +823,8 @@ SOURCES |= {
         "OpenForensics, 256-pixel crops",
         "https://www.kaggle.com/datasets/manjilkarki/deepfake-and-real-images",
         "OpenForensics, CC BY 4.0",
-        "Train, Validation and Test, each with Real and Fake.",
+        "Train, Validation and Test, each with Real and Fake. The release of whole pictures on Zenodo, with labels "
+        "a face in Train_poly.json and the like, is not read.",
         _folders("openforensics", needs_splits=True),
     ),
     "ffpp-celeb-df": Source(
@@ -771,7 +843,7 @@ SOURCES |= {
     ),
 }
 
-# %% ../nbs/09_adapters.ipynb #e9121f0d
+# %% ../nbs/09_adapters.ipynb #aa3af966
 SOURCES |= {
     "folder": Source(
         "Your own media",
@@ -804,7 +876,7 @@ SOURCES |= {
 }
 
 
-# %% ../nbs/09_adapters.ipynb #33b2542e
+# %% ../nbs/09_adapters.ipynb #1639a275
 def scan_source(name, root, options=None):
     """Read the names below a data set's folder.
 
@@ -837,19 +909,26 @@ def scan_source(name, root, options=None):
     scan = source.scan(root, options or {})
     if scan.rows:
         return scan
-    nested = [
-        path.name for path in _entries(root)[:20] if path.is_dir() and source.scan(path, options or {}).rows
-    ]
     error = str(wrong_root(source, root))
-    if nested:
-        error += f" Its subfolder {nested[0]!r} has it."
+    if nested := _subfolder_with(source, root, options or {}):
+        error += f" Its subfolder {nested!r} has it."
     elif scan.rejected:
         first = scan.rejected[0]
-        error += f" {len(scan.rejected)} files were left out; the first, {first['path']!r}, because: {first['reason']}."
+        error += f" Left out: {len(scan.rejected)}; the first, {first['path']!r}, because: {first['reason']}."
     raise InputError(error)
 
 
-# %% ../nbs/09_adapters.ipynb #2b88e7ae
+# %% ../nbs/09_adapters.ipynb #893ccb1a
+def _subfolder_with(source, root, options, most=20):
+    """Name of the first of `most` folders in which a data set's layout is found; None where there is none."""
+    for path in [path for path in _entries(root) if path.is_dir()][:most]:
+        with suppress(InputError):
+            if source.scan(path, options).rows:
+                return path.name
+    return None
+
+
+# %% ../nbs/09_adapters.ipynb #f528abad
 def leaks(manifest):
     """Identities that stand in more than one split, as source or as target.
 
@@ -873,7 +952,7 @@ def leaks(manifest):
     return groups[groups.splits.str.contains(", ", regex=False)].reset_index()
 
 
-# %% ../nbs/09_adapters.ipynb #328fe6e4
+# %% ../nbs/09_adapters.ipynb #753411cd
 def assert_no_leak(manifest):
     """Refuse a manifest in which a person stands on both sides of a split.
 
@@ -895,7 +974,7 @@ def assert_no_leak(manifest):
         )
 
 
-# %% ../nbs/09_adapters.ipynb #7fbb503c
+# %% ../nbs/09_adapters.ipynb #d1ef6e5b
 def identity_components(manifest):
     """The group of each row such that no identity is in two groups.
 
@@ -927,7 +1006,7 @@ def _people_of(row):
     return [str(identity) for identity in row if identity is not None and identity == identity]
 
 
-# %% ../nbs/09_adapters.ipynb #753411cd
+# %% ../nbs/09_adapters.ipynb #f7456898
 def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
     """Give each row without a split one, such that no identity crosses.
 
@@ -950,14 +1029,8 @@ def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
     UsageError
         The shares are negative or do not add up to 1.
     """
-    if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6:
-        raise UsageError(
-            f"The shares of train, val and test must be at least 0 and add up to 1, not {ratios}."
-        )
-    shares = {
-        name: share for name, share in zip(("train", "test", "val"), np.array(ratios)[[0, 2, 1]], strict=True)
-    }
-    shares = {name: float(share) for name, share in shares.items() if share}
+    train, val, test = checked_shares(ratios)
+    shares = {name: share for name, share in (("train", train), ("test", test), ("val", val)) if share}
     manifest = manifest.copy()
     if manifest.split.notna().all():
         return manifest
@@ -974,10 +1047,7 @@ def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
     return manifest
 
 
-ACROSS = "across"
-
-
-# %% ../nbs/09_adapters.ipynb #6a67c1e9
+# %% ../nbs/09_adapters.ipynb #5e7d9a39
 def read_shares(text):
     """Read the shares of training, validation and test from text.
 
@@ -993,15 +1063,29 @@ def read_shares(text):
     Raises
     ------
     UsageError
-        Something in it is not a number.
+        It is not three numbers of at least 0 that add up to 1.
     """
     try:
-        return tuple(float(share) for share in text.split(","))
+        shares = tuple(float(share) for share in text.split(","))
     except ValueError:
         raise UsageError(f"shares={text!r} is not three numbers with commas between.") from None
+    return checked_shares(shares)
 
 
-# %% ../nbs/09_adapters.ipynb #5bb9cafb
+# %% ../nbs/09_adapters.ipynb #82850efd
+def checked_shares(shares):
+    """Shares of train, val and test as they are; refuses what cannot be dealt by."""
+    if len(shares) != 3 or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
+        raise UsageError(
+            f"The shares of train, val and test must be at least 0 and add up to 1, not {shares}."
+        )
+    return shares
+
+
+# %% ../nbs/09_adapters.ipynb #d033248f
+ACROSS = "across"  # group of the files between people who had to be parted
+
+
 def _deal(groups, labels, given, shares, rng):
     """Split of each group: the one that most lacks what the group has, largest groups first."""
     counts = pd.crosstab(groups[groups != ACROSS], labels[groups != ACROSS]).sort_index()
@@ -1031,7 +1115,7 @@ def _cut_component(rows, shares, rng):
     return [f"{pairs[0][0]} side {s[0]}" if len(s) == 1 else ACROSS for s in sides]
 
 
-# %% ../nbs/09_adapters.ipynb #2d605ba7
+# %% ../nbs/09_adapters.ipynb #5f7fa3b9
 def limit_manifest(manifest, limit, order="random", rng=None):
     """Keep some of the files, half of them fake as far as there are enough.
 

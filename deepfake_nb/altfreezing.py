@@ -191,7 +191,7 @@ def train_base(
         network, settings, [*epoch_metrics(validation), *hooks], folder, BASE_AUGMENTATION
     )
     trainer.fit(train, validation)
-    trainer.load_best()
+    trainer.finish()
     return trainer
 
 
@@ -289,7 +289,7 @@ def fine_tune(base, rule, train_set, clips, settings, hooks, folder=None):
     """
     trainer = video_trainer(copy.deepcopy(base), settings, [*hooks, *epoch_metrics(clips[1])], folder)
     log = trainer.fit(*clips)
-    trainer.load_best()
+    trainer.finish()
     return FineTuned(rule, train_set, trainer, log)
 
 

@@ -5,7 +5,6 @@
 # %% auto #0
 __all__ = [
     "TRACK_SETTINGS",
-    "ACROSS_SPLITS",
     "MADE_HERE",
     "BuildSettings",
     "read_settings",
@@ -144,14 +143,26 @@ def read_settings(values=None):
         except ValueError:
             raise UsageError(f"{name}={value!r} is not of the kind {kind.__name__.strip('_')}.") from None
     settings = BuildSettings(**checked)
-    if settings.limit_order not in ("random", "sorted"):
-        raise UsageError(f"limit_order={settings.limit_order!r} is neither random nor sorted.")
-    if min(settings.frame_stride, settings.detect_every, settings.crop_size, settings.working_size) < 1:
-        raise UsageError("frame_stride, detect_every, crop_size and working_size must be at least 1.")
+    _check_settings(settings)
     return settings
 
 
 # %% ../nbs/09_builds.ipynb #a18fe15c
+LEAST = {"seed": 0, "max_frames": 0, "frames": 1}
+LEAST |= dict.fromkeys(("frame_stride", "detect_every", "crop_size", "working_size"), 1)
+
+
+def _check_settings(settings):
+    if settings.limit_order not in ("random", "sorted"):
+        raise UsageError(f"limit_order={settings.limit_order!r} is neither random nor sorted.")
+    for name, least in LEAST.items():
+        if getattr(settings, name) < least:
+            raise UsageError(f"{name} must be at least {least}, not {getattr(settings, name)}.")
+    if not 0 <= settings.threshold <= 1:
+        raise UsageError(f"threshold must lie between 0 and 1, not {settings.threshold}.")
+    read_shares(settings.shares)
+
+
 def _truth(value):
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if str(value).lower() not in words:
@@ -185,8 +196,7 @@ def plan(source, root, limit=None, splits="official", settings=None):
     InputError
         See `scan_source`.
     """
-    if splits not in ("official", "identity"):
-        raise UsageError(f"splits={splits!r} is neither official nor identity.")
+    _check_splits(splits)
     settings = settings or BuildSettings()
     scan = scan_source(source, root, asdict(settings))
     manifest, rejected = _drop_duplicates(scan.manifest, scan.rejected)
@@ -201,10 +211,15 @@ def plan(source, root, limit=None, splits="official", settings=None):
     return manifest[~across].reset_index(drop=True), rejected
 
 
+# %% ../nbs/09_builds.ipynb #30edd139
 ACROSS_SPLITS = "its two people came to stand on different sides of the identity split"
 
 
-# %% ../nbs/09_builds.ipynb #30edd139
+def _check_splits(splits):
+    if splits not in ("official", "identity"):
+        raise UsageError(f"splits={splits!r} is neither official nor identity.")
+
+
 def _drop_duplicates(manifest, rejected):
     twice = manifest.media_id.duplicated()
     extra = [{"path": path, "reason": "another file has the same media_id"} for path in manifest.path[twice]]
@@ -280,22 +295,14 @@ def _build_file(job):
 # %% ../nbs/09_builds.ipynb #9d439bd5
 def _trouble(error):
     """Whether an error is the disk's, the file's, or a fault of ours that a later run may not meet again."""
-    causes = list(itertools.takewhile(bool, _causes(error)))
-    if any(isinstance(c, OSError) and c.errno in DISK_ERRORS for c in causes):
-        return {
-            "stop": str(
-                next(c for c in causes if isinstance(c, InputError)) if _is_ours(causes) else causes[0]
-            )
-        }
+    causes = list(_causes(error))
+    if any(isinstance(cause, OSError) and cause.errno in DISK_ERRORS for cause in causes):
+        return {"stop": str(next((cause for cause in causes if isinstance(cause, InputError)), error))}
     if isinstance(error, InputError):
         return {"rejected": str(error)}
     if isinstance(error, OSError):
         return {"rejected": f"cannot be read ({error.strerror or error})"}
     return {"rejected": f"failed unexpectedly ({type(error).__name__}: {error})", "again": True}
-
-
-def _is_ours(causes):
-    return any(isinstance(cause, InputError) for cause in causes)
 
 
 def _causes(error):
@@ -319,7 +326,8 @@ class _Journal:
     def __init__(self, folder, digest):
         self.path, self.folder, self.digest = Path(folder) / "journal.jsonl", Path(folder), digest
         self.entries = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []:
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        for line in text.splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 entry = json.loads(line)
                 self.entries[entry["media_id"]] = entry
@@ -374,7 +382,7 @@ def many_workers(work, jobs=1, scheduler=None, threads=1):
     work : callable
         Of one task; both have to be known to other processes.
     jobs : int
-        Processes on this machine; 1 works in this one.
+        Processes on this machine; 1 works in this one, -1 starts as many as there are cores.
     scheduler : str, optional
         Address of a Dask scheduler, whose workers are used instead.
     threads : int
@@ -383,10 +391,12 @@ def many_workers(work, jobs=1, scheduler=None, threads=1):
     Raises
     ------
     InputError
-        The cluster does not answer, or a process died.
+        `jobs` is 0, the cluster does not answer, or a process died.
     """
     import joblib
 
+    if jobs == 0:
+        raise UsageError("jobs must be at least 1, not 0.")
     if scheduler is None and jobs == 1:
         yield lambda tasks: map(work, tasks)
         return
@@ -399,9 +409,7 @@ def many_workers(work, jobs=1, scheduler=None, threads=1):
         stack.enter_context(joblib.parallel_config(**backend))
         parallel = joblib.Parallel(return_as="generator_unordered")
         stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings(
-            "ignore", message=r"\d+ tasks"
-        )  # joblib's, about work that a stop made useless
+        warnings.filterwarnings("ignore", message=r"\d+ tasks")  # joblib's, of work that a stop made useless
         job = joblib.delayed(functools.partial(_at_work, work, os.getpid()) if scheduler is None else work)
         yield lambda tasks: _living(parallel(job(task) for task in tasks))
 
@@ -520,17 +528,13 @@ def build(
     started = time.perf_counter()
     settings = settings if isinstance(settings, BuildSettings) else read_settings(settings)
     root, out = Path(root).absolute(), Path(out).absolute()
+    _check_splits(splits)
     if source not in MADE_HERE:
-        planned = plan(source, root, limit, splits, settings)
+        manifest, rejected = plan(source, root, limit, splits, settings)
     with locked_folder(out):
         _remove_half_files(out / "tracks")
         if source in MADE_HERE:
-            from deepfake_nb.filming import MAKERS
-
-            root, left_out = MAKERS[source](root, out, limit, settings, progress)
-            manifest, rejected = plan("rendered", root, None, splits, settings)
-            planned = manifest, [*left_out, *rejected]
-        manifest, rejected = planned
+            root, manifest, rejected = _make_media(source, root, out, limit, splits, settings, progress)
         journal = _Journal(out, _track_digest(settings))
         todo = _unfinished(manifest, root, out, journal)
         _build_files(manifest[todo], root, out, settings, journal, jobs, scheduler, progress)
@@ -548,6 +552,16 @@ MADE_HERE = ("lfw", "rendered")
 
 
 # %% ../nbs/09_builds.ipynb #eda1ba67
+def _make_media(source, root, out, limit, splits, settings, progress):
+    """Make the media of a source that has none: their folder, and the plan for them."""
+    from deepfake_nb.filming import MAKERS
+
+    root, left_out = MAKERS[source](root, out, limit, settings, progress)
+    manifest, rejected = plan("rendered", root, limit, splits, settings)
+    return root, manifest, [*left_out, *rejected]
+
+
+# %% ../nbs/09_builds.ipynb #0abbc8e2
 def _unfinished(manifest, root, out, journal):
     """True for rows that have to be built."""
     done = [
@@ -567,7 +581,7 @@ def _remove_half_files(folder):
         path.unlink(missing_ok=True)
 
 
-# %% ../nbs/09_builds.ipynb #0abbc8e2
+# %% ../nbs/09_builds.ipynb #f881b8c5
 def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
     journal.compact()
     if rows.empty:
@@ -605,7 +619,7 @@ def _living(results):
         ) from None
 
 
-# %% ../nbs/09_builds.ipynb #f881b8c5
+# %% ../nbs/09_builds.ipynb #2c0f64bc
 RESULT_COLUMNS = ("tracks", "tracks_sha256", "n_tracks", "n_frames", "media_sha256", "damage")
 
 
@@ -643,7 +657,7 @@ def _write_build(report, source, root, limit, splits, settings):
     write_json(report.folder / "build.json", about | {"counts": counts, "versions": installed_versions()})
 
 
-# %% ../nbs/09_builds.ipynb #92830730
+# %% ../nbs/09_builds.ipynb #761854e2
 @dataclass
 class CheckReport:
     """What was found in a build.
@@ -663,7 +677,7 @@ class CheckReport:
     warnings: list = field(default_factory=list)
 
 
-# %% ../nbs/09_builds.ipynb #761854e2
+# %% ../nbs/09_builds.ipynb #4a756160
 def check(folder):
     """Check a build: checksums, paths, labels, duplicates, leaks and class balance.
 
@@ -684,6 +698,8 @@ def check(folder):
     folder = Path(folder)
     manifest = _read_manifest(folder)
     report = CheckReport(_counts(manifest))
+    if manifest.empty:
+        report.problems.append("it holds no usable media file; rejected.csv says why")
     report.problems += _path_problems(manifest) + _label_problems(manifest) + _leak_problems(manifest)
     for row in manifest.itertuples():
         if not is_outside(row.tracks):
@@ -692,17 +708,15 @@ def check(folder):
     return report
 
 
-# %% ../nbs/09_builds.ipynb #4a756160
+# %% ../nbs/09_builds.ipynb #87de02ae
 def _counts(manifest):
-    groups = manifest.assign(fake=manifest.label == 1, split=manifest.split.fillna("none")).groupby(
-        "split", sort=False
-    )
-    table = pd.DataFrame(
-        {"real": groups.fake.agg(lambda f: int((~f).sum())), "fake": groups.fake.sum().astype(int)}
-    )
-    table["share of fake"] = (table.fake / (table.real + table.fake)).round(3)
+    manifest = manifest.assign(fake=manifest.label == 1, split=manifest.split.fillna("none"))
+    groups = manifest.groupby("split")
+    table = pd.DataFrame({"real": groups.size() - groups.fake.sum(), "fake": groups.fake.sum()}).astype(int)
+    table["share of fake"] = (table.fake / groups.size()).round(3)
     table["frames"] = groups.n_frames.sum()
-    table["people"] = groups[["source_id", "target_id"]].apply(lambda g: g.stack().nunique())
+    people = manifest.melt("split", ["source_id", "target_id"], value_name="person")
+    table["people"] = people.groupby("split").person.nunique()
     order = [split for split in ("train", "val", "test") if split in table.index]
     return table.loc[[*order, *(s for s in table.index if s not in order)]].reset_index()
 
@@ -719,7 +733,7 @@ def _path_problems(manifest):
     return problems
 
 
-# %% ../nbs/09_builds.ipynb #87de02ae
+# %% ../nbs/09_builds.ipynb #0836e923
 def _label_problems(manifest):
     wrong = manifest[~manifest.label.isin([0, 1])]
     problems = [
@@ -747,7 +761,7 @@ def _leak_problems(manifest):
     ]
 
 
-# %% ../nbs/09_builds.ipynb #0836e923
+# %% ../nbs/09_builds.ipynb #2cced83b
 def _track_problems(folder, row):
     path = folder / row.tracks
     if not path.is_file():
@@ -773,7 +787,7 @@ def _warnings(manifest):
     return found
 
 
-# %% ../nbs/09_builds.ipynb #80c2c23a
+# %% ../nbs/09_builds.ipynb #4a32586c
 def load_manifest(folder):
     """The manifest of a finished build.
 
@@ -802,7 +816,7 @@ def load_manifest(folder):
     return manifest
 
 
-# %% ../nbs/09_builds.ipynb #4a32586c
+# %% ../nbs/09_builds.ipynb #de29a684
 def _read_manifest(folder):
     path = Path(folder) / "manifest.parquet"
     if not path.is_file():
@@ -820,7 +834,7 @@ def _read_manifest(folder):
     return manifest
 
 
-# %% ../nbs/09_builds.ipynb #de29a684
+# %% ../nbs/09_builds.ipynb #fe02a54c
 class FaceSet:
     """The faces of a build, one media file at a time, read by memory map.
 

@@ -478,6 +478,30 @@ def fit_familiarity(statistics, people, *, share=0.93, folds=60, rng=None):
 
 
 # %% ../nbs/09_calibration.ipynb #cb81f7cd
+def unpacked(value, count):
+    """The numbers of a `Familiarity` from JSON, as arrays; any kind of error where they are none."""
+    arrays = {name: np.asarray(value[name], float) for name in ("mean", "scale", "limits", "seen")}
+    rows = [np.asarray(row, float) for row in value["whitening"]]
+    arrays["whitening"] = np.stack([np.pad(row, (0, count - len(row))) for row in rows])
+    return arrays | {"share": float(value["share"])}
+
+
+def can_be_used(found, count):
+    """Whether a `Familiarity` from a file is one of these statistics, and its numbers are possible."""
+    shapes = {"mean": (count,), "scale": (count,), "whitening": (count, count), "limits": (2,)}
+    return (
+        all(getattr(found, name).shape == shape for name, shape in shapes.items())
+        and (found.seen.ndim, found.seen.shape[1]) == (2, count)
+        and len(found.seen) > 0
+        and all(np.isfinite(getattr(found, name)).all() for name in (*shapes, "seen"))
+        and (found.limits > 0).all()
+        and (found.scale > 0).all()
+        and 0 < found.share < 1
+        and found.eyes == REGISTRY[EYES].sha256
+    )
+
+
+# %% ../nbs/09_calibration.ipynb #462283c2
 def read_familiarity(value):
     """A `Familiarity` from what `Familiarity.as_dict` gave.
 
@@ -495,25 +519,10 @@ def read_familiarity(value):
         It is none, or one of other statistics.
     """
     count = sum(map(len, STATISTICS.values()))
-    shapes = {"mean": (count,), "scale": (count,), "whitening": (count, count), "limits": (2,), "share": ()}
     try:
-        arrays = {name: np.asarray(value[name], float) for name in shapes if name != "whitening"}
-        arrays["whitening"] = np.stack(
-            [np.pad(np.asarray(row, float), (0, count - len(row))) for row in value["whitening"]]
-        )
-        arrays["seen"] = np.asarray(value["seen"], float)
-        found = Familiarity(**value | arrays | {"share": float(arrays["share"])})
-        usable = all(arrays[name].shape == shape for name, shape in shapes.items())
-        usable = usable and found.seen.ndim == 2 and len(found.seen) and found.seen.shape[1] == count
-        usable = usable and all(np.isfinite(array).all() for array in arrays.values())
-        usable = (
-            usable
-            and found.eyes == REGISTRY[EYES].sha256
-            and (found.limits > 0).all()
-            and (found.scale > 0).all()
-            and 0 < found.share < 1
-        )
-    except (TypeError, ValueError, KeyError):
+        found = Familiarity(**value | unpacked(value, count))
+        usable = can_be_used(found, count)
+    except (TypeError, ValueError, KeyError, IndexError):
         usable = False
     if not usable:
         raise InputError(
@@ -522,7 +531,7 @@ def read_familiarity(value):
     return found
 
 
-# %% ../nbs/09_calibration.ipynb #111bf050
+# %% ../nbs/09_calibration.ipynb #c24eff52
 class Reading:
     """What can be asked of a calibration."""
 
@@ -579,7 +588,7 @@ def joined(detectors):
     return " + ".join(sorted(detectors))
 
 
-# %% ../nbs/09_calibration.ipynb #c24eff52
+# %% ../nbs/09_calibration.ipynb #d6e39cfb
 @dataclass(frozen=True)
 class MediaCalibration(Reading):
     """How scores of some detectors on one kind of media are to be read.
@@ -633,7 +642,7 @@ class MediaCalibration(Reading):
         )
 
 
-# %% ../nbs/09_calibration.ipynb #d6e39cfb
+# %% ../nbs/09_calibration.ipynb #17b4f5aa
 KINDS_OF_MEDIA = ("picture", "video")
 MOST_DETECTORS = 4
 
@@ -674,7 +683,7 @@ def check_numbers(table, names):
         raise UsageError(f"At most {MOST_DETECTORS} detectors are combined; these are {len(names)}.")
 
 
-# %% ../nbs/09_calibration.ipynb #17b4f5aa
+# %% ../nbs/09_calibration.ipynb #8f5a985d
 def fit_media_calibration(
     table, familiarity=None, *, weights=None, about="media of your own", prior=0.5, draws=200, rng=None
 ):
@@ -722,7 +731,7 @@ def fit_media_calibration(
     return MediaCalibration(kind, weights, own, found, prior, about, *counts, familiarity)
 
 
-# %% ../nbs/09_calibration.ipynb #6c4c97a8
+# %% ../nbs/09_calibration.ipynb #772c66d1
 FORMAT = "deepfake-nb calibration 1"
 
 
@@ -739,7 +748,7 @@ def read_combination(value, names):
     return Combination(detectors, read_calibration(value["calibration"]), draws, genuine)
 
 
-# %% ../nbs/09_calibration.ipynb #772c66d1
+# %% ../nbs/09_calibration.ipynb #97ecafed
 def read_one(value):
     """A `MediaCalibration` from JSON; any kind of error when it is none."""
     own = {name: read_calibration(line) for name, line in value["calibrations"].items()}
@@ -756,7 +765,7 @@ def read_one(value):
     return MediaCalibration(**value | counts | given)
 
 
-# %% ../nbs/09_calibration.ipynb #97ecafed
+# %% ../nbs/09_calibration.ipynb #5eee24c8
 def write_calibrations(path, *calibrations):
     """Write calibrations to a JSON file, at most one for each kind of media.
 
@@ -782,7 +791,7 @@ def write_calibrations(path, *calibrations):
         json.dump(content, file, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-# %% ../nbs/09_calibration.ipynb #5eee24c8
+# %% ../nbs/09_calibration.ipynb #432c2347
 def read_calibrations(path):
     """Read the calibrations in a JSON file.
 

@@ -27,6 +27,7 @@ __all__ = [
 # %% ../nbs/80_cli.ipynb #c566d42b
 import contextlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -330,16 +331,49 @@ def evaluate(
 
 
 # %% ../nbs/80_cli.ipynb #0cd4fe30
+class _LiveLine:
+    """On a terminal, a line that says what is being done and for how long; it goes before anything else is said."""
+
+    def __init__(self):
+        from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        self.line = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task = self.line.add_task("")
+
+    def show(self, doing):
+        """Show what begins now."""
+        if not self.line.console.is_terminal:
+            return
+        self.line.reset(self.task, description=_in_one_line(doing))
+        self.line.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.hide()
+
+    def hide(self):
+        """Make room for other words."""
+        if self.line.live.is_started:
+            self.line.stop()
+
+
+# %% ../nbs/80_cli.ipynb #3caaa8cb
 def _line_of(verdict):
-    said = []
+    from deepfake_nb.score import interval_in_words, parts_of, percent
+
+    numbers = []
     if verdict.probability is not None:
-        low, high = verdict.interval
-        said.append(f"probability {verdict.probability:.2f} ({low:.2f} to {high:.2f})")
-    if verdict.score is not None:
-        said.append(f"score {verdict.score:.3f}")
-    if verdict.verdict == "abstain":
-        said.append(verdict.reason)
-    return _in_one_line(f"{verdict.verdict:8}{verdict.path}  {', '.join(said)}")
+        between = interval_in_words(verdict.probability, verdict.interval)
+        numbers.append(
+            f"probability of a forgery {percent(verdict.probability)}" + (between and f" ({between})")
+        )
+    if verdict.score is not None and verdict.verdict != "abstain":
+        numbers.append(f"score {verdict.score:.3f}")
+    said = [part for part in (", ".join(numbers).replace("\u00a0", " "), parts_of(verdict.reason)[0]) if part]
+    return _in_one_line(f"{verdict.verdict:8}{verdict.path}  {'. '.join(said)}")
 
 
 def _in_one_line(text):
@@ -349,6 +383,7 @@ def _in_one_line(text):
     )
 
 
+# %% ../nbs/80_cli.ipynb #5c8faa4d
 def _say_who(scorer, verdict):
     for member in scorer.members:
         name, ready = member.detector.name, member.ready
@@ -359,22 +394,55 @@ def _say_who(scorer, verdict):
     typer.echo("A verdict says where to look. It is no proof.")
 
 
-# %% ../nbs/80_cli.ipynb #3caaa8cb
-def _score_files(scoring, files, report):
-    """Score all files, a line for each; counts by word, and the first verdict that is none of abstaining."""
-    counts, first = {"fake": 0, "real": 0, "abstain": 0, "scored": 0}, None
-    for verdict, kept in scoring.examined(keep=3 if report else 0):
+# %% ../nbs/80_cli.ipynb #581094c2
+class _Outcome:
+    """What came of some files: how many got which word, how many a score, and what would help the others."""
+
+    def __init__(self):
+        self.words, self.scored, self.first, self.advice, self.calibrations = Counter(), 0, None, {}, {}
+
+    def note(self, verdict):
+        """Take note of one more verdict; the first that is none of abstaining is kept."""
+        from deepfake_nb.score import ADVICE
+
+        self.words[verdict.verdict] += 1
+        self.scored += verdict.score is not None
+        if verdict.calibration:
+            self.calibrations[verdict.calibration] = None
+        if verdict.verdict != "abstain":
+            self.first = self.first or verdict
+        else:
+            self.advice |= {words: advice for words, advice in ADVICE.items() if words in verdict.reason}
+
+    def sentences(self):
+        """What is to be said of all files, a sentence a line."""
+        from deepfake_nb.views import how_many
+
+        for fitted_on in self.calibrations:
+            yield f"The calibration was fitted on {fitted_on}."
+        fake, real, none = (self.words[word] for word in ("fake", "real", "abstain"))
+        files = how_many(self.words.total(), "file")
+        yield f"Of {files}, {fake} called fake, {real} called real, {none} without a verdict."
+        if real:
+            yield '"real" means that no sign of a forgery was found; one of a kind that the detectors never met looks the same.'
+
+
+# %% ../nbs/80_cli.ipynb #3629a8a3
+def _score_files(scoring, files, report, live):
+    """Score all files, a line for each, and say what would help where nothing could be said; the `_Outcome`."""
+    outcome = _Outcome()
+    for verdict, kept in scoring.examined(3 if report else 0, lambda path: live.show(f"looking at {path}")):
         files.add(verdict)
         if report:
             report.add(verdict, kept, scoring.scorer)
-        counts[verdict.verdict] += 1
-        counts["scored"] += verdict.score is not None
-        if first is None and verdict.verdict != "abstain":
-            first = verdict
+        outcome.note(verdict)
+        live.hide()
         typer.echo(_line_of(verdict))
     for reason, count in scoring.skipped.items():
-        typer.echo(f"left out: {count} files, {reason}")
-    return counts, first
+        typer.echo(f"left out, {reason}: {count}")
+    for words, advice in outcome.advice.items():
+        typer.echo(f"{words}: {advice}")
+    return outcome
 
 
 def _open_report(folder):
@@ -385,7 +453,7 @@ def _open_report(folder):
     return ReportWriter(folder)
 
 
-# %% ../nbs/80_cli.ipynb #5c8faa4d
+# %% ../nbs/80_cli.ipynb #a5042f0a
 def _watch(camera, scorer, frames, json_file):
     """Watch a camera with one live line, and sum it up."""
     from deepfake_nb.camera import watch
@@ -407,13 +475,15 @@ def _watch(camera, scorer, frames, json_file):
     if watched.highest_score is None:
         raise InputError("Nothing could be scored: no face was seen long enough.")
     called = (
-        "never judged" if watched.share_fake is None else f"called fake {watched.share_fake:.0%} of the time"
+        "never judged, for the face is unlike all that the calibration saw"
+        if watched.share_fake is None
+        else f"called fake {watched.share_fake:.0%} of the time"
     )
     typer.echo(f"Highest score {watched.highest_score:.3f} at {watched.highest_at_s:.1f} s; {called}.")
     _say_who(scorer, None)
 
 
-# %% ../nbs/80_cli.ipynb #581094c2
+# %% ../nbs/80_cli.ipynb #3cb7b63c
 def _check_score_options(paths, camera, frames, report, csv_file):
     if camera is None and not paths:
         raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
@@ -423,11 +493,11 @@ def _check_score_options(paths, camera, frames, report, csv_file):
         raise UsageError("--frames goes with --camera.")
 
 
-# %% ../nbs/80_cli.ipynb #3629a8a3
+# %% ../nbs/80_cli.ipynb #6957aede
 @app.command()
 def score(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Pictures, videos, folders.", metavar="PATH...")
+        list[Path] | None, typer.Argument(help="Pictures, videos, folders, patterns.", metavar="PATH")
     ] = None,
     detector: Annotated[
         list[str] | None,
@@ -448,28 +518,36 @@ def score(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdicts as JSON.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the verdicts as CSV.")] = None,
 ):
-    """Say of each picture or video: fake, real, or why no verdict is given."""
+    """Say of each picture or video: fake, real, or why no verdict is given.
+
+    fake: the score reaches what genuine media like those of the calibration seldom reach.
+    real: no sign of a forgery was found. Neither is a proof.
+    abstain: no face, too little of it, or a file unlike all that the calibration saw.
+
+    Exit status: 0 whatever the verdicts are, 2 for wrong options, 3 where nothing could be scored.
+    """
     _check_score_options(paths, camera, frames, report, csv_file)
-    from deepfake_nb.score import VerdictFiles, Verdicts, open_scorer
 
     how = {"clip_step": stride, "precision": precision, "false_alarm_rate": false_alarm_rate}
-    scorer = open_scorer(detector or "default", weights, calibration=calibration, **how)
+    with _LiveLine() as live:
+        live.show("loading the detectors")
+        from deepfake_nb.score import VerdictFiles, Verdicts, open_scorer
+
+        scorer = open_scorer(detector or "default", weights, calibration=calibration, **how)
     if camera is not None:
         return _watch(camera, scorer, frames, json_file)
-    with VerdictFiles(json_file, csv_file) as files, _open_report(report) as pages:
-        counts, first = _score_files(Verdicts(scorer, paths), files, pages)
+    with VerdictFiles(json_file, csv_file) as files, _open_report(report) as pages, live:
+        outcome = _score_files(Verdicts(scorer, paths), files, pages, live)
     if pages:
         typer.echo(f"Report: {pages.close()}")
-    if not counts["scored"]:
-        raise InputError("Nothing could be scored on any of these files; the lines above say why.")
-    typer.echo(
-        f"{counts['fake'] + counts['real']} of {files.count} files have a verdict: {counts['fake']} fake, "
-        f"{counts['real']} real; {counts['abstain']} abstentions."
-    )
-    _say_who(scorer, first)
+    if not outcome.scored:
+        raise InputError("Nothing could be scored; the lines above say why.")
+    for sentence in outcome.sentences():
+        typer.echo(sentence)
+    _say_who(scorer, outcome.first)
 
 
-# %% ../nbs/80_cli.ipynb #3cb7b63c
+# %% ../nbs/80_cli.ipynb #2f244000
 def _table_to_calibrate(source, scorer, kind):
     """The table of `calibrate`, from a folder of media or from a file of predictions."""
     from deepfake_nb.score import gather, media_in, predictions_to_calibrate
@@ -485,7 +563,7 @@ def _table_to_calibrate(source, scorer, kind):
     return table
 
 
-# %% ../nbs/80_cli.ipynb #6957aede
+# %% ../nbs/80_cli.ipynb #046241f1
 @app.command()
 def calibrate(
     source: Annotated[Path, typer.Argument(help="A folder with real/ and fake/, or a file of predictions.")],
@@ -516,7 +594,7 @@ def calibrate(
     typer.echo(f"Calibration: {out}")
 
 
-# %% ../nbs/80_cli.ipynb #2f244000
+# %% ../nbs/80_cli.ipynb #a8010c7c
 @weights_app.command("list")
 def weights_list():
     """The published checkpoints that can be read."""
@@ -542,7 +620,7 @@ def weights_check(file: Annotated[Path, typer.Argument(help="A weight file.")]):
     _print_table(str(file), ("property", "value"), check_file(file).items())
 
 
-# %% ../nbs/80_cli.ipynb #bd00cad5
+# %% ../nbs/80_cli.ipynb #ecf18d63
 @app.command("train-generator")
 def train_generator(
     out: Annotated[Path, typer.Option(help="Folder for the three weight files and their card.")],
@@ -567,12 +645,10 @@ def train_generator(
         typer.echo(f"{kind}: {about['steps']} steps, {about['hours']} hours; {out / kind}.safetensors")
 
 
-# %% ../nbs/80_cli.ipynb #b9e2e662
+# %% ../nbs/80_cli.ipynb #a84b1a9f
 @app.command()
 def bench(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="All when none is given.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="All when none is given.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
     media: Annotated[
         Path | None, typer.Option(help="Measure on this file instead of a rendered one.")
@@ -600,7 +676,7 @@ def info():
     _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
 
 
-# %% ../nbs/80_cli.ipynb #6995e3aa
+# %% ../nbs/80_cli.ipynb #cb6cd18b
 def main(arguments=None):
     """Run the command line.
 

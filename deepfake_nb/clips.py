@@ -179,7 +179,7 @@ class Clips:
     def clip(self, index):
         """One clip, uint8 (T, S, S, 3)."""
         if self.kept is not None:
-            return self.kept[index]
+            return np.load(self.kept, mmap_mode="r")[index]
         how = {"stride": self.stride, "size": self.size, "alignment": self.alignment}
         return cut_clip(self.first_track(self.rows[index]), self.starts[index], self.length, **how)
 
@@ -212,7 +212,7 @@ class ClipSet(Clips):
     alignment : {"clip", "track"}
         See `cut_clip`.
     cache : str or Path, optional
-        A folder that keeps the cut clips in a memory-mapped file; made now if it is not there.
+        A folder that keeps the cut clips in a file; made now if it is not there.
 
     Attributes
     ----------
@@ -240,7 +240,8 @@ class ClipSet(Clips):
         self.first_track = functools.lru_cache(maxsize=32)(lambda row: self.faces.tracks(row)[0])
         self.kept = None
         if cache and len(self):
-            self.kept = open_cache(self, Path(cache))
+            self.kept = kept_file(self, Path(cache))
+            self.first_track.cache_clear()
 
 
 # %% ../nbs/09_clips.ipynb #a9c620d6
@@ -310,8 +311,8 @@ def cache_name(clips):
     return f"clips-{digest.hexdigest()[:16]}.npy"
 
 
-def open_cache(clips, folder):
-    """All clips of a set as a memory map (N, T, S, S, 3), written if it is not there."""
+def kept_file(clips, folder):
+    """The file of all clips of a set, uint8 (N, T, S, S, 3), written if it is not there."""
     path = folder / cache_name(clips)
     if not path.is_file():
         shape = (len(clips), clips.length, clips.size, clips.size, 3)
@@ -320,7 +321,7 @@ def open_cache(clips, folder):
             np.lib.format.write_array_header_1_0(file, about)
             for index in range(len(clips)):
                 file.write(np.ascontiguousarray(clips.clip(index)).data)
-    return np.load(path, mmap_mode="r")
+    return path
 
 
 # %% ../nbs/09_clips.ipynb #984fd6d6

@@ -28,17 +28,19 @@ from deepfake_nb.metrics import (
     WORDS,
     as_arrays,
     as_generator,
-    check_names,
     check_predictions,
+    cluster_codes,
     first_bad,
     interval_at_the_end,
     is_defined,
     middle,
+    names_of,
     need,
     one_of_each,
     pool,
     resampled,
     smallest_stratum,
+    tail_of,
 )
 from .study import InputError
 from scipy.special import expit, logit
@@ -63,7 +65,7 @@ def structural(labels, score_columns, clusters=None):
     need(labels, 0, 1)
     placed = np.column_stack([placements(labels, scores) for scores in score_columns.T])
     areas = placed[labels == 1].mean(0)
-    code, names = pd.factorize(np.arange(len(labels)) if clusters is None else np.asarray(clusters))
+    code, n_clusters = cluster_codes(clusters, len(labels))
     covariance, sums = np.zeros((placed.shape[1],) * 2), []
     for label in (0, 1):
         of_class = labels == label
@@ -71,9 +73,9 @@ def structural(labels, score_columns, clusters=None):
         if n < 2:
             raise Undefined(f"One {WORDS[label]} media file: the variance is undefined.")
         off = np.where(of_class[:, None], placed - areas, 0) / of_class.sum()
-        sums.append(np.column_stack([np.bincount(code, column, len(names)) for column in off.T]))
+        sums.append(np.column_stack([np.bincount(code, column, n_clusters) for column in off.T]))
         covariance += n / (n - 1) * sums[-1].T @ sums[-1]
-    shared = len(names) / (len(names) - 1) * sums[0].T @ sums[1]  # zero unless a cluster has both classes
+    shared = n_clusters / (n_clusters - 1) * sums[0].T @ sums[1]  # zero unless a cluster has both classes
     return areas, covariance + shared + shared.T
 
 
@@ -122,7 +124,7 @@ def delong(labels, scores, clusters=None, confidence=0.95):
         media = Sample(labels, scores, clusters).strata
         trials = min((media != 1).sum(), (media != 0).sum())  # those with both classes count for either
         return AreaEstimate(float(area), 0.0, *interval_at_the_end(area, trials, confidence))
-    step = norm.ppf((1 + confidence) / 2) * np.sqrt(variance) / (area * (1 - area))
+    step = norm.ppf(1 - tail_of(confidence)) * np.sqrt(variance) / (area * (1 - area))
     low, high = expit(logit(area) + np.array([-step, step]))
     return AreaEstimate(float(area), float(variance), float(low), float(high))
 
@@ -189,7 +191,7 @@ def delong_test(labels, scores_a, scores_b, clusters=None, confidence=0.95):
     labels, scores_a = as_arrays(labels, scores_a)
     labels, scores_b = as_arrays(labels, scores_b)
     (a, b), covariance = structural(labels, np.column_stack([scores_a, scores_b]), clusters)
-    n = len(labels) if clusters is None else len(pd.unique(np.asarray(clusters)))
+    _, n = cluster_codes(clusters, len(labels))
     found = Difference("auc", "DeLong", float(a), float(b), float(b - a), n=n)
     error = np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0))
     if error < 1e-12:
@@ -198,7 +200,7 @@ def delong_test(labels, scores_a, scores_b, clusters=None, confidence=0.95):
         return replace(
             found, reason="The difference has no variance: each ranks all pairs right, or all wrong."
         )
-    step = norm.ppf((1 + confidence) / 2) * error
+    step = norm.ppf(1 - tail_of(confidence)) * error
     p_value = 2 * norm.sf(abs(b - a) / error)
     return replace(found, low=float(b - a - step), high=float(b - a + step), p_value=float(p_value))
 
@@ -231,7 +233,7 @@ def bootstrap_test(
     UsageError
         The metric is unknown.
     """
-    check_names([metric])
+    (metric,) = names_of(metric)
     pair = pair_of(labels, scores_a, scores_b, clusters, threshold)
     return differences(pair, [metric], resamples, as_generator(rng), confidence)[metric]
 
@@ -262,7 +264,7 @@ def difference_in(name, pair, drawn, confidence):
     drawn, asked = drawn[~np.isnan(drawn)], len(drawn)
     if smallest_stratum(pair[0].strata) < 2 or len(drawn) < (1 - MANY_UNDEFINED) * asked:
         return replace(found, reason="Too few media files for an interval.")
-    low, high = middle(drawn, confidence)
+    low, high = map(float, middle(drawn, confidence))
     p_value = 2 * (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (len(drawn) + 1)
     return replace(found, low=low, high=high, p_value=float(min(p_value, 1)))
 
@@ -332,7 +334,7 @@ def compare(
     ----------
     predictions_a, predictions_b : DataFrame
         See `check_predictions`; each of one detector on one test set. Matched by ``media_id``.
-    metrics : sequence of str
+    metrics : str or sequence of str
         Keys of `METRICS`.
     threshold : float or (float, float)
         One for both, or one each.
@@ -348,13 +350,13 @@ def compare(
     InputError
         No media file is in both, one has two labels, or see `evaluate`.
     """
-    check_names(metrics)
+    names = names_of(metrics)
     a, b = (pool(one_of_each(check_predictions(table)), how) for table in (predictions_a, predictions_b))
     both, left_out = matched(a, b)
     labels = both["label_a"].to_numpy()
     pair = pair_of(labels, both["score_a"], both["score_b"], None, threshold)
-    found = differences(pair, list(metrics), resamples, as_generator(rng), confidence)
-    formula = try_delong(labels, both["score_a"], both["score_b"], confidence) if "auc" in metrics else []
+    found = differences(pair, names, resamples, as_generator(rng), confidence)
+    formula = try_delong(labels, both["score_a"], both["score_b"], confidence) if "auc" in names else []
     return Comparison(len(both), int(labels.sum()), left_out, threshold, [*formula, *found.values()])
 
 
@@ -368,7 +370,18 @@ def try_delong(labels, scores_a, scores_b, confidence):
 
 # %% ../nbs/05_comparison.ipynb #0f054b28
 def holm(p_values):
-    """Holm's corrected p-values of a family of tests; missing ones stay missing."""
+    """Holm's corrected p-values of a family of tests (Holm 1979).
+
+    Parameters
+    ----------
+    p_values : sequence of float or None, shape (M,)
+        In [0, 1]; None and NaN are tests without an answer, which do not count.
+
+    Returns
+    -------
+    float array, shape (M,)
+        NaN where there was no answer.
+    """
     p_values = np.array([np.nan if p is None else p for p in p_values], float)
     order, m = np.argsort(p_values), np.isfinite(p_values).sum()
     steps = np.maximum.accumulate((m - np.arange(len(order))) * p_values[order])
@@ -386,7 +399,7 @@ def paired_tests(pairs, rng=None, resamples=2000):
     pairs : dict of row to (DataFrame, DataFrame)
         Predictions of a and b; differences are b - a.
     rng, resamples
-        See `comparison.compare`.
+        See `compare`.
 
     Returns
     -------

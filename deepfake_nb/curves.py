@@ -33,6 +33,7 @@ from deepfake_nb.metrics import (
     expected_calibration_error,
     groups_of,
     measure,
+    middle,
     mixed,
     need,
     need_probabilities,
@@ -99,8 +100,7 @@ def band_of(sample, read, grid, resamples, rng, confidence=0.95):
         for counts in draw_counts(sample.strata, resamples, rng, len(sample.code))
         for found, false_alarms in zip(*sample.curve(counts), strict=True)
     ]
-    tail = (1 - confidence) / 2
-    return np.quantile(curves, [tail, 1 - tail], axis=0)
+    return middle(curves, confidence)
 
 
 # %% ../nbs/05_curves.ipynb #08e4da35
@@ -219,7 +219,7 @@ def plot_det(predictions, axes=None, band=True, level="media", resamples=500, rn
         Rates of 0 and 1 are drawn half a row inside, so that every curve is finite. Where a curve meets the dotted
         diagonal is the equal error rate.
     """
-    axes, predictions = axes_or_new(axes), dict_of(predictions)
+    axes = axes_or_new(axes)
     n = max(np.bincount(sample.labels).max() for _, sample in named_samples(predictions, level))
 
     def line_of(labels, scores):
@@ -241,16 +241,7 @@ def plot_det(predictions, axes=None, band=True, level="media", resamples=500, rn
     return axes
 
 
-# %% ../nbs/05_curves.ipynb #e6f7ac53
-def dict_of(predictions):
-    """Tables under names, from a table or from such."""
-    if not isinstance(predictions, pd.DataFrame):
-        return predictions
-    table = check_predictions(predictions)
-    return dict(groups_of(table, mixed(table)))
-
-
-# %% ../nbs/05_curves.ipynb #879fba20
+# %% ../nbs/05_curves.ipynb #78f5b8ee
 def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
     """Draw the ROC curves of a network's "real" and "fake" scores against the label "fake".
 
@@ -279,7 +270,7 @@ def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
         area = auc(labels, scores)
         total += area
         false_alarms, hits, _ = roc_curve(*as_arrays(labels, scores), drop_intermediate=False)
-        axes.plot(false_alarms, hits, color=colour, label=f"by the {name!s} score: AUC {area:.3f}")
+        axes.plot(false_alarms, hits, color=colour, label=f"by the {name} score: AUC {area:.3f}")
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     axes.set(
         xlabel="false alarms: real called fake", ylabel="fakes found", title=f"the areas add to {total:.3f}"
@@ -288,7 +279,7 @@ def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
     return axes
 
 
-# %% ../nbs/05_curves.ipynb #0e56d20b
+# %% ../nbs/05_curves.ipynb #f45ecdbc
 def plot_confusion(confusion, axes=None):
     """Draw the four counts of a decision, with the share of each true class.
 
@@ -317,7 +308,7 @@ def plot_confusion(confusion, axes=None):
     return axes
 
 
-# %% ../nbs/05_curves.ipynb #56b1528b
+# %% ../nbs/05_curves.ipynb #0e56d20b
 def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
     """Draw how the scores of real and fake media are distributed.
 
@@ -352,7 +343,7 @@ def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
     return axes
 
 
-# %% ../nbs/05_curves.ipynb #fee0cbac
+# %% ../nbs/05_curves.ipynb #56b1528b
 def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
     """Draw how often a file is fake against how often its score said so.
 
@@ -390,7 +381,7 @@ def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
     return axes
 
 
-# %% ../nbs/05_curves.ipynb #61570ce3
+# %% ../nbs/05_curves.ipynb #fee0cbac
 def draw_reliability(axes, name, sample, bins, rng, colour):
     """One detector's points, as large as they are many rows, with their intervals."""
     points = pd.DataFrame(reliability_points(sample, bins, rng))

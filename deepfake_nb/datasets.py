@@ -71,85 +71,39 @@ PAPER = {
 }
 
 # %% ../nbs/10_datasets.ipynb #6de30fc9
+_PROFILES = ("smoke", "demo", "gpu", "paper")
+_SIZES = {
+    # shares of the papers' numbers of files
+    "videos":      (0.0, 0.4,   1.0, 1.0),
+    "stills":      (0.0, 0.002, 0.1, 1.0),
+    "cross":       (0.0, 0.02,  1.0, 1.0),
+    "fakes":       (0.0, 0.04,  1.0, 1.0),
+    "synthetic":   (0.0, 0.09,  1.0, 1.0),
+    "dfdc":        (0.0, 0.1,   0.1, 1.0),
+    # files of the rarer label, at the least, in the test split: of sets of stills, and of DFDC
+    "test_files":  (2,   60,    2,   2),
+    "dfdc_test":   (2,   65,    65,  65),
+    # frames of a video, and height and width in pixels
+    "frames":      (34,  48,    300, 300),
+    "side":        (128, 256,   512, 512),
+    "dfdc_frames": (11,  11,    300, 300),
+    "dfdc_side":   (128, 128,   512, 512),
+    # pictures of each person in the sets of stills
+    "takes":       (2,   10,    1,   1),
+    "test_takes":  (2,   2,     1,   1),
+}  # fmt: skip
 PROFILE_SIZES = {
-    "smoke": {
-        "videos": 0.0,
-        "stills": 0.0,
-        "cross": 0.0,
-        "fakes": 0.0,
-        "synthetic": 0.0,
-        "test_files": 2,
-        "dfdc": 0.0,
-        "dfdc_test": 2,
-        "frames": 34,
-        "dfdc_frames": 11,
-        "dfdc_side": 128,
-        "side": 128,
-        "takes": 2,
-        "test_takes": 2,
-    },
-    "demo": {
-        "videos": 0.4,
-        "stills": 0.002,
-        "cross": 0.02,
-        "fakes": 0.04,
-        "synthetic": 0.09,
-        "test_files": 60,
-        "dfdc": 0.1,
-        "dfdc_test": 65,
-        "frames": 48,
-        "dfdc_frames": 11,
-        "dfdc_side": 128,
-        "side": 256,
-        "takes": 10,
-        "test_takes": 2,
-    },
-    "gpu": {
-        "videos": 1.0,
-        "stills": 0.1,
-        "cross": 1.0,
-        "fakes": 1.0,
-        "synthetic": 1.0,
-        "test_files": 2,
-        "dfdc": 0.1,
-        "dfdc_test": 65,
-        "frames": 300,
-        "dfdc_frames": 300,
-        "dfdc_side": 512,
-        "side": 512,
-        "takes": 1,
-        "test_takes": 1,
-    },
-    "paper": {
-        "videos": 1.0,
-        "stills": 1.0,
-        "cross": 1.0,
-        "fakes": 1.0,
-        "synthetic": 1.0,
-        "test_files": 2,
-        "dfdc": 1.0,
-        "dfdc_test": 65,
-        "frames": 300,
-        "dfdc_frames": 300,
-        "dfdc_side": 512,
-        "side": 512,
-        "takes": 1,
-        "test_takes": 1,
-    },
+    profile: {name: sizes[at] for name, sizes in _SIZES.items()} for at, profile in enumerate(_PROFILES)
 }
-SHARE_OF = dict.fromkeys(("ffpp-dlc", "zoom-dlc", "celeb-df"), "videos") | {
-    "openforensics": "stills",
-    "dfdc": "dfdc",
-}
-SHARE_OF |= {"cross-stills": "cross", "course-fakes": "fakes", "course-synthetic": "synthetic"}
-FEW_STILLS = (
-    "stills",
-    "fakes",
-    "synthetic",
-)  # sets of so many people that each test picture may show another one
+
+# %% ../nbs/10_datasets.ipynb #4d011a14
+SHARE_OF = dict.fromkeys(("ffpp-dlc", "zoom-dlc", "celeb-df"), "videos")
+SHARE_OF |= {"openforensics": "stills", "dfdc": "dfdc", "cross-stills": "cross"}
+SHARE_OF |= {"course-fakes": "fakes", "course-synthetic": "synthetic"}
+FEW_STILLS = ("stills", "fakes", "synthetic")
 
 
-# %% ../nbs/10_datasets.ipynb #9c07f3a6
+# %% ../nbs/10_datasets.ipynb #f3c4dd42
 def set_sizes(name, profile):
     """Real and fake files of each split of a paper's set at a profile.
 
@@ -174,7 +128,7 @@ def set_sizes(name, profile):
     }
 
 
-# %% ../nbs/10_datasets.ipynb #c91ede29
+# %% ../nbs/10_datasets.ipynb #e56559a1
 def _cast(sizes, seed, name, first=0, width=3):
     """People of each split, as numbers with leading zeros, and for each of them whose face he will wear."""
     people, split_of = [], {}
@@ -192,7 +146,7 @@ def _ranks(split_of):
     return {person: next(seen.setdefault(split, itertools.count())) for person, split in split_of.items()}
 
 
-# %% ../nbs/10_datasets.ipynb #e56559a1
+# %% ../nbs/10_datasets.ipynb #9568638f
 def _ffpp_dlc(sizes, seed, media, takes):
     split_of, source_of = _cast(sizes, seed, "ffpp-dlc")
     shots = []
@@ -227,7 +181,7 @@ def _write_text(path, text):
         file.write(text + "\n")
 
 
-# %% ../nbs/10_datasets.ipynb #9568638f
+# %% ../nbs/10_datasets.ipynb #bd89bba9
 def _celeb_df(sizes, seed, media, takes):
     split_of, source_of = _cast(sizes, seed, "celeb-df", width=1)
     shots = []
@@ -255,7 +209,7 @@ def _with_test_list(shots, media):
     return shots
 
 
-# %% ../nbs/10_datasets.ipynb #bd89bba9
+# %% ../nbs/10_datasets.ipynb #0c6ba374
 def _dfdc(sizes, seed, media, takes):
     split_of, source_of = _cast(
         {split: (real, 0) for split, (real, fake) in sizes.items()}, seed, "dfdc", 1000
@@ -285,7 +239,7 @@ def _dfdc(sizes, seed, media, takes):
     return shots
 
 
-# %% ../nbs/10_datasets.ipynb #0c6ba374
+# %% ../nbs/10_datasets.ipynb #9a28e40f
 def _stills(sizes, seed, media, name, folders, takes, synthetic=False):
     shots = []
     for split, (real, fake) in sizes.items():
@@ -316,7 +270,7 @@ def _pictures(count, takes, seed, name):
     return pictures, dict(zip(pairs.target_id, pairs.source_id, strict=True))
 
 
-# %% ../nbs/10_datasets.ipynb #9fdac61a
+# %% ../nbs/10_datasets.ipynb #9f3a44c5
 def _write_index(media, shots):
     """Who is seen in each still, for the guard against leaks."""
     lines = ["file,label,method,source_id,target_id"]
@@ -332,7 +286,7 @@ def _label_folders(splits, real="real", fake="fake"):
     return {key: (f"{folder}/{real}", f"{folder}/{fake}") for key, folder in splits.items()}
 
 
-# %% ../nbs/10_datasets.ipynb #9a28e40f
+# %% ../nbs/10_datasets.ipynb #f906a28e
 def _cross_stills(sizes, seed, media, takes):
     """Frames of a few people named as in the joined set: half as in FF++, half as in Celeb-DF."""
     count, shots = sizes["test"][0], []
@@ -348,7 +302,7 @@ def _cross_stills(sizes, seed, media, takes):
     return shots
 
 
-# %% ../nbs/10_datasets.ipynb #f906a28e
+# %% ../nbs/10_datasets.ipynb #4b6ec4db
 @dataclass(frozen=True)
 class Recipe:
     """How a paper's set is made and built.
@@ -378,7 +332,7 @@ def _still_shots(name, folders, synthetic=False):
     return lambda sizes, seed, media, takes: _stills(sizes, seed, media, name, folders, takes, synthetic)
 
 
-# %% ../nbs/10_datasets.ipynb #42a9c847
+# %% ../nbs/10_datasets.ipynb #ee9b59e9
 COURSE_FOLDERS = {"train": "train", "val": "val", "test": "test"}
 FORENSICS_FOLDERS = {"train": "Train", "val": "Validation", "test": "Test"}
 STILL = {"frames": 1}
@@ -426,7 +380,7 @@ RECIPES = {
 }
 
 
-# %% ../nbs/10_datasets.ipynb #040a14c5
+# %% ../nbs/10_datasets.ipynb #2caf79d9
 @dataclass
 class PaperSet:
     """A paper's set, built.
@@ -459,7 +413,7 @@ class PaperSet:
         return manifest if "train" in PAPER[self.name] else manifest.assign(split="test")
 
 
-# %% ../nbs/10_datasets.ipynb #f2c4bf55
+# %% ../nbs/10_datasets.ipynb #defc7258
 def paper_set(
     name, profile="demo", seed=0, root=None, *, protocol="stated", data_root="", jobs=1, progress=None
 ):
@@ -508,7 +462,7 @@ def paper_set(
     return PaperSet(name, folder / "media", folder / "masks", report, data)
 
 
-# %% ../nbs/10_datasets.ipynb #2caf79d9
+# %% ../nbs/10_datasets.ipynb #fbd9d694
 def _camera_of(name, recipe, profile, seed, protocol):
     from deepfake_nb.filming import Camera
 
@@ -523,22 +477,33 @@ def _camera_of(name, recipe, profile, seed, protocol):
     return Camera(**{**about, **recipe.camera, **published})
 
 
-# %% ../nbs/10_datasets.ipynb #defc7258
+# %% ../nbs/10_datasets.ipynb #934f4cd0
 def _recipe_digest(camera, sizes):
     """Changes with the sizes, the camera, and the code and weights that draw, swap and write."""
     from deepfake_nb.generator import shipped_folder
 
     drawn = camera.truncation is not None
-    modules = MAKING_MODULES + (("faces", "generator", "stylegan") if drawn else ())
+    modules = MAKING_MODULES + (("generator", "stylegan") if drawn else ())
     files = [find_spec(f"deepfake_nb.{name}").origin for name in modules]
     files += [shipped_folder() / "generator.safetensors"] if drawn else []
     code = [sha256_of(path) for path in files]
     return hashlib.sha256(json.dumps([repr(camera), sizes, code]).encode()).hexdigest()[:10]
 
 
-MAKING_MODULES = ("rendered", "forgery", "filming", "video")
+MAKING_MODULES = (
+    "heads",
+    "scenes",
+    "rendered",
+    "faces",
+    "forgery",
+    "degradations",
+    "video",
+    "filming",
+    "datasets",
+)
 
 
+# %% ../nbs/10_datasets.ipynb #d4c05ef7
 def _rendered_set(name, profile, camera, root, progress=None):
     """The folder of a rendered set, its media made by one process at a time."""
     sizes = set_sizes(name, profile)
@@ -564,7 +529,7 @@ def _shoot_set(name, profile, sizes, camera, folder, progress):
     write_json(folder / "media.json", about)
 
 
-# %% ../nbs/10_datasets.ipynb #934f4cd0
+# %% ../nbs/10_datasets.ipynb #3a0f7627
 def render_sets(names, profile="demo", seed=0, root=None, *, protocol="stated", jobs=1):
     """Render the media of several sets side by side, the largest first, for `paper_set` to find.
 
@@ -591,13 +556,13 @@ def render_sets(names, profile="demo", seed=0, root=None, *, protocol="stated", 
             pass
 
 
-# %% ../nbs/10_datasets.ipynb #d4c05ef7
+# %% ../nbs/10_datasets.ipynb #ca075bb8
 def _render_task(task):
     """One set, in another process."""
     return _rendered_set(*task)
 
 
-# %% ../nbs/10_datasets.ipynb #3a0f7627
+# %% ../nbs/10_datasets.ipynb #ffcf4ed2
 def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options):
     media = Path(data_root or ".") / recipe.folder
     if not data_root or not media.is_dir():
@@ -623,7 +588,7 @@ def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options)
     return PaperSet(name, media, masks, report, f"{SOURCES[adapter].title}")
 
 
-# %% ../nbs/10_datasets.ipynb #cfdf42fd
+# %% ../nbs/10_datasets.ipynb #3e39b414
 def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     """Which rows of a manifest a training is validated on.
 
@@ -655,7 +620,7 @@ def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     return train & manifest.index.isin(carved.index[carved.split == "val"])
 
 
-# %% ../nbs/10_datasets.ipynb #08dbe232
+# %% ../nbs/10_datasets.ipynb #d938d01e
 def learning_rows(manifest, validated, protocol="stated"):
     """Which rows of a manifest a training learns from, beside those that it is validated on.
 

@@ -25,11 +25,13 @@ __all__ = [
 ]
 
 # %% ../nbs/03_degradations.ipynb #320eebac
-import cv2
 import math
-import numpy as np
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
 from .faces import transform_points
 from .study import InputError
 from .video import recompress_frames
@@ -47,6 +49,7 @@ def _each(function, images):
     return np.stack([function(image) for image in images]) if len(images) else images.copy()
 
 
+# %% ../nbs/03_degradations.ipynb #5b351e2e
 def jpeg(images, quality=80):
     """Compress by JPEG and decode again.
 
@@ -58,8 +61,12 @@ def jpeg(images, quality=80):
     Returns
     -------
     array like `images`
-    """
 
+    Raises
+    ------
+    InputError
+        The quality is none.
+    """
     if not 1 <= quality <= 100:
         raise InputError(f"A JPEG quality is from 1 to 100, not {quality}.")
 
@@ -70,7 +77,7 @@ def jpeg(images, quality=80):
     return _each(through, images)
 
 
-# %% ../nbs/03_degradations.ipynb #5b351e2e
+# %% ../nbs/03_degradations.ipynb #2a0892ea
 def gaussian_blur(images, kernel=5, sigma=0.0):
     """Blur by a Gaussian kernel.
 
@@ -85,12 +92,18 @@ def gaussian_blur(images, kernel=5, sigma=0.0):
     Returns
     -------
     array like `images`
+
+    Raises
+    ------
+    InputError
+        The kernel has no middle.
     """
     if kernel < 1 or kernel % 2 == 0:
         raise InputError(f"The blur kernel must be an odd number of pixels, not {kernel}.")
     return _each(lambda image: cv2.GaussianBlur(image, (kernel, kernel), sigma), images)
 
 
+# %% ../nbs/03_degradations.ipynb #bc108d6e
 def brightness(images, factor):
     """Multiply brightness, clipped at white.
 
@@ -114,7 +127,7 @@ def brightness(images, factor):
     return _each(lambda image: np.clip(np.round(image * np.float32(factor)), 0, 255).astype(np.uint8), images)
 
 
-# %% ../nbs/03_degradations.ipynb #2a0892ea
+# %% ../nbs/03_degradations.ipynb #89f8c561
 def zoom_dlc_augmentation(images, rng, strength=1.0):
     """Apply the first paper's augmentation: JPEG, blur, brightness.
 
@@ -132,7 +145,7 @@ def zoom_dlc_augmentation(images, rng, strength=1.0):
 
     Notes
     -----
-    Paper 000, section 10.1.
+    Murphy 2024, section 10.1.
     """
     factor = 1 + strength * rng.uniform(-0.1, 0.1)
     images = jpeg(images, round(100 - 20 * strength))
@@ -140,7 +153,7 @@ def zoom_dlc_augmentation(images, rng, strength=1.0):
     return brightness(images, factor)
 
 
-# %% ../nbs/03_degradations.ipynb #89f8c561
+# %% ../nbs/03_degradations.ipynb #02d16876
 def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     """Let a monitor shine onto the face.
 
@@ -160,7 +173,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
 
     Notes
     -----
-    Paper 000, section 5.4, point 6: glare from the monitor caused its false alarms.
+    Murphy 2024, section 5.4, point 6: glare from the monitor caused its false alarms.
     """
     count, height, width = images.shape[:3]
     phase, tilt = rng.uniform(0, 2 * np.pi, 3), rng.uniform(-0.35, 0.35)
@@ -186,7 +199,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     return result
 
 
-# %% ../nbs/03_degradations.ipynb #8c034f38
+# %% ../nbs/03_degradations.ipynb #62c4953e
 def low_light(images, rng, strength=0.5):
     """Darken the room and let the camera answer with gain and noise.
 
@@ -218,7 +231,7 @@ def low_light(images, rng, strength=0.5):
     return result
 
 
-# %% ../nbs/03_degradations.ipynb #02d16876
+# %% ../nbs/03_degradations.ipynb #60a1f6dd
 def _soft_box(distance, half, edge):
     ramp = np.clip((half + edge / 2 - np.abs(distance)) / edge, 0, 1)
     return ramp * ramp * (3 - 2 * ramp)
@@ -233,7 +246,7 @@ def _face_frame(landmarks, height, width):
     return (eyes + mouth) / 2, float(unit)
 
 
-# %% ../nbs/03_degradations.ipynb #60a1f6dd
+# %% ../nbs/03_degradations.ipynb #6cbab519
 def far_subject(images, scale, landmarks=None, masks=None):
     """Move the subject away from the camera.
 
@@ -255,8 +268,7 @@ def far_subject(images, scale, landmarks=None, masks=None):
     height, width = images.shape[1:3]
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     left, top = (width - inner[0]) // 2, round((height - inner[1]) * 0.62)  # heads stay in the upper part
-    factor = np.array([inner[0] / width, inner[1] / height])
-    matrix = np.array([[factor[0], 0, left + factor[0] / 2 - 0.5], [0, factor[1], top + factor[1] / 2 - 0.5]])
+    matrix = _placement(inner, (left, top), (width, height))
     borders = (top, height - inner[1] - top, left, width - inner[0] - left)
     near = np.zeros((inner[1], inner[0]), np.float32)
     edge = max(1, round(0.06 * min(inner)))
@@ -274,7 +286,7 @@ def far_subject(images, scale, landmarks=None, masks=None):
     return _moved(result if scale < 1 else images.copy(), matrix, landmarks, masks, cv2.INTER_AREA)
 
 
-# %% ../nbs/03_degradations.ipynb #aa9d5728
+# %% ../nbs/03_degradations.ipynb #c1e7ecbd
 def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     """Show the clip in portrait mode between black borders.
 
@@ -295,7 +307,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
 
     Notes
     -----
-    Paper 000, section 5.4, point 5: portrait-mode videos with black borders disrupted face detection.
+    Murphy 2024, section 5.4, point 5: portrait-mode videos with black borders disrupted face detection.
     """
     height, width = images.shape[1:3]
     result = np.zeros_like(images)
@@ -306,10 +318,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
         for index, image in enumerate(images):
             small = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
             result[index, top : top + inner[1], left : left + inner[0]] = small
-        factor = np.array([inner[0] / width, inner[1] / height])
-        matrix = np.array(
-            [[factor[0], 0, left + factor[0] / 2 - 0.5], [0, factor[1], top + factor[1] / 2 - 0.5]]
-        )
+        matrix = _placement(inner, (left, top), (width, height))
         return _moved(result, matrix, landmarks, masks, cv2.INTER_AREA)
     window = max(1, round(width + strength * (height * 9 / 16 - width)))
     middle = width / 2
@@ -325,7 +334,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     return moved
 
 
-# %% ../nbs/03_degradations.ipynb #6cbab519
+# %% ../nbs/03_degradations.ipynb #f985770d
 @dataclass
 class Degraded:
     """Pictures after a degradation, with what is known of them.
@@ -342,7 +351,13 @@ class Degraded:
     masks: np.ndarray | None = None
 
 
-# %% ../nbs/03_degradations.ipynb #c1e7ecbd
+# %% ../nbs/03_degradations.ipynb #feee14c3
+def _placement(inner, corner, size):
+    """The 2x3 matrix of a picture of `size` (width, height) that is made as small as `inner` and laid at `corner` (left, top)."""
+    factor = np.divide(inner, size)
+    return np.column_stack([np.diag(factor), np.asarray(corner) + factor / 2 - 0.5])
+
+
 def _moved(images, matrix, landmarks, masks, interpolation):
     """Bundle pictures with landmarks and masks moved by a 2x3 matrix."""
     if landmarks is not None:
@@ -365,7 +380,7 @@ def _moved(images, matrix, landmarks, masks, interpolation):
     return Degraded(images, landmarks, masks)
 
 
-# %% ../nbs/03_degradations.ipynb #feee14c3
+# %% ../nbs/03_degradations.ipynb #e7f7ff84
 def frozen_indices(count, rng, probability, mean_length=4.0):
     """Tell which frame is shown at each moment when some freeze.
 
@@ -396,7 +411,7 @@ def frozen_indices(count, rng, probability, mean_length=4.0):
     return np.maximum.accumulate(np.where(lost, 0, np.arange(count)))
 
 
-# %% ../nbs/03_degradations.ipynb #d622432a
+# %% ../nbs/03_degradations.ipynb #929086df
 def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, masks=None):
     """Let a call freeze: lost frames show the last one that arrived.
 
@@ -422,7 +437,7 @@ def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, m
     )
 
 
-# %% ../nbs/03_degradations.ipynb #e7f7ff84
+# %% ../nbs/03_degradations.ipynb #f0b43c7b
 @dataclass(frozen=True)
 class Line:
     """How good a call's connection is.
@@ -457,7 +472,7 @@ def _to_and_fro(place, count):
     return min(place, 2 * count - 2 - place) if count > 1 else 0
 
 
-# %% ../nbs/03_degradations.ipynb #929086df
+# %% ../nbs/03_degradations.ipynb #e3157394
 def conference_line(strength):
     """The line of a video call that is as bad as wanted.
 
@@ -473,7 +488,7 @@ def conference_line(strength):
     return Line(0.35**strength, 0.3 * 0.2**strength, 0.25 * strength**2)
 
 
-# %% ../nbs/03_degradations.ipynb #f0b43c7b
+# %% ../nbs/03_degradations.ipynb #f44f4f35
 def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, masks=None):
     """Send a clip through a video call: fewer lines, few bits, frozen frames.
 
@@ -519,7 +534,7 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
     return sent
 
 
-# %% ../nbs/03_degradations.ipynb #f44f4f35
+# %% ../nbs/03_degradations.ipynb #03a09e1d
 @dataclass(frozen=True)
 class Degradation:
     """One named way a picture gets worse.
@@ -551,7 +566,7 @@ def _blur_side(strength, images):
     return 2 * round(strength * 0.03 * min(images.shape[1:3])) + 1
 
 
-# %% ../nbs/03_degradations.ipynb #765741e3
+# %% ../nbs/03_degradations.ipynb #0beacb90
 _CODING = (
     Degradation(
         "paper augmentation",
@@ -581,7 +596,7 @@ _CODING = (
     ),
 )
 
-# %% ../nbs/03_degradations.ipynb #03a09e1d
+# %% ../nbs/03_degradations.ipynb #53db15cd
 _CALL = (
     Degradation(
         "conference channel",
@@ -630,11 +645,11 @@ _CALL = (
     ),
 )
 
-# %% ../nbs/03_degradations.ipynb #0beacb90
+# %% ../nbs/03_degradations.ipynb #65cd95c6
 DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_CALL)}
 
 
-# %% ../nbs/03_degradations.ipynb #53db15cd
+# %% ../nbs/03_degradations.ipynb #c1b0c0c5
 def _checked_call(name, images, strength, **given):
     """Pictures as (T, H, W, 3), landmarks and masks alike, and whether it was one still."""
     if name not in DEGRADATIONS:
@@ -665,7 +680,7 @@ def _checked_call(name, images, strength, **given):
     return images, arrays, is_still
 
 
-# %% ../nbs/03_degradations.ipynb #65cd95c6
+# %% ../nbs/03_degradations.ipynb #03fbd84b
 def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_rate=25):
     """Degrade pictures by a named effect of the table `DEGRADATIONS`.
 

@@ -345,7 +345,7 @@ def grad_cam(
     size = tuple(size or inputs.shape[2:])
     if not len(inputs):
         return np.zeros((0, *size), np.float32)
-    layer = find_layer(network, layer or target_layer(network, inputs))
+    layer = find_layer(network, target_layer(network, inputs) if layer is None else layer)
     with undisturbed(network):
         maps = list(raw_grad_cams(network, inputs, layer, classes, score, batch_size))
     return scaled(resized(np.concatenate(maps), size), scale)
@@ -465,6 +465,11 @@ def face_parts(landmarks, shape):
     dict of str to bool array, shape (N, H, W)
         Keys as in `FACE_PARTS`; every pixel belongs to one part. Eyes include brows; "outside" is what lies
         outside of the outline from brows to chin, hair and neck too.
+
+    Raises
+    ------
+    InputError
+        Landmarks have another shape.
     """
     landmarks = np.asarray(landmarks, np.float64)
     if landmarks.ndim != 3 or landmarks.shape[1:] != (5, 2):
@@ -677,6 +682,11 @@ def summarise(table, clusters=None, rng=None, **options):
     pandas.DataFrame
         One row a measure: ``value``, ``low``, ``high``, ``n`` (clusters with a value), ``left_out`` (rows without
         one) and the ``reason`` for what is missing.
+
+    Raises
+    ------
+    InputError
+        Rows and clusters differ in number.
     """
     clusters = np.arange(len(table)) if clusters is None else np.asarray(clusters)
     if len(clusters) != len(table):
@@ -690,9 +700,8 @@ def summarise(table, clusters=None, rng=None, **options):
         why = sorted(set(table["reason"][~known])) if "reason" in table else []
         reason = " ".join(filter(None, [mean.reason, *why]))
         rows[name] = [mean.value, mean.low, mean.high, mean.n, int((~known).sum()), reason]
-    summary = pd.DataFrame.from_dict(
-        rows, "index", columns=["value", "low", "high", "n", "left_out", "reason"]
-    )
+    columns = ["value", "low", "high", "n", "left_out", "reason"]
+    summary = pd.DataFrame.from_dict(rows, "index", columns=columns)
     return summary.astype({"value": "Float64", "low": "Float64", "high": "Float64"})
 
 
@@ -709,6 +718,11 @@ def compare(table, other):
     -------
     pandas.DataFrame
         `table` less `other`, in the columns of `MEASURES`; missing, with the ``reason``, where one of them is.
+
+    Raises
+    ------
+    InputError
+        The tables differ in length.
     """
     if len(table) != len(other):
         raise InputError(f"Tables of {len(table)} and {len(other)} rows are not of the same pictures.")
@@ -853,10 +867,11 @@ def map_similarity(maps, others):
 def randomisation_check(network, inputs, method, *, layers=None, seed=0, clusters=None, rng=None):
     """Do maps change when the network forgets, layer by layer from its answer down to its input?
 
+    The cascading randomisation of Adebayo et al. 2018, arXiv:1810.03292, section 3.1.
+
     Parameters
     ----------
-    network : nn.Module
-    inputs : float tensor
+    network, inputs
         See `saliency`.
     method : callable
         Makes maps (N, ...) of a network and inputs; fix the class in it: ``partial(saliency, classes=1)``.
@@ -871,9 +886,10 @@ def randomisation_check(network, inputs, method, *, layers=None, seed=0, cluster
         One row a layer, from the last to the first: mean rank correlation with the maps of the network as it is,
         once this layer and all behind it have forgotten. Columns as in `summarise`.
 
-    Notes
-    -----
-    The cascading randomisation of Adebayo et al. 2018, arXiv:1810.03292, section 3.1.
+    Raises
+    ------
+    InputError
+        A layer of `layers` has no parameters, or is not there.
     """
     modules = dict(network.named_modules())
     names = learnt_layers(network)

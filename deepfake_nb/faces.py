@@ -21,8 +21,10 @@ __all__ = [
     "align_clip",
     "window_start",
     "track_transforms",
+    "ClipViews",
     "FaceTrack",
     "refit_clip",
+    "box_overlap",
     "track_faces",
     "face_tracks",
     "ffhq_transform",
@@ -53,7 +55,7 @@ import onnxruntime
 from scipy.optimize import linear_sum_assignment
 
 from .study import InputError, atomic_path, sha256_of
-from .video import Frame, media_kind, read_frames, read_image
+from .video import Frame, media_kind, read_frames, read_image, reduced
 
 # %% ../nbs/02_faces.ipynb #c362e006
 LANDMARK_NAMES = ("left eye", "right eye", "nose tip", "left mouth corner", "right mouth corner")
@@ -154,15 +156,6 @@ def _free_input_size(model: bytes) -> bytes:
 
 
 # %% ../nbs/02_faces.ipynb #8ea25386
-def _longest_side_resized(image, longest_side):
-    height, width = image.shape[:2]
-    if max(height, width) <= longest_side:
-        return image
-    scale = longest_side / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
 def _suppress_overlaps(found, order_by, overlap):
     corners = np.column_stack([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]])
     kept = cv2.dnn.NMSBoxes(corners.tolist(), np.asarray(order_by, float).tolist(), 0.0, overlap)
@@ -261,7 +254,7 @@ class CenterFace:
             )
         if self._session is None:
             self._session = _load_centerface(self.model_path, self.providers, self.threads)
-        small = _longest_side_resized(image, self.working_size)
+        small = reduced(image, self.working_size)
         below, beside = -small.shape[0] % 32, -small.shape[1] % 32
         padded = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
         maps = self._session.run(["537", "538", "539", "540"], {"input.1": cv2.dnn.blobFromImage(padded)})
@@ -544,8 +537,49 @@ def _clip_frames(track, start, length, stride):
 
 
 # %% ../nbs/02_faces.ipynb #a7caac53
+class ClipViews:
+    """Aligned `crops` in the order of time, and the clips that can be had of them."""
+
+    def clip(self, start, length, stride=1):
+        """`length` crops from frame `start` of the track on, every `stride`-th; a view, nothing is copied.
+
+        Parameters
+        ----------
+        start, length, stride : int
+
+        Returns
+        -------
+        uint8, shape (length, size, size, 3)
+
+        Raises
+        ------
+        InputError
+            The track has no crops, or ends before the clip does.
+        """
+        if self.crops is None:
+            raise InputError("This face track was made without crops: give crop_size when tracking.")
+        return self.crops[_clip_frames(self, start, length, stride)]
+
+    def clips(self, length, stride=1, step=None):
+        """All clips of the track, in order, each a view.
+
+        Parameters
+        ----------
+        length, stride : int
+        step : int, optional
+            Frames between the starts of two clips; by default clips do not overlap.
+
+        Returns
+        -------
+        list of uint8 arrays, shape (length, size, size, 3); empty where the track is too short.
+        """
+        span = (length - 1) * stride + 1
+        return [self.clip(start, length, stride) for start in range(0, len(self) - span + 1, step or span)]
+
+
+# %% ../nbs/02_faces.ipynb #5a3cdaf8
 @dataclass
-class FaceTrack:
+class FaceTrack(ClipViews):
     """One person's face through one shot; a picture gives a track of one frame.
 
     Attributes
@@ -589,44 +623,8 @@ class FaceTrack:
         """The one transform fitted to all frames of the track, shape (2, 3), for its crop size (256 without crops)."""
         return fit_similarity(self.landmarks, standard_face(self.crop_size or STANDARD_SIZE))
 
-    def clip(self, start, length, stride=1):
-        """`length` crops from frame `start` of the track on, every `stride`-th; a view, nothing is copied.
 
-        Parameters
-        ----------
-        start, length, stride : int
-
-        Returns
-        -------
-        uint8, shape (length, size, size, 3)
-
-        Raises
-        ------
-        InputError
-            The track has no crops, or ends before the clip does.
-        """
-        if self.crops is None:
-            raise InputError("This face track was made without crops: give crop_size when tracking.")
-        return self.crops[_clip_frames(self, start, length, stride)]
-
-    def clips(self, length, stride=1, step=None):
-        """All clips of the track, in order, each a view.
-
-        Parameters
-        ----------
-        length, stride : int
-        step : int, optional
-            Frames between the starts of two clips; by default clips do not overlap.
-
-        Returns
-        -------
-        list of uint8 arrays, shape (length, size, size, 3); empty where the track is too short.
-        """
-        span = (length - 1) * stride + 1
-        return [self.clip(start, length, stride) for start in range(0, len(self) - span + 1, step or span)]
-
-
-# %% ../nbs/02_faces.ipynb #fd3fd2b2
+# %% ../nbs/02_faces.ipynb #d8e324d7
 def refit_clip(track, start, length, stride=1):
     """A clip of a stored track under AltFreezing's own transform, fitted to the landmarks of this clip's frames only.
 
@@ -655,7 +653,7 @@ def refit_clip(track, start, length, stride=1):
     return refitted
 
 
-# %% ../nbs/02_faces.ipynb #11bec08a
+# %% ../nbs/02_faces.ipynb #2a0217a3
 @contextlib.contextmanager
 def _temporary_space():
     try:
@@ -683,7 +681,7 @@ class _CropSpool:
                     self.file.write(self.crops.pop(0).data)
 
 
-# %% ../nbs/02_faces.ipynb #2a0217a3
+# %% ../nbs/02_faces.ipynb #15e4495f
 class _CropShelf:
     """Crops of finished tracks: in memory up to a limit, then one behind the other in one temporary file."""
 
@@ -717,7 +715,7 @@ class _CropShelf:
                 track.crops = everything[first : first + count]
 
 
-# %% ../nbs/02_faces.ipynb #15e4495f
+# %% ../nbs/02_faces.ipynb #b25b9058
 class _Cropper:
     """Aligned crops of one track, made as its frames come in."""
 
@@ -750,7 +748,7 @@ class _Cropper:
         return np.stack(self.transforms), self.spool
 
 
-# %% ../nbs/02_faces.ipynb #eb9d37bf
+# %% ../nbs/02_faces.ipynb #dc7a5e8c
 def _thumbnail(frame):
     small = frame.resized(max(32, max(frame.shape) // 8))
     return np.float32(cv2.resize(small, (32, 32), interpolation=cv2.INTER_AREA))
@@ -767,7 +765,7 @@ def _find_cuts(thumbnails, threshold):
     return [at + 1 for at, step in enumerate(steps) if step > threshold and step > 3 * usual[at]]
 
 
-# %% ../nbs/02_faces.ipynb #29b2b128
+# %% ../nbs/02_faces.ipynb #2dc51e16
 class _OpenTrack:
     """A track that may still grow."""
 
@@ -822,9 +820,20 @@ class _OpenTrack:
         return track
 
 
-# %% ../nbs/02_faces.ipynb #2dc51e16
-def _overlap(boxes, others):
-    """Intersection over union of each box with each other box."""
+# %% ../nbs/02_faces.ipynb #0bb30b52
+def box_overlap(boxes, others):
+    """Intersection over union of each box with each other box.
+
+    Parameters
+    ----------
+    boxes : array, shape (n, 4)
+        x0, y0, x1, y1 in pixels.
+    others : array, shape (m, 4)
+
+    Returns
+    -------
+    array, shape (n, m), in [0, 1]
+    """
     low = np.maximum(boxes[:, None, :2], others[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), -1)
@@ -832,6 +841,7 @@ def _overlap(boxes, others):
     return shared / np.maximum(areas[0][:, None] + areas[1][None] - shared, 1e-9)
 
 
+# %% ../nbs/02_faces.ipynb #55fd411a
 def _match(expected, found):
     """Pairs (track, face): Hungarian assignment by overlap less landmark distance in face sizes."""
     if not expected or not len(found):
@@ -840,14 +850,14 @@ def _match(expected, found):
     landmarks = np.stack([points for _, points in expected])
     size = np.sqrt(np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 1e-3, None), -1))
     distance = np.linalg.norm(landmarks[:, None] - found.landmarks[None], axis=-1).mean(-1) / size[:, None]
-    overlap = _overlap(boxes, found.boxes)
+    overlap = box_overlap(boxes, found.boxes)
     possible = ((overlap > 0.1) & (distance < 0.6)) | (distance < 0.3)
     likeness = np.where(possible, overlap - distance, -1e3)
     pairs = np.stack(linear_sum_assignment(-likeness), -1)
     return [(int(row), int(column)) for row, column in pairs if possible[row, column]]
 
 
-# %% ../nbs/02_faces.ipynb #0bb30b52
+# %% ../nbs/02_faces.ipynb #07828528
 _SMALLEST_FACE = 36
 
 
@@ -882,7 +892,7 @@ def _merge(close, searched):
     return _suppress_overlaps(join_detections([close, searched]), rank, 0.4)
 
 
-# %% ../nbs/02_faces.ipynb #55fd411a
+# %% ../nbs/02_faces.ipynb #973a7777
 @dataclass
 class _Looker:
     """Decides how to look at a frame: closely at known faces, or at all of it."""
@@ -915,7 +925,7 @@ class _Looker:
         return int(np.clip(size, min(256, full), full))
 
 
-# %% ../nbs/02_faces.ipynb #07828528
+# %% ../nbs/02_faces.ipynb #15756cca
 @dataclass
 class _Shot:
     """The people in one shot."""
@@ -957,11 +967,11 @@ class _Shot:
         self.tracks, self.looker.searched_at_s = [], -np.inf
 
 
-# %% ../nbs/02_faces.ipynb #973a7777
+# %% ../nbs/02_faces.ipynb #17f2541b
 _BUFFER_BYTES = 256 << 20
 
 
-# %% ../nbs/02_faces.ipynb #15756cca
+# %% ../nbs/02_faces.ipynb #e287f52e
 @dataclass
 class _Tracker:
     shot: _Shot
@@ -1017,7 +1027,7 @@ class _Tracker:
             self.buffer.popleft()
 
 
-# %% ../nbs/02_faces.ipynb #664ef4e7
+# %% ../nbs/02_faces.ipynb #a46227f1
 def track_faces(
     frames,
     detector,
@@ -1079,20 +1089,20 @@ def track_faces(
     return sorted(tracks, key=lambda track: -_prominence(track))
 
 
-# %% ../nbs/02_faces.ipynb #17f2541b
+# %% ../nbs/02_faces.ipynb #8164557b
 def _prominence(track):
     sides = np.clip(track.boxes[:, 2:] - track.boxes[:, :2], 0, None)
     return float(np.sqrt(np.prod(sides, -1)).sum())
 
 
-# %% ../nbs/02_faces.ipynb #a46227f1
+# %% ../nbs/02_faces.ipynb #a700d85d
 def _search_still(image, detector):
     found = detector.detect(image)
     size = getattr(detector, "working_size", 640)
     if not len(found) and max(image.shape[:2]) > size:
         found = _detect_in_tiles(image, detector, size)
     if not len(found) and min(image.shape[:2]) >= 16:
-        small = _longest_side_resized(image, size // 2)
+        small = reduced(image, size // 2)
         border = max(small.shape[:2]) // 2
         framed = cv2.copyMakeBorder(
             small, border, border, border, border, cv2.BORDER_CONSTANT, value=(127,) * 3
@@ -1104,7 +1114,7 @@ def _search_still(image, detector):
 
 def _detect_in_tiles(image, detector, size):
     """Search a picture of twice the working size in overlapping tiles."""
-    large = _longest_side_resized(image, 2 * size)
+    large = reduced(image, 2 * size)
     height, width = large.shape[:2]
     starts = [sorted({0, max(0, (side - size) // 2), max(0, side - size)}) for side in (height, width)]
     parts = [
@@ -1126,7 +1136,7 @@ def _still_tracks(image, detector, crop_size):
     return sorted(tracks, key=lambda track: -_prominence(track))
 
 
-# %% ../nbs/02_faces.ipynb #8164557b
+# %% ../nbs/02_faces.ipynb #3c23d4e2
 def face_tracks(
     source, detector=None, *, crop_size=224, every=5, max_frames=None, **options
 ) -> list[FaceTrack]:
@@ -1166,7 +1176,7 @@ def face_tracks(
     return track_faces(source, detector, crop_size=crop_size, every=every, max_frames=max_frames, **options)
 
 
-# %% ../nbs/02_faces.ipynb #6a71ae05
+# %% ../nbs/02_faces.ipynb #fa84da74
 def ffhq_transform(landmarks, size=256):
     """The similarity that cuts a face as FFHQ's pictures were cut.
 
@@ -1205,7 +1215,7 @@ def ffhq_transform(landmarks, size=256):
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
-# %% ../nbs/02_faces.ipynb #36e7ff56
+# %% ../nbs/02_faces.ipynb #5ed00da3
 def _mirror_and_blur(image, matrix, size):
     """Extend a picture to what the crop needs: mirrored, and blurred with the distance from the border."""
     corners = transform_points(
@@ -1232,7 +1242,7 @@ def _mirror_and_blur(image, matrix, size):
     return np.uint8(np.clip(np.rint(wide), 0, 255)), moved
 
 
-# %% ../nbs/02_faces.ipynb #a22527be
+# %% ../nbs/02_faces.ipynb #308ea629
 def align_ffhq(image, landmarks, size=256):
     """Cut and turn a face as FFHQ's pictures were.
 
@@ -1259,7 +1269,7 @@ def align_ffhq(image, landmarks, size=256):
     return cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA)
 
 
-# %% ../nbs/02_faces.ipynb #688a93e7
+# %% ../nbs/02_faces.ipynb #fc70c183
 STORE_VERSION = 1
 ALIGNMENT = "altfreezing-window"
 """What the crops of a store are: AltFreezing's standard points and fit, over a sliding window of frames."""
@@ -1283,7 +1293,7 @@ class FaceTrackRecord:
     meta: dict
 
 
-# %% ../nbs/02_faces.ipynb #6d8b34b4
+# %% ../nbs/02_faces.ipynb #6fdd9c9a
 _FIELDS = {
     "frame_indices": "I64",
     "times_s": "F64",
@@ -1322,7 +1332,7 @@ def _store_header(arrays, meta):
     return len(text).to_bytes(8, "little") + text
 
 
-# %% ../nbs/02_faces.ipynb #97babbbf
+# %% ../nbs/02_faces.ipynb #7725f1f8
 def write_face_tracks(path, tracks, media_id, **meta) -> str:
     """Write the face tracks of one media file; the file appears whole or not at all.
 
@@ -1376,7 +1386,7 @@ def write_face_tracks(path, tracks, media_id, **meta) -> str:
     return checksum
 
 
-# %% ../nbs/02_faces.ipynb #fc70c183
+# %% ../nbs/02_faces.ipynb #63cee97e
 def _read_store_header(path):
     """Header entries, metadata, raw header, and where the data begin."""
     damaged = f"The face track file {str(path)!r} is damaged or not a face track file: build it again."
@@ -1417,7 +1427,7 @@ def _verify_checksum(path, meta, raw):
         )
 
 
-# %% ../nbs/02_faces.ipynb #6fdd9c9a
+# %% ../nbs/02_faces.ipynb #3f3a0d44
 def _open_array(path, entry, offset):
     kind, shape = np.dtype(_NUMPY_TYPES[entry["dtype"]]), tuple(entry["shape"])
     start, stop = entry["data_offsets"]
@@ -1430,7 +1440,7 @@ def _open_array(path, entry, offset):
         return np.frombuffer(file.read(stop - start), kind).reshape(shape)
 
 
-# %% ../nbs/02_faces.ipynb #7725f1f8
+# %% ../nbs/02_faces.ipynb #5441ed0f
 def read_face_tracks(path, verify=False) -> FaceTrackRecord:
     """Read a record written by `write_face_tracks`; crops are mapped, not loaded.
 

@@ -417,10 +417,16 @@ def _swap_photo(root, folder, photo, source, source_path, settings):
     return [(*row, "lfw", photo.split) for row in rows]
 
 
+@functools.lru_cache(maxsize=1)
+def _photo_detector(working_size, threshold):
+    return CenterFace(working_size, threshold)
+
+
 def _main_face(path, settings):
     """A photograph and the five points of its largest face."""
     image = read_image(path)
-    tracks = face_tracks(image, CenterFace(settings.working_size, settings.threshold), crop_size=None)
+    detector = _photo_detector(settings.working_size, settings.threshold)
+    tracks = face_tracks(image, detector, crop_size=None)
     if not tracks:
         raise InputError("no face was found to swap")
     return image, tracks[0].landmarks[0]
@@ -460,18 +466,13 @@ def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
     replacer, rejected = _replacer(Path(root).parent / "models"), []
     task = progress.add_task("swapping FF++", total=len(pairs)) if progress is not None else None
     for pair in pairs.itertuples():
-        name = f"{pair.target_id}_{pair.source_id}.mp4"
-        real = media / "original_sequences/youtube/c23/videos" / f"{pair.target_id}.mp4"
-        fake = media / "manipulated_sequences/DLC/c23/videos" / name
-        target, source = (Path(root) / originals.path[person] for person in (pair.target_id, pair.source_id))
-        if not (real.is_file() and fake.is_file()):
-            try:
-                mask = mask_path(masks, fake.relative_to(media))
-                _swap_recording(
-                    target, source, real, fake, mask, replacer, random_stream(seed, "swap", name), max_frames
-                )
-            except InputError as error:
-                rejected.append({"path": originals.path[pair.target_id], "reason": str(error)})
+        paths = _paths_of_pair(pair, Path(root), originals.path, media, masks)
+        rng = random_stream(seed, "swap", paths.fake.name)
+        try:
+            if not (paths.real.is_file() and paths.fake.is_file()):
+                _swap_recording(paths, replacer, rng, max_frames)
+        except InputError as error:
+            rejected.append({"path": originals.path[pair.target_id], "reason": str(error)})
         if progress is not None:
             progress.advance(task)
     for split, rows in pairs.groupby("split"):
@@ -480,16 +481,32 @@ def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
 
 
 # %% ../nbs/09_filming.ipynb #c243b01e
+@dataclass(frozen=True)
+class _PairPaths:
+    """Two recordings that are there, and what is made of them."""
+
+    target: Path
+    source: Path
+    real: Path
+    fake: Path
+    mask: Path
+
+
+def _paths_of_pair(pair, root, recordings, media, masks):
+    real = media / "original_sequences/youtube/c23/videos" / f"{pair.target_id}.mp4"
+    fake = media / "manipulated_sequences/DLC/c23/videos" / f"{pair.target_id}_{pair.source_id}.mp4"
+    target, source = (root / recordings[person] for person in (pair.target_id, pair.source_id))
+    return _PairPaths(target, source, real, fake, mask_path(masks, fake.relative_to(media)))
+
+
+# %% ../nbs/09_filming.ipynb #f88383f4
 def _ffpp_originals(root, sizes, seed):
     """One original recording a person, as many a split as asked for; official splits where they are known."""
     found = scan_source("ffpp", root, {"methods": "original"}).manifest
-    found = found[found.path.str.contains("/youtube/")].assign(
-        lighter=lambda t: ~t.path.str.contains("/c23/")
-    )
-    found = (
-        found.sort_values(["source_id", "lighter", "path"])
-        .drop_duplicates("source_id")
-        .reset_index(drop=True)
+    found = found[~found.source_id.str.startswith("actor")]
+    found = found.assign(not_c23=~found.path.str.contains("/c23/"))
+    found = found.sort_values(["source_id", "not_c23", "path"]).drop_duplicates(
+        "source_id", ignore_index=True
     )
     wanted = {split: pair[0] for split, pair in sizes.items()}
     if found.split.isna().all():
@@ -505,37 +522,30 @@ def _replacer(models):
     return InSwapper(network, embedding) if network.is_file() and embedding.is_file() else None
 
 
-# %% ../nbs/09_filming.ipynb #f88383f4
-def _swap_recording(target, source, real, fake, mask, replacer, rng, max_frames):
+# %% ../nbs/09_filming.ipynb #2688532f
+def _swap_recording(paths, replacer, rng, max_frames):
     """Write the beginning of a recording, and the same with the face of another one."""
-    tracks = face_tracks(target, CenterFace(threads=1), crop_size=None, max_frames=max_frames)
-    faces = face_tracks(source, CenterFace(threads=1), crop_size=None, max_frames=25)
+    tracks = face_tracks(paths.target, CenterFace(threads=1), crop_size=None, max_frames=max_frames)
+    faces = face_tracks(paths.source, CenterFace(threads=1), crop_size=None, max_frames=25)
     if not tracks or not faces:
-        raise InputError(f"No face was found in {(source if tracks else target).name!r}.")
+        raise InputError(f"No face was found in {(paths.source if tracks else paths.target).name!r}.")
     best = int(faces[0].scores.argmax())
-    frame = next(read_frames(source, indices=[int(faces[0].frame_indices[best])]))
-    face = SourceFace(frame.image, faces[0].landmarks[best])
-    frames, rate = read_frames(target, max_frames=max_frames), Fraction(probe(target).frame_rate)
-    rate, forged = rate.limit_denominator(1001), []
+    frame = next(read_frames(paths.source, indices=[int(faces[0].frame_indices[best])]))
+    face, forged = SourceFace(frame.image, faces[0].landmarks[best]), []
+    rate = Fraction(probe(paths.target).frame_rate).limit_denominator(1001)
 
     def swapped():
+        frames = read_frames(paths.target, max_frames=max_frames)
         for frame, area in swap_video(frames, tracks[0], face, replacer, rng=rng):
             forged.append((area * 255).astype(np.uint8))
             yield frame.image
 
-    write_pair(
-        (f.image for f in read_frames(target, max_frames=max_frames)),
-        swapped(),
-        real,
-        fake,
-        rate,
-        crf=18,
-        history_crf=20,
-    )
-    write_masks(mask, (area.astype(np.float32) / 255 for area in forged), rate)
+    real = (frame.image for frame in read_frames(paths.target, max_frames=max_frames))
+    write_pair(real, swapped(), paths.real, paths.fake, rate, crf=18, history_crf=20)
+    write_masks(paths.mask, (area.astype(np.float32) / 255 for area in forged), rate)
 
 
-# %% ../nbs/09_filming.ipynb #c88f82ba
+# %% ../nbs/09_filming.ipynb #08a8cc5c
 def _make_rendered(root, out, limit, settings, progress):
     count = max(2, (limit or 24) // 2)
     people = [f"person{number:04d}" for number in range(count)]
@@ -565,5 +575,5 @@ def _dealt(count, shares):
     return dealt + ["train"] * (count - len(dealt)) if count - len(dealt) >= 2 else ["train"] * count
 
 
-# %% ../nbs/09_filming.ipynb #08a8cc5c
+# %% ../nbs/09_filming.ipynb #83a20671
 MAKERS = {"lfw": _make_lfw, "rendered": _make_rendered}

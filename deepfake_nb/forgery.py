@@ -32,6 +32,7 @@ __all__ = [
 import av
 import contextlib
 import cv2
+import itertools
 import math
 import mmap
 import numpy as np
@@ -219,6 +220,18 @@ def head_turn(landmarks):
 
 
 # %% ../nbs/03_forgery.ipynb #70a7a57c
+RIGHT_SIDE = (  # of the outline: eye distances to the side, eye-mouth distances below the eyes
+    (0.00, -0.66),
+    (0.55, -0.64),
+    (0.95, -0.30),
+    (0.98, 0.30),
+    (0.88, 0.90),
+    (0.60, 1.45),
+    (0.00, 1.68),
+)
+
+
+# %% ../nbs/03_forgery.ipynb #dbe955a3
 def face_outline(landmarks, scale=1.0):
     """Lay a closed curve around the inner face, brows to chin, from five points.
 
@@ -242,17 +255,8 @@ def face_outline(landmarks, scale=1.0):
     across = across / max(np.linalg.norm(across), 1e-6)
     width = max((right_eye - left_eye) @ across, 0.7 * height)
     turn = head_turn(landmarks)
-    right_side = [  # (eye distances to the side, eye-mouth distances below the eyes)
-        (0.00, -0.66),
-        (0.55, -0.64),
-        (0.95, -0.30),
-        (0.98, 0.30),
-        (0.88, 0.90),
-        (0.60, 1.45),
-        (0.00, 1.68),
-    ]
-    right = [(side * (1 - 1.3 * turn), below) for side, below in right_side]
-    left = [(-side * (1 + 1.3 * turn), below) for side, below in right_side[-2:0:-1]]
+    right = [(side * (1 - 1.3 * turn), below) for side, below in RIGHT_SIDE]
+    left = [(-side * (1 + 1.3 * turn), below) for side, below in RIGHT_SIDE[-2:0:-1]]
     shape = np.array(right + left)
     for _ in range(3):  # cutting corners makes the polygon a smooth curve (Chaikin)
         following = np.roll(shape, -1, axis=0)
@@ -262,7 +266,7 @@ def face_outline(landmarks, scale=1.0):
     return (middle + scale * (points - middle)).astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #dbe955a3
+# %% ../nbs/03_forgery.ipynb #191afcf3
 def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
     """Draw the mask through which a replaced face is pasted.
 
@@ -288,16 +292,8 @@ def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
         rim = np.minimum(np.arange(size), np.arange(size)[::-1]).astype(np.float32)
         distance, width = np.minimum.outer(rim, rim), size / 10
     elif shape == "face":
-        finer = 3 if size <= 96 else 1  # small squares are enlarged later, steps in the edge would show
-        outline = (face_outline(landmarks, scale) + 0.5) * finer - 0.5
-        filled = np.zeros((size * finer, size * finer), np.uint8)
-        cv2.fillPoly(filled, [np.round(outline * 16).astype(np.int32)], 255, shift=4)
-        filled[[0, -1], :] = filled[:, [0, -1]] = 0
+        distance = _distance_inside(face_outline(landmarks, scale), size)
         eyes = swap_template(size)[:2]
-        distance = cv2.distanceTransform(filled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / finer
-        distance = cv2.resize(distance, (size, size), interpolation=cv2.INTER_AREA)
-        distance = cv2.GaussianBlur(distance, (0, 0), size / 80)  # evens out the steps of the drawn curve
-        distance[[0, -1], :] = distance[:, [0, -1]] = 0
         width = max(feather, 1e-3) * float(np.linalg.norm(eyes[1] - eyes[0]))
     else:
         raise InputError(f"Unknown mask shape {shape!r}: it is 'face' or 'square'.")
@@ -305,7 +301,22 @@ def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
     return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #6ad44d62
+# %% ../nbs/03_forgery.ipynb #1f515d50
+def _distance_inside(outline, size):
+    """Distance in pixels (size, size) of places inside a curve from it; 0 outside and on the rim of the square."""
+    finer = 3 if size <= 96 else 1  # small squares are enlarged later, steps in the edge would show
+    outline = (outline + 0.5) * finer - 0.5
+    filled = np.zeros((size * finer, size * finer), np.uint8)
+    cv2.fillPoly(filled, [np.round(outline * 16).astype(np.int32)], 255, shift=4)
+    filled[[0, -1], :] = filled[:, [0, -1]] = 0
+    distance = cv2.distanceTransform(filled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / finer
+    distance = cv2.resize(distance, (size, size), interpolation=cv2.INTER_AREA)
+    distance = cv2.GaussianBlur(distance, (0, 0), size / 80)  # evens out the steps of the drawn curve
+    distance[[0, -1], :] = distance[:, [0, -1]] = 0
+    return distance
+
+
+# %% ../nbs/03_forgery.ipynb #60b28610
 class LandmarkWarp:
     """Replace a face by warping the source's onto the target's five points.
 
@@ -351,7 +362,7 @@ class LandmarkWarp:
         wide = _cut_out(source.image, shifted, size + 2 * margin)
         places = transform_points(matrix, source.landmarks).astype(np.float32)
         wide = _extend_skin(wide, places + np.float32(margin), size)
-        displacement = self._displacement(wanted, places - wanted, size)
+        displacement = _spread_shifts(wanted, places - wanted, size, self.stiffness)
         rows, columns = np.mgrid[:size, :size].astype(np.float32)
         return cv2.remap(
             wide,
@@ -361,28 +372,29 @@ class LandmarkWarp:
             borderMode=cv2.BORDER_REPLICATE,
         )
 
-    def _displacement(self, points, shifts, size):
-        eyes = swap_template(size)[:2]
-        reach = self.stiffness * float(np.linalg.norm(eyes[1] - eyes[0]))
-        limit = 0.45 * reach
-        shifts = shifts * np.minimum(
-            1, limit / np.maximum(np.linalg.norm(shifts, axis=1, keepdims=True), 1e-6)
-        )
 
-        def bumps(places):
-            squared = ((places[:, None] - points[None]) ** 2).sum(-1)
-            return np.exp(-squared / (2 * reach**2))
+# %% ../nbs/03_forgery.ipynb #daee41ee
+def _spread_shifts(points, shifts, size, stiffness):
+    """Displacement in pixels (size, size, 2), float32, of a whole square from the shifts (5, 2) of five points."""
+    eyes = swap_template(size)[:2]
+    reach = stiffness * float(np.linalg.norm(eyes[1] - eyes[0]))
+    limit = 0.45 * reach
+    shifts = shifts * np.minimum(1, limit / np.maximum(np.linalg.norm(shifts, axis=1, keepdims=True), 1e-6))
 
-        middle = shifts.mean(0)  # a common shift moves everything, only the rest is local
-        weights = np.linalg.solve(bumps(points) + 0.02 * np.eye(5), shifts - middle)
-        steps = np.linspace(0, size - 1, 33)
-        grid = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-        coarse = (bumps(grid) @ weights + middle).reshape(33, 33, 2).astype(np.float32)
-        knots = (np.arange(size, dtype=np.float32) * 32 / (size - 1))[None].repeat(size, 0)
-        return cv2.remap(coarse, knots, np.ascontiguousarray(knots.T), cv2.INTER_LINEAR)
+    def bumps(places):
+        squared = ((places[:, None] - points[None]) ** 2).sum(-1)
+        return np.exp(-squared / (2 * reach**2))
+
+    middle = shifts.mean(0)  # a common shift moves everything, only the rest is local
+    weights = np.linalg.solve(bumps(points) + 0.02 * np.eye(5), shifts - middle)
+    steps = np.linspace(0, size - 1, 33)
+    grid = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+    coarse = (bumps(grid) @ weights + middle).reshape(33, 33, 2).astype(np.float32)
+    knots = (np.arange(size, dtype=np.float32) * 32 / (size - 1))[None].repeat(size, 0)
+    return cv2.remap(coarse, knots, np.ascontiguousarray(knots.T), cv2.INTER_LINEAR)
 
 
-# %% ../nbs/03_forgery.ipynb #119eafa3
+# %% ../nbs/03_forgery.ipynb #0350a198
 def _extend_skin(image, landmarks, size):
     """Paint over what lies beyond the face's outline with the colours beside it."""
     side = len(image)
@@ -401,7 +413,7 @@ def _extend_skin(image, landmarks, size):
     return np.clip(np.round(keep * image + (1 - keep) * skin), 0, 255).astype(np.uint8)
 
 
-# %% ../nbs/03_forgery.ipynb #9a17507c
+# %% ../nbs/03_forgery.ipynb #e7feb465
 def _varint(data, place):
     value = shift = 0
     while True:
@@ -434,7 +446,7 @@ def _fields(data, start, stop):
         yield number, value
 
 
-# %% ../nbs/03_forgery.ipynb #a7e4418c
+# %% ../nbs/03_forgery.ipynb #31fd3d92
 def _read_onnx_graph(path):
     """Return (names of the first nodes, last initializer as an array or None) of an ONNX file."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -472,7 +484,7 @@ def _read_onnx_graph(path):
         return nodes, np.frombuffer(content, kinds[kind]).reshape(shape).astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #b515e2e9
+# %% ../nbs/03_forgery.ipynb #fef12c66
 def _open_onnx(path, what, where, providers, threads):
     path = Path(path)
     if not path.is_file():
@@ -504,7 +516,7 @@ def _inputs_of(session):
     return ", ".join(f"{node.name} {tuple(node.shape)}" for node in session.get_inputs())
 
 
-# %% ../nbs/03_forgery.ipynb #e7feb465
+# %% ../nbs/03_forgery.ipynb #45773825
 def _check_swapper(path, session, emap, where):
     inputs = {node.name: node for node in session.get_inputs()}
     fits = (
@@ -539,7 +551,7 @@ def _check_arcface(path, session, where):
         )
 
 
-# %% ../nbs/03_forgery.ipynb #31fd3d92
+# %% ../nbs/03_forgery.ipynb #39c0e8e7
 class InSwapper:
     """Replace a face by the network of Deep-Live-Cam, from files the user has.
 
@@ -599,7 +611,7 @@ class InSwapper:
         return np.clip(np.round(face.transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8)
 
 
-# %% ../nbs/03_forgery.ipynb #39c0e8e7
+# %% ../nbs/03_forgery.ipynb #73b7aa11
 @dataclass(frozen=True)
 class SwapSettings:
     """How a replaced face is fitted into the picture.
@@ -641,7 +653,7 @@ SWAP_QUALITIES = {
 }
 
 
-# %% ../nbs/03_forgery.ipynb #c73e9216
+# %% ../nbs/03_forgery.ipynb #f0ecbd18
 def swap_settings(quality):
     """Return the settings for a named or numbered quality.
 
@@ -673,7 +685,7 @@ def swap_settings(quality):
     return SwapSettings(**{**mixed, "size": 2 * round(mixed["size"] / 2)})
 
 
-# %% ../nbs/03_forgery.ipynb #73b7aa11
+# %% ../nbs/03_forgery.ipynb #c28ff2d1
 def _colour_statistics(face, weight):
     """Weighted mean and deviation of a uint8 RGB face in LAB, (2, 3)."""
     lab = cv2.cvtColor(face.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
@@ -705,6 +717,7 @@ def _spread_seam(target, face, mask, share):
     return np.clip(face + share * smooth, 0, 255)
 
 
+# %% ../nbs/03_forgery.ipynb #162a29ad
 def _grain_of(picture, inside):
     """Covariance (3, 3) of the finest detail in the flat parts of an area, a guess of camera noise."""
     grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 2)
@@ -716,7 +729,7 @@ def _grain_of(picture, inside):
     return detail.T @ detail / max(len(detail), 1)
 
 
-# %% ../nbs/03_forgery.ipynb #f0ecbd18
+# %% ../nbs/03_forgery.ipynb #25114984
 def _add_grain(face, picture, mask, share, rng):
     """Give a float face the noise which the picture has and the face lacks."""
     inside = mask > 0.5
@@ -729,7 +742,7 @@ def _add_grain(face, picture, mask, share, rng):
     return face + noise @ mixing.astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #c28ff2d1
+# %% ../nbs/03_forgery.ipynb #01a051a0
 def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
     """Put the source's face onto the face of a picture.
 
@@ -767,7 +780,7 @@ def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=N
     return _swap_one(image, landmarks, source, replacer, swap_settings(quality), size, rng, None)
 
 
-# %% ../nbs/03_forgery.ipynb #162a29ad
+# %% ../nbs/03_forgery.ipynb #bab035cf
 def _prepared(replacer, source, landmarks):
     return replacer.prepare(source, landmarks) if hasattr(replacer, "prepare") else source
 
@@ -802,7 +815,7 @@ def _fit_in(target, replaced, mask, settings, statistics):
     return np.clip(face, 0, 255)
 
 
-# %% ../nbs/03_forgery.ipynb #25114984
+# %% ../nbs/03_forgery.ipynb #4462dd74
 def _paste(image, face, mask, matrix, grain, rng):
     """Lay an aligned float face back into the picture."""
     size = len(mask)
@@ -831,7 +844,7 @@ def _paste(image, face, mask, matrix, grain, rng):
     return result, full_mask
 
 
-# %% ../nbs/03_forgery.ipynb #c265c651
+# %% ../nbs/03_forgery.ipynb #c68d118d
 def smooth_landmarks(landmarks, sigma=1.0):
     """Smooth landmarks over time, without lag and not across cuts or gaps.
 
@@ -865,7 +878,7 @@ def smooth_landmarks(landmarks, sigma=1.0):
     return np.where(known[:, None, None], total / np.maximum(weight, 1e-9)[:, None, None], np.nan)
 
 
-# %% ../nbs/03_forgery.ipynb #5ca2e3a8
+# %% ../nbs/03_forgery.ipynb #5c014c6c
 def _landmarks_by_place(landmarks):
     """Landmarks of a track or an array, one entry a frame, NaN without a face; and whether it was a track."""
     if hasattr(landmarks, "frame_indices"):
@@ -893,7 +906,7 @@ def _sources_by_place(source, replacer, filled, is_track):
     return source
 
 
-# %% ../nbs/03_forgery.ipynb #536a868e
+# %% ../nbs/03_forgery.ipynb #508d7be6
 def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
     """Put the source's face onto one person in a video, frame by frame.
 
@@ -941,20 +954,12 @@ def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size
             statistics.clear()
             yield frame, np.zeros(image.shape[:2], np.float32)
             continue
-        swapped, mask = _swap_one(
-            _checked_image(image, "The frame"),
-            filled[index],
-            sources[index],
-            replacer,
-            settings,
-            size,
-            rng,
-            statistics,
-        )
+        about = filled[index], sources[index], replacer, settings, size, rng, statistics
+        swapped, mask = _swap_one(_checked_image(image, "The frame"), *about)
         yield (Frame(frame.index, frame.time_s, swapped) if isinstance(frame, Frame) else swapped), mask
 
 
-# %% ../nbs/03_forgery.ipynb #8ab830e5
+# %% ../nbs/03_forgery.ipynb #4973060c
 def _splits_of(identities, splits):
     """The split of each identity, or a sentence about the one that is wrong."""
     if len(set(identities)) != len(identities):
@@ -978,7 +983,7 @@ def _splits_of(identities, splits):
     return split_of
 
 
-# %% ../nbs/03_forgery.ipynb #0748b56b
+# %% ../nbs/03_forgery.ipynb #d80f080f
 def pair_identities(identities, rng, *, splits=None, rounds=1):
     """Pair every identity with others for cross-identity swaps.
 
@@ -1011,24 +1016,27 @@ def pair_identities(identities, rng, *, splits=None, rounds=1):
     rows = []
     for split in sorted(set(split_of.values())):
         members = sorted(name for name in identities if split_of[name] == split)
-        if rounds >= len(members):
-            where = f"Split {split!r} has" if split else "There are"
-            raise InputError(
-                f"{where} {len(members)} identities, which allow {len(members) - 1} pairs each, not {rounds}. "
-                "Add identities or ask for fewer rounds."
-            )
-        circle = [members[place] for place in rng.permutation(len(members))]
-        neighbours = 1 + rng.permutation(len(members) - 1)[:rounds]
-        rows += [
-            (circle[(place + step) % len(circle)], target, split)
-            for place, target in enumerate(circle)
-            for step in neighbours
-        ]
+        rows += [(source, target, split) for source, target in _circle_of_pairs(members, split, rounds, rng)]
     table = pd.DataFrame(rows, columns=["source_id", "target_id", "split"])
     return table.sort_values(["split", "target_id", "source_id"], ignore_index=True)
 
 
-# %% ../nbs/03_forgery.ipynb #b1db4e18
+# %% ../nbs/03_forgery.ipynb #3f7214d0
+def _circle_of_pairs(members, split, rounds, rng):
+    """Pairs of source and target among the people of one split, `rounds` for each."""
+    if rounds >= len(members):
+        where = f"Split {split!r} has" if split else "There are"
+        raise InputError(
+            f"{where} {len(members)} identities, which allow {len(members) - 1} pairs each, not {rounds}. "
+            "Add identities or ask for fewer rounds."
+        )
+    circle = [members[place] for place in rng.permutation(len(members))]
+    neighbours = 1 + rng.permutation(len(members) - 1)[:rounds]
+    for place, target in enumerate(circle):
+        yield from ((circle[(place + step) % len(circle)], target) for step in neighbours)
+
+
+# %% ../nbs/03_forgery.ipynb #bdca71fa
 def self_source_index(landmarks, rng, *, outside=None):
     """Choose the frame whose face a self-swap uses.
 
@@ -1068,7 +1076,7 @@ def self_source_index(landmarks, rng, *, outside=None):
     return int(rng.choice(straight))
 
 
-# %% ../nbs/03_forgery.ipynb #a8e9300e
+# %% ../nbs/03_forgery.ipynb #3dc654d1
 def write_masks(path, masks, frame_rate=25):
     """Store forged-area masks without loss beyond 8 bits, atomically.
 
@@ -1103,23 +1111,27 @@ def write_masks(path, masks, frame_rate=25):
                 raise InputError(f"{path.name!r} holds one mask; store those of a video as .mkv.")
             temporary.write_bytes(cv2.imencode(".png", first)[1].tobytes())
             return path
-        with av.open(str(temporary), "w", format="matroska", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("ffv1", rate=frame_rate)
-            stream.height, stream.width = first.shape
-            stream.pix_fmt = "gray"
-            stream.codec_context.thread_count = 1
-            stream.codec_context.options = {"flags": "+bitexact", "context": "1", "coder": "1"}
-            for mask in _chain_first(first, masks):
-                if mask.shape != first.shape:
-                    raise InputError(
-                        f"The masks for {path.name!r} differ in size: {first.shape}, {mask.shape}."
-                    )
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(mask, format="gray")))
-            container.mux(stream.encode())
+        _write_mask_video(temporary, first, masks, frame_rate, path.name)
     return path
 
 
-# %% ../nbs/03_forgery.ipynb #481ff19b
+# %% ../nbs/03_forgery.ipynb #7f41e0b9
+def _write_mask_video(path, first, rest, frame_rate, name):
+    """Store uint8 masks (H, W) as FFV1; `name` is what a message calls the file."""
+    with av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("ffv1", rate=frame_rate)
+        stream.height, stream.width = first.shape
+        stream.pix_fmt = "gray"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"flags": "+bitexact", "context": "1", "coder": "1"}
+        for mask in itertools.chain([first], rest):
+            if mask.shape != first.shape:
+                raise InputError(f"The masks for {name!r} differ in size: {first.shape}, {mask.shape}.")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(mask, format="gray")))
+        container.mux(stream.encode())
+
+
+# %% ../nbs/03_forgery.ipynb #dc0b5dbd
 def read_masks(path):
     """Read stored masks, one at a time.
 
@@ -1146,13 +1158,7 @@ def read_masks(path):
         raise InputError(f"Cannot read masks from {str(path)!r}: {error}.") from error
 
 
-# %% ../nbs/03_forgery.ipynb #c023cb89
-def _chain_first(first, rest):
-    yield first
-    yield from rest
-
-
-# %% ../nbs/03_forgery.ipynb #3dc654d1
+# %% ../nbs/03_forgery.ipynb #ae95ce6e
 @contextlib.contextmanager
 def _with_history(frames, beside, frame_rate, crf):
     """Yield the frames after one pass through a usual encoder; the file between is removed."""
@@ -1168,7 +1174,7 @@ def _with_history(frames, beside, frame_rate, crf):
         between.unlink(missing_ok=True)
 
 
-# %% ../nbs/03_forgery.ipynb #7f41e0b9
+# %% ../nbs/03_forgery.ipynb #faf99cf3
 def write_pair(
     real,
     fake,
@@ -1199,9 +1205,8 @@ def write_pair(
         x264's speed setting. "ultrafast" has no B-frames and key frames at fixed places, so that the order of
         frame types cannot follow what is in the picture.
     history_crf : float or None
-        Give about 20 where the real was compressed when it was found (FaceForensics++, phone clips): both videos
-        then first pass x264's "veryfast" at this CRF and have the same history. None for frames that come fresh from
-        a renderer.
+        About 20 where the real was compressed when it was found: both videos first pass x264's "veryfast" at this
+        CRF. None for frames that come fresh from a renderer.
 
     Returns
     -------
@@ -1213,31 +1218,15 @@ def write_pair(
         The two have different endings, frame counts or frame sizes. Then neither file is written.
     """
     real_path, fake_path = Path(real_path), Path(fake_path)
-    if real_path == fake_path:
-        raise InputError(f"The real and the fake cannot be the same file, {str(real_path)!r}.")
-    if real_path.suffix.lower() != fake_path.suffix.lower():
-        raise InputError(
-            f"A real and its fake must be stored alike, not as {real_path.name!r} and {fake_path.name!r}."
-        )
-    shapes = ([], [])
-
-    def noted(frames, seen):
-        for frame in frames:
-            seen.append(np.shape(frame.image if isinstance(frame, Frame) else frame))
-            yield frame
-
+    _check_pair_of_names(real_path, fake_path)
+    options = {"preset": preset} | ({"bitrate": bitrate} if bitrate else {"crf": crf})
     with atomic_path(real_path) as real_temporary, atomic_path(fake_path) as fake_temporary:
-        for frames, temporary, seen in zip(
-            (real, fake), (real_temporary, fake_temporary), shapes, strict=True
-        ):
+        shapes = []
+        for frames, temporary in ((real, real_temporary), (fake, fake_temporary)):
             if media_kind(real_path) == "image":
-                seen.append(np.shape(frames))
-                _write_still(temporary, frames)
+                shapes.append(_write_still(temporary, frames))
             else:
-                options = {"bitrate": bitrate} if bitrate else {"crf": crf}
-                frames = noted(frames, seen)
-                with _with_history(frames, temporary, frame_rate, history_crf) as frames:
-                    write_video(temporary, frames, frame_rate, preset=preset, **options)
+                shapes.append(_write_clip(temporary, frames, frame_rate, history_crf, options))
         if shapes[0] != shapes[1]:  # raised inside, so that neither file appears
             raise InputError(
                 f"{real_path.name!r} has {len(shapes[0])} frames of {shapes[0][0]} and {fake_path.name!r} "
@@ -1246,14 +1235,40 @@ def write_pair(
     return real_path, fake_path
 
 
-# %% ../nbs/03_forgery.ipynb #dc0b5dbd
+# %% ../nbs/03_forgery.ipynb #5b2868e6
+def _check_pair_of_names(real_path, fake_path):
+    if real_path == fake_path:
+        raise InputError(f"The real and the fake cannot be the same file, {str(real_path)!r}.")
+    if real_path.suffix.lower() != fake_path.suffix.lower():
+        raise InputError(
+            f"A real and its fake must be stored alike, not as {real_path.name!r} and {fake_path.name!r}."
+        )
+
+
+def _write_clip(path, frames, frame_rate, history_crf, options):
+    """Write one video of a pair; the shapes of its frames."""
+    shapes = []
+
+    def noted():
+        for frame in frames:
+            shapes.append(np.shape(frame.image if isinstance(frame, Frame) else frame))
+            yield frame
+
+    with _with_history(noted(), path, frame_rate, history_crf) as passed:
+        write_video(path, passed, frame_rate, **options)
+    return shapes
+
+
+# %% ../nbs/03_forgery.ipynb #64a872f4
 def _write_still(path, image):
+    """Write one picture of a pair; its shape as that of an only frame."""
     image = _checked_image(image, f"The picture for {Path(path).name!r}")
     options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     Path(path).write_bytes(cv2.imencode(path.suffix.lower(), image[..., ::-1], options)[1].tobytes())
+    return [image.shape]
 
 
-# %% ../nbs/03_forgery.ipynb #99c112b4
+# %% ../nbs/03_forgery.ipynb #732636c7
 def codec_features(path):
     """Describe a video by its container and packets alone, no picture decoded.
 
@@ -1266,40 +1281,55 @@ def codec_features(path):
     dict of str to float
         Bits a pixel and a second, packet-size statistics, key-frame spacing, header, frame rate and time base,
         checksums (scaled to [0, 1]) of the metadata texts.
+
+    Raises
+    ------
+    InputError
+        The file is absent, or no video.
     """
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        context = stream.codec_context
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        sizes = np.array([packet.size for packet in packets], float)
-        keys = np.flatnonzero([packet.is_keyframe for packet in packets])
-        rate = float(stream.average_rate or 0)
-        pixels = context.width * context.height
-        reordered = np.mean([packet.pts != packet.dts for packet in packets])
-        between = np.delete(sizes, keys)
-        texts = sorted((name, text) for name, text in {**container.metadata, **stream.metadata}.items())
-        steps = np.abs(np.diff(np.log(sizes)))
-        return {
-            "bits_per_pixel": 8 * sizes.mean() / pixels,
-            "log_bits_per_second": math.log(8 * sizes.sum() * max(rate, 1) / len(sizes)),
-            "bytes_over_packets": Path(path).stat().st_size / sizes.sum(),
-            "key_share": sizes[keys].sum() / sizes.sum(),
-            "between_spread": between.std() / between.mean() if len(between) else 0.0,
-            "between_largest": between.max() / between.mean() if len(between) else 0.0,
-            "size_steps": float(steps.mean()) if len(steps) else 0.0,
-            "key_frames": len(keys) / len(sizes),
-            "reordered": float(reordered),
-            "frame_rate": rate,
-            "frames": float(len(sizes)),
-            "time_base": float(stream.time_base),
-            "header_bytes": float(len(context.extradata or b"")),
-            "header": _text_number(bytes(context.extradata or b"")),
-            "profile": _text_number(f"{context.name} {context.profile} {context.pix_fmt}".encode()),
-            "metadata": _text_number(repr(texts).encode()),
-        }
+    try:
+        with av.open(str(path)) as container:
+            return _packet_features(container, container.streams.video[0], Path(path).stat().st_size)
+    except (OSError, IndexError, av.FFmpegError) as error:
+        raise InputError(f"Cannot read the packets of {str(path)!r}: {error}. Give a video file.") from error
 
 
-# %% ../nbs/03_forgery.ipynb #ae95ce6e
+# %% ../nbs/03_forgery.ipynb #bb9ab641
+def _packet_features(container, stream, file_size):
+    """`codec_features` of an open file of `file_size` bytes."""
+    context = stream.codec_context
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    if not packets:
+        raise IndexError("it has no packets")
+    sizes = np.array([packet.size for packet in packets], float)
+    keys = np.flatnonzero([packet.is_keyframe for packet in packets])
+    rate = float(stream.average_rate or 0)
+    pixels = context.width * context.height
+    reordered = np.mean([packet.pts != packet.dts for packet in packets])
+    between = np.delete(sizes, keys)
+    texts = sorted((name, text) for name, text in {**container.metadata, **stream.metadata}.items())
+    steps = np.abs(np.diff(np.log(sizes)))
+    return {
+        "bits_per_pixel": 8 * sizes.mean() / pixels,
+        "log_bits_per_second": math.log(8 * sizes.sum() * max(rate, 1) / len(sizes)),
+        "bytes_over_packets": file_size / sizes.sum(),
+        "key_share": sizes[keys].sum() / sizes.sum(),
+        "between_spread": between.std() / between.mean() if len(between) else 0.0,
+        "between_largest": between.max() / between.mean() if len(between) else 0.0,
+        "size_steps": float(steps.mean()) if len(steps) else 0.0,
+        "key_frames": len(keys) / len(sizes),
+        "reordered": float(reordered),
+        "frame_rate": rate,
+        "frames": float(len(sizes)),
+        "time_base": float(stream.time_base),
+        "header_bytes": float(len(context.extradata or b"")),
+        "header": _text_number(bytes(context.extradata or b"")),
+        "profile": _text_number(f"{context.name} {context.profile} {context.pix_fmt}".encode()),
+        "metadata": _text_number(repr(texts).encode()),
+    }
+
+
+# %% ../nbs/03_forgery.ipynb #53b04cd3
 def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     """Try to tell fakes from reals without decoding a picture.
 
@@ -1330,14 +1360,7 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
         )
     table = pd.DataFrame([codec_features(path) for path in (*real_paths, *fake_paths)])
     values, labels, pairs = table.to_numpy(), np.repeat([0, 1], count), np.tile(np.arange(count), 2)
-    scores = np.zeros(2 * count)
-    for _ in range(repeats):
-        folds = GroupKFold(5, shuffle=True, random_state=int(rng.integers(2**31)))
-        for train, test in folds.split(values, labels, pairs):
-            forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=int(rng.integers(2**31)))
-            scores[test] += (
-                forest.fit(values[train], labels[train]).predict_proba(values[test])[:, 1] / repeats
-            )
+    scores = _forest_scores(values, labels, pairs, repeats, rng)
     real, fake = scores[:count], scores[count:]
     draws = [rng.integers(count, size=count) for _ in range(1000)]
     bootstrap = [roc_auc_score(labels, np.concatenate([real[draw], fake[draw]])) for draw in draws]
@@ -1354,6 +1377,18 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     }
 
 
-# %% ../nbs/03_forgery.ipynb #faf99cf3
+# %% ../nbs/03_forgery.ipynb #5a424b40
+def _forest_scores(values, labels, pairs, repeats, rng):
+    """P(fake) of every file from a forest that has seen neither it nor its twin, the mean of some rounds."""
+    scores = np.zeros(len(labels))
+    for _ in range(repeats):
+        folds = GroupKFold(5, shuffle=True, random_state=int(rng.integers(2**31)))
+        for train, test in folds.split(values, labels, pairs):
+            forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=int(rng.integers(2**31)))
+            forest.fit(values[train], labels[train])
+            scores[test] += forest.predict_proba(values[test])[:, 1] / repeats
+    return scores
+
+
 def _text_number(content):
     return zlib.crc32(content) / 2**32

@@ -9,6 +9,7 @@ __all__ = [
     "Stills",
     "stills_of",
     "own_stills",
+    "scan_pictures",
     "checked",
     "FacesDataset",
     "faces_of",
@@ -45,7 +46,7 @@ from .adapters import leaks, scan_source, split_by_identity
 from .datasets import learning_rows, paper_set, validation_rows
 from .study import InputError, random_stream
 from .pictures import CIFAR_NORMALISATION, HALF_NORMALISATION, Augmentation, PictureSet
-from .training import Trainer, TrainingSettings, fake_scores
+from .training import Trainer, TrainingLog, TrainingSettings, fake_scores
 from .video import media_kind
 from .weights import read_state_dict
 
@@ -111,13 +112,7 @@ def own_stills(folder, seed=0):
         The folder is absent, has no pictures of both labels in train and test, or leaks an identity.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        there = sorted(path.name for path in folder.parent.glob("*/")) or "nothing"
-        raise InputError(
-            f"There is no folder {str(folder)!r}. Beside it: {there}. Set fakes_set and synthetic_set."
-        )
-    manifest = scan_source("folder", folder).manifest
-    manifest = manifest[[media_kind(path) == "image" for path in manifest.path]]
+    manifest = scan_pictures(folder)
     if manifest.split.isna().any():
         manifest = split_by_identity(manifest.assign(split=None), rng=random_stream(seed, "split"))
     manifest = manifest[manifest.split.notna()].reset_index(drop=True)
@@ -128,7 +123,20 @@ def own_stills(folder, seed=0):
     return checked(Stills(folder.name, manifest, folder, None, f"the pictures in {folder.name!r}"))
 
 
-# %% ../nbs/20_frame_detectors.ipynb #b00c4594
+# %% ../nbs/20_frame_detectors.ipynb #c1e2fa7e
+def scan_pictures(folder):
+    """The manifest of the pictures in a folder; videos beside them are left alone."""
+    if not folder.is_dir():
+        there = ", ".join(sorted(path.name for path in folder.parent.glob("*/"))) or "nothing"
+        raise InputError(
+            f"There is no folder {str(folder)!r}. Beside it: {there}. Name one of them by fakes_set or "
+            f"synthetic_set, or in the section fusion by train_set or cross_set."
+        )
+    manifest = scan_source("folder", folder).manifest
+    return manifest[[media_kind(path) == "image" for path in manifest.path]]
+
+
+# %% ../nbs/20_frame_detectors.ipynb #a997a688
 def checked(stills):
     """The stills, if every split has both labels and no identity stands in two of them."""
     counts = stills.manifest.groupby(["split", "label"]).size()
@@ -148,7 +156,7 @@ def checked(stills):
     return stills
 
 
-# %% ../nbs/20_frame_detectors.ipynb #609473b7
+# %% ../nbs/20_frame_detectors.ipynb #11c826c3
 class FacesDataset(PictureSet):
     """Real pictures first, label 0, then fakes, label 1.
 
@@ -181,7 +189,7 @@ def faces_of(stills, split, size=256):
     return FacesDataset(*paths, size, media_ids=[*real.media_id, *fake.media_id])
 
 
-# %% ../nbs/20_frame_detectors.ipynb #fbc32897
+# %% ../nbs/20_frame_detectors.ipynb #d3e0c619
 class SimpleNet(nn.Module):
     """Three convolutions of 7 x 7 and three dense layers, for faces of 256 x 256 pixels; 16,901,762 parameters.
 
@@ -207,13 +215,13 @@ class SimpleNet(nn.Module):
         return self.head(images.flatten(1))
 
 
-# %% ../nbs/20_frame_detectors.ipynb #d3e0c619
+# %% ../nbs/20_frame_detectors.ipynb #a6b78e6a
 def count_parameters(module):
     """How many learnable numbers a module has."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-# %% ../nbs/20_frame_detectors.ipynb #b07d2b4a
+# %% ../nbs/20_frame_detectors.ipynb #1731fca2
 def face_transform(protocol="stated"):
     """What is done to uint8 faces on their way into a detector.
 
@@ -232,17 +240,18 @@ def face_transform(protocol="stated"):
     return HALF_NORMALISATION
 
 
-# %% ../nbs/20_frame_detectors.ipynb #1731fca2
+# %% ../nbs/20_frame_detectors.ipynb #fcc0cd2d
 class Trained(NamedTuple):
     """A detector with the best weights on validation, and how it came to them."""
 
     name: str
     trained_on: str
     trainer: Trainer
-    log: object
+    log: TrainingLog
     pixels: int
 
 
+# %% ../nbs/20_frame_detectors.ipynb #f35be0ab
 def train_detector(
     name, network, train_set, faces, epochs, *, pixels=256, batch=32, learning_rate=1e-3, precision="float32", seed=0,
     protocol="stated", folder=None,
@@ -273,27 +282,23 @@ def train_detector(
     Trained
     """
     settings = TrainingSettings(
-        epochs=epochs,
-        batch_size=batch,
-        learning_rate=learning_rate,
-        monitor="val_accuracy",
-        precision=precision,
-        seed=seed,
-    )
+        epochs=epochs, batch_size=batch, learning_rate=learning_rate,
+        monitor="val_accuracy", precision=precision, seed=seed,
+    )  # fmt: skip
     trainer = Trainer(network, settings, transform=face_transform(protocol), folder=folder)
     log = trainer.fit(faces["train"], faces["val"], {"test": faces["test"]})
-    trainer.load_best()
+    trainer.finish()
     return Trained(name, train_set, trainer, log, pixels)
 
 
-# %% ../nbs/20_frame_detectors.ipynb #56cca259
+# %% ../nbs/20_frame_detectors.ipynb #a97da9d1
 def person_of(manifest):
     """Whose picture each file is, indexed by media_id: the target of a swap, else the source; the file itself where unknown."""
     rows = manifest.set_index("media_id")
     return rows.target_id.fillna(rows.source_id).fillna(pd.Series(rows.index, index=rows.index)).astype(str)
 
 
-# %% ../nbs/20_frame_detectors.ipynb #436885d4
+# %% ../nbs/20_frame_detectors.ipynb #dfd713f5
 def predictions_of(trained, stills, faces, split="test", eval_set=None):
     """What a trained detector says of every picture of a split.
 
@@ -327,7 +332,7 @@ def predictions_of(trained, stills, faces, split="test", eval_set=None):
     })  # fmt: skip
 
 
-# %% ../nbs/20_frame_detectors.ipynb #3af0b499
+# %% ../nbs/20_frame_detectors.ipynb #9595f5c3
 def both_areas(predictions):
     """The areas under the ROC of the *fake* and the *real* score, by probabilities and by raw logits.
 
@@ -361,7 +366,7 @@ def both_areas(predictions):
     return pd.DataFrame(rows).T
 
 
-# %% ../nbs/20_frame_detectors.ipynb #3fb564c1
+# %% ../nbs/20_frame_detectors.ipynb #9ec0c81a
 class Collapse(NamedTuple):
     """Whether a detector says the same of everything: its word, the share of pictures it says it of, and how scores spread."""
 
@@ -371,6 +376,7 @@ class Collapse(NamedTuple):
     spread: float
 
 
+# %% ../nbs/20_frame_detectors.ipynb #794b11d7
 def collapse_of(labels, scores, threshold=0.5, share=0.99):
     """Whether a detector calls (nearly) everything by one word although both labels are there.
 
@@ -404,7 +410,7 @@ def collapse_of(labels, scores, threshold=0.5, share=0.99):
     return Collapse(most >= share, word, most, float(scores.std()))
 
 
-# %% ../nbs/20_frame_detectors.ipynb #38a436e9
+# %% ../nbs/20_frame_detectors.ipynb #b2e5dc1e
 XCEPTION_HEAD = (2048, 1000, 256, 64, 2)
 
 
@@ -428,7 +434,7 @@ def xception_head(widths=XCEPTION_HEAD):
     return nn.Sequential(*layers[:-1])
 
 
-# %% ../nbs/20_frame_detectors.ipynb #e73ddf6f
+# %% ../nbs/20_frame_detectors.ipynb #7644ac42
 XCEPTION_NAME = "legacy_xception"
 
 
@@ -439,6 +445,7 @@ class Backbone(NamedTuple):
     weights: str
 
 
+# %% ../nbs/20_frame_detectors.ipynb #697049f1
 def xception_detector(weights="hub", seed=0):
     """Xception with the second paper's head of four dense layers.
 
@@ -462,18 +469,19 @@ def xception_detector(weights="hub", seed=0):
     InputError
         The file cannot be read, or holds another network.
     """
-    torch.manual_seed(seed)
-    if weights == "none":
-        backbone = Backbone(timm.create_model(XCEPTION_NAME), "not pretrained (asked for)")
-    elif weights == "hub":
-        backbone = hub_xception()
-    else:
-        backbone = xception_from_file(weights)
-    backbone.network.fc = xception_head()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if weights == "none":
+            backbone = Backbone(timm.create_model(XCEPTION_NAME), "not pretrained (asked for)")
+        elif weights == "hub":
+            backbone = hub_xception()
+        else:
+            backbone = xception_from_file(weights)
+        backbone.network.fc = xception_head()
     return backbone
 
 
-# %% ../nbs/20_frame_detectors.ipynb #2f01fdb5
+# %% ../nbs/20_frame_detectors.ipynb #aad750b4
 def hub_xception():
     """Xception with timm's ImageNet weights; at random, and said so, where they cannot be reached."""
     try:

@@ -35,11 +35,13 @@ def standard_points(size=112):
 
     Notes
     -----
-    ArcFace's template (Deng et al. 2019, arXiv:1801.07698) with a margin.
+    ArcFace's template (Deng et al. 2019, arXiv:1801.07698) with a margin: DeepfakeBench's crop of 128 pixels, less 8 on
+    every side.
     """
     return (deepfakebench_points(128) - 8) * size / 112
 
 
+# %% ../nbs/08_frame_network.ipynb #880bcc2e
 def cut_face(image, box, landmarks, size=112):
     """Cut a face upright, its five points at `standard_points`.
 
@@ -62,7 +64,7 @@ def cut_face(image, box, landmarks, size=112):
     return warp(image, cv2.invertAffineTransform(matrix), size)
 
 
-# %% ../nbs/08_frame_network.ipynb #4464ddf1
+# %% ../nbs/08_frame_network.ipynb #68d29b91
 class FrameNetwork(nn.Module):
     """A backbone of timm with one output, for faces of values in [0, 1].
 
@@ -90,14 +92,8 @@ class FrameNetwork(nn.Module):
 
     def __init__(self, backbone="resnet10t", channels=None, stem_width=None, size=112):
         super().__init__()
-        if backbone not in backbone_names():
-            raise InputError(f"timm has no backbone {backbone!r}. timm.list_models() gives their names.")
         widths = {"channels": channels and tuple(channels), "stem_width": stem_width}
-        options = {name: width for name, width in widths.items() if width is not None}
-        try:
-            self.backbone = timm.create_model(backbone, num_classes=1, pretrained=False, **options)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"The backbone {backbone!r} cannot be made with {options}: {error}") from error
+        self.backbone = new_backbone(backbone, {name: w for name, w in widths.items() if w is not None}, size)
         self.num_features, self.size = self.backbone.num_features, size
         scale = self.backbone.pretrained_cfg
         for name in ("mean", "std"):
@@ -115,7 +111,19 @@ class FrameNetwork(nn.Module):
         return self.backbone.get_classifier()(self.forward_features(faces)).squeeze(1)
 
 
-# %% ../nbs/08_frame_network.ipynb #68d29b91
+# %% ../nbs/08_frame_network.ipynb #cc4166ab
+def new_backbone(name, options, size):
+    """A backbone of timm with one output and random weights; told the input's size if it has to know."""
+    if name not in backbone_names():
+        raise InputError(f"timm has no backbone {name!r}. timm.list_models() gives their names.")
+    if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
+        options = options | {"img_size": size}
+    try:
+        return timm.create_model(name, num_classes=1, pretrained=False, **options)
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"The backbone {name!r} cannot be made with {options}: {error}") from error
+
+
 @functools.cache
 def backbone_names():
     """The names that timm itself can make, without a tag for weights."""

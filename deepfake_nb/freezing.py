@@ -111,8 +111,43 @@ GROUPINGS = {"kernel": kernel_groups, "name": named_groups}
 
 
 # %% ../nbs/09_freezing.ipynb #5b47f838
+class Turns(Rule):
+    """What follows from the lengths of turns, from groups and memory; `AlternateFreezing` says what these are."""
+
+    def turn(self, step):
+        """Which group learns in a step, counted from 1: "spatial" or "temporal"."""
+        cycle = self.spatial_steps + self.temporal_steps
+        return "spatial" if (step - 1) % cycle < self.spatial_steps else "temporal"
+
+    def learning(self, network, step):
+        """The names of the parameters that learn in a step, a set of str."""
+        groups = GROUPINGS[self.groups](network)
+        return groups["shared"].keys() | groups[self.turn(step)].keys()
+
+    def on_epoch_start(self, trainer, epoch):
+        """Hold the norms where that was chosen."""
+        hold_norms(trainer.network, lambda name: self.norm_statistics == "still")
+        self.memory.belongs_to(trainer)
+
+    def on_step_start(self, trainer, step):
+        """Hold one group, let the other learn."""
+        set_learning(trainer.network, self.learning(trainer.network, step).__contains__)
+        if self.separate_moments:
+            self.memory.change_to(self.turn(step))
+
+    def state_dict(self):
+        """The rule, and the optimizer memory of the turn that is waiting."""
+        return super().state_dict() | {"memory": self.memory.state_dict()}
+
+    def load_state_dict(self, state):
+        """Refuse a checkpoint of another rule; take up the memory that was waiting."""
+        super().load_state_dict(state)
+        self.memory.loaded = state["memory"]
+
+
+# %% ../nbs/09_freezing.ipynb #77969c82
 @dataclass
-class AlternateFreezing(Rule):
+class AlternateFreezing(Turns):
     """Hold the temporal parameters for some steps, then the spatial ones, and so on; a hook of the `Trainer`.
 
     Wang et al. 2023, AltFreezing, arXiv:2307.08317. A group that is held keeps its weights and its optimizer's running
@@ -153,38 +188,8 @@ class AlternateFreezing(Rule):
         if self.separate_moments is None:
             self.separate_moments = self.groups == "name"
 
-    def turn(self, step):
-        """Which group learns in a step, counted from 1: "spatial" or "temporal"."""
-        cycle = self.spatial_steps + self.temporal_steps
-        return "spatial" if (step - 1) % cycle < self.spatial_steps else "temporal"
 
-    def learning(self, network, step):
-        """The names of the parameters that learn in a step, a set of str."""
-        groups = GROUPINGS[self.groups](network)
-        return groups["shared"].keys() | groups[self.turn(step)].keys()
-
-    def on_epoch_start(self, trainer, epoch):
-        """Hold the norms where that was chosen."""
-        hold_norms(trainer.network, lambda name: self.norm_statistics == "still")
-        self.memory.belongs_to(trainer)
-
-    def on_step_start(self, trainer, step):
-        """Hold one group, let the other learn."""
-        set_learning(trainer.network, self.learning(trainer.network, step).__contains__)
-        if self.separate_moments:
-            self.memory.change_to(self.turn(step))
-
-    def state_dict(self):
-        """The rule, and the optimizer memory of the turn that is waiting."""
-        return super().state_dict() | {"memory": self.memory.state_dict()}
-
-    def load_state_dict(self, state):
-        """Refuse a checkpoint of another rule; take up the memory that was waiting."""
-        super().load_state_dict(state)
-        self.memory.loaded = state["memory"]
-
-
-# %% ../nbs/09_freezing.ipynb #5b618271
+# %% ../nbs/09_freezing.ipynb #4e827d19
 def within(name, modules):
     """Whether a parameter or module of a network lies in one of some modules."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
@@ -198,9 +203,56 @@ PUBLISHED_STAGES = {
 }
 
 
-# %% ../nbs/09_freezing.ipynb #4e827d19
+# %% ../nbs/09_freezing.ipynb #0fa92c60
+class Stages(Rule):
+    """What follows from stages, epochs and learning rates; `GradualUnfreezing` says what these are."""
+
+    def learning_modules(self, epoch):
+        """The modules that learn in an epoch, counted from 1: a tuple of str."""
+        begun = (stage for stage, after in zip(self.stages, self.epochs, strict=True) if epoch > after)
+        return sum(begun, ())
+
+    def parameter_groups(self, network, learning_rate):
+        """One parameter group a stage with its own learning rate, for the `Trainer`'s ``parameters``.
+
+        Parameters
+        ----------
+        network : nn.Module
+        learning_rate : float
+            Multiplied by the factor of each stage.
+
+        Returns
+        -------
+        list of dict
+            With ``params`` and ``lr``.
+
+        Raises
+        ------
+        UsageError
+            The network has no module of that name.
+        """
+        self.refuse_unknown(network)
+        named = list(network.named_parameters())
+        factors = self.learning_rates or (1.0,) * len(self.stages)
+        return [
+            {"params": [p for name, p in named if within(name, stage)], "lr": factor * learning_rate}
+            for stage, factor in zip(self.stages, factors, strict=True)
+        ]
+
+    def refuse_unknown(self, network):
+        """Raise for modules that a network has not; the published rule is as tolerant as its code."""
+        known = {name for name, _ in network.named_modules()}
+        for name in sum(self.stages, ()):
+            if name not in known and not self.published:
+                has = ", ".join(
+                    name for name, module in network.named_children() if list(module.parameters())
+                )
+                raise UsageError(f"There is no module {name!r} to let learn. The network has: {has}.")
+
+
+# %% ../nbs/09_freezing.ipynb #be1769d3
 @dataclass
-class GradualUnfreezing(Rule):
+class GradualUnfreezing(Stages):
     """Let the head learn first, and further stages from later epochs on; a hook of the `Trainer`.
 
     What has not begun to learn has no optimizer memory, so each stage starts with an empty one. Modules in no stage never
@@ -245,48 +297,6 @@ class GradualUnfreezing(Rule):
                 f"The stages begin after {self.epochs} epochs. Let the first begin after 0, others later."
             )
 
-    def learning_modules(self, epoch):
-        """The modules that learn in an epoch, counted from 1: a tuple of str."""
-        begun = (stage for stage, after in zip(self.stages, self.epochs, strict=True) if epoch > after)
-        return sum(begun, ())
-
-    def parameter_groups(self, network, learning_rate):
-        """One parameter group a stage with its own learning rate, for the `Trainer`'s ``parameters``.
-
-        Parameters
-        ----------
-        network : nn.Module
-        learning_rate : float
-            Multiplied by the factor of each stage.
-
-        Returns
-        -------
-        list of dict
-            With ``params`` and ``lr``.
-
-        Raises
-        ------
-        UsageError
-            The network has no module of that name.
-        """
-        self.refuse_unknown(network)
-        named = list(network.named_parameters())
-        factors = self.learning_rates or (1.0,) * len(self.stages)
-        return [
-            {"params": [p for name, p in named if within(name, stage)], "lr": factor * learning_rate}
-            for stage, factor in zip(self.stages, factors, strict=True)
-        ]
-
-    def refuse_unknown(self, network):
-        """Raise for modules that a network has not; the published rule is as tolerant as its code."""
-        known = {name for name, _ in network.named_modules()}
-        for name in sum(self.stages, ()):
-            if name not in known and not self.published:
-                has = ", ".join(
-                    name for name, module in network.named_children() if list(module.parameters())
-                )
-                raise UsageError(f"There is no module {name!r} to let learn. The network has: {has}.")
-
     def on_epoch_start(self, trainer, epoch):
         """Hold what is not to learn yet."""
         self.refuse_unknown(trainer.network)
@@ -301,7 +311,7 @@ class GradualUnfreezing(Rule):
         hold_norms(trainer.network, lambda name: still and not within(name, modules))
 
 
-# %% ../nbs/09_freezing.ipynb #20ce2ed1
+# %% ../nbs/09_freezing.ipynb #c3cfb5d8
 class Watch:
     """A hook that notes at each step which tensors have changed since the step before."""
 
@@ -320,7 +330,7 @@ class Watch:
         self.before = now
 
 
-# %% ../nbs/09_freezing.ipynb #adda5939
+# %% ../nbs/09_freezing.ipynb #e00a3797
 def noise_clips(n, seed=0):
     """So many labelled clips of noise, 4 frames of 32 x 32 pixels."""
     rng = np.random.default_rng(seed)
@@ -336,7 +346,7 @@ def awake(network):
     return network
 
 
-# %% ../nbs/09_freezing.ipynb #c3cfb5d8
+# %% ../nbs/09_freezing.ipynb #8d1392d9
 def moved_parameters(rule, network, steps, steps_per_epoch=None, counted_in=None):
     """How many parameters move in each step, found by training a copy on noise and comparing its weights.
 
@@ -375,7 +385,7 @@ def moved_parameters(rule, network, steps, steps_per_epoch=None, counted_in=None
     return pd.DataFrame({"step": range(1, steps + 1), "moved": moved})
 
 
-# %% ../nbs/09_freezing.ipynb #e00a3797
+# %% ../nbs/09_freezing.ipynb #2b4ee47d
 def plot_moved_parameters(tables, total=None, axes=None):
     """How many parameters learn at each step, a panel for each rule.
 
@@ -410,7 +420,7 @@ def plot_moved_parameters(tables, total=None, axes=None):
     return axes
 
 
-# %% ../nbs/09_freezing.ipynb #8d1392d9
+# %% ../nbs/09_freezing.ipynb #5b45f6cb
 def draw_moved(ax, table, total):
     """One panel: a bar a step, and above the first step of each height how many parameters these are."""
     ax.bar(table.step, table.moved / 1e6, width=1.0, color="C0", edgecolor="C0", linewidth=0.8)
@@ -424,7 +434,7 @@ def draw_moved(ax, table, total):
     ax.set_ylim(0, 1.45 * highest)
 
 
-# %% ../nbs/09_freezing.ipynb #1a9a4b1e
+# %% ../nbs/09_freezing.ipynb #43ca32a5
 STATED = TrainingSettings(
     epochs=10, batch_size=8, optimizer="adam", learning_rate=5e-6, weight_decay=0.005, schedule="plateau",
     factor=0.5, patience=1, early_stopping=3, checkpoint_every=2,
@@ -438,7 +448,7 @@ PUBLISHED = {
 }
 
 
-# %% ../nbs/09_freezing.ipynb #a7b44943
+# %% ../nbs/09_freezing.ipynb #2f3ff89f
 def stated_settings(**changes):
     """How the conferencing paper says that it fine-tuned (section 4.2), for both rules; the loss is binary cross-entropy.
 
@@ -481,11 +491,12 @@ def published_settings(rule, **changes):
     return replace(PUBLISHED[rule], **changes)
 
 
-# %% ../nbs/09_freezing.ipynb #b108e674
+# %% ../nbs/09_freezing.ipynb #4b609cb8
 class EpochMetrics:
     """Adds precision, recall, F1 (of fakes, at 0.5) and AUC of a set to each epoch's record; a hook of the `Trainer`.
 
-    Costs one more pass over the set an epoch. The names in the record are ``val_precision`` and so on.
+    Costs one more pass over the set an epoch, unless the trainer tests that very set. The names in the record are
+    ``val_precision`` and so on.
 
     Parameters
     ----------
@@ -500,7 +511,7 @@ class EpochMetrics:
     """
 
     def __init__(self, dataset, name="val"):
-        self.dataset, self.name = dataset, name
+        self.dataset, self.name, self.logits = dataset, name, None
         self.labels = np.asarray(dataset.labels)
         if set(self.labels.tolist()) != {0, 1}:
             raise InputError(
@@ -508,9 +519,18 @@ class EpochMetrics:
                 f"Check the split that it was made from."
             )
 
+    def on_epoch_start(self, trainer, epoch):
+        """Forget what the network said before."""
+        self.logits = None
+
+    def on_tested(self, trainer, dataset, logits):
+        """Keep what the network says of the set when the trainer tests it."""
+        if dataset is self.dataset:
+            self.logits = logits
+
     def on_epoch_end(self, trainer, epoch, record):
         """Add the metrics to the record."""
-        scores = fake_scores(trainer.predict(self.dataset))
+        scores = fake_scores(trainer.predict(self.dataset) if self.logits is None else self.logits)
         rates = precision_recall_fscore_support(
             self.labels, scores > 0.5, average="binary", zero_division=0.0
         )

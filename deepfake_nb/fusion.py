@@ -84,6 +84,7 @@ __all__ = [
 ]
 
 # %% ../nbs/30_fusion.ipynb #8c1f0049
+import copy
 import hashlib
 import itertools
 import json
@@ -106,8 +107,7 @@ from torch import nn
 from torch.nn import functional
 
 # %% ../nbs/30_fusion.ipynb #e2a09b51
-from .adapters import scan_source
-from .frame_detectors import Stills
+from .frame_detectors import Stills, scan_pictures
 from .mesonet import Meso4, MesoInception4
 from .metrics import auc, bootstrap
 from deepfake_nb.study import (
@@ -136,7 +136,6 @@ from deepfake_nb.training import (
     read_ahead,
     seeded,
 )
-from .video import media_kind
 from .weights import fetch, import_mesonet, read_state_dict
 
 
@@ -160,11 +159,7 @@ def cross_stills(folder):
         The folder is absent, or a label has no pictures.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        there = ", ".join(sorted(path.name for path in folder.parent.glob("*/"))) or "nothing"
-        raise InputError(f"There is no folder {str(folder)!r}. Beside it: {there}. Set cross_set.")
-    manifest = scan_source("folder", folder).manifest
-    manifest = manifest[[media_kind(path) == "image" for path in manifest.path]]
+    manifest = scan_pictures(folder)
     if (manifest.split == "test").any():
         manifest = manifest[manifest.split == "test"]
     if set(manifest.label) != {0, 1}:
@@ -292,13 +287,11 @@ def hub_mesonet(name, pixels):
     """Meso-4 or MesoInception-4 with its authors' weights; at random where there are none."""
     fits = MESONETS[name][0]().image_size
     if pixels != fits:
-        return new_network(
-            name, pixels
-        ), f"not pretrained: the published weights are for {fits} pixels, not {pixels}"
+        words = f"not pretrained: the published weights are for {fits} pixels, not {pixels}"
+        return new_network(name, pixels), words
     try:
-        return MesoFeatures(
-            import_mesonet(fetch(MESONETS[name][1]))
-        ), "pretrained by its authors on face swaps"
+        network = import_mesonet(fetch(MESONETS[name][1]))
+        return MesoFeatures(network), "pretrained by its authors on face swaps"
     except InputError:
         return new_network(name, pixels), "not pretrained: its authors' weights could not be reached"
 
@@ -313,9 +306,8 @@ def network_from_file(name, folder, pixels):
     if name in MESONETS and files[0].suffix in (".h5", ".hdf5"):
         network = import_mesonet(files[0])
         if network.image_size != pixels:
-            return new_network(
-                name, pixels
-            ), f"not pretrained: {files[0].name} is for {network.image_size} pixels"
+            words = f"not pretrained: {files[0].name} is for {network.image_size} pixels"
+            return new_network(name, pixels), words
         return MesoFeatures(network), words
     network = MESONETS[name][0](pixels) if name in MESONETS else timm.create_model(TIMM_NAMES[name])
     try:
@@ -477,9 +469,8 @@ def weights_digest(network):
     """A digest of every number in a network."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
-        digest.update(
-            name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -492,10 +483,8 @@ def pictures_digest(pictures):
 @cache
 def code_digest():
     """A digest of the code between a picture file and its features, as it was when first asked for."""
-    modules = [
-        sha256_of(find_spec(f"deepfake_nb.{name}").origin)
-        for name in ("video", "training", "mesonet", "fusion")
-    ]
+    names = ("video", "pictures", "training", "mesonet", "fusion")
+    modules = [sha256_of(find_spec(f"deepfake_nb.{name}").origin) for name in names]
     return hashlib.sha256(json.dumps([modules, version("timm"), version("torch")]).encode()).hexdigest()[:16]
 
 
@@ -668,17 +657,15 @@ class HeadStack(nn.Module):
     combinations : sequence of tuple of str
         K of them.
     tensors : dict of str to tensor
-        ``inputs.<backbone>`` (heads that use it, 256, n_features), ``hidden_bias`` (K, 256), ``outputs`` (K, 256) and
-        ``output_bias`` (K,); see `initial_heads`.
+        ``inputs/<backbone>`` (heads that use it, 256, n_features), ``hidden_bias`` (K, 256), ``outputs`` (K, 256) and
+        ``output_bias`` (K,); see `initial_heads`. They are not copied.
     """
 
     def __init__(self, combinations, tensors):
         super().__init__()
         self.combinations = [tuple(parts) for parts in combinations]
         self.users = users_of(self.combinations)
-        self.tensors = nn.ParameterDict(
-            {name.replace(".", "/"): tensor.clone() for name, tensor in tensors.items()}
-        )
+        self.tensors = nn.ParameterDict(tensors)
 
     def forward(self, features, kept=None):
         """Logits (N, K) of features (N, n_features) a backbone; `kept` (N, 256) scales hidden units, for dropout."""
@@ -686,8 +673,8 @@ class HeadStack(nn.Module):
         for name, heads in self.users.items():
             weight = self.tensors[f"inputs/{name}"]
             parts = (features[name] @ weight.flatten(0, 1).T).unflatten(1, weight.shape[:2])
-            for slot, head in enumerate(heads):
-                hidden[head] = hidden[head] + parts[:, slot]
+            for head, part in zip(heads, parts.unbind(1), strict=True):
+                hidden[head] = hidden[head] + part
         hidden = functional.relu(torch.stack(hidden, 1))
         hidden = hidden if kept is None else hidden * kept[:, None]
         return torch.einsum("nkh,kh->nk", hidden, self.tensors["outputs"]) + self.tensors["output_bias"]
@@ -718,16 +705,12 @@ def initial_heads(combinations, n_features, seed=0):
     for parts in combinations:
         with seeded(seed, "head", name_of(parts)):
             heads.append(fusion_head(sum(n_features[name] for name in parts)))
-    pieces = [
-        dict(
-            zip(
-                parts, head[0].weight.detach().split([n_features[name] for name in parts], dim=1), strict=True
-            )
-        )
-        for parts, head in zip(combinations, heads, strict=True)
-    ]
+    pieces = []
+    for parts, head in zip(combinations, heads, strict=True):
+        columns = head[0].weight.detach().split([n_features[name] for name in parts], dim=1)
+        pieces.append(dict(zip(parts, columns, strict=True)))
     tensors = {
-        f"inputs.{name}": torch.stack([pieces[at][name] for at in users])
+        f"inputs/{name}": torch.stack([pieces[at][name] for at in users])
         for name, users in users_of(combinations).items()
     }
     return tensors | {
@@ -765,11 +748,11 @@ class HeadTraining:
     """Heads that still learn, their optimizer, and what has been found: logs and best weights."""
 
     def __init__(self, combinations, n_features, settings, device):
+        check_head_settings(settings)
         self.settings, self.device = settings, device
-        self.stack = HeadStack(combinations, initial_heads(combinations, n_features, settings.seed)).to(
-            device
-        )
-        self.best = HeadStack(combinations, dict(self.stack.tensors)).to(device).requires_grad_(False)
+        first = initial_heads(combinations, n_features, settings.seed)
+        self.stack = HeadStack(combinations, first).to(device)
+        self.best = copy.deepcopy(self.stack).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.stack.parameters(), lr=settings.learning_rate, fused=True)
         self.logs = {parts: TrainingLog(monitor=settings.monitor) for parts in self.stack.combinations}
 
@@ -777,8 +760,8 @@ class HeadTraining:
         """Keep the weights of a head as its best."""
         source, target = (rows_of(stack, [combination]) for stack in (self.stack, self.best))
         with torch.no_grad():
-            for name, rows in source.items():
-                self.best.tensors[name][target[name]] = self.stack.tensors[name][rows]
+            for name, (row,) in source.items():
+                self.best.tensors[name][target[name][0]].copy_(self.stack.tensors[name][row])
 
     def cut_off_stopped(self):
         """Go on with the heads that have not stopped."""
@@ -794,8 +777,7 @@ class HeadTraining:
             for name, places in rows.items():
                 state = before.state[old.tensors[name]]
                 self.optimizer.state[self.stack.tensors[name]] = {
-                    key: value[places].clone() if value.ndim else value.clone()
-                    for key, value in state.items()
+                    key: value[places] if value.ndim else value.clone() for key, value in state.items()
                 }
         return bool(active)
 
@@ -888,12 +870,9 @@ def views_of_epochs(train, epochs, device):
 
 
 # %% ../nbs/30_fusion.ipynb #329fc0fb
-def train_heads(
-    train, train_labels, validation, validation_labels, combinations, settings, dropout=0.5, device=None
-):
-    """Train the heads of many combinations together on features of frozen backbones.
-
-    Each head ends as it would if it were trained alone, within rounding.
+def train_heads(train, train_labels, validation, validation_labels, combinations, settings, dropout=0.5,
+                device=None):  # fmt: skip
+    """Train the heads of many combinations together on kept features; each ends as it would alone, within rounding.
 
     Parameters
     ----------
@@ -918,17 +897,15 @@ def train_heads(
     InputError
         A loss is not a number.
     """
-    check_head_settings(settings)
     device = device or torch.device("cpu")
     n_features = {name: array.shape[2] for name, array in train.arrays.items()}
     training = HeadTraining(combinations, n_features, settings, device)
-    train_labels, validation_labels = (
-        torch.as_tensor(np.asarray(y)).to(device) for y in (train_labels, validation_labels)
-    )
+    given = (train_labels, validation_labels)
+    labels, val_labels = (torch.as_tensor(np.asarray(some)).to(device) for some in given)
     tested = validation.view(0, device)
     for epoch, shown in views_of_epochs(train, settings.epochs, device):
-        learned = learn_heads(training, shown, train_labels, epoch, dropout)
-        judge_heads(training, epoch, learned, tested, validation_labels)
+        learned = learn_heads(training, shown, labels, epoch, dropout)
+        judge_heads(training, epoch, learned, tested, val_labels)
         if not training.cut_off_stopped():
             break
     return training.best, training.logs
@@ -1053,9 +1030,7 @@ def train_group(networks, train, validation, settings):
             }
             judge(trainer, record | {"val_loss": loss, "val_accuracy": accuracy, "seconds": result.seconds})
     for trainer in trainers.values():
-        trainer.load_best()
-        trainer.optimizer.zero_grad(set_to_none=True)
-        trainer.optimizer.state.clear()  # three times the weights, and nobody learns on
+        trainer.finish()
     return trainers
 
 
@@ -1332,11 +1307,12 @@ def pareto_front(costs, values):
     Returns
     -------
     bool array, shape (K,)
+        False where a cost or value is missing.
     """
     costs, values = np.asarray(costs, float), np.asarray(values, float)
     as_good = (costs[None] <= costs[:, None]) & (values[None] >= values[:, None])
     better = (costs[None] < costs[:, None]) | (values[None] > values[:, None])
-    return ~(as_good & better).any(1)
+    return ~(as_good & better).any(1) & ~np.isnan(costs + values)
 
 
 def milliseconds_a_picture(network, inputs, turns=3):

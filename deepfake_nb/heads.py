@@ -173,9 +173,7 @@ def _draw_hair(rng, build, age, melanin):
         style = "curly"
     dark = 0.5 * melanin + 0.25
     names = list(HAIR_COLOURS)[:7]
-    weights = np.array([dark, dark, 0.22 * (1 - melanin), 0.08, 0.05, 0.14, 0.12]) * np.array(
-        [1, 1, 1, 1, 1, 1, 1]
-    )
+    weights = np.array([dark, dark, 0.22 * (1 - melanin), 0.08, 0.05, 0.14, 0.12])
     weights[3:] *= max(0.0, 1 - 1.6 * melanin)
     base = np.array(HAIR_COLOURS[str(rng.choice(names, p=weights / weights.sum()))])
     grey = float(np.clip((age - 42) / 28 + rng.normal(0, 0.25), 0, 1)) * float(
@@ -339,7 +337,7 @@ def _nose(x, y, t):
     crease = (((ax - 0.115 * broad) ** 2 + (y - tip + 0.060) ** 2 + 1e-6).sqrt() - 0.085) * smooth_step(
         0.10, 0.14, ax / broad
     )
-    nose = nose - 0.016 * bump(crease - 0.0, 0.022) * smooth_step(0.12, 0.16, ax / broad) * bump(
+    nose = nose - 0.016 * bump(crease, 0.022) * smooth_step(0.12, 0.16, ax / broad) * bump(
         y - tip + 0.04, 0.075
     )
     return nose + 0.012 * bump(x, 0.04) * bump(y - tip + 0.10, 0.05)
@@ -423,9 +421,9 @@ def _head_distance(x, y, z, t, ears=True):
     d = melt(d, ball, 0.055)
     if not ears:
         return d
-    size, lean = t["ear_size"], 0.18 * (y + 0.03)
+    size = t["ear_size"]
     ear_x = 0.735 * t["face_width"] + 0.03 + t["ear_out"] + 0.10 * (y + 0.05)
-    ear = _ellipsoid(ax, y, z, (ear_x, -0.03, -0.08), (0.062, 0.29 * size, 0.17 * size)) + 0.0 * lean
+    ear = _ellipsoid(ax, y, z, (ear_x, -0.03, -0.08), (0.062, 0.29 * size, 0.17 * size))
     hollow = 0.035 * bump(y + 0.02, 0.13) * bump(z + 0.05, 0.075) * smooth_step(0.70, 0.76, ax)
     return melt(d, ear + hollow, 0.05)
 
@@ -522,7 +520,7 @@ def _hair_texture(position, t, style, noise):
     return locks, strands
 
 
-def _hair_height(direction, y, rise, inner, t, style, texture, noise):
+def _hair_height(y, rise, inner, t, style, texture, noise):
     """Thickness (size, size) of hair over the scalp, in decimetres."""
     locks, strands = texture
     height = style["side"] + (style["top"] - style["side"]) * smooth_step(0.05, 0.95, y)
@@ -573,7 +571,7 @@ def _hair_shell(direction, skin_radius, t, style, noise):
     soft = 0.030 if style["top"] > 0.05 else 0.09
     grown = smooth_step(-soft, soft, rise)
     radius = skin_radius + smooth_step(0.25, 1.0, grown) * _hair_height(
-        direction, y, rise, inner, t, style, texture, noise
+        y, rise, inner, t, style, texture, noise
     )
     if style["side_end"] < -0.3:
         hang = _hang(direction, skin_radius, t, style, texture)
@@ -633,54 +631,56 @@ def _beard_cover(x, y, z, t):
 
 
 # %% ../nbs/04_heads.ipynb #c4e9254d
-def _skin_albedo(x, y, z, t, noise):
-    """Colour of bare skin (3, size, size), linear RGB."""
-    ax, age = x.abs(), max(0.0, (t["age"] - 25) / 45)
-    ex, ey = t["eye_distance"], t["eye_height"]
-    tip = -0.358 - t["nose_length"]
-    pale = 1 - t["melanin"]
-    red = (
+def _redness(x, y, t, noise):
+    """How much blood shows through the skin (size, size): in cheeks, nose, ears and chin."""
+    ax, tip = x.abs(), -0.358 - t["nose_length"]
+    return (
         0.55 * bump(ax - 0.40, 0.17) * bump(y + 0.24, 0.15)
         + 0.65 * bump(x, 0.15) * bump(y - tip, 0.12)
         + 0.35 * smooth_step(0.70, 0.80, ax)
-    )
-    red = (
-        red
         + 0.35 * bump(x, 0.15) * bump(y + 1.05, 0.12)
         + 0.13 * noise["broad"]
         + 0.10 * noise["mottle"]
         + 0.06 * noise["freckle"]
     )
-    shade = 0.30 * bump(ax - ex + 0.03, 0.17) * bump(y - ey + 0.05, 0.10) * (0.6 + 0.6 * age)
+
+
+def _darkness(x, y, z, t, noise):
+    """How much pigment lies in the skin (size, size): around the eyes, in freckles, moles and the spots of age."""
+    ax, age = x.abs(), max(0.0, (t["age"] - 25) / 45)
+    ex, ey = t["eye_distance"], t["eye_height"]
     shade = (
-        shade
+        0.30 * bump(ax - ex + 0.03, 0.17) * bump(y - ey + 0.05, 0.10) * (0.6 + 0.6 * age)
         + 0.22 * bump(ax - ex, 0.20) * bump(y - ey - 0.07, 0.07)
         + 0.05 * noise["broad"]
         + 0.06 * noise["mottle"]
         + 0.035 * noise["fine"]
+        + 0.35 * bump((y - ey) / 0.075, 1.0) * bump((ax - ex) / 0.17, 1.0)
     )
-    shade = shade + 0.35 * bump((y - ey) / 0.075, 1.0) * bump((ax - ex) / 0.17, 1.0)
-    freckle = (
-        t["freckles"]
-        * smooth_step(1.0, 1.9, noise["freckle"])
-        * bump(y + 0.12, 0.30)
-        * smooth_step(0.2, 0.5, z)
-    )
+    strength = t["freckles"] * smooth_step(1.0, 1.9, noise["freckle"])
+    freckle = strength * bump(y + 0.12, 0.30) * smooth_step(0.2, 0.5, z)
     mole = smooth_step(3.15, 3.4, noise["freckle"] + 0.2 * noise["broad"]) * 0.8
     spots = 0.35 * age * smooth_step(0.9, 2.0, noise["mottle"]) * smooth_step(0.1, 0.5, y)
-    dark = shade + 0.5 * freckle + mole + 0.5 * spots
+    return shade + 0.5 * freckle + mole + 0.5 * spots
+
+
+# %% ../nbs/04_heads.ipynb #b14109b3
+def _skin_albedo(x, y, z, t, noise):
+    """Colour of bare skin (3, size, size), linear RGB."""
+    ax, tip = x.abs(), -0.358 - t["nose_length"]
     nostril = (
         bump(ax - 0.068 * t["nose_width"], 0.036)
         * bump(y - tip + 0.092 - 0.12 * (ax - 0.068), 0.020)
         * smooth_step(0.6, 0.8, z)
     )
     base = torch.tensor(t["skin"])[:, None, None]
-    absorb_red = torch.tensor((0.04, 0.26, 0.24))[:, None, None] * (0.45 + 0.75 * pale)
+    absorb_red = torch.tensor((0.04, 0.26, 0.24))[:, None, None] * (0.45 + 0.75 * (1 - t["melanin"]))
     absorb_dark = torch.tensor((0.34, 0.44, 0.50))[:, None, None]
-    return base * torch.exp(-absorb_red * red - absorb_dark * dark) * (1 - 0.88 * nostril.clamp(max=1))
+    absorbed = -absorb_red * _redness(x, y, t, noise) - absorb_dark * _darkness(x, y, z, t, noise)
+    return base * torch.exp(absorbed) * (1 - 0.88 * nostril.clamp(max=1))
 
 
-# %% ../nbs/04_heads.ipynb #b14109b3
+# %% ../nbs/04_heads.ipynb #74457ec5
 def _lip_albedo(t, skin, noise):
     """Colour of the lips (3, size, size), with lipstick where the person wears it."""
     pale = 1 - t["melanin"]
@@ -701,7 +701,7 @@ def _lip_albedo(t, skin, noise):
     return mixed * (1 + 0.10 * noise["mottle"])
 
 
-# %% ../nbs/04_heads.ipynb #4b2be167
+# %% ../nbs/04_heads.ipynb #51bfba9e
 @dataclass(frozen=True)
 class Person:
     """The textures of one person; every array is a float32 tensor (channels, size, size) over the equal-area map."""
@@ -720,7 +720,7 @@ class Person:
         return Person(self.identity, *(getattr(self, name).to(device) for name in names))
 
 
-# %% ../nbs/04_heads.ipynb #51bfba9e
+# %% ../nbs/04_heads.ipynb #c540f9f6
 def _noise_set(generator, size):
     """Noises of one person, as pictures (size, size)."""
     curls = _value_noise(generator, 90, size)
@@ -735,7 +735,7 @@ def _noise_set(generator, size):
     }
 
 
-# %% ../nbs/04_heads.ipynb #c540f9f6
+# %% ../nbs/04_heads.ipynb #cda8f8c9
 def _wrinkles(x, y, t, noise):
     """Fine relief of the skin in decimetres: pores, and lines that come with age."""
     ax, age = x.abs(), max(0.0, (t["age"] - 30) / 45)
@@ -757,7 +757,7 @@ def _wrinkles(x, y, t, noise):
     )
 
 
-# %% ../nbs/04_heads.ipynb #cda8f8c9
+# %% ../nbs/04_heads.ipynb #81cf6ffb
 def _unit_rows(vectors):
     return vectors / vectors.norm(dim=0, keepdim=True).clamp(min=1e-3)
 
@@ -779,7 +779,7 @@ def _tangents(position, normal, style, t, strands):
     return _unit_rows(tangent + normal * (0.10 + 0.13 * strands))  # strands shine at different heights
 
 
-# %% ../nbs/04_heads.ipynb #81cf6ffb
+# %% ../nbs/04_heads.ipynb #90d2785e
 def _hair_albedo(t, locks, strands, rise):
     """Colour of hair (3, size, size)."""
     base = torch.tensor(t["hair_colour"])[:, None, None]
@@ -793,7 +793,7 @@ def _with_hairs(albedo, cover, colour):
     return albedo * (1 - cover) + colour * cover
 
 
-# %% ../nbs/04_heads.ipynb #90d2785e
+# %% ../nbs/04_heads.ipynb #82505eba
 def _paint(position, t, style, shell, noise):
     """Albedo (3, size, size), gloss and face mask (size, size) of one person."""
     x, y, z = position
@@ -823,7 +823,7 @@ def _paint(position, t, style, shell, noise):
     return albedo, gloss, face
 
 
-# %% ../nbs/04_heads.ipynb #82505eba
+# %% ../nbs/04_heads.ipynb #bf4bfb7a
 def _find_points(position, t):
     """Five landmarks and the outline of the face on the skin, as points (points, 3)."""
     nose = -0.323 - 0.25 * t["nose_length"]
@@ -851,7 +851,7 @@ def _find_points(position, t):
     return points
 
 
-# %% ../nbs/04_heads.ipynb #bf4bfb7a
+# %% ../nbs/04_heads.ipynb #ec92d5b3
 SKY_DIRECTIONS = 16
 
 
@@ -877,7 +877,7 @@ def visibility(radius, position, direction, sharpness=7.0, reach=0.9, steps=9):
     return seen * seen * (3 - 2 * seen)
 
 
-# %% ../nbs/04_heads.ipynb #ec92d5b3
+# %% ../nbs/04_heads.ipynb #7eee78ab
 def _openness(radius, direction_map, size=96):
     """Cosine-weighted visibility of the surroundings from every point of a head: (SKY_DIRECTIONS, size, size)."""
     small = F.interpolate(radius[None], size=(size, size), mode="bilinear", align_corners=True)[0]
@@ -893,7 +893,7 @@ def _openness(radius, direction_map, size=96):
     return torch.stack(rows)
 
 
-# %% ../nbs/04_heads.ipynb #2060e268
+# %% ../nbs/04_heads.ipynb #357774cd
 @functools.lru_cache(maxsize=12)
 def build_person(identity, size):
     """Model and paint one person, once; see `Person`."""

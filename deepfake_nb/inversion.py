@@ -41,7 +41,6 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +56,7 @@ from torch.nn import functional
 from .builds import many_workers
 from .generator import as_inputs, as_pictures, portraits
 from .heads import random_identity
+from .pictures import IMAGENET_NORMALISATION
 from .study import InputError, UsageError, random_seed, write_atomically
 from deepfake_nb.stylegan import (
     require_same_codes,
@@ -66,7 +66,7 @@ from deepfake_nb.stylegan import (
     restore_generator,
 )
 from .training import has_bf16
-from .weights import read_state_dict
+from .weights import read_state_dict, shipped_file
 
 
 # %% ../nbs/09_inversion.ipynb #f5cbc078
@@ -184,7 +184,7 @@ def rendered_faces(count, size=64, seed=0, cast="patches", domains=("wild", "stu
 
 # %% ../nbs/09_inversion.ipynb #bb89836c
 VGG16_BLOCKS = (4, 9, 16, 23, 30)
-LPIPS_NORMALISATION = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LPIPS_NORMALISATION = (IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATION.std)
 FIRST_NORMALISATION = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
 
 
@@ -244,8 +244,7 @@ def embedded_perceptual():
     Perceptual
         Its features have variance 1, those of the first VGG16 some 100 times 100: hence the scale.
     """
-    path = Path(find_spec("deepfake_nb").origin).parent / "weights_shipped" / "perceptual.safetensors"
-    tensors = read_state_dict(path)
+    tensors = read_state_dict(shipped_file("perceptual.safetensors"))
     network = PatchNetwork([len(tensors[f"levels.{at}.bias"]) for at in range(len(tensors) // 2)])
     network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return Perceptual(network.eval().requires_grad_(False), EMBEDDED, scale=100.0)
@@ -801,6 +800,7 @@ def write_codes(path, codes, generator, **tensors):
         file.write(to_safetensors(content, {"generator": digest}))
 
 
+# %% ../nbs/09_inversion.ipynb #8cb12aa9
 def read_codes(path, generator):
     """Read what `write_codes` wrote.
 
@@ -837,7 +837,7 @@ def read_codes(path, generator):
     return content
 
 
-# %% ../nbs/09_inversion.ipynb #a25570c7
+# %% ../nbs/09_inversion.ipynb #a67a44f6
 class FoundCodes(NamedTuple):
     """Codes of many pictures, on the CPU.
 
@@ -862,7 +862,7 @@ class FoundCodes(NamedTuple):
 KEPT = ("codes", "losses", "steps", "seconds")
 
 
-# %% ../nbs/09_inversion.ipynb #a67a44f6
+# %% ../nbs/09_inversion.ipynb #a0cc7c41
 class SearchTask(NamedTuple):
     """A batch of pictures with all that a worker on another machine needs, and the places of the pictures."""
 
@@ -885,7 +885,7 @@ def search(task):
     return task.places, (found.codes, found.losses, found.steps, seconds)
 
 
-# %% ../nbs/09_inversion.ipynb #a0cc7c41
+# %% ../nbs/09_inversion.ipynb #f8806443
 def store_of(folder, generator, encoder, loss, settings):
     """The folder of codes that depend on the same things, and the generator's digest."""
     depends = {
@@ -906,7 +906,7 @@ def read_kept(path, digest, steps):
         return tuple(content[name] for name in KEPT) if len(content["losses"]) == steps + 1 else None
 
 
-# %% ../nbs/09_inversion.ipynb #f8806443
+# %% ../nbs/09_inversion.ipynb #81b8231b
 def find_codes(
     pictures, generator, encoder, loss, settings=None, *, folder=None, jobs=1, scheduler=None, progress=None
 ):
@@ -956,7 +956,7 @@ def find_codes(
     return FoundCodes(*joined(kept, generator, settings), before)
 
 
-# %% ../nbs/09_inversion.ipynb #81b8231b
+# %% ../nbs/09_inversion.ipynb #eab486ba
 def searched(pictures, missing, networks, jobs, scheduler):
     """The codes of missing pictures, batch by batch as they come."""
     if not missing:
@@ -987,7 +987,7 @@ def draw(generator, codes, batch_size=64):
     )
 
 
-# %% ../nbs/09_inversion.ipynb #af530ea3
+# %% ../nbs/09_inversion.ipynb #dd6ef9c3
 def networks_from_files(generator_file, encoder_file):
     """Generator and encoder from two files of released or own weights.
 
@@ -1011,7 +1011,7 @@ def networks_from_files(generator_file, encoder_file):
     return generator, encoder
 
 
-# %% ../nbs/09_inversion.ipynb #dd6ef9c3
+# %% ../nbs/09_inversion.ipynb #6f80fbc2
 def tensors_of(path):
     """The tensors of a file, with a way out where it holds objects."""
     try:

@@ -435,6 +435,7 @@ class Ranks(NamedTuple):
         return np.stack([np.searchsorted(*column) for column in columns], axis=1).astype(np.float32)
 
 
+# %% ../nbs/50_latent.ipynb #caeb9bf1
 class LightHead(NamedTuple):
     """A trained classifier of codes and how it came about."""
 
@@ -452,7 +453,7 @@ class LightHead(NamedTuple):
         return fake_scores(self.model(self.scale(codes).to(next(self.model.parameters()).device)))
 
 
-# %% ../nbs/50_latent.ipynb #eb9184a4
+# %% ../nbs/50_latent.ipynb #063e77ac
 def train_head(
     name, codes, labels, validation, *, epochs=60, patience=15, seed=0, trees=TREES, levels=64,
     batch_size=32, momentum=0.98, jobs=-1, device="cpu"
@@ -481,7 +482,7 @@ def train_head(
     UsageError
         There is no such classifier.
     InputError
-        The training codes have one label only.
+        The training codes have one label only, or codes hold values that are no numbers.
     """
     check_lesson(name, labels)
     began = time.perf_counter()
@@ -497,7 +498,7 @@ def train_head(
     return LightHead(name, network.eval(), scale, log, time.perf_counter() - began)
 
 
-# %% ../nbs/50_latent.ipynb #063e77ac
+# %% ../nbs/50_latent.ipynb #88fa1866
 def check_lesson(name, labels):
     """Raise where nothing can be learnt."""
     if name != "RF" and name not in HIDDEN:
@@ -524,6 +525,10 @@ def descend_to_best(network, optimizer, train, validation, epochs, patience, bat
             best = loss, copy.deepcopy(network.state_dict()), epoch
         elif epoch - best[2] >= patience:
             break
+    if best[1] is None:
+        raise InputError(
+            f"The validation loss was no number in any of {len(log)} epochs. Look for values in the codes that are no numbers."
+        )
     network.load_state_dict(best[1])
     return pd.DataFrame(log)
 
@@ -537,11 +542,11 @@ def learn(network, optimizer, train, rows):
     return loss.item()
 
 
-# %% ../nbs/50_latent.ipynb #6752b4c2
+# %% ../nbs/50_latent.ipynb #44bdbe2a
 PIXEL_NETWORKS = {"MesoNet": None, "XCeptionNet": "legacy_xception", "EfficientNet": "efficientnet_b0"}
 
 
-# %% ../nbs/50_latent.ipynb #44bdbe2a
+# %% ../nbs/50_latent.ipynb #7609351d
 def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch_size=16):
     """Train one of the paper's three networks on faces, from random weights.
 
@@ -575,17 +580,17 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
     transform = Normalise((0, 0, 0), (1, 1, 1)) if name == "MesoNet" else HALF_NORMALISATION
     trainer = Trainer(network, settings, transform=transform)
     trainer.fit(*(ArraySet(pictures[rows], np.asarray(labels)[rows]) for rows in (train, val)))
-    trainer.load_best()
+    trainer.finish()
     return trainer
 
 
-# %% ../nbs/50_latent.ipynb #7609351d
+# %% ../nbs/50_latent.ipynb #70376ed2
 def pixel_scores(trainer, pictures):
     """P(fake) (N,) of pictures (N, S, S, 3) of bytes."""
     return fake_scores(trainer.predict(ArraySet(pictures, np.zeros(len(pictures), int))))
 
 
-# %% ../nbs/50_latent.ipynb #f0ecb7c6
+# %% ../nbs/50_latent.ipynb #2af884d8
 def detectable_area(measured, power=0.8):
     """The smallest area under the ROC that a test as large as this one would tell from chance.
 
@@ -607,7 +612,7 @@ def detectable_area(measured, power=0.8):
     return float(min(1.0, 0.5 + (norm.ppf(0.975) + norm.ppf(power)) * error))
 
 
-# %% ../nbs/50_latent.ipynb #43ed7415
+# %% ../nbs/50_latent.ipynb #97d080b1
 def prior_errors(labels, scores, priors, training_prior=None):
     """Equation 1's mean error under shares of fakes, deciding as equation 2 says or at one half.
 
@@ -632,7 +637,7 @@ def prior_errors(labels, scores, priors, training_prior=None):
     )
 
 
-# %% ../nbs/50_latent.ipynb #e2bcf6b3
+# %% ../nbs/50_latent.ipynb #c2945889
 def faces_after(made, rows, name, strength, size, seed=0):
     """Faces of some media files after a degradation of the whole video.
 
@@ -668,7 +673,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
     return found
 
 
-# %% ../nbs/50_latent.ipynb #c2945889
+# %% ../nbs/50_latent.ipynb #acd5f653
 def between(track, indices):
     """Landmarks (T, 5, 2) at frame indices, straight between those that a track knows."""
     flat = track.landmarks.reshape(len(track), -1)

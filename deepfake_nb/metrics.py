@@ -112,6 +112,17 @@ def present(table, columns=KEYS):
     return [column for column in columns if column in table.columns]
 
 
+def named_columns(table, columns):
+    """`columns` as a list, also of one name; a `UsageError` names the first that the table has not."""
+    columns = [columns] if isinstance(columns, str) else list(columns)
+    for column in columns:
+        if column not in table.columns:
+            raise UsageError(
+                f"There is no column {column!r}; there are {', '.join(map(str, table.columns))}."
+            )
+    return columns
+
+
 def check_ids(table):
     """Refuse media files with two labels, and units that are there twice."""
     groups = table.groupby(present(table, ("eval_set", "media_id")), sort=False, dropna=False, observed=True)[
@@ -153,7 +164,7 @@ def check_predictions(predictions):
     missing = [column for column in NEEDED if column not in predictions.columns]
     if missing:
         raise InputError(
-            f"The predictions have no column {missing[0]!r}; they have {', '.join(map(str, predictions.columns))}."
+            f"The predictions have no column {missing[0]!r}; they have {', '.join(map(str, predictions.columns)) or 'none'}."
         )
     if not len(predictions):
         raise InputError("There are no predictions: the table has no rows, as an empty split gives.")
@@ -353,7 +364,7 @@ def pool(predictions, how="mean", by=()):
         See `check_predictions`.
     how : {"mean", "median", "max", "top_quarter"}
         "top_quarter" is the mean of the highest quarter of a media file's scores.
-    by : sequence of str
+    by : str or sequence of str
         Further columns that keep rows apart; `KEYS` always do.
 
     Returns
@@ -365,14 +376,14 @@ def pool(predictions, how="mean", by=()):
     Raises
     ------
     UsageError
-        `how` is unknown.
+        `how` or a column is unknown.
     InputError
         See `check_predictions`.
     """
     if how not in POOLINGS:
         raise UsageError(f"There is no pooling {how!r}. Choose one of: {', '.join(POOLINGS)}.")
     table = check_predictions(predictions)
-    keys = [*dict.fromkeys([*present(table), *by, "media_id"])]
+    keys = [*dict.fromkeys([*present(table), *named_columns(table, by), "media_id"])]
     groups = table.groupby(keys, sort=False, dropna=False, observed=True)
     pooled = groups.agg(label=("label", "first"), score=("score", POOLINGS[how]), n_units=("score", "size"))
     others = [column for column in table.columns if column not in {*keys, *pooled.columns, "unit"}]
@@ -384,14 +395,20 @@ def pool(predictions, how="mean", by=()):
 
 # %% ../nbs/05_metrics.ipynb #8a3589eb
 def as_arrays(labels, scores):
-    labels, scores = np.asarray(labels).astype(np.int64), np.asarray(scores, dtype=float)
+    """Labels int64 and scores float64, both (N,), from whatever holds such numbers; else an `InputError`."""
+    try:
+        labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
+    except (TypeError, ValueError):
+        raise InputError(
+            "Labels must be 0 or 1, and scores finite numbers, but some are no numbers."
+        ) from None
     if labels.shape != scores.shape or labels.ndim != 1 or not labels.size:
         raise InputError(
             f"Labels {labels.shape} and scores {scores.shape} must be equally long lists, not empty."
         )
     if not np.isin(labels, (0, 1)).all() or not np.isfinite(scores).all():
         raise InputError("Labels must be 0 or 1, and scores finite numbers.")
-    return labels, scores
+    return labels.astype(np.int64), scores
 
 
 def need(labels, *classes):
@@ -572,6 +589,18 @@ class Measured:
 CELLS = 2_000_000
 
 
+def cluster_codes(clusters, n):
+    """The number of each row's cluster, (n,) from 0, and how many clusters there are; without, each row is its own."""
+    if clusters is None:
+        return np.arange(n), n
+    code, names = pd.factorize(np.asarray(clusters))
+    if len(code) != n or (code < 0).any():
+        raise InputError(
+            f"{n} rows need {n} clusters, and none may be missing; there are {(code >= 0).sum()}."
+        )
+    return code, len(names)
+
+
 def draw_counts(strata, resamples, rng, rows=None):
     """How often each media file is drawn: stratified bootstrap, in blocks that fit a processor's cache.
 
@@ -579,7 +608,7 @@ def draw_counts(strata, resamples, rng, rows=None):
     ----------
     strata : int array, shape (M,)
         Files are drawn within their stratum, as many as it has.
-    resamples : int
+    resamples : int, at least 1
     rng : numpy.random.Generator
     rows : int, optional
         Rows of the table behind the media; more rows make smaller blocks.
@@ -588,6 +617,8 @@ def draw_counts(strata, resamples, rng, rows=None):
     ------
     float64, shape (B, M)
     """
+    if resamples < 1:
+        raise UsageError(f"resamples is {resamples}, but at least one has to be drawn; 2000 are usual.")
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     block = max(1, CELLS // max(len(strata), rows or 0))
     for start in range(0, resamples, block):
@@ -602,17 +633,23 @@ def draw_counts(strata, resamples, rng, rows=None):
 
 
 # %% ../nbs/05_metrics.ipynb #56f1e3f8
+def tail_of(confidence):
+    """What an interval leaves out on either side: 0.025 of one that holds 0.95."""
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence is {confidence}, but must lie between 0 and 1, such as 0.95.")
+    return (1 - confidence) / 2
+
+
 def interval_at_the_end(value, trials, confidence):
     """Clopper and Pearson's interval when all independent `trials` had the same outcome, 0 or 1."""
-    reached = ((1 - confidence) / 2) ** (1 / trials)
+    reached = tail_of(confidence) ** (1 / trials)
     return (reached, 1.0) if value > 0.5 else (0.0, 1 - reached)
 
 
 def middle(drawn, confidence):
-    """The middle of resampled values, shape (R,): its two ends."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
+    """The middle of resampled values, shape (R, ...), along the first axis: its two ends, shape (2, ...)."""
+    tail = tail_of(confidence)
+    return np.quantile(drawn, [tail, 1 - tail], axis=0)
 
 
 # %% ../nbs/05_metrics.ipynb #5feffc28
@@ -630,7 +667,7 @@ def measured(value, drawn, n, confidence, trials=None, turned=False):
             reason = f"All resamples agree; exact interval for {trials} independent trials."
             return Measured(value, low, high, n, reason)
         return Measured(value, n=n, reason="All resamples agree, so they cannot tell an interval.")
-    low, high = middle(defined, confidence)
+    low, high = map(float, middle(defined, confidence))
     if turned:
         low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
     return Measured(value, low, high, n)
@@ -658,16 +695,15 @@ def bootstrap_mean(values, clusters=None, rng=None, resamples=2000, confidence=0
     Raises
     ------
     InputError
-        A value is not finite, or the numbers of values and clusters differ.
+        A value is not finite, a cluster is missing, or the numbers of values and clusters differ.
     """
     values = np.asarray(values, dtype=float).ravel()
-    clusters = np.arange(len(values)) if clusters is None else np.asarray(clusters)
-    if len(clusters) != len(values) or not np.isfinite(values).all():
-        raise InputError("A mean needs finite values, and as many clusters as values.")
-    if not len(values):
+    if not np.isfinite(values).all():
+        raise InputError("A mean needs finite values.")
+    code, n = cluster_codes(clusters, len(values))
+    if not n:
         return Measured(None, n=0, reason="There are no values.")
-    code, names = pd.factorize(clusters)
-    mean, n = float(values.mean()), len(names)
+    mean = float(values.mean())
     if n == 1:
         return Measured(mean, n=1, reason="One media file alone has no interval.")
     sums = np.column_stack([np.bincount(code, values), np.bincount(code)])
@@ -707,8 +743,8 @@ class Sample:
 
     def __init__(self, labels, scores, clusters=None, threshold=0.5):
         labels, scores = as_arrays(labels, scores)
-        code, names = pd.factorize(np.arange(len(labels)) if clusters is None else np.asarray(clusters))
-        self.n_clusters, self.threshold = len(names), threshold
+        code, self.n_clusters = cluster_codes(clusters, len(labels))
+        self.threshold = threshold
         n_rows, n_fake = np.bincount(code), np.bincount(code, labels)
         self.strata = np.where(n_fake == 0, 0, np.where(n_fake == n_rows, 1, 2))  # 2: real and fake ones
         order = np.argsort(-scores, kind="stable")
@@ -1040,7 +1076,7 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
     ----------
     predictions : DataFrame
         See `check_predictions`.
-    metrics : sequence of str
+    metrics : str or sequence of str
         Keys of `METRICS`.
     threshold : float
         Scores from here on are called fake.
@@ -1058,14 +1094,13 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
     Raises
     ------
     UsageError
-        A metric or the column is unknown.
+        A metric or the column is unknown, or there are no resamples.
     InputError
         See `check_predictions`; or detectors, sets or splits are mixed.
     Undefined
         A metric that needs both classes, or probabilities, has none.
     """
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    check_names(names)
+    names = names_of(metrics)
     rows = one_of_each(check_predictions(predictions))
     sample = Sample(rows.label, rows.score, column_of(rows, clusters), threshold)
     for name in names:
@@ -1074,12 +1109,15 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
 
 
 # %% ../nbs/05_metrics.ipynb #d2a8a79f
-def check_names(names):
+def names_of(metrics):
+    """Keys of `METRICS` as a list, also of one; a `UsageError` where there is none or one is unknown."""
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
         if name not in METRICS:
             raise UsageError(f"There is no metric {name!r}. Choose from: {', '.join(METRICS)}.")
     if not names:
         raise UsageError("Name at least one metric.")
+    return names
 
 
 # %% ../nbs/05_metrics.ipynb #4ac67761
@@ -1242,20 +1280,14 @@ def evaluate(
     Raises
     ------
     InputError
-        See `check_predictions`; detectors, sets or splits are mixed; an option is unknown, or no finite number.
+        See `check_predictions`; detectors, sets or splits are mixed; an option is unknown, or out of its range.
     """
     rows = rows_at(level, one_of_each(check_predictions(predictions)), how)
     sample = Sample(rows.label, rows.score, column_of(rows, clusters), threshold)
     values = measure_all(sample, resamples, as_generator(rng), confidence)
-    of = {column: plain_value(rows[column].iloc[0]) for column in present(rows)}
-    return Evaluation(
-        **counts_of(sample),
-        n_media=rows.media_id.nunique(),
-        level=level,
-        confidence=confidence,
-        values=values,
-        of=of,
-    )
+    about = {"n_media": rows.media_id.nunique(), "level": level, "confidence": confidence}
+    about["of"] = {column: plain_value(rows[column].iloc[0]) for column in present(rows)}
+    return Evaluation(**counts_of(sample), **about, values=values)
 
 
 # %% ../nbs/05_metrics.ipynb #92301e8c
@@ -1269,23 +1301,26 @@ def shares_genuine(table, column):
     return column not in KEYS and bool(real) and real <= GENUINE and not real & fake
 
 
+def genuine_beside(table, values):
+    """The real rows that have these values, {column: value}; a missing value is one, too."""
+    beside = table["label"] == 0
+    for column, value in values.items():
+        beside &= table[column].isna() if pd.isna(value) else table[column] == value
+    return table[beside]
+
+
 def groups_of(table, by):
     """Yield (name, rows) for each value of the columns in `by`."""
     if not by:
         yield "all", table
         return
     shared = [column for column in by if shares_genuine(table, column)]
-    genuine = table["label"] == 0
     for values, rows in table.groupby(by, sort=False, dropna=False, observed=True):
         if shared and rows["label"].max() == 0:
             continue
         if shared:
-            same = [
-                table[column] == value
-                for column, value in zip(by, values, strict=True)
-                if column not in shared
-            ]
-            rows = pd.concat([table[np.logical_and.reduce([genuine, *same])], rows])
+            kept_apart = {column: v for column, v in zip(by, values, strict=True) if column not in shared}
+            rows = pd.concat([genuine_beside(table, kept_apart), rows])
         yield ", ".join(map(str, values)), rows
 
 
@@ -1316,13 +1351,7 @@ def evaluate_by(predictions, by=(), **options):
         See `check_predictions`.
     """
     table = check_predictions(predictions)
-    by = [by] if isinstance(by, str) else list(by)
-    for column in by:
-        if column not in table.columns:
-            raise UsageError(
-                f"There is no column {column!r}; there are {', '.join(map(str, table.columns))}."
-            )
-    columns = [*dict.fromkeys([*mixed(table), *by])]
+    columns = [*dict.fromkeys([*mixed(table), *named_columns(table, by)])]
     evaluations = {}
     for name, rows in groups_of(table, columns):
         evaluation = evaluate(rows, **options)

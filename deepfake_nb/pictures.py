@@ -4,6 +4,7 @@
 
 # %% auto #0
 __all__ = [
+    "IN_CACHE",
     "CIFAR_NORMALISATION",
     "IMAGENET_NORMALISATION",
     "HALF_NORMALISATION",
@@ -111,14 +112,31 @@ def read_square(path, size):
         content = Path(path).read_bytes()
     except OSError:
         content = b""
-    if content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9"):
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if content.endswith(b"\xff\xd9") and 0 < stated_pixels(content) <= QUICKLY_READ:
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
         if picture is not None:
-            return centre_square(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), size)
+            return centre_square(picture, size)
     return centre_square(read_image(path), size)
 
 
 # %% ../nbs/06_pictures.ipynb #5f3a594c
+QUICKLY_READ = 1 << 27  # pixels; whatever is larger takes the careful way
+START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of ITU T.81, table B.1
+
+
+def stated_pixels(content):
+    """How many pixels the header of a JPEG states; 0 for what is no JPEG."""
+    at = 2 if content.startswith(b"\xff\xd8") else len(content)
+    while at + 9 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker in START_OF_FRAME:
+            height, width = (int.from_bytes(content[at + n : at + n + 2], "big") for n in (5, 7))
+            return height * width
+        at += 2 + length
+    return 0
+
+
+# %% ../nbs/06_pictures.ipynb #6af1fb2a
 class PictureSet:
     """Labelled stills in JPEG, PNG or other picture files, decoded by several threads.
 
@@ -144,13 +162,10 @@ class PictureSet:
 
     def __init__(self, paths, labels, size=256, *, media_ids=None, cache="memory", leave_out_unreadable=False,
                  threads=None, memory_budget=2 << 30):  # fmt: skip
-        self.paths, self.size, self.threads = (
-            [Path(path) for path in paths],
-            size,
-            threads or os.cpu_count() or 1,
-        )
+        self.paths, self.left_out = [Path(path) for path in paths], []
+        self.size, self.threads = size, threads or os.cpu_count() or 1
         self.labels = checked_labels(labels, len(self.paths), "pictures")
-        self.media_ids, self.left_out = checked_ids(media_ids, self.paths), []
+        self.media_ids = checked_ids(media_ids, self.paths)
         if leave_out_unreadable:
             leave_out(self, unreadable(self))
         self.kept, self.is_kept = make_room(self, cache, memory_budget)
@@ -163,7 +178,7 @@ class PictureSet:
         return torch.from_numpy(read_kept(self, np.asarray(indices)))
 
 
-# %% ../nbs/06_pictures.ipynb #1acab2a5
+# %% ../nbs/06_pictures.ipynb #3e4fb8a7
 def decode(pictures, indices, target, rows):
     """Decode pictures of a set side by side, each into its row of `target`, uint8 (N, size, size, 3)."""
 
@@ -199,7 +214,7 @@ def leave_out(pictures, problems):
     pictures.media_ids = [pictures.media_ids[at] for at in stay]
 
 
-# %% ../nbs/06_pictures.ipynb #6af1fb2a
+# %% ../nbs/06_pictures.ipynb #df1e43b8
 def make_room(pictures, cache, memory_budget):
     """Where decoded pictures are kept, and which of them are there already; None and None for nowhere."""
     shape = (len(pictures), pictures.size, pictures.size, 3)
@@ -223,7 +238,7 @@ def read_kept(pictures, indices):
     return pictures.kept[indices]
 
 
-# %% ../nbs/06_pictures.ipynb #df1e43b8
+# %% ../nbs/06_pictures.ipynb #48412a5c
 def open_cache(pictures, folder, shape):
     """The decoded pictures of a set as a memory map (N, size, size, 3), made if it is not there."""
     digest = hashlib.sha256(str(pictures.size).encode())
@@ -239,7 +254,7 @@ def open_cache(pictures, folder, shape):
     return np.load(file, mmap_mode="r")
 
 
-# %% ../nbs/06_pictures.ipynb #48412a5c
+# %% ../nbs/06_pictures.ipynb #b339bdcf
 def clouds(n, seed, size=32):
     """Pictures uint8 (n, size, size, 3) and labels: soft clouds, and in turn such with a faint grid over them."""
     rng = np.random.default_rng(seed)
@@ -251,13 +266,16 @@ def clouds(n, seed, size=32):
     return pictures.clip(0, 255).astype(np.uint8), labels
 
 
-# %% ../nbs/06_pictures.ipynb #de835f1c
+# %% ../nbs/06_pictures.ipynb #30b1d45d
 def to_device(tensor, device):
     """Move a tensor; to a GPU without making the processor wait for it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-# %% ../nbs/06_pictures.ipynb #a7e94e80
+# %% ../nbs/06_pictures.ipynb #5bea3c3b
+IN_CACHE = 1 << 21  # numbers of 4 bytes that stay in a processor's cache from one operation to the next
+
+
 @dataclass(frozen=True)
 class Normalise:
     """Turn uint8 pictures into a network's input: channels first, scaled to [0, 1], minus mean, over deviation.
@@ -275,19 +293,19 @@ class Normalise:
     def __call__(self, pictures, draws=None):
         """Float32 (B, 3, H, W) or (B, 3, T, H, W) of uint8 or float pictures (B, ..., H, W, 3) in [0, 255]."""
         device, width = pictures.device, pictures.shape[-2]
-        rows = pictures.flatten(-2).to(
-            torch.float32, copy=True
-        )  # whole rows are quicker than one channel of each
-        scale = torch.tensor([1 / (255 * std) for std in self.std]).repeat(width)
-        shift = torch.tensor([mean / std for mean, std in zip(self.mean, self.std, strict=True)]).repeat(
-            width
-        )
-        rows.mul_(to_device(scale, device)).sub_(to_device(shift, device))
+        scale = [1 / (255 * std) for std in self.std]
+        shift = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
+        scale, shift = (to_device(torch.tensor(row).repeat(width), device) for row in (scale, shift))
+        given = pictures.flatten(-2)  # whole rows are quicker than one channel of each
+        rows = torch.empty(given.shape, dtype=torch.float32, device=device)
+        at_once = max(1, IN_CACHE // math.prod(given.shape[1:]))
+        for some, target in zip(given.split(at_once), rows.split(at_once), strict=True):
+            target.copy_(some).mul_(scale).sub_(shift)
         planes = rows.unflatten(-1, (width, 3)).movedim(-1, 1)
         return planes if pictures.ndim == 4 else planes.contiguous()
 
 
-# %% ../nbs/06_pictures.ipynb #30b1d45d
+# %% ../nbs/06_pictures.ipynb #2900680a
 # Geva and Naftali's code, Proj/utils.py, after github.com/kuangliu/pytorch-cifar
 CIFAR_NORMALISATION = Normalise((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 # timm.data.constants.IMAGENET_DEFAULT_MEAN and _STD
@@ -296,7 +314,7 @@ IMAGENET_NORMALISATION = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF_NORMALISATION = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-# %% ../nbs/06_pictures.ipynb #4f8ca82c
+# %% ../nbs/06_pictures.ipynb #4c2dc77a
 @dataclass(frozen=True)
 class Augmentation:
     """Change pictures at random, then normalise them; all frames of a clip alike.
@@ -310,9 +328,7 @@ class Augmentation:
     """
 
     normalise: Normalise
-    padding: int = (
-        0  #: shift by up to so many pixels each way; black comes in (a random crop of the padded picture)
-    )
+    padding: int = 0  #: shift by up to so many pixels each way, as a random crop of a padded picture does
     flip: bool = False  #: mirror half of the pictures
     rotation: float = 0.0  #: turn by up to so many degrees each way
     zoom: float = 0.0  #: enlarge by a factor in [1 - zoom, 1 + zoom]
@@ -331,7 +347,7 @@ class Augmentation:
         return self.normalise(pictures)
 
 
-# %% ../nbs/06_pictures.ipynb #4c2dc77a
+# %% ../nbs/06_pictures.ipynb #5d9c4fc7
 class Position(NamedTuple):
     """Where each picture of a batch goes: numpy arrays (B,)."""
 
@@ -356,19 +372,28 @@ class Position(NamedTuple):
         )
 
 
+# %% ../nbs/06_pictures.ipynb #91a84bfc
 def shift_and_mirror(pictures, position):
     """Mirror pictures (B, ..., H, W, 3), then shift them by whole pixels; black comes in."""
     moved = torch.zeros_like(pictures)
     height, width = pictures.shape[-3:-1]
-    for picture, target, x, y, mirrored, *_ in zip(pictures, moved, *position, strict=True):
-        picture = picture.flip(-2) if mirrored else picture
+    on_cpu = pictures.device.type == "cpu"
+    given, targets = (pictures.numpy(), moved.numpy()) if on_cpu else (pictures, moved)
+    for picture, target, x, y, mirrored, *_ in zip(given, targets, *position, strict=True):
+        if mirrored:
+            picture = mirror(picture) if on_cpu else picture.flip(-2)
         rows, columns = (slice(max(0, s), n + min(0, s)) for s, n in ((y, height), (x, width)))
         from_rows, from_columns = (slice(max(0, -s), n - max(0, s)) for s, n in ((y, height), (x, width)))
         target[..., rows, columns, :] = picture[..., from_rows, from_columns, :]
     return moved
 
 
-# %% ../nbs/06_pictures.ipynb #5d9c4fc7
+def mirror(picture):
+    """An array (..., H, W, 3) mirrored, all frames of a clip at once."""
+    return cv2.flip(picture.reshape(-1, *picture.shape[-2:]), 1).reshape(picture.shape)
+
+
+# %% ../nbs/06_pictures.ipynb #f6c92544
 def lookup_matrices(position, height, width):
     """Affine maps, float32 (B, 2, 3), from result to source in `grid_sample`'s units."""
     cosine, sine = np.cos(position.angle) / position.scale, np.sin(position.angle) / position.scale

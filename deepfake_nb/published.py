@@ -275,11 +275,9 @@ def as_text(value):
 def as_published(number):
     """What a paper prints, and behind it what that comes to where it is not plain."""
     plain = number.printed.strip("~").replace(",", "")
-    return (
-        number.printed
-        if plain == str(number.published) or "%" in plain
-        else f"{number.printed} = {number.published}"
-    )
+    if "%" in plain or number_of(plain) == number.published:
+        return number.printed
+    return f"{number.printed} = {number.published}"
 
 
 # %% ../nbs/09_published.ipynb #822aad2e

@@ -292,11 +292,11 @@ def _draw_mouth(colour, x, y, arriving, t, f, soft):
         * ((y - lower) / soft + 0.3).clamp(0, 1)
         * (ax < t["mouth_width"])
     )
-    cover = cover * smooth_step(0.004, 0.014, upper - lower + soft * 0)
+    cover = cover * smooth_step(0.004, 0.014, upper - lower)
     away = (ax / t["mouth_width"]).clamp(max=1)
     light = arriving * (1 - 0.75 * away * away)
     edge = t["mouth_height"] - 0.038 + 0.04 * away**2
-    gaps = 1 - 0.22 * (0.5 + 0.5 * torch.cos(x * (2 * math.pi / 0.078) + math.pi * 0)) ** 10
+    gaps = 1 - 0.22 * (0.5 + 0.5 * torch.cos(x * (2 * math.pi / 0.078))) ** 10
     shade = (0.30 + 0.70 * smooth_step(0.0, 0.05, upper - y)) * gaps * light
     teeth = smooth_step(-0.6 * soft - 0.004, 0.6 * soft + 0.004, y - edge) * smooth_step(1.0, 0.82, away)
     low_edge = lower + 0.035
@@ -432,6 +432,7 @@ def _draw_heads(person, lit, rotation, shift, columns, rows, look, t, f, light, 
     -------
     index : tensor (frames, most), see `_pack`
     colour (frames, 3, 1, most), cover, depth towards the camera, face : tensor (frames, 1, most)
+    places : pair of tensor (frames, 1, most), x and y of the samples in decimetres
     """
     frames, device = len(rows), columns.device
     radius = person.radius[None].expand(frames, -1, -1, -1)

@@ -6,8 +6,8 @@
 __all__ = [
     "WORDS",
     "NO_PROOF",
-    "ADVICE",
     "STEPS_S",
+    "LEAST_BAND",
     "MOST_HEATMAPS",
     "COLOUR_STYLE",
     "PAGE_STYLE",
@@ -26,19 +26,17 @@ __all__ = [
     "INDEX_ROW",
     "visible",
     "moves_text",
+    "with_commands",
     "written_out",
     "page_name",
-    "percent",
     "clock",
     "stretches_in_words",
-    "what_would_help",
     "meaning_of_threshold",
     "smoothed_saliency",
     "brightest_place",
     "data_uri",
     "scale_of_maps",
     "still_of",
-    "small",
     "thinned",
     "curve",
     "time_marks",
@@ -49,9 +47,12 @@ __all__ = [
     "maps_or_reason",
     "first_line",
     "figure_of",
+    "who_decides",
+    "too_many_without_score",
     "person_of",
     "gauge_of",
     "facts_of",
+    "checksum_of",
     "settings_of",
     "templates",
     "fill",
@@ -82,10 +83,12 @@ import jinja2
 import matplotlib
 import numpy as np
 import torch
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .explain import COLOURS, overlay, saliency, scaled
+from .score import interval_in_words, parts_of, percent, what_would_help
 from .study import InputError, package_version, sha256_of, write_atomically
+from .video import reduced
 
 
 # %% ../nbs/75_report.ipynb #712765e3
@@ -114,6 +117,11 @@ def moves_text(sign):
     return kind in ("Cc", "Zl", "Zp") or (kind == "Cf" and sign not in "\u200c\u200d")
 
 
+def with_commands(text):
+    """A text as HTML, in which what stands between backticks is code."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
 def written_out(sign):
     """A sign as Python writes it."""
     return sign.encode("unicode_escape").decode("ascii")
@@ -140,14 +148,6 @@ def page_name(path):
 
 
 # %% ../nbs/75_report.ipynb #ece44537
-def percent(share):
-    """A share in [0, 1] as whole percents, never as certain: ``"<1 %"``, ``"97 %"``, ``">99 %"``; the space does not break."""
-    if share is None:
-        return "unknown"
-    number = "<1" if share < 0.01 else ">99" if share > 0.99 else f"{100 * share:.0f}"
-    return f"{number}\u00a0%"
-
-
 def clock(seconds):
     """A moment in a video: ``"0:03.2"``, and ``"1:02:03.2"`` beyond an hour."""
     tenths = math.floor(10 * seconds + 0.5)
@@ -182,27 +182,8 @@ WORDS = {
 }
 NO_PROOF = "A statistical guess by a computer program. It is no proof, and no expert opinion for a court."
 
+
 # %% ../nbs/75_report.ipynb #f2a530a9
-ADVICE = {
-    "No face was found": "A piece in which a face is seen from the front, upright and in enough light would help.",
-    "faces are too small": "The file at its full resolution, or a part in which the face is larger, would help.",
-    "Too few frames": "A longer piece, in which the face stays in view, would help.",
-    "needs a video": "The video that this picture was taken from would help, or a detector of single pictures.",
-    "It cannot be read": "A fresh copy would help; if it plays elsewhere, convert it to MP4, or to PNG.",
-    "does not fit into memory": "A smaller or shorter version would help.",
-    "Unlike anything": (
-        "Nothing done to this file will help: the detectors would have to be trained, and calibrated, on media "
-        "like this."
-    ),
-}
-
-
-def what_would_help(reason):
-    """What to do about an abstention, by its reason; empty where nothing is known to help."""
-    return next((advice for words, advice in ADVICE.items() if words in reason), "")
-
-
-# %% ../nbs/75_report.ipynb #bf96c20b
 def meaning_of_threshold(verdict):
     """What the threshold of a verdict means, in a sentence.
 
@@ -225,7 +206,7 @@ def meaning_of_threshold(verdict):
     )
 
 
-# %% ../nbs/75_report.ipynb #52b21149
+# %% ../nbs/75_report.ipynb #b5e582fa
 def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
     """Saliency for "fake", summed over time and smoothed, each map with 1 as its largest value.
 
@@ -249,7 +230,7 @@ def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
     return scaled(np.stack([cv2.GaussianBlur(map, (0, 0), width) for map in maps]))
 
 
-# %% ../nbs/75_report.ipynb #a53d88a4
+# %% ../nbs/75_report.ipynb #1ec44b7e
 def brightest_place(map):
     """Where most of a map lies, in words: the ninth of the picture with the largest sum.
 
@@ -270,7 +251,7 @@ def brightest_place(map):
     return "middle" if words == ("middle", "") else " ".join(words).strip()
 
 
-# %% ../nbs/75_report.ipynb #ddee052f
+# %% ../nbs/75_report.ipynb #55e60c81
 def data_uri(image, ending=".jpg"):
     """A picture as an address that holds it.
 
@@ -297,20 +278,13 @@ def scale_of_maps():
     return data_uri(np.uint8(np.round(255 * colours)), ".png")
 
 
-# %% ../nbs/75_report.ipynb #cbf0c0e0
+# %% ../nbs/75_report.ipynb #e2b2fa16
 def still_of(pixels):
     """The picture that stands for a view: a crop itself, the frame in the middle of a clip."""
     return pixels[len(pixels) // 2] if pixels.ndim == 4 else pixels
 
 
-def small(image, side):
-    """A picture made smaller to `side` pixels at most."""
-    zoom = side / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom)))
-    return image if zoom >= 1 else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-# %% ../nbs/75_report.ipynb #0f55efbd
+# %% ../nbs/75_report.ipynb #9f9a2de6
 def thinned(timeline, most=400):
     """At most `most` moments of a timeline; each is the one with the highest score in its stretch.
 
@@ -331,7 +305,7 @@ def thinned(timeline, most=400):
     return [max(stretch, key=lambda moment: moment["score"] or 0) for stretch in stretches]
 
 
-# %% ../nbs/75_report.ipynb #9084125b
+# %% ../nbs/75_report.ipynb #0f55efbd
 def curve(timeline, start_s, length_s):
     """The points of a timeline as SVG draws them, one text for each stretch without a gap.
 
@@ -355,7 +329,7 @@ def curve(timeline, start_s, length_s):
     return [" ".join(2 * line if len(line) == 1 else line) for line in lines if line]
 
 
-# %% ../nbs/75_report.ipynb #d1c7381a
+# %% ../nbs/75_report.ipynb #9084125b
 STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
 
@@ -380,7 +354,7 @@ def time_marks(start_s, length_s, most=5):
     return [(text, 100 * (moment - start_s) / length_s) for text, moment in zip(texts, moments, strict=True)]
 
 
-# %% ../nbs/75_report.ipynb #796109e1
+# %% ../nbs/75_report.ipynb #5862cbac
 def timeline_of(face, span):
     """What the drawing of a person's timeline needs; None where there are fewer than two moments.
 
@@ -409,11 +383,15 @@ def timeline_of(face, span):
     }
 
 
-# %% ../nbs/75_report.ipynb #abdc9bf7
+# %% ../nbs/75_report.ipynb #4c06c1d6
+LEAST_BAND = 4
+
+
 def band(stretch, start_s, length_s):
-    """A suspicious stretch as start and width in thousandths, wide enough to be seen."""
-    start = 1000 * (stretch["start_s"] - start_s) / length_s
-    return round(start, 1), round(max(1000 * (stretch["end_s"] - stretch["start_s"]) / length_s, 4), 1)
+    """A suspicious stretch as start and width in thousandths, wide enough to be seen, within the drawing."""
+    start, end = (1000 * (stretch[name] - start_s) / length_s for name in ("start_s", "end_s"))
+    start = min(start, 1000 - LEAST_BAND)
+    return round(start, 1), round(min(max(end - start, LEAST_BAND), 1000 - start), 1)
 
 
 def time_span(faces):
@@ -422,7 +400,7 @@ def time_span(faces):
     return (min(moments), max(moments) - min(moments)) if moments else (0.0, 0.0)
 
 
-# %% ../nbs/75_report.ipynb #6e76a9d5
+# %% ../nbs/75_report.ipynb #796109e1
 MOST_HEATMAPS = 12
 """Heatmaps on one page at most, the most suspicious views first: each takes about as long as two looks at it."""
 
@@ -453,7 +431,7 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
     return shown
 
 
-# %% ../nbs/75_report.ipynb #b18413f1
+# %% ../nbs/75_report.ipynb #abdc9bf7
 def maps_or_reason(member, pixels):
     """Maps of some views, or none and the reason: a page without a map is better than no page."""
     try:
@@ -468,7 +446,7 @@ def first_line(error):
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-# %% ../nbs/75_report.ipynb #4b3981e5
+# %% ../nbs/75_report.ipynb #a5b3d515
 def figure_of(piece):
     """A view as its page shows it: picture and heatmap beside one another, with words for both."""
     view, map = piece["view"], piece["map"]
@@ -489,13 +467,31 @@ def figure_of(piece):
     return {**figure, "map": data_uri(overlay(piece["picture"], map)), "map_alt": words}
 
 
+# %% ../nbs/75_report.ipynb #6e76a9d5
+def who_decides(verdict):
+    """The number of the person whose score is the file's; None where there is no score, or nobody else."""
+    if verdict.score is None or len(verdict.faces) < 2:
+        return None
+    same = [
+        face for face in verdict.faces if (face.score, face.threshold) == (verdict.score, verdict.threshold)
+    ]
+    return same[0].track + 1 if same else None
+
+
+def too_many_without_score(faces, most=3):
+    """How many have no score, where that are more than `most`: each with a section of its own would bury the others."""
+    count = sum(face.score is None for face in faces)
+    return count if count > most else 0
+
+
+# %% ../nbs/75_report.ipynb #b18413f1
 def person_of(face, pieces, span):
     """What the page says of one person."""
     mine = [piece for piece in pieces if piece["view"].track == face.track]
     return {
         "number": face.track + 1,
         "face": face,
-        "portrait": data_uri(small(mine[0]["picture"], 192)) if mine else None,
+        "portrait": data_uri(reduced(mine[0]["picture"], 192)) if mine else None,
         "timeline": timeline_of(face, span),
         "suspicious": stretches_in_words(face.suspicious),
         "figures": [figure_of(piece) for piece in mine],
@@ -503,18 +499,18 @@ def person_of(face, pieces, span):
     }
 
 
-# %% ../nbs/75_report.ipynb #896a0963
+# %% ../nbs/75_report.ipynb #e6a509e3
 COLOUR_STYLE = """
 :root { color-scheme: light dark; --ground: #fbfaf7; --card: #ffffff; --text: #1d1f21; --quiet: #5b6066;
   --line: #d8d8d2; --link: #1d5fa8; --fake: #b3261e; --real: #2b5f8f; --abstain: #5b6066; --plot: #1d5fa8;
   --band: #f3c9c4; }
-@media (prefers-color-scheme: dark) { :root { --ground: #16181b; --card: #1f2226; --text: #e8e8e4; --quiet: #a9aeb4;
+@media screen and (prefers-color-scheme: dark) { :root { --ground: #16181b; --card: #1f2226; --text: #e8e8e4; --quiet: #a9aeb4;
   --line: #3a3f45; --link: #8fc1f7; --fake: #ff9d94; --real: #9cc8f2; --abstain: #b8bdc3; --plot: #8fc1f7;
   --band: #5c2c2a; } }
 .fake { --accent: var(--fake); } .real { --accent: var(--real); } .abstain { --accent: var(--abstain); }
 """
 
-# %% ../nbs/75_report.ipynb #05d4f632
+# %% ../nbs/75_report.ipynb #896a0963
 PAGE_STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 44rem; background: var(--ground); color: var(--text);
@@ -534,7 +530,7 @@ figure { margin: 1rem 0 0; } figcaption p { margin: .2rem 0; }
 .scale { display: flex; gap: .5rem; align-items: center; max-width: 26rem; margin-top: 1rem; white-space: nowrap; } .scale img { flex: 1; min-width: 0; height: .7rem; }
 """
 
-# %% ../nbs/75_report.ipynb #3fb0c96a
+# %% ../nbs/75_report.ipynb #05d4f632
 DRAWING_STYLE = """
 svg { display: block; width: 100%; overflow: visible; }
 .gauge svg { height: 1.6rem; } .plot svg { height: 8rem; } .gauge { margin: 1rem 0; }
@@ -547,11 +543,14 @@ svg { display: block; width: 100%; overflow: visible; }
 ul.files { list-style: none; padding: 0; } .files li { display: flex; gap: .8rem; align-items: center; }
 .files .face { width: 3.5rem; height: 3.5rem; flex: none; border-radius: .4rem; background: var(--line); object-fit: cover; }
 .files p { margin: 0; } .said { color: var(--accent); font-weight: 700; }
-@media print { body { max-width: none; background: none; } .card { break-inside: avoid-page; } nav { display: none; }
-  .suspect, .sure { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+@page { margin: 14mm; }
+@media print { :root { font-size: 10pt; } body { max-width: none; padding: 0; background: none; } nav { display: none; }
+  .card { box-decoration-break: clone; -webkit-box-decoration-break: clone; } h2, .who { break-after: avoid-page; }
+  .verdict, .who, .scale, figure, .files li, dl > * { break-inside: avoid-page; } .plot svg { height: 5rem; }
+  .pair, .scale { max-width: 20rem; } .suspect, .sure { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
 
-# %% ../nbs/75_report.ipynb #dfc078f6
+# %% ../nbs/75_report.ipynb #4b0a4c91
 LAYOUT = """<!doctype html>
 <html lang="en">
 <head>
@@ -570,31 +569,34 @@ LAYOUT = """<!doctype html>
 </html>
 """
 
-# %% ../nbs/75_report.ipynb #a9d8e39f
+# %% ../nbs/75_report.ipynb #dfc078f6
 FILE_PAGE = """{% extends "layout" %}{% block content %}
 <nav><a href="index.html">All files of this report</a></nav>
 <header><h1><bdi>{{ name | visible }}</bdi></h1></header>
 <main>
 {% include "verdict" %}
 {% include "speakers" %}
-{% for person in people %}{% include "person" %}{% endfor %}
+{% for person in people if not folded or person.face.score is not none %}{% include "person" %}{% endfor %}
+{% if folded %}<section class="card"><p>{{ folded }} more were seen too briefly, or too small, for a score.</p></section>{% endif %}
 {% include "appendix" %}
 </main>
 {% endblock %}"""
 
-# %% ../nbs/75_report.ipynb #58590f20
+# %% ../nbs/75_report.ipynb #66a0b320
 VERDICT_PART = """<section class="card verdict {{ verdict.verdict }}">
 <h2 class="word">{{ word }}</h2>
 <p>{{ meaning }}</p>
-{% if verdict.verdict == "abstain" %}<p>{{ verdict.reason | visible }}</p>{% if advice %}<p>{{ advice }}</p>{% endif %}{% endif %}
+{% if verdict.verdict == "abstain" %}<p>{{ reason | visible }}</p>{% if advice %}<p>{{ advice }}</p>{% endif %}{% endif %}
+{% if decides %}<p>This is said of <a href="#person-{{ decides }}">person {{ decides }}</a>, one of {{ verdict.faces | length }} people.
+Whoever is seen in several shots counts anew in each.</p>{% endif %}
 {% if gauge %}{% include "gauge" %}{% endif %}
-{% if verdict.verdict != "abstain" %}<p>{{ threshold_meaning }}</p>
-<p class="quiet">{{ verdict.reason | visible }}</p>{% endif %}
+{% if verdict.verdict != "abstain" %}{% if reason %}<p>{{ reason | visible }}</p>{% endif %}<p>{{ threshold_meaning }}</p>
+{% if same_for_all %}<p class="quiet">{{ same_for_all | visible }}</p>{% endif %}{% endif %}
 <p><strong>{{ no_proof }}</strong></p>
 </section>
 """
 
-# %% ../nbs/75_report.ipynb #0ed375a6
+# %% ../nbs/75_report.ipynb #58590f20
 GAUGE_PART = """<div class="gauge">
 <p><strong>{{ gauge.words }}</strong>{% if gauge.low is not none %}, if forged files were as frequent as real ones.{% endif %}</p>
 <svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{{ gauge.alt }}">
@@ -608,7 +610,7 @@ GAUGE_PART = """<div class="gauge">
 """
 
 
-# %% ../nbs/75_report.ipynb #f467068d
+# %% ../nbs/75_report.ipynb #0ed375a6
 def gauge_of(verdict):
     """What the bar under a verdict shows; None without a score.
 
@@ -622,8 +624,9 @@ def gauge_of(verdict):
     """
     if verdict.probability is not None:
         low, high = verdict.interval or (None, None)
-        range_ = f" (95\u00a0% interval: {percent(low)} to {percent(high)})" if low is not None else ""
-        words = f"Probability of a forgery: {percent(verdict.probability)}{range_}"
+        between = interval_in_words(verdict.probability, verdict.interval) if verdict.interval else ""
+        words = f"Probability of a forgery: {percent(verdict.probability)}"
+        words += f" (95\u00a0% interval: {between})" if between else ""
         alt = f"{words}, if forged files were as frequent as real ones."
         ends, limit = ("0 %", "100 % forged"), None
         return {"value": verdict.probability, "low": low, "high": high, "limit": limit, "ends": ends,
@@ -637,19 +640,19 @@ def gauge_of(verdict):
             "words": words, "alt": alt}  # fmt: skip
 
 
-# %% ../nbs/75_report.ipynb #3305d5e7
+# %% ../nbs/75_report.ipynb #f17531ef
 SPEAKERS_PART = """<section class="card">
 <h2>Who says so</h2>
 {% for speaker in verdict.detectors %}
-<p><strong>{{ speaker.name | visible }}</strong>{% if speaker.score is not none %}: score {{ "%.2f" | format(speaker.score) }}{% if speaker.probability is not none %}, probability {{ speaker.probability | percent }}{% endif %}{% endif %}.
+<p><strong>{{ speaker.name | visible }}</strong>{% if speaker.score is not none %}: {{ "the highest score of anybody is" if verdict.faces | length > 1 else "score" }} {{ "%.2f" | format(speaker.score) }}{% if speaker.probability is not none %}, probability {{ speaker.probability | percent }}{% endif %}{% endif %}.
 Trained on: {{ speaker.trained_on | visible }}.</p>
 {% endfor %}
-{% if verdict.calibration %}<p>Calibrated on: {{ verdict.calibration | visible }}.</p>{% endif %}
+{% if verdict.calibration %}<p>Calibrated on: {{ verdict.calibration | visible }}. How often a score is wrong in other media nobody has measured.</p>{% endif %}
 </section>
 """
 
-# %% ../nbs/75_report.ipynb #1489880d
-PERSON_PART = """<section class="card">
+# %% ../nbs/75_report.ipynb #3305d5e7
+PERSON_PART = """<section class="card" id="person-{{ person.number }}">
 <h2>Person {{ person.number }}</h2>
 <div class="who">
 {% if person.portrait %}<img src="{{ person.portrait }}" alt="The face of person {{ person.number }}.">{% endif %}
@@ -666,7 +669,7 @@ PERSON_PART = """<section class="card">
 </section>
 """
 
-# %% ../nbs/75_report.ipynb #8ff033e4
+# %% ../nbs/75_report.ipynb #1489880d
 TIMELINE_PART = """<figure class="plot">
 <div class="marks" aria-hidden="true"><span class="first">Score, from 0 (real) to 1 (fake)</span></div>
 <svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="{{ timeline.words }}">
@@ -680,7 +683,7 @@ TIMELINE_PART = """<figure class="plot">
 </figure>
 """
 
-# %% ../nbs/75_report.ipynb #5506b889
+# %% ../nbs/75_report.ipynb #8ff033e4
 FIGURE_PART = """<figure>
 <div class="pair">
 <img src="{{ figure.picture }}" alt="{{ figure.alt }}">
@@ -696,7 +699,7 @@ over a clip). It need not be forged, and what
 is forged need not be bright.</p>
 """
 
-# %% ../nbs/75_report.ipynb #360ef0cf
+# %% ../nbs/75_report.ipynb #89525f87
 APPENDIX_PART = """<section class="card">
 <h2>For experts</h2>
 <dl>{% for name, value in facts %}<dt>{{ name }}</dt><dd>{{ value | visible }}</dd>{% endfor %}</dl>
@@ -704,7 +707,7 @@ APPENDIX_PART = """<section class="card">
 """
 
 
-# %% ../nbs/75_report.ipynb #53115a2e
+# %% ../nbs/75_report.ipynb #360ef0cf
 def facts_of(verdict, scorer):
     """What an expert needs to make the same report again, pairs of name and value.
 
@@ -717,9 +720,9 @@ def facts_of(verdict, scorer):
     -------
     list of (str, str)
     """
-    known = os.path.isfile(verdict.path)
-    facts = [("File", verdict.path), ("SHA-256 of the file", sha256_of(verdict.path) if known else "unknown"),
-             ("Kind", verdict.kind or "unknown"), ("Score", f"{verdict.score}"), ("Threshold", f"{verdict.threshold}")]  # fmt: skip
+    numbers = {"Score": verdict.score, "Threshold": verdict.threshold}
+    facts = [("File", verdict.path), ("SHA-256 of the file", checksum_of(verdict.path)), ("Kind", verdict.kind or "unknown"),
+             *((name, "none" if value is None else f"{value:.6g}") for name, value in numbers.items())]  # fmt: skip
     for speaker in verdict.detectors:
         facts.append((f"Weights of {speaker['name']}", speaker["weights"]))
         facts.append(("SHA-256 of these weights", speaker["sha256"] or "there is no file"))
@@ -730,6 +733,15 @@ def facts_of(verdict, scorer):
         f"deepfake-nb {package_version()}, torch {torch.__version__}, Python {platform.python_version()}"
     )
     return [*facts, ("Software", software)]
+
+
+# %% ../nbs/75_report.ipynb #53115a2e
+def checksum_of(path):
+    """The SHA-256 of a media file, or that it is not known: a file that cannot be read has a page, too."""
+    try:
+        return sha256_of(path) if os.path.isfile(path) else "unknown"
+    except OSError:
+        return "unknown"
 
 
 def settings_of(member, sampling):
@@ -757,10 +769,10 @@ INDEX_PAGE = """{% extends "layout" %}{% block content %}
 {% endblock %}"""
 
 INDEX_ROW = """<li class="card {{ verdict.verdict }}">
-{% if portrait %}<img class="face" src="{{ portrait }}" alt="The first face in it.">{% else %}<span class="face"></span>{% endif %}
+{% if portrait %}<img class="face" src="{{ portrait }}" alt="The most suspicious face in it.">{% else %}<span class="face"></span>{% endif %}
 <div><p><a href="{{ page }}"><bdi>{{ name | visible }}</bdi></a></p>
-<p><span class="said">{{ word }}</span>{% if gauge %} <span class="quiet">{{ gauge.words }}</span>{% endif %}</p>
-{% if verdict.verdict == "abstain" %}<p class="quiet">{{ verdict.reason | visible }}</p>{% endif %}</div>
+<p><span class="said">{{ word }}</span>{% if gauge and verdict.verdict != "abstain" %} <span class="quiet">{{ gauge.words }}</span>{% endif %}</p>
+{% if verdict.verdict == "abstain" %}<p class="quiet">{{ reason | visible }}</p>{% endif %}</div>
 </li>
 """
 
@@ -793,16 +805,20 @@ def fill(template, /, **values):
 def page_values(verdict, pieces, scorer):
     """All that the page on a file says, by the names that the templates use."""
     name, span = os.path.basename(verdict.path) or verdict.path, time_span(verdict.faces)
-    word, meaning = WORDS[verdict.verdict]
+    (word, meaning), (reason, same_for_all) = WORDS[verdict.verdict], parts_of(verdict.reason)
     return {
         "title": f"{word}: {name}",
         "name": name,
         "verdict": verdict,
         "word": word,
         "meaning": meaning,
-        "advice": what_would_help(verdict.reason),
+        "reason": reason,
+        "same_for_all": same_for_all,
+        "advice": with_commands(what_would_help(verdict.reason)),
         "threshold_meaning": meaning_of_threshold(verdict),
         "gauge": gauge_of(verdict),
+        "decides": who_decides(verdict),
+        "folded": too_many_without_score(verdict.faces),
         "people": [person_of(face, pieces, span) for face in verdict.faces],
         "scale": scale_of_maps(),
         "facts": facts_of(verdict, scorer),
@@ -819,7 +835,7 @@ def summary_of(words, broken_off=False):
 
 def thumbnail(pieces):
     """The most suspicious face as a small picture; None where there is none."""
-    return data_uri(small(pieces[0]["picture"], 96)) if pieces else None
+    return data_uri(reduced(pieces[0]["picture"], 96)) if pieces else None
 
 
 # %% ../nbs/75_report.ipynb #3149560b

@@ -657,7 +657,8 @@ def area_row(height, untouched, n):
     """Area and loss of one axis with their intervals."""
     (area, low, high), drawn = height
     found = measured(area, drawn, n, 0.95)
-    lost = measured(untouched.auc - area, untouched.resampled - drawn, n, 0.95)
+    start = np.nan if untouched.auc is None else untouched.auc
+    lost = measured(start - area, untouched.resampled - drawn, n, 0.95)
     if found.low is None and np.isfinite([low, high]).all():
         found = replace(found, low=float(low), high=float(high))
     return {"untouched": untouched.auc, "area": found.value, "low": found.low, "high": found.high,
@@ -726,10 +727,12 @@ FEWEST_DRAWN = 10
 def sentence_of(part, areas):
     """What the curves of one detector let one say."""
     start = part[part.level == 0].iloc[0]
+    if pd.isna(start.auc):
+        return f"No AUC on {start.n_drawn} people or files, for they are all real or all fake."
     if start.n_drawn < FEWEST_DRAWN:
         return f"AUC {start.auc:.2f} on {start.n_drawn} people or files before anything is made worse: too few to say more."
     ends = "no interval" if pd.isna(start.low) else f"{start.low:.2f} to {start.high:.2f}"
-    if not start.low > 0.5:
+    if pd.isna(start.low) or start.low <= 0.5:
         return f"AUC {start.auc:.2f} ({ends}) before anything is made worse: not told from chance, so there is nothing to lose."
     falls = {axis: first_at_chance(curve) for axis, curve in part.groupby("axis", sort=False)}
     stays = [axis for axis, strength in falls.items() if strength is None]

@@ -276,45 +276,43 @@ class _Outfit:
 
 
 # %% ../nbs/04_scenes.ipynb #838017b6
+CLOTHES = {  # what is worn, and how often
+    "studio": (("suit", "jacket", "shirt", "vneck"), (0.4, 0.3, 0.15, 0.15)),
+    "conference": (("tee", "shirt", "hoodie", "roll", "vneck"), (0.28, 0.24, 0.2, 0.14, 0.14)),
+    "celebrity": (("jacket", "suit", "vneck", "roll", "shirt"), (0.3, 0.2, 0.22, 0.14, 0.14)),
+    "wild": (("tee", "hoodie", "shirt", "vneck", "roll"), (0.3, 0.2, 0.2, 0.15, 0.15)),
+}
+DARK = (
+    (0.012, 0.013, 0.018),
+    (0.02, 0.03, 0.07),
+    (0.05, 0.05, 0.055),
+    (0.09, 0.07, 0.055),
+    (0.015, 0.035, 0.03),
+)
+BRIGHT = (
+    (0.45, 0.05, 0.05),
+    (0.08, 0.20, 0.38),
+    (0.50, 0.47, 0.42),
+    (0.10, 0.25, 0.15),
+    (0.55, 0.36, 0.10),
+    (0.22, 0.10, 0.25),
+    (0.30, 0.32, 0.34),
+    (0.6, 0.3, 0.28),
+)
+PALE = ((0.72, 0.72, 0.72), (0.50, 0.58, 0.70), (0.66, 0.60, 0.58), (0.62, 0.66, 0.60), (0.03, 0.03, 0.035))
+
+
 def draw_outfit(rng, domain):
     """Clothes for a scene."""
-    kinds = {
-        "studio": (("suit", "jacket", "shirt", "vneck"), (0.4, 0.3, 0.15, 0.15)),
-        "conference": (("tee", "shirt", "hoodie", "roll", "vneck"), (0.28, 0.24, 0.2, 0.14, 0.14)),
-        "celebrity": (("jacket", "suit", "vneck", "roll", "shirt"), (0.3, 0.2, 0.22, 0.14, 0.14)),
-        "wild": (("tee", "hoodie", "shirt", "vneck", "roll"), (0.3, 0.2, 0.2, 0.15, 0.15)),
-    }[domain]
-    kind = str(rng.choice(kinds[0], p=kinds[1]))
-    dark = [
-        (0.012, 0.013, 0.018),
-        (0.02, 0.03, 0.07),
-        (0.05, 0.05, 0.055),
-        (0.09, 0.07, 0.055),
-        (0.015, 0.035, 0.03),
-    ]
-    bright = [
-        (0.45, 0.05, 0.05),
-        (0.08, 0.20, 0.38),
-        (0.50, 0.47, 0.42),
-        (0.10, 0.25, 0.15),
-        (0.55, 0.36, 0.10),
-        (0.22, 0.10, 0.25),
-        (0.30, 0.32, 0.34),
-        (0.6, 0.3, 0.28),
-    ]
-    pale = [
-        (0.72, 0.72, 0.72),
-        (0.50, 0.58, 0.70),
-        (0.66, 0.60, 0.58),
-        (0.62, 0.66, 0.60),
-        (0.03, 0.03, 0.035),
-    ]
-    first = (
-        dark[rng.integers(len(dark))]
-        if kind in ("suit", "jacket") or rng.random() < 0.3
-        else bright[rng.integers(len(bright))]
-    )
-    return _Outfit(kind, (first, pale[rng.integers(len(pale))], bright[rng.integers(len(bright))]))
+    kinds, shares = CLOTHES[domain]
+    kind = str(rng.choice(kinds, p=shares))
+    is_dark = kind in ("suit", "jacket") or rng.random() < 0.3
+    first = _one_of(rng, DARK if is_dark else BRIGHT)
+    return _Outfit(kind, (first, _one_of(rng, PALE), _one_of(rng, BRIGHT)))
+
+
+def _one_of(rng, values):
+    return values[rng.integers(len(values))]
 
 
 # %% ../nbs/04_scenes.ipynb #ca8a7029
@@ -329,39 +327,13 @@ def _direction_from(azimuth, elevation):
 
 
 # %% ../nbs/04_scenes.ipynb #caa72653
-LIGHT_RANGES = {  # azimuth, elevation (degrees), level, warmth, softness of shadows, sky, floor, rim
-    "studio": (
-        (20, 42),
-        (28, 45),
-        (0.90, 1.00),
-        (0.0, 0.1),
-        (4.5, 5.5),
-        (0.40, 0.45),
-        (0.22, 0.26),
-        (0.35, 0.5),
-    ),
-    "conference": (
-        (5, 75),
-        (5, 45),
-        (0.40, 0.80),
-        (-0.6, 0.8),
-        (2.5, 3.5),
-        (0.25, 0.50),
-        (0.15, 0.35),
-        (0.0, 0.12),
-    ),
-    "celebrity": (
-        (5, 58),
-        (15, 45),
-        (0.80, 1.15),
-        (-0.15, 0.5),
-        (4, 11),
-        (0.16, 0.36),
-        (0.08, 0.22),
-        (0.3, 0.9),
-    ),
+LIGHT_RANGES = {
+    # azimuth and elevation (degrees), level, warmth, softness of shadows, sky, floor, rim
+    "studio": ((20, 42), (28, 45), (0.90, 1.00), (0.0, 0.1), (4.5, 5.5), (0.40, 0.45), (0.22, 0.26), (0.35, 0.5)),
+    "conference": ((5, 75), (5, 45), (0.40, 0.80), (-0.6, 0.8), (2.5, 3.5), (0.25, 0.50), (0.15, 0.35), (0.0, 0.12)),
+    "celebrity": ((5, 58), (15, 45), (0.80, 1.15), (-0.15, 0.5), (4, 11), (0.16, 0.36), (0.08, 0.22), (0.3, 0.9)),
     "wild": ((0, 80), (10, 65), (0.50, 1.30), (-0.5, 0.7), (3, 14), (0.25, 0.60), (0.12, 0.30), (0.0, 0.5)),
-}
+}  # fmt: skip
 
 
 # %% ../nbs/04_scenes.ipynb #00232b4b
@@ -620,22 +592,11 @@ def build_backdrop(rng, domain, shape):
     return F.interpolate(canvas[None], size=shape, mode="bicubic", align_corners=False)[0].clamp(min=0)
 
 
-# %% ../nbs/04_scenes.ipynb #cae20f0e
+# %% ../nbs/04_scenes.ipynb #4672193f
 MOTION = (
-    "yaw",
-    "pitch",
-    "roll",
-    "mouth_open",
-    "smile",
-    "pucker",
-    "blink",
-    "brow_raise",
-    "gaze_x",
-    "gaze_y",
-    "shift_x",
-    "shift_y",
-    "zoom",
-)
+    "yaw", "pitch", "roll", "mouth_open", "smile", "pucker", "blink", "brow_raise", "gaze_x", "gaze_y",
+    "shift_x", "shift_y", "zoom",
+)  # fmt: skip
 
 
 POSE_SPREAD = {  # degrees: mean yaw and pitch of a scene, then movement within it
@@ -646,7 +607,7 @@ POSE_SPREAD = {  # degrees: mean yaw and pitch of a scene, then movement within 
 }
 
 
-# %% ../nbs/04_scenes.ipynb #bc0671cc
+# %% ../nbs/04_scenes.ipynb #48fcc192
 def _wander(rng, times, slowest=0.06, fastest=0.55, waves=5):
     """Smooth motion over time (n,), standard deviation about 1."""
     frequency = rng.uniform(slowest, fastest, waves)
@@ -667,7 +628,7 @@ def _speech(rng, times):
     return np.clip(phrase * beat * loud, 0, 1)
 
 
-# %% ../nbs/04_scenes.ipynb #054f4dfa
+# %% ../nbs/04_scenes.ipynb #2041e28b
 def _blinks(rng, times):
     """Closing of the eyelids over time (n,), in [0, 1]: about 17 blinks a minute, 0.3 s each."""
     closed = np.zeros_like(times)
@@ -678,7 +639,7 @@ def _blinks(rng, times):
     return closed
 
 
-# %% ../nbs/04_scenes.ipynb #4672193f
+# %% ../nbs/04_scenes.ipynb #f6532adc
 def draw_motion(rng, domain, times, still):
     """Pose and expression of every frame: a dictionary of float arrays (n,); angles in degrees."""
     yaw, pitch, turn, nod = POSE_SPREAD[domain]
@@ -708,7 +669,7 @@ def draw_motion(rng, domain, times, still):
     return {name: np.asarray(value, dtype=np.float64) * np.ones(n) for name, value in motion.items()}
 
 
-# %% ../nbs/04_scenes.ipynb #48fcc192
+# %% ../nbs/04_scenes.ipynb #c5294ce7
 def rotations(motion):
     """Rotations (n, 3, 3) from the head to the camera: pitch first, then yaw, then roll."""
     yaw, pitch, roll = (
@@ -725,7 +686,7 @@ def rotations(motion):
     return about_z @ about_y @ about_x
 
 
-# %% ../nbs/04_scenes.ipynb #c5294ce7
+# %% ../nbs/04_scenes.ipynb #5ad48807
 @dataclass(frozen=True)
 class Look:
     """What the camera does to the picture."""
@@ -743,7 +704,7 @@ class Look:
     vignette: float
 
 
-# %% ../nbs/04_scenes.ipynb #21c4fddd
+# %% ../nbs/04_scenes.ipynb #64d0fc17
 def draw_look(rng, domain):
     """Camera of a scene, by domain."""
     looks = {  # scale, distance, exposure, blur, sharpen, noise, vignette

@@ -6,12 +6,18 @@
 __all__ = [
     "DETECTORS",
     "DEFAULT",
+    "THE_SAME_FOR_ALL",
+    "ADVICE",
     "CSV_COLUMNS",
     "detector_of",
+    "percent",
+    "interval_in_words",
     "FaceScore",
     "Verdict",
     "KeptView",
     "score_of_media",
+    "parts_of",
+    "what_would_help",
     "MediaScorer",
     "Panel",
     "gather",
@@ -32,6 +38,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -63,6 +70,7 @@ from deepfake_nb.views import (
     cut_as_mesonet,
     cut_upright,
     find_media,
+    how_many,
     large_enough,
     look,
     rounded,
@@ -143,6 +151,21 @@ DEFAULT = ("rendered-clips", "rendered-faces")  # pictures are judged by the sec
 
 
 # %% ../nbs/70_score.ipynb #21c9a722
+def percent(share):
+    """A share in [0, 1] as whole percents, never as certain: ``"<1 %"``, ``"97 %"``, ``">99 %"``; the space does not break."""
+    if share is None:
+        return "unknown"
+    number = "<1" if share < 0.01 else ">99" if share > 0.99 else f"{100 * share:.0f}"
+    return f"{number}\u00a0%"
+
+
+def interval_in_words(value, interval):
+    """The ends of an interval around a share, ``"58 % to 95 %"``; empty where all three round to the same."""
+    low, high = map(percent, interval)
+    return "" if low == high == percent(value) else f"{low} to {high}"
+
+
+# %% ../nbs/70_score.ipynb #dfc3c02b
 @dataclass
 class FaceScore:
     """One person in one shot.
@@ -186,7 +209,7 @@ class FaceScore:
         return self.distance is not None and self.distance > 1
 
 
-# %% ../nbs/70_score.ipynb #c3446265
+# %% ../nbs/70_score.ipynb #3db61f1c
 @dataclass
 class Verdict:
     """What is said of one media file.
@@ -200,7 +223,7 @@ class Verdict:
     probability, interval : float, list of two float, optional
         P(fake) for a file as likely forged as not, and its 95 % interval, where a calibration applies.
     reason : str
-        Why nothing is said, or how to read what is said.
+        What is to be said of this file alone, such as why nothing else is, and then how to read what is said; see `parts_of`.
     detector, weights, trained_on : str
         Who speaks.
     faces : list of FaceScore
@@ -247,7 +270,7 @@ class KeptView(NamedTuple):
     pixels: np.ndarray
 
 
-# %% ../nbs/70_score.ipynb #3db61f1c
+# %% ../nbs/70_score.ipynb #c3a0cbf9
 def score_of_media(person_scores):
     """Pool the scores of the people in a file: the most suspicious one counts.
 
@@ -263,7 +286,7 @@ def score_of_media(person_scores):
     return max((score for score in person_scores if score is not None), default=None)
 
 
-# %% ../nbs/70_score.ipynb #57faa87d
+# %% ../nbs/70_score.ipynb #52bf6b43
 def scores_of(logits):
     """P(fake) by logits (N,) or (N, 2); None where one is not a number."""
     logits = logits.float()
@@ -293,7 +316,7 @@ def answers(views, members):
             yield from flush(place)
 
 
-# %% ../nbs/70_score.ipynb #1e047e4f
+# %% ../nbs/70_score.ipynb #8e3b326b
 PEOPLE_KEPT = 12
 
 
@@ -330,7 +353,7 @@ class Keeper:
         return sorted(found.values(), key=lambda kept: (kept.detector, -kept.score))
 
 
-# %% ../nbs/70_score.ipynb #52bf6b43
+# %% ../nbs/70_score.ipynb #d9a0660a
 @dataclass
 class Heard:
     """What detectors said of the people in a file: {(detector, track): [(row, score)]}, and the statistics of their faces."""
@@ -366,7 +389,7 @@ def listen(seen, members, keep=0):
     return Heard(seen, members, said, means, keeper.views(members, seen.tracks))
 
 
-# %% ../nbs/70_score.ipynb #d9a0660a
+# %% ../nbs/70_score.ipynb #2c1fb8c3
 class Uncalibrated:
     """Reads scores by the detectors' own thresholds."""
 
@@ -399,7 +422,7 @@ class Uncalibrated:
         )
 
 
-# %% ../nbs/70_score.ipynb #ea5b2933
+# %% ../nbs/70_score.ipynb #8da08f30
 class Calibrated:
     """Reads scores by a `MediaCalibration`, at a false-alarm rate for a file."""
 
@@ -434,7 +457,7 @@ class Calibrated:
         return found.score, min(1.0, found.rate * people), found.sentence + shared
 
 
-# %% ../nbs/70_score.ipynb #2c1fb8c3
+# %% ../nbs/70_score.ipynb #cbc7e79e
 def joint_timeline(heard, number, reading, scores):
     """Times and scores of all detectors together for one track; the finest one's moments, the others between theirs."""
     lines = {}
@@ -461,7 +484,7 @@ def times_without_score(heard, number):
     return np.zeros(0), np.zeros(0)
 
 
-# %% ../nbs/70_score.ipynb #8da08f30
+# %% ../nbs/70_score.ipynb #74847ae7
 SHORTEST_PAUSE = 0.4
 
 
@@ -478,7 +501,7 @@ def suspicious_parts(times, scores, threshold):
     return [{"start_s": round(start, 3), "end_s": round(end, 3)} for start, end in parts]
 
 
-# %% ../nbs/70_score.ipynb #963277fa
+# %% ../nbs/70_score.ipynb #e9128af9
 def face_score(heard, number, reading, people):
     """The `FaceScore` of one track, and the false-alarm rate and words of its threshold."""
     scores = heard.scores(number)
@@ -501,10 +524,10 @@ def face_score(heard, number, reading, people):
     return face, (rate, words)
 
 
-# %% ../nbs/70_score.ipynb #e9128af9
+# %% ../nbs/70_score.ipynb #289cfaa6
 def why_no_score(seen, detector):
     """Why nobody in a file has a score by a detector."""
-    looked_at = f"{seen.stream.count} frames looked at" if seen.stream else "the picture"
+    looked_at = f"{how_many(seen.stream.count, 'frame')} looked at" if seen.stream else "the picture"
     if not seen.tracks:
         return f"No face was found in {looked_at}."
     side = max(float(sides_of(track).max()) for track in seen.tracks)
@@ -518,23 +541,58 @@ def why_no_score(seen, detector):
 
 
 def why_unlike(face, heard, reading):
-    """The sentences for a face that the calibration saw nothing like."""
+    """The sentence for a face that the calibration saw nothing like."""
     where = reading.calibration.familiarity.what_differs(heard.statistics[face.track])
     mainly = f", mainly in {where}" if where else ""
-    return (
-        f"Unlike anything the calibration saw{mainly}: it was fitted on {reading.words}. How often such a score is wrong in "
-        f"other media nobody has measured, so there is no verdict; the score of {face.score:.2f} is shown for what it is."
-    )
+    return f"Unlike anything the calibration saw{mainly}: what its score of {face.score:.2f} is worth nobody knows."
 
 
-# %% ../nbs/70_score.ipynb #a09bdd80
+def what_it_saw(reading):
+    """The sentences behind that one, the same for every file."""
+    return f"The calibration was fitted on {reading.words}. How often such a score is wrong in other media nobody has measured."
+
+
+# %% ../nbs/70_score.ipynb #020263b7
+THE_SAME_FOR_ALL = re.compile(
+    r"The calibration was fitted on |Not calibrated|\d\.\d+ and above is called fake"
+)
+
+
+def parts_of(reason):
+    """The reason of a verdict in two: what is said of this file alone, and what is the same for all files."""
+    found = THE_SAME_FOR_ALL.search(reason)
+    place = found.start() if found else len(reason)
+    return reason[:place].rstrip(), reason[place:]
+
+
+# %% ../nbs/70_score.ipynb #d89fcc17
+ADVICE = {
+    "No face was found": "A piece in which a face is seen from the front, upright and in enough light would help.",
+    "faces are too small": "The file at its full resolution, or a part in which the face is larger, would help.",
+    "Too few frames": "A longer piece, in which the face stays in view, would help.",
+    "needs a video": "The video that this picture was taken from would help, or a detector of single pictures.",
+    "does not fit into memory": "A smaller or shorter version would help.",
+    "Unlike anything": (
+        "Nothing done to this file will help. Detectors that have learned from media like this can be asked by name "
+        "(`deepfake-nb weights list`), and calibrated on some whose truth is known (`deepfake-nb calibrate`)."
+    ),
+}
+
+
+def what_would_help(reason):
+    """What to do about an abstention, by its reason; empty where nothing is known to help."""
+    return next((advice for words, advice in ADVICE.items() if words in reason), "")
+
+
+# %% ../nbs/70_score.ipynb #70e2bc03
 class Judgement(NamedTuple):
-    """The word on a file, whose face decides it, and why."""
+    """The word on a file, whose face decides it, why, and what is the same for all files; see `parts_of`."""
 
     word: str
     face: FaceScore | None
     rate: float | None
     reason: str
+    footnote: str = ""
 
 
 def judge(heard, reading):
@@ -550,8 +608,8 @@ def judge(heard, reading):
     strange = [pair for pair in scored if pair[0].unlike] if not alarms else []
     face, (rate, words) = max(alarms or strange or known, key=how_suspicious)
     if strange:
-        return faces, Judgement("abstain", face, None, why_unlike(face, heard, reading))
-    return faces, Judgement("fake" if alarms else "real", face, rate, words)
+        return faces, Judgement("abstain", face, None, why_unlike(face, heard, reading), what_it_saw(reading))
+    return faces, Judgement("fake" if alarms else "real", face, rate, "", words)
 
 
 def how_suspicious(pair):
@@ -559,7 +617,7 @@ def how_suspicious(pair):
     return pair[0].score if pair[0].probability is None else pair[0].probability
 
 
-# %% ../nbs/70_score.ipynb #289cfaa6
+# %% ../nbs/70_score.ipynb #8adb0c9d
 def find_detector(detector):
     """A detector by its name; one that is passed comes back as it is."""
     if isinstance(detector, Detector):
@@ -590,7 +648,7 @@ def printable(text):
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-# %% ../nbs/70_score.ipynb #020263b7
+# %% ../nbs/70_score.ipynb #3c1ce8ec
 def shipped_calibrations():
     """The calibrations that come with the package, by kind of media."""
     found = {}
@@ -613,7 +671,7 @@ def given_calibrations(calibration):
     }
 
 
-# %% ../nbs/70_score.ipynb #8842ef6f
+# %% ../nbs/70_score.ipynb #bf4eb0ee
 class Scorer:
     """Scores media files with its `members`, one file after the other."""
 
@@ -643,7 +701,7 @@ class Scorer:
         )
 
 
-# %% ../nbs/70_score.ipynb #987460e3
+# %% ../nbs/70_score.ipynb #7c419237
 class Listener(Scorer):
     """Shows files to its members."""
 
@@ -660,7 +718,7 @@ class Listener(Scorer):
         return listen(look(path, detectors, self.face_detector, self.sampling, size), members, keep)
 
 
-# %% ../nbs/70_score.ipynb #a1a47810
+# %% ../nbs/70_score.ipynb #d7e6f99a
 class FileScorer(Listener):
     """Scores media files, whatever they are like."""
 
@@ -696,7 +754,7 @@ class FileScorer(Listener):
         return self.examine(path, keep=0)[0]
 
 
-# %% ../nbs/70_score.ipynb #d89fcc17
+# %% ../nbs/70_score.ipynb #68b012d9
 class Speaker(FileScorer):
     """Who speaks in a verdict: detectors and their weights."""
 
@@ -709,7 +767,9 @@ class Speaker(FileScorer):
         reading = self.reading(heard.seen.kind, heard.members)
         faces, found = judge(heard, reading)
         remarks = remarks_on(heard, found.face)
-        reason = " ".join(part for part in (found.reason, *remarks, heard.seen.damage) if part)
+        reason = " ".join(
+            part for part in (found.reason, *remarks, heard.seen.damage, found.footnote) if part
+        )
         said = {}
         if face := found.face:
             said = {"score": face.score, "threshold": face.threshold, "probability": face.probability,
@@ -732,7 +792,7 @@ class Speaker(FileScorer):
         )  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #35fe8c8d
+# %% ../nbs/70_score.ipynb #d0938584
 def in_one(words):
     """Several texts as one, each once."""
     return "; ".join(dict.fromkeys(words))
@@ -769,7 +829,7 @@ def remarks_on(heard, face):
     ]
 
 
-# %% ../nbs/70_score.ipynb #70e2bc03
+# %% ../nbs/70_score.ipynb #56a2f878
 class MediaScorer(Speaker):
     """Scores media files with one detector, one file after the other.
 
@@ -821,7 +881,7 @@ class MediaScorer(Speaker):
             return self.network(self.detector.prepare(pixels).to(self.device))
 
 
-# %% ../nbs/70_score.ipynb #8adb0c9d
+# %% ../nbs/70_score.ipynb #b86aafc0
 class Panel(Speaker):
     """Scores media files with several detectors, which follow the people in a file once for all of them.
 
@@ -864,7 +924,7 @@ class Panel(Speaker):
         ]  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #0a3c067b
+# %% ../nbs/70_score.ipynb #5c779399
 def gather(media, scorer, progress=None):
     """What a scorer says of media whose truth is known, as `fit_media_calibration` takes it.
 
@@ -899,7 +959,7 @@ def gather(media, scorer, progress=None):
     return pd.DataFrame(rows, columns=names), left_out
 
 
-# %% ../nbs/70_score.ipynb #0729521a
+# %% ../nbs/70_score.ipynb #3c81ffa5
 def rows_of(row, heard):
     """The rows of one media file for `gather`."""
     every = [heard.scores(number) for number in range(len(heard.seen.tracks))]
@@ -919,7 +979,7 @@ def rows_of(row, heard):
             )
 
 
-# %% ../nbs/70_score.ipynb #e74eb4d7
+# %% ../nbs/70_score.ipynb #2d76d56d
 def calibrate(table, scorer, about, **options):
     """Fit a calibration for each kind of media in a table.
 
@@ -960,7 +1020,7 @@ def calibrate(table, scorer, about, **options):
     return found, left_out
 
 
-# %% ../nbs/70_score.ipynb #49192573
+# %% ../nbs/70_score.ipynb #c0d42228
 def calibration_of(rows, weights, about, options):
     """The `MediaCalibration` of the rows of one kind of media."""
     familiarity = None
@@ -971,7 +1031,7 @@ def calibration_of(rows, weights, about, options):
     return fit_media_calibration(plain, familiarity, weights=weights, about=about, **options)
 
 
-# %% ../nbs/70_score.ipynb #47c387de
+# %% ../nbs/70_score.ipynb #5f2f5517
 def media_in(folder):
     """The media in ``real/`` and ``fake/`` of a folder, as `gather` takes them.
 
@@ -1009,7 +1069,7 @@ def media_in(folder):
     return pd.DataFrame(rows, columns=["path", "label", "person"])
 
 
-# %% ../nbs/70_score.ipynb #fee389e9
+# %% ../nbs/70_score.ipynb #cb3fb870
 def predictions_to_calibrate(path, detectors, kind=None):
     """Read a file of predictions as `calibrate` takes it.
 
@@ -1053,7 +1113,7 @@ def predictions_to_calibrate(path, detectors, kind=None):
     return table.assign(person=table.person if "person" in table else table.media_id)
 
 
-# %% ../nbs/70_score.ipynb #2d76d56d
+# %% ../nbs/70_score.ipynb #86f7bbde
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
 
@@ -1079,13 +1139,18 @@ class Verdicts:
     def __next__(self):
         return next(self.examined(keep=0))[0]
 
-    def examined(self, keep=3):
-        """Pairs of `Verdict` and the list of `KeptView`, as files are finished; see `MediaScorer.examine`."""
+    def examined(self, keep=3, tell=None):
+        """Pairs of `Verdict` and the list of `KeptView`, as files are finished; see `MediaScorer.examine`.
+
+        Each path is passed to `tell`, where that is given, before it is looked at.
+        """
         for path, problem in self._sources:
+            if tell:
+                tell(path)
             yield (self.scorer.abstain(path, problem), []) if problem else self.scorer.examine(path, keep)
 
 
-# %% ../nbs/70_score.ipynb #c0d42228
+# %% ../nbs/70_score.ipynb #c2ee0dae
 def open_scorer(detector="default", weights=None, **options):
     """The scorer of one or several detectors.
 
@@ -1120,7 +1185,7 @@ def open_scorer(detector="default", weights=None, **options):
     return Panel(names, weights, **options)
 
 
-# %% ../nbs/70_score.ipynb #5f2f5517
+# %% ../nbs/70_score.ipynb #52b5fbc1
 def score_paths(paths, detector="default", weights=None, **options):
     """Score pictures, videos, folders and patterns.
 
@@ -1147,7 +1212,7 @@ def score_paths(paths, detector="default", weights=None, **options):
     return Verdicts(open_scorer(detector, weights, **options), paths)
 
 
-# %% ../nbs/70_score.ipynb #40a5a949
+# %% ../nbs/70_score.ipynb #5a464f05
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration")  # fmt: skip
 
@@ -1190,7 +1255,7 @@ class VerdictFiles(contextlib.ExitStack):
         self.count += 1
 
 
-# %% ../nbs/70_score.ipynb #b327ce33
+# %% ../nbs/70_score.ipynb #824ce582
 def write_verdicts(verdicts, json_file=None, csv_file=None):
     """Write verdicts; see `VerdictFiles`.
 
@@ -1209,7 +1274,7 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
             files.add(verdict)
 
 
-# %% ../nbs/70_score.ipynb #a63e77a8
+# %% ../nbs/70_score.ipynb #0c95ac1e
 def draw_timeline(verdict, threshold=None, axes=None):
     """Draw the score of every face track over time.
 

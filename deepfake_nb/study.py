@@ -17,6 +17,7 @@ __all__ = [
     "atomic_path",
     "write_atomically",
     "write_json",
+    "remove_half_written",
     "project_root",
     "cache_dir",
     "sha256_of",
@@ -62,6 +63,7 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -85,6 +87,33 @@ class UsageError(InputError):
 
 
 # %% ../nbs/00_study.ipynb #261917b4
+_HALF_WRITTEN = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.part(\..*)?", re.S)
+
+
+def _locked_new_file(path):
+    """An open file, empty and of 1970; its lock tells `remove_half_written` that its writer lives."""
+    while True:
+        file = open(path, "xb")
+        with contextlib.suppress(ImportError, OSError):  # no locks here: then nothing is ever taken away
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:  # else it was taken away between both steps
+            os.utime(file.fileno(), (0, 0))
+            return file
+        file.close()
+
+
+def _take_name(temporary, path, untouched):
+    """Flush a file to disk and give it its name; not one that nobody wrote into, which has the time `untouched`."""
+    with open(temporary, "rb") as written:
+        if os.fstat(written.fileno()).st_mtime_ns == untouched:
+            raise FileNotFoundError(errno.ENOENT, "nothing was written", str(temporary))
+        os.fsync(written.fileno())
+    os.replace(temporary, path)
+
+
+# %% ../nbs/00_study.ipynb #4ca71745
 @contextlib.contextmanager
 def atomic_path(path):
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
@@ -97,21 +126,25 @@ def atomic_path(path):
     Yields
     ------
     Path
-        A file name in the same folder, with the same ending, to be written by the caller.
+        An empty file in the same folder, with the same ending, for the caller to write into. Within the block
+        of such a path it is that path itself, which gets its name from the outer block.
 
     Raises
     ------
     InputError
-        The folder cannot be written, or the disk is full.
+        The folder cannot be written, the disk is full, or nothing was written.
     """
     path = Path(path)
+    if _HALF_WRITTEN.fullmatch(path.name):
+        yield path
+        return
     temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}.{os.urandom(4).hex()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        with _locked_new_file(temporary) as file:
+            untouched = os.fstat(file.fileno()).st_mtime_ns
+            yield temporary
+            _take_name(temporary, path, untouched)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and error.filename not in (None, str(temporary), str(path)):
             raise
@@ -123,7 +156,7 @@ def atomic_path(path):
             temporary.unlink(missing_ok=True)
 
 
-# %% ../nbs/00_study.ipynb #4ca71745
+# %% ../nbs/00_study.ipynb #f390e3cd
 @contextlib.contextmanager
 def write_atomically(path, mode="wb"):
     """Yield an open file whose content takes the name `path` only when the block ends well.
@@ -148,7 +181,7 @@ def write_atomically(path, mode="wb"):
             yield file
 
 
-# %% ../nbs/00_study.ipynb #f390e3cd
+# %% ../nbs/00_study.ipynb #22e29bbb
 def write_json(path, value):
     """Write `value` as indented JSON with sorted keys, atomically.
 
@@ -170,7 +203,33 @@ def write_json(path, value):
         file.write(text + "\n")
 
 
-# %% ../nbs/00_study.ipynb #f370fbf8
+# %% ../nbs/00_study.ipynb #010582d0
+def remove_half_written(folder):
+    """Remove the temporary files of `atomic_path` whose writers are dead.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Looked through with all folders below; other processes may be writing there.
+
+    Returns
+    -------
+    list of Path
+        What was removed.
+    """
+    removed = []
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent) / name for name in names if _HALF_WRITTEN.fullmatch(name)):
+            with contextlib.suppress(ImportError, OSError), open(path, "r+b") as file:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+# %% ../nbs/00_study.ipynb #e44c79d8
 def project_root():
     """The checkout that holds ``settings.ini`` and ``nbs/``.
 
@@ -188,7 +247,7 @@ def project_root():
     return None
 
 
-# %% ../nbs/00_study.ipynb #010582d0
+# %% ../nbs/00_study.ipynb #05a37c7d
 def cache_dir():
     """The folder for downloads and computed features.
 
@@ -217,7 +276,7 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# %% ../nbs/00_study.ipynb #e44c79d8
+# %% ../nbs/00_study.ipynb #2959224d
 SECTIONS = {
     "datasets": "10_datasets",
     "frame_detectors": "20_frame_detectors",
@@ -229,7 +288,7 @@ SECTIONS = {
 STAGES = (("datasets",), ("frame_detectors", "fusion", "altfreezing", "latent"), ("leaderboard",))
 READS_REPORTS = ("leaderboard",)
 
-# %% ../nbs/00_study.ipynb #285d3275
+# %% ../nbs/00_study.ipynb #c35bfaae
 PROFILES = {
     "smoke": "seconds, for tests: the smallest sizes at which every step still happens",
     "demo": "minutes on two CPU cores, on the embedded rendered people",
@@ -266,7 +325,7 @@ def sizes_for(profile, sizes):
     return dict(sizes[profile])
 
 
-# %% ../nbs/00_study.ipynb #f4811ecc
+# %% ../nbs/00_study.ipynb #d561af09
 def random_stream(seed, *names):
     """A NumPy generator for one named use of randomness.
 
@@ -303,7 +362,7 @@ def random_seed(seed, *names):
     return int(random_stream(seed, *names).integers(2**31))
 
 
-# %% ../nbs/00_study.ipynb #3ef39eb8
+# %% ../nbs/00_study.ipynb #596ea9df
 @dataclass
 class Result:
     """One number of a report and where it comes from.
@@ -346,7 +405,7 @@ class Result:
     note: str = ""
 
 
-# %% ../nbs/00_study.ipynb #2abc34ea
+# %% ../nbs/00_study.ipynb #5c1484a8
 CITED_AS = {
     "murphy2024": "Murphy 2024",
     "geva2022": "Geva and Naftali 2022",
@@ -372,7 +431,7 @@ def published_lines():
         return tuple(csv.DictReader(lines))
 
 
-# %% ../nbs/00_study.ipynb #62d48a85
+# %% ../nbs/00_study.ipynb #f2fee1cf
 def number_of(text):
     """What a value of the file means: a whole number, a decimal, a truth, or words.
 
@@ -392,7 +451,7 @@ def number_of(text):
     return text
 
 
-# %% ../nbs/00_study.ipynb #5c1484a8
+# %% ../nbs/00_study.ipynb #60138c46
 class Published(NamedTuple):
     """A number of a paper and where it stands there; None and empty where no paper has one."""
 
@@ -420,7 +479,7 @@ def published_at(section, table, row, metric):
     return Published()
 
 
-# %% ../nbs/00_study.ipynb #b1ff77ab
+# %% ../nbs/00_study.ipynb #c545badc
 def commit_id():
     """The commit of the checkout, with ``+changes`` when files differ from it.
 
@@ -462,7 +521,7 @@ def installed_versions(
     return versions
 
 
-# %% ../nbs/00_study.ipynb #60138c46
+# %% ../nbs/00_study.ipynb #ff735bce
 def package_version():
     """The version of this package, from its own source.
 
@@ -490,7 +549,36 @@ def device_name():
     return f"cpu ({os.cpu_count()} cores)"
 
 
-# %% ../nbs/00_study.ipynb #5b18fbc4
+def _circumstances():
+    return {
+        "device": device_name(),
+        "versions": installed_versions(),
+        "commit": commit_id(),
+        "platform": platform.platform(),
+    }
+
+
+# %% ../nbs/00_study.ipynb #d21188be
+def _plain(fields, place):
+    """Fields of a result without NumPy's types; one that is not finite is an error which names its place."""
+    plain = {name: part.item() if hasattr(part, "item") else part for name, part in fields.items()}
+    for name, part in plain.items():
+        if isinstance(part, float) and not math.isfinite(part):
+            raise ValueError(f"The {name} of {place} is {part}. Give None, and a note that says why.")
+    return plain
+
+
+def _to_read(results):
+    """Results as a pandas frame, ours beside the paper's; a column that is empty in all rows is left out."""
+    import pandas as pd
+
+    columns = ["row", "metric", "value", "low", "high", "n", "published", "data", "note"]
+    frame = pd.DataFrame([asdict(result) for result in results], columns=columns, dtype=object)
+    frame = frame.rename(columns={"value": "ours", "published": "paper"})
+    return frame.dropna(axis=1, how="all").loc[:, lambda f: ~(f == "").all()]
+
+
+# %% ../nbs/00_study.ipynb #ae501bbe
 @dataclass
 class RunRecord:
     """What one run of a section found, and on what it ran.
@@ -515,37 +603,29 @@ class RunRecord:
     def add(self, table, row, metric, value, **fields):
         """Add one number, which may be NumPy's, beside the paper's that `published_at` finds in its place.
 
-        `fields` are those of `Result`; with ``published=None`` the paper's number is left out.
+        `fields` are those of `Result`; with ``published=None`` the paper's number is left out. What is not finite
+        is a ValueError at once: no report can hold it.
         """
         here = {"profile": self.profile, "seed": self.seed, "protocol": self.protocol, "data": self.data}
         if "published" not in fields:
             here["published"], here["source"] = published_at(self.section, table, row, metric)
-        given = {**here, "value": value, **fields}
-        plain = {name: part.item() if hasattr(part, "item") else part for name, part in given.items()}
+        plain = _plain({**here, "value": value, **fields}, (table, row, metric))
         self.results.append(Result(self.section, table, row, metric, **plain))
 
     def table(self, name):
         """The rows of one table as a pandas frame: ours beside the paper's."""
-        import pandas as pd
-
-        rows = [asdict(result) for result in self.results if result.table == name]
-        columns = ["row", "metric", "value", "low", "high", "n", "published", "data", "note"]
-        frame = pd.DataFrame(rows, columns=columns, dtype=object).rename(
-            columns={"value": "ours", "published": "paper"}
-        )
-        return frame.dropna(axis=1, how="all").loc[:, lambda f: ~(f == "").all()]
+        return _to_read([result for result in self.results if result.table == name])
 
     def write(self, folder):
         """Write ``results.json`` and ``run.json`` into `folder`, atomically."""
         folder = Path(folder)
         write_json(folder / "results.json", [asdict(result) for result in self.results])
         run = {"section": self.section, "profile": self.profile, "seed": self.seed, "protocol": self.protocol}
-        run |= {"device": device_name(), "versions": installed_versions(), "commit": commit_id()}
-        run |= {"platform": platform.platform(), "seconds": round(time.time() - self.started, 1)}
-        write_json(folder / "run.json", run)
+        seconds = round(time.time() - self.started, 1)
+        write_json(folder / "run.json", run | _circumstances() | {"seconds": seconds})
 
 
-# %% ../nbs/00_study.ipynb #b0b28288
+# %% ../nbs/00_study.ipynb #aa3b6f3b
 def load_results(folder):
     """The results of every section below a folder.
 
@@ -566,7 +646,7 @@ def load_results(folder):
     return pd.DataFrame(rows, columns=list(Result.__dataclass_fields__))
 
 
-# %% ../nbs/00_study.ipynb #e5b180d9
+# %% ../nbs/00_study.ipynb #84826387
 def section_notebook(section):
     """The notebook of a paper section.
 
@@ -601,7 +681,7 @@ def section_notebook(section):
     return notebook
 
 
-# %% ../nbs/00_study.ipynb #0c82d1fa
+# %% ../nbs/00_study.ipynb #d4c8e4c3
 def available_sections():
     """The sections whose notebooks are there, in the order they are run.
 
@@ -613,7 +693,7 @@ def available_sections():
     return [] if root is None else [s for s, n in SECTIONS.items() if (root / "nbs" / f"{n}.ipynb").is_file()]
 
 
-# %% ../nbs/00_study.ipynb #aa3b6f3b
+# %% ../nbs/00_study.ipynb #e96f33ea
 def section_parameters(notebook):
     """The parameters of a notebook, with defaults and the comment behind each.
 
@@ -648,7 +728,7 @@ def section_parameters(notebook):
     }
 
 
-# %% ../nbs/00_study.ipynb #cbe8b950
+# %% ../nbs/00_study.ipynb #906cd87c
 def check_parameters(notebook, values):
     """Check the values a caller sets against what the notebook knows.
 
@@ -679,18 +759,18 @@ def check_parameters(notebook, values):
 
 
 def _as_type_of(default, value, name):
-    if not isinstance(value, str) or isinstance(default, str):
+    kind = type(default)
+    if type(value) is kind or (kind is float and type(value) is int):
         return value
-    if isinstance(default, bool):
-        if value.lower() in ("true", "false"):
-            return value.lower() == "true"
-    else:
+    if isinstance(value, str) and kind is bool and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, str) and kind is not bool:
         with contextlib.suppress(ValueError):
-            return type(default)(value)
-    raise UsageError(f"{name}={value!r} is not a {type(default).__name__} like its default {default!r}.")
+            return kind(value)
+    raise UsageError(f"{name}={value!r} is no {kind.__name__} like its default {default!r}.")
 
 
-# %% ../nbs/00_study.ipynb #84826387
+# %% ../nbs/00_study.ipynb #993d45ae
 def refuse_unknown_parameters(namespace, section):
     """Refuse values that papermill injected under names the section does not know.
 
@@ -719,7 +799,7 @@ def refuse_unknown_parameters(namespace, section):
         )
 
 
-# %% ../nbs/00_study.ipynb #a0936914
+# %% ../nbs/00_study.ipynb #216078d9
 def inputs_digest(notebook, parameters, read=()):
     """A digest of everything a section's numbers depend on but the machine.
 
@@ -743,10 +823,18 @@ def inputs_digest(notebook, parameters, read=()):
     return digest.hexdigest()
 
 
-# %% ../nbs/00_study.ipynb #993d45ae
+# %% ../nbs/00_study.ipynb #9c02c869
 REPORT_FILES = ("results.json", "run.json", "run.ipynb", "predictions.parquet", "robustness.parquet")
 
 
+def _clear_report(folder):
+    """Take away what an earlier run found with other inputs, or left half-written."""
+    for name in ("inputs.json", *REPORT_FILES):
+        (folder / name).unlink(missing_ok=True)
+    remove_half_written(folder)
+
+
+# %% ../nbs/00_study.ipynb #e5721d15
 @dataclass(frozen=True)
 class SectionRun:
     """A section with its notebook, its parameters and its report's folder: what one process runs.
@@ -775,30 +863,36 @@ class SectionRun:
         return False
 
     def run(self):
-        """Run the notebook; what an earlier run found with other inputs, or left half-written, is taken away first."""
+        """Run the notebook, in place of what an earlier run left."""
         digest = inputs_digest(self.notebook, self.parameters, self.read)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in [
-            self.folder / "inputs.json",
-            *map(self.folder.joinpath, REPORT_FILES),
-            *self.folder.glob(".*.part*"),
-        ]:
-            path.unlink(missing_ok=True)
+        _clear_report(self.folder)
         execute_notebook(self.notebook, self.folder / "failed.ipynb", self.parameters, self.folder)
         os.replace(self.folder / "failed.ipynb", self.folder / "run.ipynb")
         write_json(self.folder / "inputs.json", {"digest": digest, "parameters": self.parameters})
 
 
-# %% ../nbs/00_study.ipynb #594f432f
+# %% ../nbs/00_study.ipynb #37e2b93b
 def wait_without_spinning():
     """Let threads that wait for each other sleep; only where PyTorch has not been loaded yet, here or in a child process."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-# %% ../nbs/00_study.ipynb #fc9b9e48
+# %% ../nbs/00_study.ipynb #79c872a0
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
+def _for_the_user(error):
+    """A cell's failure as an `InputError` where the user can mend it, else as it is."""
+    if error.ename in ("InputError", "UsageError"):
+        return InputError(error.evalue)
+    number = re.match(r"\[Errno (\d+)\]", error.evalue)
+    if number and int(number[1]) in CANNOT_WRITE:
+        return InputError(f"{error.evalue}. Choose another folder or free some space.")
+    return error
+
+
+# %% ../nbs/00_study.ipynb #67614d42
 def execute_notebook(notebook, executed, parameters=None, folder=None):
     """Run a notebook in a process of its own, through a socket that only this machine can reach.
 
@@ -813,7 +907,7 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
     Raises
     ------
     InputError
-        The notebook ended in one: its sentence.
+        The notebook ended in one, which gives the sentence; or a file cannot be written.
     papermill.PapermillExecutionError
         A cell failed in another way.
     """
@@ -829,20 +923,31 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
             progress_bar=False, request_save_on_cell_execute=False, config=config,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        if error.ename in ("InputError", "UsageError"):
-            raise InputError(error.evalue) from None
-        number = re.match(r"\[Errno (\d+)\]", error.evalue)
-        if number and int(number[1]) in CANNOT_WRITE:
-            raise InputError(f"{error.evalue}. Choose another folder or free some space.") from None
-        raise
+        raise _for_the_user(error) from None
     except OSError as error:
         raise InputError(f"Cannot write {str(executed)!r}: {error.strerror or error}.") from error
 
 
-# %% ../nbs/00_study.ipynb #9c02c869
+# %% ../nbs/00_study.ipynb #f811daf5
 WAIT_FOR_FOLDERS = "DEEPFAKE_NB_WAIT_FOR_FOLDERS"  # set to 1 for the sections of a study
 
 
+def _lock(file, folder, wait):
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise InputError(
+            f"Another run is writing to {str(folder)!r}. Wait until it ends, or choose another folder."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"Cannot lock {str(folder)!r}: {error.strerror}. Choose a folder on a disk of this machine."
+        ) from error
+
+
+# %% ../nbs/00_study.ipynb #ef21228b
 @contextlib.contextmanager
 def locked_folder(folder, wait=None):
     """Hold a folder for one process.
@@ -857,10 +962,8 @@ def locked_folder(folder, wait=None):
     Raises
     ------
     InputError
-        Another process holds it, or it cannot be written.
+        Another process holds it, or it cannot be written or locked.
     """
-    import fcntl
-
     wait = os.environ.get(WAIT_FOR_FOLDERS) == "1" if wait is None else wait
     lock = Path(folder) / ".lock"
     try:
@@ -871,16 +974,11 @@ def locked_folder(folder, wait=None):
             f"Cannot write in {str(folder)!r}: {error.strerror}. Choose another folder."
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            raise InputError(
-                f"Another run is writing to {str(folder)!r}. Wait until it ends, or choose another folder."
-            ) from None
+        _lock(file, folder, wait)
         yield
 
 
-# %% ../nbs/00_study.ipynb #37e2b93b
+# %% ../nbs/00_study.ipynb #1cbc8dee
 def _run_apart(run, threads, answer):
     import signal
     import threading
@@ -905,7 +1003,7 @@ def _end_with_the_study():
     os._exit(1)
 
 
-# %% ../nbs/00_study.ipynb #79c872a0
+# %% ../nbs/00_study.ipynb #4f80ca28
 def default_jobs(profile):
     """How many sections run side by side when nobody says.
 
@@ -934,7 +1032,7 @@ def _seconds_before(section):
     return 0.0
 
 
-# %% ../nbs/00_study.ipynb #ae1f4a43
+# %% ../nbs/00_study.ipynb #56eec484
 def memory_of(process_ids):
     """Memory of processes and all their children, in bytes.
 
@@ -961,7 +1059,7 @@ def memory_of(process_ids):
     return total
 
 
-# %% ../nbs/00_study.ipynb #c57953a1
+# %% ../nbs/00_study.ipynb #eb439743
 class StudyFailure(RuntimeError):
     """A fault of ours in one or more sections; ``str(error)`` is a sentence for each."""
 
@@ -1001,7 +1099,16 @@ def _answer_of(process, answer):
     return False, f"its process ended with status {process.exitcode}; perhaps there was too little memory"
 
 
-# %% ../nbs/00_study.ipynb #1cbc8dee
+# %% ../nbs/00_study.ipynb #a9558428
+def _raise_failures(failures):
+    """One error with a sentence a section: an `InputError` where all of them are the input's."""
+    words = [f"The section {name!r} failed: {sentence}" for name, (_, sentence) in failures.items()]
+    if words:
+        is_all_input = all(is_input for is_input, _ in failures.values())
+        raise (InputError if is_all_input else StudyFailure)("\n".join(words))
+
+
+# %% ../nbs/00_study.ipynb #dd8cfaa2
 def section_run(section, profile="demo", out=None, data_root=None, settings=None):
     """A section with its parameters checked.
 
@@ -1040,7 +1147,7 @@ def section_run(section, profile="demo", out=None, data_root=None, settings=None
     return SectionRun(section, notebook, reports / section, check_parameters(notebook, parameters), read)
 
 
-# %% ../nbs/00_study.ipynb #75f27294
+# %% ../nbs/00_study.ipynb #f4ec226d
 def run_section(section, *arguments, **options):
     """Run one section at once, whatever has been run before; takes and raises what `section_run` does.
 
@@ -1054,22 +1161,28 @@ def run_section(section, *arguments, **options):
     return run.folder
 
 
-# %% ../nbs/00_study.ipynb #0c3fec33
+# %% ../nbs/00_study.ipynb #6be9ee93
 def _run_stages(runs, folder, fresh, jobs, tell):
-    failures, peak, computed, started = {}, 0, [], time.time()
+    failures, peak, computed, kept, started = {}, 0, [], [], time.time()
     for stage in STAGES:
         here = [runs[section] for section in stage if section in runs]
         to_run = [run for run in here if fresh or not run.is_done]
         for run in here:
             if run not in to_run:
                 tell(run.section, "is done already", None)
+                kept.append(run.section)
+        if to_run:
+            (folder / "study.json").unlink(missing_ok=True)
         to_run.sort(key=lambda run: -_seconds_before(run.section))
         failed, memory = _run_stage(to_run, jobs, threads_for(min(jobs, len(here))), tell)
         failures, peak, computed = failures | failed, max(peak, memory), computed + to_run
-    if computed:
-        about = {"sections": [run.section for run in computed], "failed": sorted(failures), "jobs": jobs}
-        about |= {"profile": folder.name, "cores": os.cpu_count(), "peak_memory_gib": round(peak / 2**30, 2)}
-        write_json(folder / "study.json", about | {"seconds": round(time.time() - started, 1)})
+    about = {"profile": folder.name, "sections": [run.section for run in computed], "kept": kept}
+    cost = {"jobs": jobs, "cores": os.cpu_count(), "peak_memory_gib": round(peak / 2**30, 2)}
+    cost |= {"seconds": round(time.time() - started, 1)}
+    if not computed:
+        cost = dict.fromkeys(cost)
+    if computed or not (folder / "study.json").is_file():
+        write_json(folder / "study.json", about | cost | {"failed": sorted(failures)})
     return failures
 
 
@@ -1077,7 +1190,13 @@ def _say_nothing(section, state, seconds):
     pass
 
 
-# %% ../nbs/00_study.ipynb #56eec484
+def _checked_jobs(jobs, profile):
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs is {jobs}, but at least 1 section has to run at once.")
+    return jobs or default_jobs(profile)
+
+
+# %% ../nbs/00_study.ipynb #b5d3a4d8
 def run_study(
     profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None, jobs=None
 ):
@@ -1085,20 +1204,15 @@ def run_study(
 
     Parameters
     ----------
-    profile : str
-    sections : list of str, optional
-        All that have notebooks by default.
-    out, data_root : Path, optional
-        See `section_run`.
-    settings : dict, optional
-        Further parameters; every section that runs has to know each of them.
+    sections : list of str, by default all that have notebooks
+    profile, out, data_root, settings
+        See `section_run`; every section that runs has to know each of the settings.
     fresh : bool
         Run even what has been run with the same inputs.
     tell : callable, optional
-        Called with (section, state, seconds) when a section starts and ends; states are ``"starts"``, ``"done"``,
-        ``"failed"`` and ``"is done already"``.
+        Called with (section, state, seconds or None): it "starts", is "done", "failed", or "is done already".
     jobs : int, optional
-        Sections at once; see `default_jobs`.
+        Sections at once, at least 1; see `default_jobs`.
 
     Returns
     -------
@@ -1108,27 +1222,23 @@ def run_study(
     Raises
     ------
     UsageError
-        A section, the profile or a parameter is unknown; nothing has been run then.
+        A section, the profile or a parameter is unknown, or `jobs` is below 1; nothing has been run then.
     InputError
-        The package has no notebooks around it, another study writes to the folder, or notebooks refused their input;
-        the other sections have been run then.
+        The notebooks are not there, another study writes to the folder, or sections refused their input.
     StudyFailure
-        A section failed in another way; the others have been run.
+        A section failed in another way; like after an `InputError`, the others have been run.
     """
-    sizes_for(profile, {name: {} for name in PROFILES})
     chosen = sections or available_sections() or list(SECTIONS)
     runs = {name: section_run(name, profile, out, data_root, settings) for name in chosen}
-    folder = next(iter(runs.values())).folder.parent
+    jobs, folder = _checked_jobs(jobs, profile), next(iter(runs.values())).folder.parent
     with locked_folder(folder, wait=False):
-        failures = _run_stages(runs, folder, fresh, jobs or default_jobs(profile), tell or _say_nothing)
-    if failures:
-        words = [f"The section {name!r} failed: {sentence}" for name, (_, sentence) in failures.items()]
-        refused = all(is_input for is_input, _ in failures.values())
-        raise (InputError if refused else StudyFailure)("\n".join(words))
+        remove_half_written(folder)
+        remove_half_written(cache_dir())
+        _raise_failures(_run_stages(runs, folder, fresh, jobs, tell or _say_nothing))
     return folder
 
 
-# %% ../nbs/00_study.ipynb #44b02d3f
+# %% ../nbs/00_study.ipynb #af890c9a
 def run_benchmarks(names=None, media=None):
     """Run benchmarks of the checkout, one after the other.
 
@@ -1161,7 +1271,7 @@ def run_benchmarks(names=None, media=None):
     return _rows_of_benchmarks(root, names or list(files), media)
 
 
-# %% ../nbs/00_study.ipynb #eb439743
+# %% ../nbs/00_study.ipynb #0b97e1f3
 def _rows_of_benchmarks(root, names, media):
     import importlib
     import sys
@@ -1179,7 +1289,7 @@ def _rows_of_benchmarks(root, names, media):
         sys.path.remove(str(root))
 
 
-# %% ../nbs/00_study.ipynb #a9558428
+# %% ../nbs/00_study.ipynb #be109d2c
 def installation():
     """What is installed and what this machine has, for reports of faults.
 

@@ -300,7 +300,33 @@ class Truncation(nn.Module):
 
 
 # %% ../nbs/08_stylegan.ipynb #ff87ff4f
-class Generator(nn.Module):
+class NoiseToPictures(nn.Module):
+    """Mapping, truncation and synthesis one behind the other; `Generator` builds them."""
+
+    def forward(self, z):
+        """Pictures (N, 3, R, R) in [-1, 1] from noise (N, style_size), truncated."""
+        return self.synthesis(self.truncate(self.mapping(z)))
+
+    def truncate(self, w, strength=None, layers=None):
+        """Give each layer its style vector, pulled towards the mean style.
+
+        Parameters
+        ----------
+        w : tensor, shape (N, style_size), (N, layers * style_size) or (N, layers, style_size)
+        strength : float, optional
+            What is left of the distance: 0 gives the mean, 1 changes nothing. Default: the network's own.
+        layers : int, optional
+            With `strength`, in how many layers from the coarsest on. Default: all.
+
+        Returns
+        -------
+        tensor, shape (N, layers, style_size)
+        """
+        return self.truncation(w, strength, layers)
+
+
+# %% ../nbs/08_stylegan.ipynb #6478a822
+class Generator(NoiseToPictures):
     """The generator of StyleGAN (Karras et al. 2019, arXiv:1812.04948); by default the one of in-domain inversion.
 
     ``mapping(z)`` gives w, `truncate` gives w_plus, ``synthesis(w_plus)`` gives pictures (N, 3, R, R) in [-1, 1].
@@ -349,29 +375,8 @@ class Generator(nn.Module):
         """Tensors that in-domain inversion released, under our names; see `restore_generator`."""
         return rename_generator(state_dict)
 
-    def forward(self, z):
-        """Pictures (N, 3, R, R) in [-1, 1] from noise (N, style_size), truncated."""
-        return self.synthesis(self.truncate(self.mapping(z)))
 
-    def truncate(self, w, strength=None, layers=None):
-        """Give each layer its style vector, pulled towards the mean style.
-
-        Parameters
-        ----------
-        w : tensor, shape (N, style_size), (N, layers * style_size) or (N, layers, style_size)
-        strength : float, optional
-            What is left of the distance: 0 gives the mean, 1 changes nothing. Default: the network's own.
-        layers : int, optional
-            With `strength`, in how many layers from the coarsest on. Default: all.
-
-        Returns
-        -------
-        tensor, shape (N, layers, style_size)
-        """
-        return self.truncation(w, strength, layers)
-
-
-# %% ../nbs/08_stylegan.ipynb #8a4f4d30
+# %% ../nbs/08_stylegan.ipynb #9cf05ce5
 def mix_styles(first, second, crossover):
     """Take the style vectors of one code in the first layers and of another in the rest.
 
@@ -392,7 +397,7 @@ def mix_styles(first, second, crossover):
     return torch.where((layers < crossover)[..., None], first, second)
 
 
-# %% ../nbs/08_stylegan.ipynb #ddc57127
+# %% ../nbs/08_stylegan.ipynb #d1932866
 def frozen_scale(norm):
     """A batch norm of which only the shift is trained."""
     norm.weight.requires_grad_(False)
@@ -433,7 +438,7 @@ class ResidualBlock(nn.Module):
         return self.second(self.first(maps)) + self.shortcut(maps)
 
 
-# %% ../nbs/08_stylegan.ipynb #d1932866
+# %% ../nbs/08_stylegan.ipynb #86691467
 class Encoder(nn.Module):
     """The domain encoder of in-domain inversion (Zhu et al. 2020, arXiv:2004.00049); by default the released one.
 
@@ -478,7 +483,7 @@ class Encoder(nn.Module):
         return codes.reshape(-1, self.layer_count, self.style_size)
 
 
-# %% ../nbs/08_stylegan.ipynb #63c0fc03
+# %% ../nbs/08_stylegan.ipynb #11f8019a
 def require_same_codes(generator, encoder):
     """Make sure that an encoder speaks the codes of a generator.
 
@@ -502,7 +507,7 @@ def require_same_codes(generator, encoder):
         )
 
 
-# %% ../nbs/08_stylegan.ipynb #b3e1e21b
+# %% ../nbs/08_stylegan.ipynb #8938c003
 GENERATOR_NAMES = [
     (r"mapping\.dense(\d+)\.fc\.weight", r"mapping.layers.\1.weight"),
     (r"mapping\.dense(\d+)\.wscale\.bias", r"mapping.layers.\1.bias"),
@@ -528,7 +533,7 @@ def renamed(key, names):
     return key
 
 
-# %% ../nbs/08_stylegan.ipynb #8938c003
+# %% ../nbs/08_stylegan.ipynb #072e4b74
 def rename_generator(state_dict):
     """Released tensors of a generator under our names; others stay as they are."""
     outputs = [int(found[1]) for found in map(OUTPUT.fullmatch, state_dict) if found]
@@ -555,7 +560,7 @@ def require_grown(lod):
         )
 
 
-# %% ../nbs/08_stylegan.ipynb #fc7a872a
+# %% ../nbs/08_stylegan.ipynb #7587971a
 ENCODER_NAMES = [
     (r"block0\.conv\.weight", r"first.convolution.weight"),
     (r"block0\.bn\.bn\.(\w+)", r"first.norm.\1"),
@@ -586,7 +591,7 @@ def rename_encoder(state_dict):
     return tensors
 
 
-# %% ../nbs/08_stylegan.ipynb #035b4f5c
+# %% ../nbs/08_stylegan.ipynb #cac02e3a
 def count_of(tensors, pattern):
     """How many different numbers stand at the group of a pattern in the names of tensors."""
     return len({found[1] for found in map(re.compile(pattern).fullmatch, tensors) if found})
@@ -619,7 +624,7 @@ def sizes_of_encoder(tensors):
     }
 
 
-# %% ../nbs/08_stylegan.ipynb #cac02e3a
+# %% ../nbs/08_stylegan.ipynb #925c19be
 def fitting_settings(build, sizes_of, tensors):
     """The settings of the network that tensors fit name by name and shape by shape."""
     what = f"These tensors are not those of a StyleGAN {build.__name__.lower()}"
@@ -639,7 +644,7 @@ def fitting_settings(build, sizes_of, tensors):
     return settings
 
 
-# %% ../nbs/08_stylegan.ipynb #925c19be
+# %% ../nbs/08_stylegan.ipynb #8e448668
 def generator_settings(state_dict):
     """The settings of the generator that tensors belong to, without building it.
 
@@ -661,6 +666,7 @@ def generator_settings(state_dict):
     return fitting_settings(Generator, sizes_of_generator, rename_generator(state_dict))
 
 
+# %% ../nbs/08_stylegan.ipynb #23a57a24
 def encoder_settings(state_dict):
     """The settings of the domain encoder that tensors belong to, without building it.
 
@@ -682,7 +688,7 @@ def encoder_settings(state_dict):
     return fitting_settings(Encoder, sizes_of_encoder, rename_encoder(state_dict))
 
 
-# %% ../nbs/08_stylegan.ipynb #8e448668
+# %% ../nbs/08_stylegan.ipynb #ad0abd60
 def restore_generator(state_dict, final_tanh=True):
     """Build the generator that tensors belong to, and fill it.
 
@@ -708,6 +714,7 @@ def restore_generator(state_dict, final_tanh=True):
     return network.eval()
 
 
+# %% ../nbs/08_stylegan.ipynb #53089963
 def restore_encoder(state_dict):
     """Build the domain encoder that tensors belong to, and fill it.
 
@@ -731,7 +738,7 @@ def restore_encoder(state_dict):
     return network.eval()
 
 
-# %% ../nbs/08_stylegan.ipynb #aa30a6a8
+# %% ../nbs/08_stylegan.ipynb #1b863784
 def batch_deviation(maps, group_size):
     """Append to maps (N, C, H, W) a map of how much the pictures of a group differ: (N, C + 1, H, W)."""
     count = len(maps)
@@ -755,7 +762,7 @@ class HalvingBlock(nn.Module):
         return functional.leaky_relu(convolve_and_halve(maps, self.second.kernel, self.second.bias), 0.2)
 
 
-# %% ../nbs/08_stylegan.ipynb #1b863784
+# %% ../nbs/08_stylegan.ipynb #bee4fd91
 class Discriminator(nn.Module):
     """The discriminator of StyleGAN (Karras et al. 2019, arXiv:1812.04948), of the same widths as `Generator`.
 

@@ -69,18 +69,14 @@ class TrainingSettings:
     momentum: float = 0.0  #: of SGD
     clip_gradients: float | None = None  #: largest norm of the gradient
     monitor: str = "val_loss"  #: what chooses the best epoch: "val_loss" or "val_accuracy"
-    schedule: str | None = (
-        None  #: "plateau": lower the rate when `monitor` stands still; "step": every few epochs
-    )
+    schedule: str | None = None  #: lower the rate at a "plateau" of `monitor`, or every few epochs: "step"
     factor: float = 0.1  #: the learning rate is multiplied by this when it is lowered
     patience: int = 2  #: "plateau" bears so many epochs without a better `monitor`
     step_epochs: int = 1  #: "step" lowers the rate every so many epochs
     early_stopping: int | None = None  #: stop after so many epochs in a row without a better `monitor`
     checkpoint_every: int = 1  #: epochs; the last one gets a checkpoint in any case
     keep: int = 2  #: so many checkpoints, the newest
-    precision: str = (
-        "float32"  #: of learning: "float32"; "bf16"; "auto": bf16 where the device is quick at it
-    )
+    precision: str = "float32"  #: of learning: "float32", "bf16", or "auto": bf16 where that is quick
     seed: int = 0  #: of order, augmentation and dropout; for a network's first weights see `seeded`
     deterministic: bool = True  #: ask PyTorch for algorithms that give the same numbers every time
 
@@ -95,7 +91,17 @@ CHOICES = {
     "monitor": ("val_loss", "val_accuracy"),
     "precision": ("float32", "bf16", "auto"),
 }
-AT_LEAST_ONE = ("epochs", "batch_size", "step_epochs", "checkpoint_every", "keep", "accumulate")
+AT_LEAST_ONE = (
+    "epochs",
+    "batch_size",
+    "step_epochs",
+    "checkpoint_every",
+    "keep",
+    "accumulate",
+    "early_stopping",
+)
+ABOVE_ZERO = ("learning_rate", "clip_gradients", "factor")
+NOT_BELOW_ZERO = ("weight_decay", "momentum", "patience")
 
 
 def check_settings(settings):
@@ -105,12 +111,16 @@ def check_settings(settings):
             raise UsageError(
                 f"{name} is {getattr(settings, name)!r}. Choose one of: {', '.join(map(str, choices))}."
             )
-    small = [name for name in AT_LEAST_ONE if getattr(settings, name) < 1]
-    small += ["early_stopping"] * (settings.early_stopping is not None and settings.early_stopping < 1)
-    if small:
-        raise UsageError(f"{small[0]} is {getattr(settings, small[0])}. Give 1 or more.")
-    if not 0 < settings.learning_rate < math.inf:
-        raise UsageError(f"learning_rate is {settings.learning_rate}. Give a number above 0.")
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    for name in given.keys() & AT_LEAST_ONE:
+        if not (given[name] >= 1 and given[name] % 1 == 0):
+            raise UsageError(f"{name} is {given[name]}. Give 1 or more, a whole number.")
+    for name in given.keys() & ABOVE_ZERO:
+        if not 0 < given[name] < math.inf:
+            raise UsageError(f"{name} is {given[name]}. Give a number above 0.")
+    for name in given.keys() & NOT_BELOW_ZERO:
+        if not 0 <= given[name] < math.inf:
+            raise UsageError(f"{name} is {given[name]}. Give 0 or a number above.")
 
 
 # %% ../nbs/06_training.ipynb #819fdc3b
@@ -428,7 +438,7 @@ def train_one_epoch(trainer, dataset, epoch):
 # %% ../nbs/06_training.ipynb #4ff3226e
 @torch.no_grad()
 def evaluate(trainer, dataset):
-    """Test the network on every picture once, without augmentation and in float32.
+    """Test the network on every picture once, without augmentation; hooks hear its logits by ``on_tested``.
 
     Parameters
     ----------
@@ -438,12 +448,15 @@ def evaluate(trainer, dataset):
     -------
     EpochResult
     """
-    tally = Tally(trainer, "in a test")
+    tally, answers = Tally(trainer, "in a test"), []
     trainer.network.eval()
     with trainer.reproducible("test"):
         for batch in batches(trainer, dataset):
-            logits = trainer.network(batch.inputs)
+            with trainer.precision():
+                logits = trainer.network(batch.inputs)
+            answers.append(logits.float().cpu())
             tally.add(batch, logits, trainer.loss(logits, batch.labels))
+    trainer.tell_hooks("on_tested", dataset, torch.cat(gather_object(answers)))
     return tally.result()
 
 
@@ -486,7 +499,7 @@ class Workbench:
             yield
 
     def precision(self):
-        """The number format of the forward pass while the network learns."""
+        """The number format of the forward pass while the network learns and is tested."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16)
 
     def gradients_shared(self, now):
@@ -702,17 +715,19 @@ def restore(trainer, path, content):
 
 
 # %% ../nbs/06_training.ipynb #2117af40
+SPOKEN_NAMES = {"train": "training", "val": "validation"}
+
+
 def check_sets(trainer, train, validation, others):
     """The data sets of a run by their names in the log; refuses those that no epoch can be made of."""
-    sets = {"train": train, "val": validation} | {
-        f"{name}": dataset for name, dataset in (others or {}).items()
-    }
-    if len(sets) != 2 + len(others or {}):
+    others = others or {}
+    sets = {"train": train, "val": validation, **others}
+    if len(sets) != 2 + len(others):
         raise UsageError("Among `others`, no set can be named train or val. Give it another name.")
     for name, dataset in sets.items():
         if len(dataset) == 0:
-            name = {"train": "training", "val": "validation"}.get(name, name)
-            raise InputError(f"The {name} set is empty. Check the split that it was made from.")
+            spoken = SPOKEN_NAMES.get(name, name)
+            raise InputError(f"The {spoken} set is empty. Check the split that it was made from.")
     if len(train) < trainer.processes:
         raise InputError(f"{len(train)} training pictures are too few for {trainer.processes} processes.")
     return sets
@@ -872,6 +887,28 @@ def load_best(trainer):
     return trainer.network.eval()
 
 
+def finish(trainer):
+    """`load_best`, and let go of what only learning needs: gradients, Adam's averages, the copy of the best weights.
+
+    With Adam that is four times the weights. The trainer can test and predict, and no longer `fit`.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode.
+
+    Raises
+    ------
+    UsageError
+        No epoch has been finished.
+    """
+    network = load_best(trainer)
+    trainer.optimizer.zero_grad()
+    trainer.optimizer.state.clear()
+    trainer.best_model = None
+    return network
+
+
 # %% ../nbs/06_training.ipynb #1e4de9d5
 class Trainer(Reporting):
     """Trains a network on labelled pictures.
@@ -888,8 +925,8 @@ class Trainer(Reporting):
     parameters : iterable, optional
         What to train, or groups with their own learning rates, as PyTorch's optimizers take them; all by default.
     hooks : sequence of objects
-        With any of ``on_epoch_start(trainer, epoch)``, ``on_step_start(trainer, step)`` and
-        ``on_epoch_end(trainer, epoch, record)``; and ``state_dict`` and ``load_state_dict`` if they keep a state.
+        With any of ``on_epoch_start(trainer, epoch)``, ``on_step_start(trainer, step)``,
+        ``on_tested(trainer, dataset, logits)`` and ``on_epoch_end(trainer, epoch, record)``; and ``state_dict`` and ``load_state_dict`` if they keep a state.
     folder : path, optional
         For checkpoints (``epoch_003.pt``), best weights (``best.pt``, a state dict) and ``log.json``.
     progress, tensorboard : bool
@@ -905,7 +942,8 @@ class Trainer(Reporting):
         prepare(self, list(model.parameters() if parameters is None else parameters))
         self.writer = open_tensorboard(folder) if tensorboard and self.process == 0 else None
 
-    train_one_epoch, evaluate, predict, fit, load_best = train_one_epoch, evaluate, predict, fit, load_best
+    train_one_epoch, evaluate, predict, fit = train_one_epoch, evaluate, predict, fit
+    load_best, finish = load_best, finish
 
 
 # %% ../nbs/06_training.ipynb #324ed8e8
@@ -975,10 +1013,9 @@ def plot_curves(log, axes=None):
     table = log.frame()
     for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
         for column in (name for name in table if name.endswith(f"_{quantity}")):
-            name = {"val": "validation", "train": "training"}.get(
-                column.rpartition("_")[0], column.rpartition("_")[0]
-            )
-            ax.plot(table.index, table[column], marker="o", markersize=3, label=name)
+            name = column.removesuffix(f"_{quantity}")
+            label = SPOKEN_NAMES.get(name, name)
+            ax.plot(table.index, table[column], marker="o", markersize=3, label=label)
         if log.best_epoch:
             ax.axvline(log.best_epoch, color="0.4", linestyle="--", linewidth=1, label="best on validation")
         ax.set(xlabel="epoch", ylabel={"loss": "loss (nats)"}.get(quantity, "accuracy"))

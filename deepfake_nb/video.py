@@ -9,6 +9,9 @@ __all__ = [
     "UnreadableMedia",
     "media_kind",
     "read_image",
+    "is_animated",
+    "reduced",
+    "PixelsOnDemand",
     "Frame",
     "VideoInfo",
     "probe",
@@ -20,6 +23,7 @@ __all__ = [
 ]
 
 # %% ../nbs/01_video.ipynb #c141eb76
+import contextlib
 import functools
 import heapq
 import math
@@ -139,13 +143,23 @@ def _rgb_of_picture(picture):
 
 
 # %% ../nbs/01_video.ipynb #f663639f
+@functools.cache
+def _know_heic():
+    """Let Pillow open HEIC, in which many phones keep their photos, where pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+# %% ../nbs/01_video.ipynb #85729ebe
 def read_image(path):
     """Read a picture, upright, as 8-bit RGB.
 
     Parameters
     ----------
     path : str or Path
-        Anything Pillow decodes. An animation gives its first frame.
+        Anything Pillow decodes, and HEIC. An animation gives its first frame.
 
     Returns
     -------
@@ -160,12 +174,11 @@ def read_image(path):
         about 179 million pixels.
     """
     path = _ordinary_file(path)
+    _know_heic()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                picture.load()
-                return _rgb_of_picture(_upright(picture))
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            picture.load()
+            return _rgb_of_picture(_upright(picture))
     except UnidentifiedImageError as error:
         raise UnreadableMedia(
             f"{str(path)!r} is not a picture in a format known here. Save it as JPEG or PNG."
@@ -182,7 +195,30 @@ def read_image(path):
         ) from error
 
 
-# %% ../nbs/01_video.ipynb #85729ebe
+# %% ../nbs/01_video.ipynb #bc56a8ad
+_ANIMATIONS = {"GIF", "WEBP", "PNG", "AVIF"}  # other formats keep previews and pages as further frames
+
+
+def is_animated(path):
+    """Whether a picture file is an animation, of which `read_image` gives the first frame.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    bool
+        False as well where the file cannot be read.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
+            return picture.format in _ANIMATIONS and getattr(picture, "is_animated", False)
+    except Exception:  # a decoder of Pillow may raise anything over damaged bytes
+        return False
+
+
+# %% ../nbs/01_video.ipynb #d8157ac1
 def _upright(picture):
     """Turn a picture as its EXIF orientation says; damaged EXIF counts as none."""
     try:
@@ -191,7 +227,7 @@ def _upright(picture):
         return picture
 
 
-# %% ../nbs/01_video.ipynb #824e9dd6
+# %% ../nbs/01_video.ipynb #a529487c
 _KNOWN_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # of the H.273 codes, those that swscale converts
 _RED_BLUE_WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}  # by H.273 code
 _YUV = re.compile(r"yuv(j?)(?:410|411|420|422|440|444)p(9|10|12|14|16)?(?:le)?$")
@@ -226,7 +262,7 @@ def _pixels(frame):
     )
 
 
-# %% ../nbs/01_video.ipynb #4ed9bd61
+# %% ../nbs/01_video.ipynb #bf90d9b3
 @functools.cache
 def _rgb_from_yuv(colorspace, full_range):
     """The 3x4 matrix from 8-bit (Y, Cb, Cr, 1) to RGB, from the weights in ITU-T H.273, table 4."""
@@ -238,7 +274,7 @@ def _rgb_from_yuv(colorspace, full_range):
     return np.column_stack([np.full(3, light), from_cb, from_cr, -light * black - 128 * (from_cb + from_cr)])
 
 
-# %% ../nbs/01_video.ipynb #c428fd5c
+# %% ../nbs/01_video.ipynb #45cdac72
 class _ColourConverter:
     """Turns decoded frames, or parts of them, into RGB; one for each stream, so that tables are built once."""
 
@@ -293,7 +329,7 @@ class _ColourConverter:
         return pixels[top - first_y : bottom - first_y, left - first_x : right - first_x].copy()
 
 
-# %% ../nbs/01_video.ipynb #a464aa5d
+# %% ../nbs/01_video.ipynb #d23e973e
 _FULL_FROM_LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
 
@@ -311,7 +347,7 @@ def _fitted_size(width, height, longest_side):
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-# %% ../nbs/01_video.ipynb #d23e973e
+# %% ../nbs/01_video.ipynb #5bac4c67
 @dataclass(frozen=True)
 class _Lie:
     """How stored pixels come to stand upright: first transposed, then mirrored."""
@@ -365,13 +401,14 @@ class _Lie:
         return (y0, x0, y1, x1) if self.transposed else (x0, y0, x1, y1)
 
 
-# %% ../nbs/01_video.ipynb #2c00d98e
+# %% ../nbs/01_video.ipynb #a3d3941c
 def _upright_size(width, height, lie, pixel_aspect):
     """Width and height in square pixels at which a stored frame is shown."""
     wide = max(1, round(width * pixel_aspect))
     return (height, wide) if lie.transposed else (wide, height)
 
 
+# %% ../nbs/01_video.ipynb #9484ebdc
 class _Picture:
     """A decoded frame and what is needed to show it upright on a canvas of a fixed size."""
 
@@ -414,9 +451,71 @@ def _letterbox(pixels, width, height):
     return canvas
 
 
-# %% ../nbs/01_video.ipynb #2b430b65
+# %% ../nbs/01_video.ipynb #eda59763
+def reduced(image, longest_side):
+    """A picture made smaller by area averages.
+
+    Parameters
+    ----------
+    image : ndarray, uint8 (H, W, 3)
+    longest_side : int
+        Longest side in pixels; a smaller picture stays as it is.
+
+    Returns
+    -------
+    ndarray, uint8 (h, w, 3)
+    """
+    return _resize(image, *_fitted_size(image.shape[1], image.shape[0], longest_side))
+
+
+# %% ../nbs/01_video.ipynb #4ec36562
+def _whole_pixels(box, height, width):
+    """The pixels x0, y0, x1, y1 that a box touches, within a picture of this size."""
+    low = (
+        min(max(math.floor(value), 0), limit) for value, limit in zip(box[:2], (width, height), strict=True)
+    )
+    high = (
+        min(max(math.ceil(value), 0), limit) for value, limit in zip(box[2:], (width, height), strict=True)
+    )
+    return *low, *high
+
+
+# %% ../nbs/01_video.ipynb #9ca6968f
+class PixelsOnDemand:
+    """An upright picture, `image`, that a decoder converts when it is first asked for."""
+
+    def __getattr__(self, name):
+        if name != "image" or "_picture" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "image", self._picture.resized(*self._picture.size))
+        return self.image
+
+    @property
+    def shape(self):
+        """(height, width) of the upright picture, without converting it."""
+        return self._picture.size[::-1] if "_picture" in self.__dict__ else self.image.shape[:2]
+
+    def resized(self, longest_side):
+        """The same as `reduced` makes of the picture, without converting all its pixels.
+
+        Parameters
+        ----------
+        longest_side : int
+
+        Returns
+        -------
+        ndarray, uint8 (h, w, 3)
+        """
+        height, width = self.shape
+        size = _fitted_size(width, height, longest_side)
+        if "_picture" in self.__dict__ and size != (width, height):
+            return self._picture.resized(*size)
+        return _resize(self.image, *size)
+
+
+# %% ../nbs/01_video.ipynb #a4bd8d16
 @dataclass(frozen=True, eq=False, init=False)
-class Frame:
+class Frame(PixelsOnDemand):
     """One frame of a video: its place, its time, its pixels.
 
     Parameters
@@ -438,37 +537,8 @@ class Frame:
         object.__setattr__(self, "time_s", time_s)
         object.__setattr__(self, "_picture" if isinstance(image, _Picture) else "image", image)
 
-    def __getattr__(self, name):
-        if name != "image" or "_picture" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        object.__setattr__(self, "image", self._picture.resized(*self._picture.size))
-        return self.image
-
     def __reduce__(self):
         return Frame, (self.index, self.time_s, self.image)
-
-    @property
-    def shape(self):
-        """(height, width) of the upright frame, without converting it."""
-        return self._picture.size[::-1] if "_picture" in self.__dict__ else self.image.shape[:2]
-
-    def resized(self, longest_side):
-        """The frame made smaller, without converting all its pixels.
-
-        Parameters
-        ----------
-        longest_side : int
-            Longest side in pixels; a smaller frame stays as it is.
-
-        Returns
-        -------
-        ndarray, uint8 (h, w, 3)
-        """
-        height, width = self.shape
-        size = _fitted_size(width, height, longest_side)
-        if size == (width, height):
-            return self.image
-        return self._picture.resized(*size) if "_picture" in self.__dict__ else _resize(self.image, *size)
 
     def crop(self, box):
         """The part of the frame that a box covers, without converting the rest.
@@ -485,22 +555,14 @@ class Frame:
         corner : tuple of int
             (x, y) of its upper left pixel in the frame.
         """
-        height, width = self.shape
-        x0, y0 = (
-            min(max(math.floor(value), 0), limit) for value, limit in ((box[0], width), (box[1], height))
-        )
-        x1, y1 = (
-            min(max(math.ceil(value), 0), limit) for value, limit in ((box[2], width), (box[3], height))
-        )
+        x0, y0, x1, y1 = _whole_pixels(box, *self.shape)
         if x1 <= x0 or y1 <= y0:
             return np.zeros((0, 0, 3), np.uint8), (x0, y0)
-        pixels = None
-        if "_picture" in self.__dict__ and "image" not in self.__dict__:
-            pixels = self._picture.region((x0, y0, x1, y1))
+        pixels = None if "image" in self.__dict__ else self._picture.region((x0, y0, x1, y1))
         return (self.image[y0:y1, x0:x1] if pixels is None else pixels), (x0, y0)
 
 
-# %% ../nbs/01_video.ipynb #eda59763
+# %% ../nbs/01_video.ipynb #6772f1b0
 _MOST_PIXELS = 2**27  # four times 8K; a damaged header may claim any size
 _PLAYLISTS = {"hls", "concat", "dash", "tty", "lavfi", "imf", "rtsp", "sdp"}
 
@@ -532,7 +594,7 @@ def _open_video(path):
     return container, moving[0]
 
 
-# %% ../nbs/01_video.ipynb #4ec36562
+# %% ../nbs/01_video.ipynb #fe74b41c
 def _pixel_aspect(stream):
     """Width of a shown pixel by its height; absurd statements count as square."""
     ratio = float(stream.sample_aspect_ratio or 1)
@@ -557,7 +619,7 @@ def _seconds(stream, container):
     return container.duration / av.time_base if container.duration else None
 
 
-# %% ../nbs/01_video.ipynb #a4bd8d16
+# %% ../nbs/01_video.ipynb #c781b9cb
 _RANKED_CODECS = {
     "h264",
     "hevc",
@@ -574,7 +636,7 @@ _RANKED_FORMATS = ("mov", "matroska")
 _FAILURES_IN_A_ROW = 50
 
 
-# %% ../nbs/01_video.ipynb #54cb16a5
+# %% ../nbs/01_video.ipynb #50d68dbc
 class _Packets:
     """An opened file, its packets, and the decoder that they go into."""
 
@@ -635,7 +697,7 @@ class _Packets:
             return []
 
 
-# %% ../nbs/01_video.ipynb #816f7640
+# %% ../nbs/01_video.ipynb #b7b5a49d
 class _Decoder(_Packets):
     """One pass over the frames of a file, from its start or from a key frame."""
 
@@ -677,7 +739,7 @@ class _Decoder(_Packets):
         )
 
 
-# %% ../nbs/01_video.ipynb #6772f1b0
+# %% ../nbs/01_video.ipynb #610b1c50
 class _Place:
     """Gives each decoded frame its index and time."""
 
@@ -715,7 +777,7 @@ def _alpha_decoder(stream):
     return context
 
 
-# %% ../nbs/01_video.ipynb #ee734b06
+# %% ../nbs/01_video.ipynb #bf7d582c
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video file states, checked against its first frame.
@@ -749,7 +811,7 @@ class VideoInfo:
     has_audio: bool
 
 
-# %% ../nbs/01_video.ipynb #c781b9cb
+# %% ../nbs/01_video.ipynb #53816ba4
 def probe(path):
     """Look at a video file and decode its first frame.
 
@@ -787,14 +849,14 @@ def probe(path):
         )
 
 
-# %% ../nbs/01_video.ipynb #50d68dbc
+# %% ../nbs/01_video.ipynb #0e8d91d2
 def _nothing_decodes(path):
     return UnreadableMedia(
         f"No frame of {str(path)!r} can be decoded: it is cut or damaged. Copy or download it again."
     )
 
 
-# %% ../nbs/01_video.ipynb #610b1c50
+# %% ../nbs/01_video.ipynb #489ffdad
 @dataclass(frozen=True)
 class _PacketTable:
     """Presentation times of packets, sorted: the index of a frame is its place among `times`."""
@@ -832,7 +894,7 @@ def _list_packets(path, last_index=None, last_time_s=None):
         return _PacketTable(times, keys)
 
 
-# %% ../nbs/01_video.ipynb #10382c0c
+# %% ../nbs/01_video.ipynb #a559bac2
 _WORTH_SEEKING = 8  # frames: decoding so few is quicker than emptying and refilling the decoder
 
 
@@ -858,7 +920,7 @@ def _frames_at(decoder, wanted, packets):
             yield latest
 
 
-# %% ../nbs/01_video.ipynb #bf7d582c
+# %% ../nbs/01_video.ipynb #cbd639e6
 def _starts_clean(first, times):
     """Whether a decoder that was sent to a key frame began with a picture that needs no other."""
     index, _, frame = first
@@ -876,7 +938,7 @@ def _frames_from_start(decoder, wanted):
             return
 
 
-# %% ../nbs/01_video.ipynb #0e8d91d2
+# %% ../nbs/01_video.ipynb #5951f1e0
 class FrameStream:
     """Iterator over the frames of a video, made by `read_frames`; also a context manager.
 
@@ -935,7 +997,7 @@ class FrameStream:
         return " ".join(said)
 
 
-# %% ../nbs/01_video.ipynb #0177603f
+# %% ../nbs/01_video.ipynb #64672175
 def _made(decoder, chosen, longest_side):
     """Yield a `Frame` for each chosen frame; no reference leads back to the stream, so dropping it closes the file."""
     converter, aspect, lies, canvas = _ColourConverter(), _pixel_aspect(decoder.stream), {}, None
@@ -954,7 +1016,7 @@ def _made(decoder, chosen, longest_side):
             raise _no_frame(decoder)
 
 
-# %% ../nbs/01_video.ipynb #489ffdad
+# %% ../nbs/01_video.ipynb #2b0c2b34
 def _no_frame(decoder):
     """Why a pass gave no frame."""
     if decoder.ended and decoder.n_frames == 0:
@@ -971,7 +1033,7 @@ def _positive(name, value, smallest=1):
         raise InputError(f"{name} must be a whole number of at least {smallest}, not {value!r}.")
 
 
-# %% ../nbs/01_video.ipynb #a559bac2
+# %% ../nbs/01_video.ipynb #5d3bd216
 def read_frames(
     path,
     *,
@@ -1034,7 +1096,7 @@ def read_frames(
     return FrameStream(decoder, chosen, longest_side)
 
 
-# %% ../nbs/01_video.ipynb #cbd639e6
+# %% ../nbs/01_video.ipynb #3e075de2
 _LISTED_FROM_INDEX, _LISTED_FROM_S = 48, 2.0  # nearer to the start, decoding is cheaper than listing packets
 
 
@@ -1073,7 +1135,7 @@ def _frames_between(decoder, stride, start_s, stop_s, max_frames):
                 return
 
 
-# %% ../nbs/01_video.ipynb #5951f1e0
+# %% ../nbs/01_video.ipynb #7954b390
 _CLOCK = 90_000  # ticks a second: exact for 24, 25, 29.97, 30, 50 and 60 frames a second
 _BT601 = 6  # H.273 code of the matrix of SMPTE 170M
 _ENCODER_THREADS = 4  # at constant quality
@@ -1113,7 +1175,7 @@ def _rate(frame_rate):
     return rate
 
 
-# %% ../nbs/01_video.ipynb #64672175
+# %% ../nbs/01_video.ipynb #ad5ca05c
 def _prepare(context, width, height, rate, options):
     """Set up an x264 encoder."""
     context.width, context.height, context.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
@@ -1123,7 +1185,7 @@ def _prepare(context, width, height, rate, options):
     context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
 
 
-# %% ../nbs/01_video.ipynb #2b0c2b34
+# %% ../nbs/01_video.ipynb #3adad6d3
 class _Encodable:
     """Turns RGB pictures with times into frames for the encoder, all of the size of the first."""
 
@@ -1159,7 +1221,7 @@ class _Encodable:
         return frame
 
 
-# %% ../nbs/01_video.ipynb #5d3bd216
+# %% ../nbs/01_video.ipynb #5c11c0f4
 def _write(path, timed_images, rate, options):
     """Encode an iterable of (time_s, image) into a file that appears when it is whole."""
     path = Path(path)
@@ -1193,7 +1255,7 @@ def _image_of(frame):
     return frame.image if isinstance(frame, Frame) else frame
 
 
-# %% ../nbs/01_video.ipynb #3e075de2
+# %% ../nbs/01_video.ipynb #1b0ab169
 def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="veryfast"):
     """Write frames as H.264 at a steady frame rate.
 
@@ -1227,7 +1289,7 @@ def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="ver
     return _write(path, timed, rate, _coding_options(crf, bitrate, preset, 18))
 
 
-# %% ../nbs/01_video.ipynb #7954b390
+# %% ../nbs/01_video.ipynb #29491807
 _LONGEST_STILL_S = 10.0  # a damaged time stamp may claim a pause of a day
 
 
@@ -1249,7 +1311,7 @@ def _retimed(frames):
         yield frame.time_s, frame.image
 
 
-# %% ../nbs/01_video.ipynb #ad5ca05c
+# %% ../nbs/01_video.ipynb #752d57a4
 def recompress(
     source, target, *, crf=None, bitrate=None, longest_side=None, frame_rate=None, preset="veryfast"
 ):
@@ -1291,7 +1353,7 @@ def recompress(
         return _write(target, timed, rate or _rate(info.frame_rate or 25), options)
 
 
-# %% ../nbs/01_video.ipynb #3adad6d3
+# %% ../nbs/01_video.ipynb #038ba7c5
 def recompress_frames(frames, frame_rate=25, *, crf=None, bitrate=None, preset="veryfast"):
     """Send frames through H.264 and back, in memory.
 

@@ -18,18 +18,19 @@ __all__ = [
 # %% ../nbs/08_video_resnet.ipynb #5728bc61
 import math
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from .pictures import IMAGENET_NORMALISATION
 from .study import InputError, UsageError
 from .weights import differences, save_network, tensors_within
 
 # %% ../nbs/08_video_resnet.ipynb #2d776db4
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_DEVIATION = (0.229, 0.224, 0.225)
+PIXEL_MEAN, PIXEL_DEVIATION = IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATION.std
 
 
 def normalise_clips(clips):
@@ -132,7 +133,15 @@ def stage(inputs, width, temporal_sizes, stride):
     return nn.Sequential(blocks)
 
 
-# %% ../nbs/08_video_resnet.ipynb #5891ff91
+# %% ../nbs/08_video_resnet.ipynb #1b06a02d
+def in_full(layer, features):
+    """What a linear layer makes of features, in the number format of its weights whatever autocast asks for."""
+    device = features.device.type  # tensors without numbers, on "meta", know no autocast
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        return layer(features.to(layer.weight.dtype))
+
+
+# %% ../nbs/08_video_resnet.ipynb #f4e70e15
 class LinearHead(nn.Module):
     """Maps (N, channels, T, H, W) to their mean (N, channels), and that to logits (N, 1)."""
 
@@ -144,14 +153,14 @@ class LinearHead(nn.Module):
 
     def summarise(self, maps):
         """The mean over time and space."""
-        return maps.mean((2, 3, 4))
+        return maps.mean((2, 3, 4), dtype=self.projection.weight.dtype)
 
     def forward(self, features):
         """Logits (N, 1) of features (N, num_features)."""
-        return self.projection(self.dropout(features))
+        return in_full(self.projection, self.dropout(features))
 
 
-# %% ../nbs/08_video_resnet.ipynb #f36ee932
+# %% ../nbs/08_video_resnet.ipynb #39f076ca
 def position_code(count, width, like):
     """Sines and cosines of positions 0 to count - 1, shape (count, width), on the device of `like`."""
     positions = torch.arange(count, device=like.device, dtype=torch.float32)[:, None]
@@ -186,10 +195,10 @@ class TemporalTransformerHead(nn.Module):
 
     def forward(self, features):
         """Logits (N, 1) of features (N, num_features)."""
-        return self.projection(self.dropout(features))
+        return in_full(self.projection, self.dropout(features))
 
 
-# %% ../nbs/08_video_resnet.ipynb #23a713ff
+# %% ../nbs/08_video_resnet.ipynb #cb0fc2e8
 def initialise(network):
     """Start values as in SlowFast's `init_weights`: He's rule, each block at first its shortcut, a small head."""
     for module in network.modules():
@@ -201,7 +210,7 @@ def initialise(network):
     nn.init.zeros_(network.head.projection.bias)
 
 
-# %% ../nbs/08_video_resnet.ipynb #88ac1060
+# %% ../nbs/08_video_resnet.ipynb #7784715e
 def refuse_other_input(clips):
     """Say what is wrong with a tensor that is not a batch of normalised clips."""
     if clips.ndim != 5 or clips.shape[1] != 3 or 0 in clips.shape[2:]:
@@ -224,7 +233,7 @@ def build_head(head, channels, width, pooling, dropout):
     raise UsageError(f"There is no head {head!r}. Choose 'linear' or 'transformer'.")
 
 
-# %% ../nbs/08_video_resnet.ipynb #539f8634
+# %% ../nbs/08_video_resnet.ipynb #60bb3417
 class VideoBackbone(nn.Module):
     """The five stages: clips (N, 3, T, H, W) to maps (N, 32 * width, ceil(T / 2), ceil(H / 32), ceil(W / 32))."""
 
@@ -247,7 +256,7 @@ class VideoBackbone(nn.Module):
         return self.s5(self.s4(self.s3(maps)))
 
 
-# %% ../nbs/08_video_resnet.ipynb #1f840388
+# %% ../nbs/08_video_resnet.ipynb #87772070
 class VideoResNet(VideoBackbone):
     """AltFreezing's classifier, SlowFast's "i3d" 3D ResNet-50; 27,225,921 parameters at width 64.
 
@@ -277,14 +286,7 @@ class VideoResNet(VideoBackbone):
     @property
     def stages(self):
         """The parts that hold parameters, from the input to the head: a dict of name to module."""
-        return {
-            "stem": self.s1,
-            "s2": self.s2,
-            "s3": self.s3,
-            "s4": self.s4,
-            "s5": self.s5,
-            "head": self.head,
-        }
+        return {"stem": self.s1} | {name: getattr(self, name) for name in (*TEMPORAL_SIZES, "head")}
 
     def forward_features(self, clips):
         """What the last layer sees of clips (N, 3, T, H, W): a tensor (N, num_features)."""
@@ -304,14 +306,14 @@ class VideoResNet(VideoBackbone):
             )
 
 
-# %% ../nbs/08_video_resnet.ipynb #cb0fc2e8
+# %% ../nbs/08_video_resnet.ipynb #9615eddb
 def stem_width(state_dict):
     """The width of the video ResNet whose tensors these are; None where they are another network's."""
     weight = state_dict.get("s1.pathway0_stem.conv.weight")
     return None if weight is None or weight.ndim != 5 else len(weight)
 
 
-# %% ../nbs/08_video_resnet.ipynb #ae690b48
+# %% ../nbs/08_video_resnet.ipynb #4d70584d
 def group_by(network, group_of):
     """Parameters of a network by group, `group_of` being asked for each with its name and itself."""
     groups = {"spatial": {}, "temporal": {}, "shared": {}}
@@ -334,7 +336,7 @@ def group_of_name(name, parameter):
     return "temporal" if "time" in name or "temporal" in name else "spatial"
 
 
-# %% ../nbs/08_video_resnet.ipynb #745d808f
+# %% ../nbs/08_video_resnet.ipynb #d6a2bccf
 def kernel_groups(network):
     """Parameters by the shape of their kernel: what alternate freezing freezes in turns.
 
@@ -353,7 +355,7 @@ def kernel_groups(network):
     return group_by(network, group_of_kernel)
 
 
-# %% ../nbs/08_video_resnet.ipynb #d3fdd8d1
+# %% ../nbs/08_video_resnet.ipynb #3ee6e823
 def named_groups(network):
     """Parameters as the paper's released code groups them, by what their names contain.
 
@@ -373,7 +375,7 @@ def named_groups(network):
     return group_by(network, group_of_name)
 
 
-# %% ../nbs/08_video_resnet.ipynb #59ac9c68
+# %% ../nbs/08_video_resnet.ipynb #bef01860
 def released_key(key):
     """A released name from its stage on: ``module.network.resnet.s1.x`` to ``s1.x``; other names stay."""
     parts = key.split(".")
@@ -381,7 +383,7 @@ def released_key(key):
     return ".".join(parts[first:])
 
 
-# %% ../nbs/08_video_resnet.ipynb #a23eefee
+# %% ../nbs/08_video_resnet.ipynb #f033d928
 def from_released_keys(state_dict):
     """The tensors of a released checkpoint under the names of `VideoResNet`.
 
@@ -398,7 +400,7 @@ def from_released_keys(state_dict):
     return {released_key(key): tensor for key, tensor in tensors_within(state_dict).items()}
 
 
-# %% ../nbs/08_video_resnet.ipynb #d6c2f120
+# %% ../nbs/08_video_resnet.ipynb #1256bc09
 def load_backbone(network, state_dict):
     """Fill all of a network but its head with released tensors.
 
@@ -434,7 +436,7 @@ def load_backbone(network, state_dict):
     return network
 
 
-# %% ../nbs/08_video_resnet.ipynb #52c316ba
+# %% ../nbs/08_video_resnet.ipynb #be008776
 def save_video_resnet(
     path, network, trained_on, *, clip_length=32, size=224, stride=1, threshold=0.5, **usage
 ):

@@ -34,7 +34,7 @@ import torch
 from .clips import SHORTEST_TRACK, clip_rows, clip_starts, cut_clip, frame_timeline, pool_clips
 from .faces import face_tracks, track_faces
 from .study import InputError
-from .video import Frame, media_kind, probe, read_frames, read_image
+from .video import Frame, is_animated, media_kind, probe, read_frames, read_image
 from .video_resnet import normalise_clips
 
 
@@ -96,7 +96,7 @@ def counts_as_media(path, skipped):
 
 # %% ../nbs/09_views.ipynb #20a35940
 def media_below(folder, skipped):
-    """The media files in a folder and those in it, sorted, with a problem for each folder that fails."""
+    """The media files in a folder and those in it, sorted, and at the end a problem for each folder that cannot be listed."""
     problems, found = [], False
     for here, folders, files in os.walk(folder, onerror=problems.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -104,13 +104,8 @@ def media_below(folder, skipped):
             if counts_as_media(path, skipped):
                 found = True
                 yield Source(path)
-        while problems:
-            found = True
-            yield folder_problem(problems.pop(0), folder)
-    while problems:
-        found = True
-        yield folder_problem(problems.pop(0), folder)
-    if not found:
+    yield from (folder_problem(error, folder) for error in problems)
+    if not found and not problems:
         yield Source(folder, "There is no picture or video in this folder.")
 
 
@@ -471,11 +466,12 @@ class Seen:
     tracks: list
     views: Iterable
     stream: "Counted | None" = None
+    passed_over: str = ""
 
     @property
     def damage(self):
-        """What is missing in the file, as a sentence; empty when nothing is."""
-        return self.stream.frames.damage if self.stream else ""
+        """What is missing in the file, or was passed over, as a sentence; empty when nothing was."""
+        return self.stream.frames.damage if self.stream else self.passed_over
 
     def minimum_frames(self, detector):
         """From how many frames of a person on a detector gives a score here."""
@@ -483,6 +479,11 @@ class Seen:
 
 
 # %% ../nbs/09_views.ipynb #29703157
+def how_many(count, noun):
+    """A number and what it counts: ``"1 frame"``, ``"2 frames"``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 class Counted:
     """A frame stream that counts what was taken from it."""
 
@@ -559,6 +560,9 @@ def clip_views(tracks, place, detector):
 
 
 # %% ../nbs/09_views.ipynb #23d562b5
+FIRST_FRAME = "This is an animation, and only its first frame was looked at: convert it to MP4 to have all of it judged."
+
+
 def look(path, detectors, face_detector, sampling, portrait_size=None):
     """Find the people in a file and get ready to show them to detectors.
 
@@ -581,9 +585,8 @@ def look(path, detectors, face_detector, sampling, portrait_size=None):
     frame = Frame(0, 0.0, read_image(path))
     tracks = face_tracks(frame.image, face_detector, crop_size=None)
     wanted = wanted_frames(tracks, detectors, 1, portrait_size)
-    return Seen(
-        "picture", tracks, frame_views([frame] if wanted else (), wanted, tracks, detectors, portrait_size)
-    )
+    views = frame_views([frame] if wanted else (), wanted, tracks, detectors, portrait_size)
+    return Seen("picture", tracks, views, passed_over=FIRST_FRAME if is_animated(path) else "")
 
 
 # %% ../nbs/09_views.ipynb #c5ddf63d

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 
 # %% ../nbs/08_vqvae.ipynb #33bff6b2
-class Codebook(nn.Module):
-    """Vectors that stand for the features next to them, kept by running means (Razavi et al. 2019, section 2.1)."""
+class RunningMeans(nn.Module):
+    """Codes (size, dimension) that follow the features which choose them (Razavi et al. 2019, section 2.1)."""
 
     def __init__(self, size, dimension, decay=0.99):
         super().__init__()
@@ -24,26 +24,6 @@ class Codebook(nn.Module):
         self.register_buffer("codes", torch.randn(size, dimension))
         self.register_buffer("usage", torch.ones(size))
         self.register_buffer("sums", self.codes.clone())
-
-    def nearest(self, features):
-        """Indices (N, H, W) of the codes next to features (N, D, H, W)."""
-        vectors = features.detach().float().movedim(1, -1)
-        with torch.autocast(vectors.device.type, enabled=False):
-            distances = self.codes.square().sum(dim=1) - 2 * vectors @ self.codes.T
-        return distances.argmin(dim=-1)
-
-    def look_up(self, indices):
-        """Codes (N, D, H, W) of indices (N, H, W)."""
-        return functional.embedding(indices, self.codes).movedim(-1, 1)
-
-    def forward(self, features):
-        """Codes that let gradients through to the features, the commitment loss, and indices."""
-        indices = self.nearest(features)
-        codes = self.look_up(indices)
-        if self.training:
-            self.follow(features, indices)
-        loss = functional.mse_loss(features.float(), codes)
-        return features + (codes - features).detach(), loss, indices
 
     @torch.no_grad()
     def follow(self, features, indices):
@@ -67,7 +47,32 @@ class Codebook(nn.Module):
         return len(dead)
 
 
-# %% ../nbs/08_vqvae.ipynb #4b216709
+# %% ../nbs/08_vqvae.ipynb #5843e0ac
+class Codebook(RunningMeans):
+    """Vectors that stand for the features next to them."""
+
+    def nearest(self, features):
+        """Indices (N, H, W) of the codes next to features (N, D, H, W)."""
+        vectors = features.detach().float().movedim(1, -1)
+        with torch.autocast(vectors.device.type, enabled=False):
+            distances = self.codes.square().sum(dim=1) - 2 * vectors @ self.codes.T
+        return distances.argmin(dim=-1)
+
+    def look_up(self, indices):
+        """Codes (N, D, H, W) of indices (N, H, W)."""
+        return functional.embedding(indices, self.codes).movedim(-1, 1)
+
+    def forward(self, features):
+        """Codes that let gradients through to the features, the commitment loss, and indices."""
+        indices = self.nearest(features)
+        codes = self.look_up(indices)
+        if self.training:
+            self.follow(features, indices)
+        loss = functional.mse_loss(features.float(), codes)
+        return features + (codes - features).detach(), loss, indices
+
+
+# %% ../nbs/08_vqvae.ipynb #150746b1
 class ReluBlock(nn.Module):
     """Adds to maps what two convolutions see in them."""
 
@@ -102,7 +107,7 @@ def doubling_network(inputs, outputs, channels, residual_channels, doublings):
     return nn.Sequential(*steps)
 
 
-# %% ../nbs/08_vqvae.ipynb #150746b1
+# %% ../nbs/08_vqvae.ipynb #0b652194
 class Indices(NamedTuple):
     """A picture in symbols: `top` (N, R / 8, R / 8) and `bottom` (N, R / 4, R / 4), int64."""
 
@@ -122,7 +127,7 @@ class Reconstruction(NamedTuple):
     indices: Indices
 
 
-# %% ../nbs/08_vqvae.ipynb #0b652194
+# %% ../nbs/08_vqvae.ipynb #cc002e75
 class PictureCoder(nn.Module):
     """The convolutional networks of VQ-VAE-2, without codebooks."""
 
@@ -150,6 +155,7 @@ class PictureCoder(nn.Module):
         return self.decoder(torch.cat([self.top_upscaling(top), bottom], dim=1))
 
 
+# %% ../nbs/08_vqvae.ipynb #c52ee5bd
 def require_indices(indices, resolution, codebook_size):
     """Refuse indices of another network."""
     top, bottom = (tuple(level.shape[1:]) for level in indices)
@@ -158,15 +164,60 @@ def require_indices(indices, resolution, codebook_size):
             f"A VQ-VAE-2 of {resolution} px reads {resolution // 8} x {resolution // 8} and {resolution // 4} x "
             f"{resolution // 4} indices a picture, not {top} and {bottom}."
         )
-    if any(level.min() < 0 or level.max() >= codebook_size for level in indices):
+    if any(((level < 0) | (level >= codebook_size)).any() for level in indices):
         raise InputError(
             f"The codebook has {codebook_size} codes, but there are indices outside 0 to {codebook_size - 1}; "
             f"these are indices of another network."
         )
 
 
-# %% ../nbs/08_vqvae.ipynb #cc002e75
-class VQVAE2(PictureCoder):
+# %% ../nbs/08_vqvae.ipynb #66f8d307
+class SymbolCoder(PictureCoder):
+    """Pictures to symbols and back, by the two codebooks of `VQVAE2`."""
+
+    @torch.no_grad()
+    def encode(self, images):
+        """Write pictures (N, 3, R, R), RGB in [-1, 1], in symbols: `Indices` of the nearest codes."""
+        require_side(images, self.resolution, "VQ-VAE-2")
+        below, top_features = self.top_features(images)
+        top = self.top_codebook.nearest(top_features)
+        bottom_features = self.bottom_features(below, self.top_codebook.look_up(top))
+        return Indices(top, self.bottom_codebook.nearest(bottom_features))
+
+    @torch.no_grad()
+    def decode(self, indices):
+        """Read pictures (N, 3, R, R), RGB clipped to [-1, 1], from `Indices`."""
+        require_indices(indices, self.resolution, len(self.top_codebook.codes))
+        top, bottom = indices
+        codes = self.top_codebook.look_up(top), self.bottom_codebook.look_up(bottom)
+        return self.picture(*codes).clamp(-1, 1)
+
+    @torch.no_grad()
+    def reset_dead_codes(self, images, least_usage=1.0, generator=None):
+        """Move codes that are no longer chosen to features of pictures (N, 3, R, R) in [-1, 1].
+
+        Parameters
+        ----------
+        images : tensor, shape (N, 3, R, R)
+        least_usage : float
+            A code chosen less often than this in a training step, on the running mean, counts as dead.
+        generator : torch.Generator, optional
+            Chooses the features; of the CPU.
+
+        Returns
+        -------
+        dict of str to int
+            How many codes were moved in the ``top`` and the ``bottom`` codebook.
+        """
+        below, top_features = self.top_features(images)
+        moved = {"top": self.top_codebook.reset_dead(top_features, least_usage, generator)}
+        top = self.top_codebook.look_up(self.top_codebook.nearest(top_features))
+        bottom_features = self.bottom_features(below, top)
+        return moved | {"bottom": self.bottom_codebook.reset_dead(bottom_features, least_usage, generator)}
+
+
+# %% ../nbs/08_vqvae.ipynb #ef0e8180
+class VQVAE2(SymbolCoder):
     """VQ-VAE-2 of two levels (Razavi et al. 2019, arXiv:1906.00446, section 3.1).
 
     Parameters
@@ -209,43 +260,3 @@ class VQVAE2(PictureCoder):
         bottom, bottom_loss, bottom_indices = self.bottom_codebook(self.bottom_features(below, top))
         loss = self.commitment * (top_loss + bottom_loss)
         return Reconstruction(self.picture(top, bottom), loss, Indices(top_indices, bottom_indices))
-
-    @torch.no_grad()
-    def encode(self, images):
-        """Write pictures (N, 3, R, R), RGB in [-1, 1], in symbols: `Indices` of the nearest codes."""
-        require_side(images, self.resolution, "VQ-VAE-2")
-        below, top_features = self.top_features(images)
-        top = self.top_codebook.nearest(top_features)
-        bottom_features = self.bottom_features(below, self.top_codebook.look_up(top))
-        return Indices(top, self.bottom_codebook.nearest(bottom_features))
-
-    @torch.no_grad()
-    def decode(self, indices):
-        """Read pictures (N, 3, R, R), RGB clipped to [-1, 1], from `Indices`."""
-        require_indices(indices, self.resolution, len(self.top_codebook.codes))
-        top, bottom = indices
-        codes = self.top_codebook.look_up(top), self.bottom_codebook.look_up(bottom)
-        return self.picture(*codes).clamp(-1, 1)
-
-    @torch.no_grad()
-    def reset_dead_codes(self, images, least_usage=1.0, generator=None):
-        """Move codes that are no longer chosen to features of pictures (N, 3, R, R) in [-1, 1].
-
-        Parameters
-        ----------
-        images : tensor, shape (N, 3, R, R)
-        least_usage : float
-            A code chosen less often than this in a training step, on the running mean, counts as dead.
-        generator : torch.Generator, optional
-            Chooses the features; of the CPU.
-
-        Returns
-        -------
-        dict of str to int
-            How many codes were moved in the ``top`` and the ``bottom`` codebook.
-        """
-        below, top_features = self.top_features(images)
-        moved = {"top": self.top_codebook.reset_dead(top_features, least_usage, generator)}
-        top = self.top_codebook.look_up(self.top_codebook.nearest(top_features))
-        bottom_features = self.bottom_features(below, top)
-        return moved | {"bottom": self.bottom_codebook.reset_dead(bottom_features, least_usage, generator)}

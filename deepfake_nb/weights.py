@@ -7,8 +7,6 @@ __all__ = [
     "REGISTRY",
     "KINDS",
     "HEADER",
-    "UNKNOWN",
-    "OURS",
     "PublishedWeights",
     "weights_table",
     "shipped_file",
@@ -109,24 +107,20 @@ def mesonet_weights(name, kind, file, sha256, size, trained_on):
 FACE_SWAPS = "5,111 faces from face-swap videos found on the web and 7,250 real faces, 2018"
 REENACTMENTS = "faces reenacted by Face2Face and real faces of the FaceForensics videos, 2018"
 
-
 # %% ../nbs/08_weights.ipynb #7997c784
-def deepfakebench_weights(name, kind, file, trained_on):
-    """The registry line of a file of DeepfakeBench's release, whose checksum is not known."""
-    return PublishedWeights(
-        name=name,
-        kind=kind,
-        url=f"https://github.com/SCLBD/DeepfakeBench/releases/download/v1.0.1/{file}",
-        sha256=None,
-        size=None,
-        licence="CC-BY-NC-4.0",
-        source="Yan et al. 2023, DeepfakeBench, arXiv:2307.01426",
-        trained_on=trained_on,
-        input_size=256,
-        normalisation="from -1 to 1",
-        polarity="P(fake)",
-    )
-
+XCEPTION = PublishedWeights(
+    name="xception",
+    kind="deepfakebench-xception",
+    url="https://github.com/SCLBD/DeepfakeBench/releases/download/v1.0.1/xception_best.pth",
+    sha256=None,
+    size=None,
+    licence="CC-BY-NC-4.0",
+    source="Yan et al. 2023, DeepfakeBench, arXiv:2307.01426",
+    trained_on="FaceForensics++ (c23), 2018 and 2019",
+    input_size=256,
+    normalisation="from -1 to 1",
+    polarity="P(fake)",
+)
 
 # %% ../nbs/08_weights.ipynb #8b184a1c
 ALTFREEZING = PublishedWeights(
@@ -193,9 +187,7 @@ REGISTRY = {
             "mesoinception-f2f", "mesoinception4", "MesoInception_F2F.h5",
             "d4533ac8a3197dc35c47405d23d99e888c1d0135e267e03540c7451feaccff3f", 197504, REENACTMENTS,
         ),
-        deepfakebench_weights(
-            "xception", "deepfakebench-xception", "xception_best.pth", "FaceForensics++ (c23), 2018 and 2019"
-        ),
+        XCEPTION,
         ALTFREEZING,
         shipped_weights(
             "rendered-clips", "altfreezing", "altfreezing-base.safetensors",
@@ -272,8 +264,6 @@ def fetch(name):
         It is not in the cache and cannot be downloaded, or what was downloaded is another file; or its checksum is
         not known here, so that it is not downloaded.
     """
-    import pooch
-
     entry = registered(name)
     if entry.file:
         return Path(entry.file) if Path(entry.file).is_absolute() else shipped_file(entry.file)
@@ -282,26 +272,33 @@ def fetch(name):
             f"The weights {name!r} are not downloaded, because their checksum is not known here: "
             f"get {entry.url} ({entry.licence}) and give the file with --weights."
         )
-    folder = cache_dir() / "weights"
+    return downloaded(entry, cache_dir() / "weights")
+
+
+# %% ../nbs/08_weights.ipynb #8960400b
+def downloaded(entry, folder):
+    """The file of a registry line in a folder, fetched where it is not there yet; never another file."""
+    import pooch
+
     file = folder / entry.url.rpartition("/")[2]
     downloader = pooch.HTTPDownloader(timeout=30)
     try:
         pooch.retrieve(entry.url, f"sha256:{entry.sha256}", file.name, folder, downloader=downloader)
     except OSError as error:
         raise InputError(
-            f"The weights {name!r} are not in {str(folder)!r} and cannot be downloaded "
+            f"The weights {entry.name!r} are not in {str(folder)!r} and cannot be downloaded "
             f"({type(error).__name__}). Get {entry.url} on a machine with a network and give the file with "
             f"--weights, or put it into that folder."
         ) from error
     except ValueError as error:
         raise InputError(
-            f"What {entry.url} gave is not the registered file of {name!r}: its SHA-256 differs. "
+            f"What {entry.url} gave is not the registered file of {entry.name!r}: its SHA-256 differs. "
             f"Nothing was kept; get the file from {entry.source} and give it with --weights."
         ) from error
     return file
 
 
-# %% ../nbs/08_weights.ipynb #8960400b
+# %% ../nbs/08_weights.ipynb #3fef7abd
 def registered(name):
     """The registry line of a checkpoint.
 
@@ -323,7 +320,7 @@ def registered(name):
     return REGISTRY[name]
 
 
-# %% ../nbs/08_weights.ipynb #52b293c2
+# %% ../nbs/08_weights.ipynb #62534e91
 KINDS = {
     "meso4": "deepfake_nb.mesonet:Meso4",
     "mesoinception4": "deepfake_nb.mesonet:MesoInception4",
@@ -335,7 +332,7 @@ KINDS = {
 }
 
 
-# %% ../nbs/08_weights.ipynb #62534e91
+# %% ../nbs/08_weights.ipynb #74844ac4
 def build_network(kind, settings=None):
     """An untrained network of a kind, in training mode; by default with the settings of the release."""
     if kind not in KINDS:
@@ -346,7 +343,7 @@ def build_network(kind, settings=None):
     return getattr(importlib.import_module(module), name)(**(settings or {}))
 
 
-# %% ../nbs/08_weights.ipynb #524550ac
+# %% ../nbs/08_weights.ipynb #2cf60780
 def tensors_within(content):
     """The largest dictionary of tensors in nested dictionaries."""
     if not isinstance(content, dict):
@@ -365,6 +362,7 @@ def without_prefix(state_dict, expected):
     return state_dict
 
 
+# %% ../nbs/08_weights.ipynb #a57afd87
 def renamed(network, state_dict):
     """Released tensors under the names of `network`, as far as they can be told."""
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
@@ -393,7 +391,7 @@ def misfit(network, state_dict):
     return state_dict, problem
 
 
-# %% ../nbs/08_weights.ipynb #2cf60780
+# %% ../nbs/08_weights.ipynb #38e3f3b5
 def import_state_dict(kind, state_dict, settings=None):
     """Fill a network of a kind with released tensors.
 
@@ -424,13 +422,13 @@ def import_state_dict(kind, state_dict, settings=None):
     return network.eval()
 
 
-# %% ../nbs/08_weights.ipynb #3a40a32e
+# %% ../nbs/08_weights.ipynb #b7995b55
 def first_line(error):
     """What an error says, in one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-# %% ../nbs/08_weights.ipynb #2289d663
+# %% ../nbs/08_weights.ipynb #96b7bad2
 class KerasLayer(NamedTuple):
     """One layer of a Keras file with its tensors by name (``kernel``, ``bias``, ``gamma``, ...)."""
 
@@ -459,7 +457,7 @@ def text_list(group, name):
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-# %% ../nbs/08_weights.ipynb #96b7bad2
+# %% ../nbs/08_weights.ipynb #34428d19
 def plain_dataset(group, name):
     """A data set that lies in the file itself."""
     for part in name.split("/"):
@@ -473,7 +471,7 @@ def plain_dataset(group, name):
     return group
 
 
-# %% ../nbs/08_weights.ipynb #7ce00cdf
+# %% ../nbs/08_weights.ipynb #8b407b7f
 def read_keras_layers(path):
     """The layers with weights of a Keras file, in the order of the file.
 
@@ -515,7 +513,7 @@ def read_keras_layers(path):
     return [layer for layer in layers if layer.tensors]
 
 
-# %% ../nbs/08_weights.ipynb #8b407b7f
+# %% ../nbs/08_weights.ipynb #404196b5
 TENSOR_NAMES = {
     nn.Conv2d: {"kernel": "weight", "bias": "bias"},
     nn.Linear: {"kernel": "weight", "bias": "bias"},
@@ -548,7 +546,7 @@ def to_torch_order(tensor, channels):
     return tensor.T
 
 
-# %% ../nbs/08_weights.ipynb #d7147ddd
+# %% ../nbs/08_weights.ipynb #629abf60
 def keras_state_dict(layers, network):
     """The tensors of Keras layers under the names of `network`; None when they do not fit it."""
     state_dict = {}
@@ -573,7 +571,7 @@ def keras_kind(layers):
     return next((kind for kind, build in networks.items() if keras_state_dict(layers, build())), None)
 
 
-# %% ../nbs/08_weights.ipynb #629abf60
+# %% ../nbs/08_weights.ipynb #017d7c55
 def import_mesonet(path, polarity="P(real)"):
     """Read a Keras file of Meso-4 or MesoInception-4.
 
@@ -606,7 +604,7 @@ def import_mesonet(path, polarity="P(real)"):
     return import_state_dict(kind, state_dict)
 
 
-# %% ../nbs/08_weights.ipynb #f1e8006f
+# %% ../nbs/08_weights.ipynb #251da099
 SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-legacy": b"\x80"}
 
 
@@ -629,7 +627,7 @@ def file_format(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #65c13698
+# %% ../nbs/08_weights.ipynb #94b81025
 def read_state_dict(path):
     """The tensors of a PyTorch or safetensors file, without running anything in it.
 
@@ -672,7 +670,7 @@ def read_state_dict(path):
     return tensors
 
 
-# %% ../nbs/08_weights.ipynb #94b81025
+# %% ../nbs/08_weights.ipynb #91339b4a
 def numbers_of_numpy():
     """What a pickle needs for NumPy's numbers and arrays, of NumPy 1 and 2."""
     from numpy._core import multiarray
@@ -683,7 +681,7 @@ def numbers_of_numpy():
     return [*builders, *old_names, *types]
 
 
-# %% ../nbs/08_weights.ipynb #4f8fbf6b
+# %% ../nbs/08_weights.ipynb #748e1f97
 def state_dict_kind(state_dict):
     """The kind of network that a state dict fits; None when there is none."""
     for kind in KINDS:
@@ -694,7 +692,7 @@ def state_dict_kind(state_dict):
     return None
 
 
-# %% ../nbs/08_weights.ipynb #748e1f97
+# %% ../nbs/08_weights.ipynb #745e278b
 HEADER = "deepfake_nb_network"
 
 
@@ -729,7 +727,7 @@ def save_network(path, kind, network, trained_on, settings=None, **usage):
         file.write(save(tensors, header))
 
 
-# %% ../nbs/08_weights.ipynb #fad90112
+# %% ../nbs/08_weights.ipynb #de0ad97a
 def read_header(path):
     """What `save_network` wrote about a network: kind, settings, words and usage; None for files of others."""
     from safetensors import safe_open
@@ -766,7 +764,7 @@ def check_header(path, about, state_dict):
         raise InputError(f"{str(path)!r} does not hold the network that it names: {problem}.")
 
 
-# %% ../nbs/08_weights.ipynb #745e278b
+# %% ../nbs/08_weights.ipynb #5e50fd69
 @dataclass(frozen=True)
 class WeightFile:
     """What a weight file is.
@@ -813,11 +811,7 @@ class WeightFile:
         ).items()
 
 
-UNKNOWN = "unknown: not a file of the registry"
-OURS = "trained with this package"
-
-
-# %% ../nbs/08_weights.ipynb #de0ad97a
+# %% ../nbs/08_weights.ipynb #a63dd734
 def check_file(path):
     """Say what a weight file is, without running anything in it.
 
@@ -858,7 +852,11 @@ def check_file(path):
     )
 
 
-# %% ../nbs/08_weights.ipynb #5e50fd69
+# %% ../nbs/08_weights.ipynb #c42984fd
+UNKNOWN = "unknown: not a file of the registry"
+OURS = "trained with this package"
+
+
 def origin(sha256, about):
     """Who made a file of this checksum, by the registry or by what the file says about itself."""
     entry = next((entry for entry in REGISTRY.values() if entry.sha256 == sha256), None)
@@ -870,7 +868,7 @@ def origin(sha256, about):
     return {"published": entry.name if entry else None, "sha256": sha256, **known}
 
 
-# %% ../nbs/08_weights.ipynb #9799e900
+# %% ../nbs/08_weights.ipynb #96610914
 class LoadedNetwork(NamedTuple):
     """A network in eval mode, and what its weights are."""
 
@@ -878,6 +876,7 @@ class LoadedNetwork(NamedTuple):
     weights: WeightFile
 
 
+# %% ../nbs/08_weights.ipynb #16c1a5d8
 def load_detector(name, weights=None):
     """The network of a published detector with its weights.
 
@@ -914,7 +913,7 @@ def load_detector(name, weights=None):
     return LoadedNetwork(import_state_dict(report.kind, read_state_dict(path), report.settings), report)
 
 
-# %% ../nbs/08_weights.ipynb #57a4642d
+# %% ../nbs/08_weights.ipynb #a22ce964
 def why_not(kind, path):
     """What the network of a kind has to say of a file's tensors that do not fit it, behind a colon."""
     with torch.device("meta"):
@@ -924,7 +923,7 @@ def why_not(kind, path):
     return f": {reason}" if reason else ""
 
 
-# %% ../nbs/08_weights.ipynb #16e6cb35
+# %% ../nbs/08_weights.ipynb #7dd1bec7
 def own_weights(name, path):
     """The registry line of a file that `save_network` wrote.
 

@@ -6,6 +6,7 @@
 __all__ = [
     "UNUSED",
     "TEMPLATE",
+    "TEMPLATE_SIZE",
     "MARGIN",
     "Xception",
     "from_deepfakebench",
@@ -85,7 +86,8 @@ def to_deepfakebench(state_dict):
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-MARGIN = 1.3
+TEMPLATE_SIZE = 112  # side of the crop that the template is for, in pixels
+MARGIN = 1.3  # of the crop's width
 
 
 def deepfakebench_points(size=256):
@@ -101,9 +103,10 @@ def deepfakebench_points(size=256):
     float64, shape (5, 2)
         Eyes, nose tip, corners of the mouth; x and y in pixels.
     """
-    return (TEMPLATE * size / 112 + (MARGIN - 1) / 2 * size) / MARGIN
+    return (TEMPLATE * size / TEMPLATE_SIZE + (MARGIN - 1) / 2 * size) / MARGIN
 
 
+# %% ../nbs/08_xception.ipynb #d46f30f6
 def cut_as_deepfakebench(image, box, landmarks, size=256):
     """Cut a face as DeepfakeBench's training pictures were cut.
 
@@ -130,6 +133,7 @@ def cut_as_deepfakebench(image, box, landmarks, size=256):
     return cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_LINEAR)
 
 
+# %% ../nbs/08_xception.ipynb #0c82c7ef
 def half_range(crops):
     """Crops as DeepfakeBench's Xception takes them: channels first, values from -1 to 1.
 

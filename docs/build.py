@@ -5,12 +5,15 @@ Pages come from executed notebooks, from docstrings, from the command line's own
 """
 
 import argparse
+import functools
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import typer
@@ -18,6 +21,7 @@ import yaml
 
 from deepfake_nb.cli import app
 from deepfake_nb.study import (
+    PROFILES,
     SECTIONS,
     atomic_path,
     available_sections,
@@ -81,6 +85,28 @@ def library_page(notebook: Path, run: bool) -> str:
     """The page of a library notebook, with outputs when they are wanted or already there."""
     with_outputs = run or cached_run(notebook, {}).is_file()
     return notebook_page(executed(notebook) if with_outputs else notebook, notebook.stem)
+
+
+@functools.cache
+def modules_of(notebook: Path) -> tuple[str | None, frozenset[str]]:
+    """The module that a notebook exports, if any, and those that it imports."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    exported = re.search(r"^#\| default_exp (\w+)", code, re.M)
+    imported = re.findall(r"^from deepfake_nb\.(\w+) import", code, re.M)
+    return exported and exported[1], frozenset(imported)
+
+
+def in_reading_order(notebooks: Iterable[Path]) -> list[Path]:
+    """Notebooks by number, and those of one number after what they stand on."""
+    ordered, waiting = [], sorted(notebooks)
+    while waiting:
+        alike = [notebook for notebook in waiting if notebook.name[:2] == waiting[0].name[:2]]
+        exported = {modules_of(notebook)[0] for notebook in alike}
+        first = next((n for n in alike if not modules_of(n)[1] & exported), alike[0])
+        ordered.append(first)
+        waiting.remove(first)
+    return ordered
 
 
 def section_page(report: Path, name: str) -> str:
@@ -210,7 +236,7 @@ def build(profile: str, run_library: bool) -> Path:
     """
     reports = ROOT / "reports" / profile
     sections = [section_page(reports / section, SECTIONS[section]) for section in available_sections()]
-    notebooks = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    notebooks = in_reading_order((ROOT / "nbs").glob("[0-9]*.ipynb"))
     tools = [library_page(n, run_library) for n in notebooks if n.name < "10" or n.name >= "70"]
     parts = {"Guides": guide_pages(), "Paper sections": sections, "Tools": tools}
     parts["Reference"] = [command_line_page(), citation_page(), *api_pages()]
@@ -230,7 +256,7 @@ def build(profile: str, run_library: bool) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--profile", default="demo", choices=[*PROFILES, "reference"])
     parser.add_argument("--library", action="store_true", help="run the library notebooks for their outputs")
     arguments = parser.parse_args()
     print(f"Site: {build(arguments.profile, arguments.library)}")

@@ -91,11 +91,13 @@ def keep(source: Path, target: Path) -> None:
 
 def main() -> None:
     reports = ROOT / "reports" / (sys.argv[1] if len(sys.argv) > 1 else "demo")
-    for section in available_sections():
+    done = [section for section in available_sections() if (reports / section / "inputs.json").is_file()]
+    if not done:
+        sys.exit(f"No section was run to its end in {reports.relative_to(ROOT)}. Run `make study` first.")
+    for section in done:
         target = ROOT / "reports" / "reference" / section
-        if (reports / section / "inputs.json").is_file():
-            keep(reports / section, target)
-            print(f"Kept {target.relative_to(ROOT)}")
+        keep(reports / section, target)
+        print(f"Kept {target.relative_to(ROOT)}")
     about = reports / "study.json"
     if about.is_file() and set(json.loads(about.read_text())["sections"]) == set(available_sections()):
         shutil.copy(about, ROOT / "reports" / "reference")

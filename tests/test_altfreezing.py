@@ -187,6 +187,12 @@ def test_clips_after_a_change_are_found_again(recording):
     assert darker.mean() == pytest.approx(clips.mean() / 2, rel=0.1)
 
 
+def test_clips_of_the_beginning_of_a_video(recording):
+    assert len(clips_after(recording, length=8, size=48, frames=12)) == 2
+    assert len(clips_after(recording, length=16, size=48, frames=12)) == 1, "a short track is mirrored"
+    assert len(clips_after(recording, length=16, size=48, frames=10)) == 0, "ten frames say nothing"
+
+
 def test_clips_of_a_video_whose_face_is_gone_are_none(recording):
     clips = clips_after(recording, lambda images: np.full_like(images, 90), length=8, size=48)
     assert clips.shape == (0, 8, 48, 48, 3)

@@ -15,6 +15,7 @@ from deepfake_nb.calibration import (
     fit_familiarity,
     fit_media_calibration,
     read_calibrations,
+    read_familiarity,
     threshold_for,
     write_calibrations,
 )
@@ -238,6 +239,31 @@ def test_statistics_do_not_depend_on_what_else_is_in_the_batch():
     assert np.allclose(face_statistics(crops, [90] * 3), alone, atol=1e-5) and np.isfinite(alone).all()
     black = face_statistics(np.zeros_like(crops), [1] * 3)
     assert np.isfinite(black).all() and black.shape == (3, sum(map(len, STATISTICS.values())))
+
+
+@pytest.fixture(scope="module")
+def memory():
+    """What a calibration remembers of faces, as a file has it."""
+    known = np.random.default_rng(0).normal(size=(20, sum(map(len, STATISTICS.values()))))
+    return json.loads(json.dumps(fit_familiarity(known, range(20)).as_dict()))
+
+
+@pytest.mark.parametrize(
+    "name, spoil",
+    [
+        ("mean", lambda numbers: numbers[:-1]), ("scale", lambda numbers: [0.0, *numbers[1:]]),
+        ("scale", lambda numbers: [float("nan"), *numbers[1:]]), ("limits", lambda numbers: [-1.0, 1.0]),
+        ("limits", lambda numbers: numbers * 2), ("share", lambda share: 1.0), ("share", lambda share: [0.9]),
+        ("seen", lambda rows: []), ("seen", lambda rows: [row[:-1] for row in rows]), ("seen", lambda rows: rows[0]),
+        ("seen", lambda rows: [[float("inf")] * len(rows[0])]), ("whitening", lambda rows: rows[:-1]),
+        ("whitening", lambda rows: [row + [0.0] * len(rows) for row in rows]), ("whitening", lambda rows: [["many"]]),
+        ("eyes", lambda sha256: "0" * 64), ("more", lambda nothing: 1),
+    ],
+)  # fmt: skip
+def test_a_damaged_memory_of_faces_is_refused(memory, name, spoil):
+    assert read_familiarity(memory).n_people == 20
+    with pytest.raises(InputError, match="cannot be read, or is of another version"):
+        read_familiarity(memory | {name: spoil(memory.get(name))})
 
 
 @pytest.mark.parametrize(

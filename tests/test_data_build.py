@@ -1,5 +1,6 @@
 """Builds that are killed, disturbed, given bad media, a full disk, a cluster, or a changed mind."""
 
+import ast
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import layouts
@@ -18,9 +20,9 @@ import psutil
 import pytest
 from commands import allow_files_of, run
 
-from deepfake_nb import builds
+from deepfake_nb import builds, filming
 from deepfake_nb.builds import FaceSet, build, check, load_manifest
-from deepfake_nb.datasets import learning_rows, paper_set, render_sets, validation_rows
+from deepfake_nb.datasets import MAKING_MODULES, learning_rows, paper_set, render_sets, validation_rows
 from deepfake_nb.study import InputError, UsageError
 
 SMALL = {"crop_size": 32, "detect_every": 5}
@@ -185,9 +187,20 @@ def test_usage_errors(media, tmp_path):
         ({"limit": 0}, "at least 1"),
         ({"settings": {"shares": "1,2"}}, "add up to 1"),
         ({"settings": {"frame_stride": "0"}}, "at least 1"),
+        ({"settings": {"max_frames": "-1"}}, "max_frames must be at least 0"),
+        ({"settings": {"threshold": "1.5"}}, "between 0 and 1"),
+        ({"jobs": 0}, "jobs must be at least 1"),
     ):
         with pytest.raises(UsageError, match=words):
             build("folder", media, tmp_path / "out", **change)
+    for change in (
+        {"splits": "frames"},
+        {"settings": {"shares": "1,2"}},
+        {"settings": {"shares": "nan,0,1"}},
+    ):
+        with pytest.raises(UsageError):
+            build("rendered", tmp_path / "made", tmp_path / "out", **change)
+    assert not (tmp_path / "made").exists()  # told before anything is rendered
     with pytest.raises(UsageError, match="no set 'ff'"):
         paper_set("ff", "smoke")
 
@@ -277,6 +290,24 @@ def test_check_finds_every_kind_of_damage(media, tmp_path):
     (out / "manifest.parquet").write_bytes(b"not a table")
     with pytest.raises(InputError, match="cannot be read"):
         check(out)
+
+
+def test_a_build_of_nothing_usable_is_no_sound_build(tmp_path):
+    layouts.place(tmp_path / "set", ["real/a.png", "fake/b.png"], b"no picture")
+    report = build("folder", tmp_path / "set", tmp_path / "out", settings=SMALL)
+    assert (len(report.manifest), report.rejected) == (0, 2)
+    assert len(FaceSet(tmp_path / "out")) == 0
+    found = check(tmp_path / "out")
+    assert found.counts.empty and found.problems == ["it holds no usable media file; rejected.csv says why"]
+
+
+def test_a_damaged_journal_costs_its_damaged_lines(media, tmp_path):
+    build("folder", media, tmp_path / "out", settings=SMALL)
+    journal = tmp_path / "out" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(lines[0] + b"\xff\xfe{" + lines[1] + b"[]\n" + b"".join(lines[2:]))
+    report = build("folder", media, tmp_path / "out", settings=SMALL)
+    assert (report.built, report.kept) == (1, 3)
 
 
 def test_progress_counts_what_is_done(media, tmp_path):
@@ -396,6 +427,21 @@ def test_workers_end_with_the_process_that_asked(tmp_path):
     assert len(below) >= 2 and not left
 
 
+def modules_behind(name, without):
+    """Modules of the package that a module imports, itself and what these import included."""
+    source = Path(find_spec(f"deepfake_nb.{name}").origin).read_text()
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    ours = [node.module for node in imports if node.level or node.module.startswith("deepfake_nb.")]
+    named = {module.removeprefix("deepfake_nb.") for module in ours}
+    return {name}.union(*(modules_behind(other, without) for other in named - without))
+
+
+def test_a_set_is_rendered_anew_when_any_code_that_makes_it_changes():
+    """But for the random streams of `study`, names of real files, and the generator, which few sets need."""
+    behind = modules_behind("filming", {"study", "adapters", "generator"})
+    assert set(MAKING_MODULES) == behind | {"datasets"}
+
+
 def test_sets_rendered_side_by_side_are_those_rendered_alone(tmp_path):
     names = ("celeb-df", "course-fakes")
     render_sets(names, "smoke", 0, tmp_path / "together", jobs=2)
@@ -465,6 +511,18 @@ def test_real_recordings_are_swapped_into_a_set(shared_data, tmp_path):
     assert (report.manifest.n_frames == 8).all() and report.leaking == 0
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_who_is_swapped_in_ffpp(tmp_path, flat):
+    """Sequences, not actors, each once, at c23 where that is there; from any layout."""
+    if flat:
+        layouts.place(tmp_path, ["original/004.mp4", "original/982.mp4", "original/01__kitchen_pan.mp4"])
+    else:
+        layouts.ffpp(tmp_path, pairs=(("004", "982"),), compressions=("c40", "c23", "raw"))
+    chosen = filming._ffpp_originals(tmp_path, {"train": (2, 2)}, seed=0)
+    assert chosen.source_id.tolist() == ["004", "982"]
+    assert flat or chosen.path.str.contains("/c23/").all()
+
+
 def test_rendered_people_are_a_source_of_their_own(tmp_path):
     settings = {**SMALL, "frames": 4}
     report = build("rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings)
@@ -472,3 +530,5 @@ def test_rendered_people_are_a_source_of_their_own(tmp_path):
     assert (report.manifest.n_frames == 4).all()
     again = build("rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings)
     assert (again.built, again.kept) == (0, 4)
+    fewer = build("rendered", tmp_path / "media", tmp_path / "fewer", limit=2, settings=settings)
+    assert sorted(fewer.manifest.label) == [0, 1]

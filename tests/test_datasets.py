@@ -54,6 +54,53 @@ def test_ffpp_two_sequences_of_one_download_are_one_person(tmp_path):
     assert groups["youtube--c23--982"] == groups["youtube--c23--071"]
 
 
+def test_ffpp_as_its_first_script_and_as_kaggle_lay_it(tmp_path):
+    names = [
+        "original_sequences/c23/videos/004.mp4",
+        "manipulated_sequences/Deepfakes/c23/videos/004_982.mp4",
+    ]
+    names += [
+        "original_sequences/c23/images/004/0001.png",
+        "manipulated_sequences/Deepfakes/models/004_982.mp4",
+    ]
+    old = scan_source("ffpp", layouts.place(tmp_path / "2019", names)).manifest
+    assert old.media_id.tolist() == ["Deepfakes--c23--004_982", "youtube--c23--004"]
+    names = ["original/004.mp4", "Deepfakes/004_982.mp4", "FaceShifter/004_982.mp4", "csv/004.mp4"]
+    names += ["DeepFakeDetection/01_02__kitchen_pan__J5BXWVCN.mp4"]
+    kaggle = layouts.place(tmp_path / "archive" / "FaceForensics++_C23", names)
+    layouts.ffpp_splits(kaggle)
+    flat = scan_source("ffpp", kaggle).manifest.set_index("media_id")
+    assert flat.label.to_dict() == {
+        "DeepFakeDetection--01_02__kitchen_pan__J5BXWVCN": 1,
+        "Deepfakes--004_982": 1,
+        "FaceShifter--004_982": 1,
+        "original--004": 0,
+    }
+    assert flat.loc["FaceShifter--004_982", ["source_id", "target_id", "split"]].tolist() == [
+        "982",
+        "004",
+        "train",
+    ]
+    with pytest.raises(InputError, match=r"Its subfolder 'FaceForensics\+\+_C23' has it"):
+        scan_source("ffpp", tmp_path / "archive")
+
+
+@pytest.mark.parametrize("options", [{"compression": "c32"}, {"methods": "deepfakes"}])
+def test_ffpp_a_filter_that_keeps_nothing_is_told_what_there_is(tmp_path, options):
+    with pytest.raises(UsageError, match=r"There are: .*Deepfakes c23.*original c23"):
+        scan_source("ffpp", layouts.ffpp(tmp_path), options)
+
+
+def test_ffpp_side_files_of_another_shape(tmp_path):
+    layouts.ffpp_splits(layouts.ffpp(tmp_path))
+    (tmp_path / "train.json").write_text(json.dumps([4, "982"]))  # a flat list, once as a number
+    (tmp_path / "val.json").write_text(json.dumps({"071": "054"}))
+    (tmp_path / "conversion_dict.json").write_text("[]")
+    scan = scan_source("ffpp", tmp_path)
+    assert set(scan.manifest.split[scan.manifest.path.str.contains("004_982")]) == {"train"}
+    assert {row["path"] for row in scan.rejected} == {"val.json", "conversion_dict.json"}
+
+
 @pytest.mark.parametrize("version", ["celeb-df-v1", "celeb-df-v2"])
 def test_celeb_df_list_writes_1_for_real(tmp_path, version):
     scan = scan_source(version, layouts.celeb_df(tmp_path))
@@ -71,6 +118,29 @@ def test_celeb_df_without_the_list_has_no_official_split(tmp_path):
     layouts.celeb_df(tmp_path)
     (tmp_path / "List_of_testing_videos.txt").unlink()
     assert scan_source("celeb-df-v2", tmp_path).manifest.split.isna().all()
+
+
+def test_celeb_df_as_other_tools_leave_it(tmp_path):
+    """Videos a folder deeper, frames beside them, and a list that was edited on Windows."""
+    names = ["Celeb-real/videos/id0_0000.mp4", "Youtube-real/videos/00001.mp4"]
+    names += ["Youtube-real/frames/00001/000.png", "Celeb-synthesis/videos/id0_id1_0000.mp4"]
+    layouts.place(tmp_path, names)
+    lines = [
+        "\ufeff1 YouTube-real\\00001.mp4",
+        "",
+        "0 Celeb-synthesis/id0_id1_0000.mp4 ",
+        "Celeb-real/id0_0000.mp4",
+    ]
+    (tmp_path / "List_of_testing_videos.txt").write_bytes("\r\n".join(lines).encode())
+    scan = scan_source("celeb-df-v2", tmp_path)
+    found = scan.manifest.set_index("media_id")[["label", "split"]]
+    assert found.T.to_dict("list") == {
+        "Celeb-real--id0_0000": [0, "train"],
+        "Celeb-synthesis--id0_id1_0000": [1, "test"],
+        "YouTube-real--00001": [0, "test"],
+    }
+    (row,) = scan.rejected
+    assert row["path"] == "List_of_testing_videos.txt" and "line 4 is not 0 or 1 and a path" in row["reason"]
 
 
 def test_celeb_df_official_split_leaks_and_the_identity_split_does_not(tmp_path):
@@ -96,16 +166,68 @@ def test_dfdc_one_part_alone_and_a_broken_listing(tmp_path):
     assert any("not a readable JSON" in row["reason"] for row in scan.rejected)
 
 
+def test_dfdc_names_that_lead_out_and_entries_of_another_shape(tmp_path):
+    layouts.place(tmp_path, ["out.mp4"])
+    part = layouts.place(tmp_path / "dfdc" / "part", ["real.mp4", "word.mp4", "nan.mp4"])
+    entries = {
+        "real.mp4": {"label": "REAL"},
+        "word.mp4": "FAKE",
+        "nan.mp4": {"label": "FAKE", "original": None},
+    }
+    entries |= {name: {"label": "FAKE"} for name in ("../../out.mp4", str(tmp_path / "out.mp4"))}
+    (part / "metadata.json").write_text(json.dumps(entries))
+    scan = scan_source("dfdc", tmp_path / "dfdc")
+    assert scan.manifest.path.tolist() == ["part/nan.mp4", "part/real.mp4"]
+    reasons = [row["reason"] for row in scan.rejected]
+    assert sum("leads out" in reason for reason in reasons) == 2
+    assert sum("neither REAL nor FAKE" in reason for reason in reasons) == 1
+
+
+def test_dfdc_parts_on_another_disk_and_videos_that_no_list_names(tmp_path):
+    layouts.dfdc(tmp_path / "disk2", parts=("dfdc_train_part_1",))
+    layouts.dfdc(tmp_path / "set", parts=("dfdc_train_part_0",))
+    (tmp_path / "set" / "dfdc_train_part_1").symlink_to(tmp_path / "disk2" / "dfdc_train_part_1")
+    layouts.place(tmp_path / "set", ["test_videos/aaa.mp4", "dfdc_train_part_0/frames/real/000.png"])
+    (tmp_path / "set" / "dfdc_train_part_2").mkdir()
+    (tmp_path / "set" / "dfdc_train_part_2" / "metadata.json").write_text("{")
+    scan = scan_source("dfdc", tmp_path / "set")
+    assert set(scan.manifest.path.str.split("/").str[0]) == {"dfdc_train_part_0", "dfdc_train_part_1"}
+    reasons = {row["path"]: row["reason"] for row in scan.rejected}
+    assert set(reasons) == {
+        "dfdc_train_part_0/no.mp4",
+        "dfdc_train_part_1/no.mp4",
+        "dfdc_train_part_2/metadata.json",
+        "test_videos/aaa.mp4",
+    }
+    assert "its label is unknown" in reasons["test_videos/aaa.mp4"]
+
+
+@pytest.mark.parametrize("videos", ["", "videos/"])
+def test_dfdc_later_sets_list_name_and_label_only(tmp_path, videos):
+    layouts.place(tmp_path / "test", [videos + "a.mp4", videos + "b.mp4"])
+    (tmp_path / "test" / "labels.csv").write_text("filename,label\na.mp4,0\nb.mp4,1\nc.mp4,1\n")
+    scan = scan_source("dfdc", tmp_path)
+    assert scan.manifest[["label", "split"]].values.tolist() == [[0, "test"], [1, "test"]]
+    assert [row["path"] for row in scan.rejected] == ["test/c.mp4"]
+    assert len(scan_source("dfdc", tmp_path / "test").manifest) == 2
+    (tmp_path / "labels.csv").write_text("somebody,else\n")
+    scan = scan_source("dfdc", tmp_path)
+    assert len(scan.manifest) == 2 and "no column filename and label" in scan.rejected[0]["reason"]
+
+
 def test_dfdc_preview_tells_both_people(tmp_path):
     layouts.place(tmp_path, ["original_videos/1/1_A_001.mp4", "method_B/1/1_A/2_1_A_001.mp4"])
     fake = {"label": "fake", "set": "train", "target_id": 1, "swapped_id": 2, "augmentations": []}
     real = {"label": "real", "set": "train", "target_id": 1, "swapped_id": None, "augmentations": []}
     entries = {"original_videos/1/1_A_001.mp4": real, "method_B/1/1_A/2_1_A_001.mp4": fake}
-    (tmp_path / "dataset.json").write_text(json.dumps(entries | {"method_A/gone.mp4": fake}))
+    (tmp_path / "dataset.json").write_text(json.dumps(entries | {"odd.mp4": [], "method_A/gone.mp4": fake}))
     scan = scan_source("dfdc-preview", tmp_path)
     row = scan.manifest[scan.manifest.label == 1].iloc[0]
     assert (row.source_id, row.target_id, row.method) == ("2", "1", "method_B")
-    assert len(scan.rejected) == 1
+    assert [row["path"] for row in scan.rejected] == ["method_A/gone.mp4", "odd.mp4"]
+    (tmp_path / "dataset.json").write_text("[]")
+    with pytest.raises(InputError, match=r"'dataset.json', because: holds a JSON list, not a dict"):
+        scan_source("dfdc-preview", tmp_path)
 
 
 @pytest.mark.parametrize("nested", [".", "Dataset"])
@@ -127,6 +249,66 @@ def test_course_layout_and_plain_folder(tmp_path):
     assert len(scan.rejected) == 2
 
 
+def test_140k_faces_below_their_two_folders(tmp_path):
+    names = [
+        f"real_vs_fake/real-vs-fake/{s}/{x}/0.jpg"
+        for s in ("train", "valid", "test")
+        for x in ("real", "fake")
+    ]
+    layouts.place(tmp_path, names)
+    (tmp_path / "train.csv").write_text(",original_path,id,label,label_str,path\n")
+    manifest = scan_source("course", tmp_path).manifest
+    assert manifest.label.tolist() == manifest.path.str.contains("/fake/").astype(int).tolist()
+    assert manifest.split.value_counts().to_dict() == {"train": 2, "val": 2, "test": 2}
+
+
+def test_openforensics_whole_pictures_are_told_from_the_crops(tmp_path):
+    layouts.place(tmp_path, ["Train/Train/a.jpg", "Train/Train_poly.json"])
+    with pytest.raises(InputError, match=r"whole pictures on Zenodo.* is not read"):
+        scan_source("openforensics", tmp_path)
+
+
+def test_an_index_tells_people_and_methods(tmp_path):
+    layouts.place(tmp_path, ["real/a.png", "fake/b.png", "fake/c.png", "fake/d.png"])
+    lines = [
+        "File,label,method,source_id,target_id",
+        "./real/a.png,real,,ann,",
+        "fake\\b.png,FAKE,swap,ann,ben",
+    ]
+    lines += ["fake/c.png,0,swap,ann,ben", "fake/d.png,1,first,,", "fake/d.png,1,second,,"]
+    (tmp_path / "index.csv").write_text("\n".join(lines))
+    scan = scan_source("folder", tmp_path)
+    columns = ["path", "method", "source_id", "target_id"]
+    assert scan.manifest[columns].values.tolist() == [
+        ["fake/b.png", "swap", "ann", "ben"],
+        ["fake/d.png", "first", None, None],
+        ["real/a.png", "original", "ann", None],
+    ]
+    assert [(row["path"], "disagree" in row["reason"]) for row in scan.rejected] == [("fake/c.png", True)]
+    (tmp_path / "index.csv").write_text("id,source_id\n1,ann\n")
+    scan = scan_source("folder", tmp_path)
+    assert len(scan.manifest) == 4 and "no column file" in scan.rejected[0]["reason"]
+    (tmp_path / "index.csv").write_bytes("file,source_id\nreal/a.png,J\u00fcrgen\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"index\.csv cannot be read as a CSV table: .* Save it as UTF-8"):
+        scan_source("folder", tmp_path)
+
+
+def test_every_kind_of_file_that_can_be_read_is_taken(tmp_path):
+    names = ["real/a.JFIF", "real/b.3gp", "fake/c.heic", "fake/d.mts", "fake/notes.txt"]
+    layouts.place(tmp_path, names)
+    kinds = scan_source("folder", tmp_path).manifest[["path", "kind"]].values.tolist()
+    assert kinds == [
+        ["fake/c.heic", "image"],
+        ["fake/d.mts", "video"],
+        ["real/a.JFIF", "image"],
+        ["real/b.3gp", "video"],
+    ]
+    (tmp_path / "recordings.csv").write_text("path,label\nfake/d.mts,fake\nfake/notes.txt,fake\n")
+    scan = scan_source("zoom", tmp_path)
+    assert scan.manifest.path.tolist() == ["fake/d.mts"]
+    assert "neither that of a picture nor of a video" in scan.rejected[0]["reason"]
+
+
 def test_the_combined_stills_leak_shows(tmp_path):
     names = [
         "train/real/129_1.png",
@@ -146,7 +328,26 @@ def test_zoom_table_refuses_what_lies_outside_and_reads_odd_names(tmp_path):
     assert len(scan.manifest) == 2 and len(scan.rejected) == 2
     assert scan.manifest.media_id.str.fullmatch(r"[A-Za-z0-9_.-]+").all()
     (tmp_path / "recordings.csv").write_text("file,truth\na,b\n")
-    with pytest.raises(InputError, match="no column label and path"):
+    with pytest.raises(InputError, match="no column label and path, only: file, truth"):
+        scan_source("zoom", tmp_path)
+
+
+def test_zoom_table_as_spreadsheets_write_it(tmp_path):
+    layouts.place(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
+    lines = ["\ufeffPath,Label,Split,", "a.mp4,real, Test ,", "b.mp4 ,fake,train,", "c.mp4,fake,held out,"]
+    (tmp_path / "recordings.csv").write_bytes("\r\n".join(lines).encode())
+    scan = scan_source("zoom", tmp_path)
+    assert scan.manifest[["path", "split"]].values.tolist() == [["a.mp4", "test"], ["b.mp4", "train"]]
+    assert "split 'held out' is none of train, val, test" in scan.rejected[0]["reason"]
+    (tmp_path / "recordings.csv").write_text("path,label\na.mp4,real\nb, the second.mp4,fake\n")
+    with pytest.raises(InputError, match=r"Expected 2 fields in line 3, saw 3\. Save"):
+        scan_source("zoom", tmp_path)
+
+
+def test_a_table_of_something_else_below_a_wrong_root_does_not_speak(tmp_path):
+    layouts.place(tmp_path, ["holiday/beach.jpg"])
+    (tmp_path / "holiday" / "costs.csv").write_text("day,cost\n1,2\n")
+    with pytest.raises(InputError, match="Found: holiday/"):
         scan_source("zoom", tmp_path)
 
 

@@ -399,6 +399,7 @@ BAD = {
         lambda n: grad_cam(n, stills(), "conv7"),
         "no layer 'conv7'. Its last convolutions: conv",
     ),
+    "empty name": (lambda n: grad_cam(n, stills(), ""), "no layer ''"),
     "foreign layer": (lambda n: grad_cam(n, stills(), nn.Conv2d(1, 1, 1)), "not part of the network"),
     "layer without maps": (lambda n: grad_cam(n, stills(), "head"), "Name another layer"),
     "maps as answer": (lambda n: saliency(n.conv, stills()), r"logits are \(N,\)"),

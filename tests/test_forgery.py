@@ -631,6 +631,17 @@ def test_a_pair_must_agree(tmp_path, clip):
         codec_leak([], [], np.random.default_rng(0))
 
 
+def test_packets_of_what_is_no_video(tmp_path):
+    (tmp_path / "text.mp4").write_text("no packets here")
+    write_masks(tmp_path / "mask.png", [np.zeros((8, 8), np.float32)])
+    with av.open(str(tmp_path / "sound.wav"), "w") as way_out:
+        way_out.mux(way_out.add_stream("pcm_s16le", rate=8000).encode(None))
+    for name in ("absent.mp4", "text.mp4", "sound.wav"):
+        with pytest.raises(InputError, match=rf"Cannot read the packets of '.*{name}'"):
+            codec_features(tmp_path / name)
+    assert codec_features(tmp_path / "mask.png")["frames"] == 1
+
+
 def test_pairs_of_stills(tmp_path, stills):
     real, fake = write_pair(stills.images[0], stills.images[1], tmp_path / "r.jpg", tmp_path / "f.jpg")
     assert real.stat().st_size > 1000 and fake.stat().st_size > 1000

@@ -84,7 +84,7 @@ def test_a_set_that_cannot_be_used_is_refused_in_words(tmp_path, broken, words):
 
 
 def test_a_missing_folder_is_answered_with_those_beside_it(course_layout):
-    with pytest.raises(InputError, match=r"course-fakes'\. Beside it: \['made', 'swaps'\]"):
+    with pytest.raises(InputError, match=r"course-fakes'\. Beside it: made, swaps\."):
         stills_of("course-fakes", "smoke", 0, data_root=course_layout, folder="course-fakes")
 
 
@@ -157,6 +157,23 @@ def test_same_seed_same_weights():
     assert torch.equal(first, second) and not torch.equal(
         first, xception_detector("none", seed=6).network.fc[0].weight
     )
+
+
+def test_weights_from_a_seed_leave_global_randomness_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    xception_detector("none", seed=5)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_weights_from_a_seed_are_those_of_a_network_built_after_it():
+    torch.manual_seed(5)
+    network = timm.create_model("legacy_xception")
+    head = xception_head()
+    made = xception_detector("none", seed=5).network
+    assert torch.equal(made.conv1.weight, network.conv1.weight)
+    assert torch.equal(made.fc[0].weight, head[0].weight)
 
 
 def test_head_has_no_activation_at_its_end():

@@ -615,6 +615,20 @@ def test_epoch_metrics_change_nothing():
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_epoch_metrics_do_not_ask_again_what_the_trainer_asked():
+    metrics, record, expected = EpochMetrics(VALIDATION), {}, {}
+    run = trainer()
+    EpochMetrics(VALIDATION).on_epoch_end(run, 1, expected)
+    said = {id(dataset): run.predict(dataset) for dataset in (VALIDATION, TRAIN)}
+    metrics.on_tested(run, VALIDATION, -said[id(VALIDATION)])  # of an epoch before
+    metrics.on_epoch_start(run, 1)
+    for dataset in (VALIDATION, TRAIN):
+        metrics.on_tested(run, dataset, said[id(dataset)])
+    run.predict = None
+    metrics.on_epoch_end(run, 1, record)
+    assert record == expected
+
+
 def test_epoch_metrics_of_two_outputs():
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 32 * 32, 2))
     run = Trainer(

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 import urllib.error
+from pathlib import Path
 
 import layouts
 import numpy as np
@@ -208,6 +209,14 @@ def test_features_do_not_depend_on_the_batch_and_views_are_the_augmented_picture
     inputs = fusion.AUGMENTATION(pictures.read(np.arange(8)), fusion.view_draws(8, 1))
     with torch.no_grad():
         np.testing.assert_allclose(one.arrays["meso4"][1], backbone.network(inputs).numpy(), atol=1e-5)
+
+
+def test_features_depend_on_every_room_between_a_file_and_its_features(monkeypatch):
+    fusion.code_digest.cache_clear()
+    asked, real = [], fusion.sha256_of
+    monkeypatch.setattr(fusion, "sha256_of", lambda path: asked.append(Path(path).stem) or real(path))
+    fusion.code_digest()
+    assert set(asked) == {"video", "pictures", "training", "mesonet", "fusion"}
 
 
 def test_a_damaged_cache_file_is_computed_again(pictures, tmp_path):
@@ -452,6 +461,11 @@ def test_rank_correlation():
 
 def test_pareto_keeps_equals_and_drops_the_dominated():
     assert pareto_front([1, 1, 2, 3], [0.6, 0.6, 0.6, 0.9]).tolist() == [True, True, False, True]
+
+
+def test_what_has_no_value_is_on_no_front():
+    assert pareto_front([1, 2, 3], [None, 0.6, 0.5]).tolist() == [False, True, False]
+    assert pareto_front([], []).tolist() == []
 
 
 def test_heads_become_networks(learnt):

@@ -55,7 +55,7 @@ def check_same_study(ours, theirs):
         for table in other.glob("*.parquet"):
             assert_frame_equal(pd.read_parquet(one / table.name), pd.read_parquet(table), check_exact=True)
     assert names_below(ours) == names_below(theirs)
-    assert not list((ours / "smoke").rglob("*.part*"))
+    assert not list(ours.rglob(".*.part*")) and (ours / "smoke" / "study.json").is_file()
     for lock in ours.rglob(".lock"):
         with locked_folder(lock.parent, wait=False):
             pass

@@ -223,6 +223,16 @@ def test_a_number_that_never_varies_does_no_harm(two_kinds):
     assert np.isfinite(head.scores(flat)).all()
 
 
+@pytest.mark.parametrize("where", ["learnt", "choosing"])
+def test_codes_that_are_no_numbers_get_a_sentence(two_kinds, where):
+    codes, labels = two_kinds
+    broken = codes.copy()
+    broken[0 if where == "learnt" else -1] = np.nan
+    learnt = broken if where == "learnt" else codes
+    with pytest.raises(InputError, match="no number in any of 3 epochs"):
+        train_head("LR", learnt[:300], labels[:300], (broken[300:], labels[300:]), epochs=3)
+
+
 def test_heads_that_cannot_be(two_kinds):
     codes, labels = two_kinds
     with pytest.raises(UsageError, match=r"no classifier 'SVM'.*RF, LR, MLP-2, MLP-5"):

@@ -375,6 +375,71 @@ def test_input_tables_are_left_as_they_are():
     pd.testing.assert_frame_equal(rows, before)
 
 
+@pytest.mark.parametrize(
+    "labels", [[0.5, 1, 0], ["real", "fake", "fake"], [0, 1, None], [0, 1, np.nan], [0, 1, 2]]
+)
+def test_labels_that_are_neither_0_nor_1_are_refused_and_not_cut_to_it(labels):
+    with pytest.raises(InputError, match="Labels must be 0 or 1"):
+        auc(labels, [0.1, 0.2, 0.3])
+    assert auc([True, False, True], ["0.9", "0.1", "0.8"]) == 1
+
+
+@pytest.mark.parametrize("confidence", [95, 0, 1, math.nan])
+def test_a_confidence_that_is_no_share_is_told(confidence):
+    rows = table(20)
+    pair = rows.label, rows.score, table(20, seed=1).score
+    options = {"confidence": confidence, "resamples": 10}
+    for measure in (
+        lambda: evaluate(rows, **options),
+        lambda: bootstrap_mean(rows.score, **options),
+        lambda: bootstrap_test(*pair, **options),
+        lambda: delong(*pair[:2], confidence=confidence),
+        lambda: delong([0, 0, 1, 1], [1, 2, 3, 4], confidence=confidence),
+        lambda: delong_test(*pair, confidence=confidence),
+    ):
+        with pytest.raises(UsageError, match=r"confidence is .* such as 0\.95"):
+            measure()
+
+
+def test_no_resamples_are_too_few():
+    rows = table(20)
+    for measure in (evaluate, bootstrap, lambda rows, **options: compare(rows, rows, **options)):
+        with pytest.raises(UsageError, match="resamples is 0"):
+            measure(rows, resamples=0)
+
+
+def test_rows_without_a_cluster_are_told():
+    labels, scores = [0, 0, 1, 1], [0.1, 0.4, 0.3, 0.8]
+    for clusters in (["a", None, "b", "c"], ["a", "b", "c"]):
+        for measure in (delong, lambda *given: bootstrap_test(given[0], *given[1:2] * 2, clusters=given[2])):
+            with pytest.raises(
+                InputError, match="4 rows need 4 clusters, and none may be missing; there are 3"
+            ):
+                measure(labels, scores, clusters)
+        with pytest.raises(InputError, match="4 rows need 4 clusters"):
+            bootstrap_mean(scores, clusters)
+
+
+def test_detectors_without_a_training_set_meet_the_genuine_media_too():
+    rows = table(40)
+    rows["method"] = np.where(rows.label == 0, None, np.where(rows.index % 2, "swap", "reenact"))
+    sets = {"released": None, "tuned": "zoom"}
+    both = pd.concat([rows.assign(detector=name, train_set=value) for name, value in sets.items()])
+    found = evaluate_by(both, "method", resamples=10)
+    assert {(part.n, part.n_fake) for part in found.values()} == {(30, 10)} and len(found) == 4
+
+
+def test_one_name_serves_where_several_do():
+    rows = table(20, 2).assign(method="swap")
+    assert pool(rows, by="method").equals(pool(rows, by=["method"]))
+    with pytest.raises(UsageError, match="no column 'person'"):
+        pool(rows, by="person")
+    tests = compare(rows, rows, metrics="auc", resamples=10).tests
+    assert [(test.metric, test.method) for test in tests] == [("auc", "DeLong"), ("auc", "bootstrap")]
+    with pytest.raises(InputError, match="no column 'media_id'; they have none"):
+        check_predictions(pd.DataFrame())
+
+
 # Numbers against other ways to get them
 
 

@@ -1,183 +1,191 @@
-"""Pictures of every kind: orientation, colour modes, depth, transparency, size limits, damage."""
+"""Pictures as batches: files of every state, caches, normalisation and augmentation by other means."""
 
+import cv2
 import numpy as np
 import pytest
-from layouts import quarters
-from PIL import Image
+import torch
 
-from deepfake_nb.video import UnreadableMedia, read_image
+from deepfake_nb.pictures import (
+    CIFAR_NORMALISATION,
+    HALF_NORMALISATION,
+    ArraySet,
+    Augmentation,
+    Normalise,
+    PictureSet,
+)
+from deepfake_nb.study import InputError
+from deepfake_nb.video import read_image
 
-RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-STORED = {
-    1: lambda image: image,
-    2: np.fliplr,
-    3: lambda image: np.rot90(image, 2),
-    4: np.flipud,
-    5: lambda image: image.transpose(1, 0, 2),
-    6: np.rot90,
-    7: lambda image: np.rot90(image.transpose(1, 0, 2), 2),
-    8: lambda image: np.rot90(image, -1),
-}
+CROP_AND_MIRROR = Augmentation(HALF_NORMALISATION, padding=2, flip=True)
 
 
-@pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = np.ascontiguousarray(STORED[orientation](quarters(40, 60)))
-    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
-    read = read_image(tmp_path / "a.jpg")
-    assert read.shape == (40, 60, 3)
-    assert np.abs(read.astype(int) - quarters(40, 60)).mean() < 3
+def noise(n, size=12):
+    """Pictures of noise, uint8 tensor (n, size, size, 3)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=generator)
 
 
-def test_damaged_exif_counts_as_none(tmp_path):
-    Image.fromarray(quarters(40, 60)).save(tmp_path / "a.jpg", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
-    assert read_image(tmp_path / "a.jpg").shape == (40, 60, 3)
+# --- normalising and augmenting -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "CMYK", "YCbCr", "LAB", "LA", "PA", "RGBA", "RGBX"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    image = Image.fromarray(quarters(40, 60))
-    if mode in ("L", "LA", "1"):
-        image = image.convert("L")
-    if mode in ("P", "PA"):
-        image = image.convert("P", palette=Image.Palette.ADAPTIVE)
-    path = tmp_path / ("a.png" if mode in ("L", "1", "P", "RGB", "LA", "RGBA") else "a.tif")
-    stored = image.convert(mode)
-    stored.save(path)
-    read = read_image(path)
-    assert read.shape == (40, 60, 3) and read.dtype == np.uint8 and read.flags.c_contiguous
-    expected = np.asarray((stored if mode == "1" else image).convert("RGB"))
-    assert np.abs(read.astype(int) - expected).mean() < (8 if mode == "LAB" else 2)
+@pytest.mark.parametrize("shape", [(3, 7, 9), (2, 4, 5, 6)])
+def test_normalising_is_a_product_and_a_difference_in_float32_to_the_last_bit(shape):
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=generator)
+    mean, std = np.array(CIFAR_NORMALISATION.mean), np.array(CIFAR_NORMALISATION.std)
+    by_hand = pictures.numpy().astype(np.float32) * np.float32(1 / (255 * std)) - np.float32(mean / std)
+    assert np.array_equal(CIFAR_NORMALISATION(pictures).movedim(1, -1).numpy(), by_hand)
+    assert np.array_equal(CIFAR_NORMALISATION(pictures.float()).movedim(1, -1).numpy(), by_hand)
+    assert CIFAR_NORMALISATION(pictures[:0]).shape == (0, 3, *shape[1:])
 
 
-def test_cmyk_jpeg(tmp_path):
-    Image.fromarray(quarters(40, 60)).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
-    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - quarters(40, 60)).mean() < 4
+def test_normalising_leaves_what_it_is_given():
+    given = noise(2).float()
+    before = given.clone()
+    CIFAR_NORMALISATION(given)
+    assert torch.equal(given, before)
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    ramp = np.repeat(np.linspace(0, 65535, 256).astype(np.uint16)[None], 4, 0)
-    for name in ("a.png", "a.tif"):
-        Image.fromarray(ramp).save(tmp_path / name)
-        assert np.array_equal(read_image(tmp_path / name)[0, :, 1], np.arange(256))
+def test_frames_of_a_clip_are_changed_alike():
+    still = noise(5)
+    clips = still[:, None].expand(-1, 3, -1, -1, -1)
+    draws = torch.rand(5, 9, generator=torch.Generator().manual_seed(0))
+    for change in (CROP_AND_MIRROR, Augmentation(HALF_NORMALISATION, 2, True, 15, 0.2, 0.2, 0.1)):
+        for frame in change(clips, draws).unbind(2):
+            torch.testing.assert_close(frame, change(still, draws))
 
 
-def test_float_pictures(tmp_path):
-    Image.fromarray(np.full((3, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
-    assert np.all(read_image(tmp_path / "a.tif") == 128)
+def test_crop_and_mirror_are_those_of_torchvision():
+    """Where torchvision crops a padded picture at (i, j), ours shifts it by (padding - i, padding - j)."""
+    from torchvision.transforms import functional
+
+    picture = noise(1)
+    planes = picture[0].movedim(-1, 0)
+    for across, down, mirrored in [(0, 4, True), (3, 1, False), (4, 2, True)]:
+        padded = functional.pad(planes, 2)
+        expected = functional.crop(functional.hflip(padded) if mirrored else padded, down, across, 12, 12)
+        draws = torch.full((1, 9), 0.5)
+        draws[0, :3] = torch.tensor([(4 - across + 0.5) / 5, (4 - down + 0.5) / 5, 0.2 if mirrored else 0.8])
+        ours = CROP_AND_MIRROR(picture, draws)[0]
+        torch.testing.assert_close(ours, HALF_NORMALISATION(expected.movedim(0, -1)[None])[0])
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif", "grey.png", "palette.png", "a.gif"])
-def test_transparency_is_laid_on_mid_grey(tmp_path, name):
-    image = np.zeros((16, 32, 4), np.uint8)
-    image[:, :16] = 250, 250, 250, 255
-    picture = Image.fromarray(image)
-    picture = picture.convert("LA") if name == "grey.png" else picture
-    picture = picture.convert("P") if name == "palette.png" else picture
-    options = {"transparency": picture.getpixel((20, 5))} if name == "palette.png" else {}
-    picture.save(tmp_path / name, **options, **({"lossless": True} if name == "a.webp" else {}))
-    read = read_image(tmp_path / name).astype(int)
-    assert np.abs(read[:, :16] - 250).max() <= 5 and np.all(read[:, 16:] == 128)
+@pytest.mark.parametrize("normalise", [CIFAR_NORMALISATION, HALF_NORMALISATION])
+def test_normalise_is_torchvisions(normalise):
+    from torchvision.transforms import functional
+
+    still = noise(2)
+    expected = functional.normalize(still.movedim(-1, 1) / 255, normalise.mean, normalise.std)
+    torch.testing.assert_close(normalise(still), expected, rtol=0, atol=1e-6)
 
 
-def test_half_transparent(tmp_path):
-    Image.new("RGBA", (1, 1), (255, 0, 0, 128)).save(tmp_path / "a.png")
-    assert read_image(tmp_path / "a.png").tolist() == [[[192, 64, 64]]]
+def test_rotation_turns_by_the_angle_it_says():
+    picture = torch.zeros(1, 41, 61, 3, dtype=torch.uint8)
+    picture[:, 20, 45] = 255  # 15 pixels right of the middle
+    draws = torch.full((1, 9), 0.5)
+    draws[0, 3] = 1.0
+    turned = Augmentation(Normalise((0, 0, 0), (1, 1, 1)), rotation=90)(picture, draws)[0, 0]
+    row, column = divmod(int(turned.argmax()), 61)
+    assert (abs(row - 20), column) == (15, 30)
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
-def test_an_animation_gives_its_first_frame(tmp_path, name):
-    first, second = Image.new("RGB", (20, 10), (200, 0, 0)), Image.new("RGB", (20, 10), (0, 0, 200))
-    first.save(tmp_path / name, save_all=True, append_images=[second], duration=100)
-    read = read_image(tmp_path / name)
-    assert read.shape == (10, 20, 3) and read[0, 0, 0] > 180 and read[0, 0, 2] < 30
+# --- pictures from files --------------------------------------------------------------------------------------------
 
 
-def test_one_pixel_and_8k(tmp_path):
-    Image.new("L", (1, 1), 77).save(tmp_path / "one.png")
-    assert read_image(tmp_path / "one.png").tolist() == [[[77, 77, 77]]]
-    Image.new("RGB", (7680, 4320), (1, 2, 3)).save(tmp_path / "8k.jpg")
-    assert read_image(tmp_path / "8k.jpg").shape == (4320, 7680, 3)
+@pytest.fixture
+def stills(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for at in range(7):
+        picture = cv2.GaussianBlur(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8), (0, 0), 2)
+        paths.append(tmp_path / f"face {at}.{'jpg' if at % 2 else 'png'}")
+        cv2.imwrite(str(paths[-1]), picture)
+    return paths
 
 
-def test_a_decompression_bomb_is_a_sentence(tmp_path, monkeypatch):
-    Image.new("1", (300, 300)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(UnreadableMedia, match="has more than 20,000 pixels"):
-        read_image(tmp_path / "bomb.png")
+def test_pictures_are_those_of_read_image(stills):
+    read = PictureSet(stills, [0] * 7, size=40).read(range(7)).numpy()
+    for picture, path in zip(read, stills, strict=True):
+        assert (
+            np.abs(picture.astype(int) - read_image(path)).max() <= 2
+        )  # two JPEG decoders may round differently
 
 
-@pytest.mark.filterwarnings("error")
-def test_a_large_picture_below_the_limit_gives_no_warning(tmp_path, monkeypatch):
-    Image.new("1", (300, 300)).save(tmp_path / "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80_000)
-    assert read_image(tmp_path / "large.png").shape == (300, 300, 3)
+@pytest.mark.parametrize("cache", [None, "memory", "folder"])
+def test_caches_give_the_same_pictures(stills, tmp_path, cache):
+    cache = tmp_path / "cache" if cache == "folder" else cache
+    data = PictureSet(stills, [0] * 7, size=40, cache=cache)
+    fresh = PictureSet(stills, [0] * 7, size=40, cache=None, threads=1)
+    for order in ([6, 1, 1, 0], range(7), [3]):
+        assert torch.equal(data.read(order), fresh.read(order))
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", "a.bmp"])
-def test_a_cut_picture_is_refused(tmp_path, name):
-    path = tmp_path / name
-    Image.fromarray(RNG.integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(path)
-    content = path.read_bytes()
-    for share in (0.02, 0.3, 0.9):
-        path.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(UnreadableMedia, match=name) as caught:
-            read_image(path)
-        assert str(caught.value).endswith(".")
+def test_folder_cache_is_used_again_and_made_anew_for_changed_files(stills, tmp_path):
+    PictureSet(stills, [0] * 7, size=40, cache=tmp_path / "cache")
+    file = next((tmp_path / "cache").glob("*.npy"))
+    before = file.stat().st_mtime_ns
+    PictureSet(stills, [1] * 7, size=40, cache=tmp_path / "cache")
+    assert file.stat().st_mtime_ns == before
+    cv2.imwrite(str(stills[2]), np.zeros((40, 40, 3), np.uint8))
+    changed = PictureSet(stills, [0] * 7, size=40, cache=tmp_path / "cache")
+    assert changed.read([2]).max() == 0 and len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
-def test_noise_in_pictures_never_escapes_as_another_error(tmp_path):
-    for ending in ("jpg", "png", "webp", "tif", "gif", "bmp"):
-        path = tmp_path / f"a.{ending}"
-        Image.fromarray(RNG.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        for _ in range(40):
-            hurt = content.copy()
-            hurt[RNG.integers(0, len(hurt), 8)] = RNG.integers(0, 255, 8)
-            path.write_bytes(hurt.tobytes())
-            try:
-                assert read_image(path).ndim == 3
-            except UnreadableMedia as error:
-                assert repr(str(path)) in str(error)
+def test_memory_budget(stills):
+    assert PictureSet(stills, [0] * 7, size=40, memory_budget=7 * 40 * 40 * 3).kept is not None
+    assert PictureSet(stills, [0] * 7, size=40, memory_budget=7 * 40 * 40 * 3 - 1).kept is None
 
 
-BAD_PICTURES = {
-    "empty.jpg": (b"", "is empty"),
-    "text.png": (b"this is no picture", "Save it as JPEG or PNG"),
-    "phone.heic": (b"\x00\x00\x00\x18ftypheic" + bytes(100), "Save it as JPEG or PNG"),
-    "ünï cødé.jpg": (b"\xff\xd8\xff\xe0", "ünï cødé.jpg"),
-}
+def test_other_sizes_are_scaled_and_cut_in_the_middle(tmp_path):
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, 20:40] = 200
+    cv2.imwrite(str(tmp_path / "wide.png"), wide)
+    read = PictureSet([tmp_path / "wide.png"], [0], size=30).read([0])
+    assert read.shape == (1, 30, 30, 3) and read[0, :, 2:-2].min() == 200
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_what_is_no_picture_is_refused(tmp_path, name):
-    content, says = BAD_PICTURES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnreadableMedia, match=says):
-        read_image(tmp_path / name)
+@pytest.mark.parametrize("content", [None, b"", b"no picture", "cut"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_unreadable_picture(stills, content, which):
+    path = stills[which]
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
+    with pytest.raises(InputError, match=path.name):
+        PictureSet(stills, [0] * 7, size=40).read(range(7))
+    left = PictureSet(stills, np.arange(7) % 2, size=40, leave_out_unreadable=True)
+    assert [(p, path.name in why) for p, why in left.left_out] == [(path, True)]
+    assert (len(left), left.read(range(6)).shape) == (6, (6, 40, 40, 3))
+    assert left.labels.tolist() == np.delete(np.arange(7) % 2, which).tolist()
 
 
-def test_missing_and_folder(tmp_path):
-    with pytest.raises(UnreadableMedia, match="There is no file"):
-        read_image(tmp_path / "none.jpg")
-    with pytest.raises(UnreadableMedia, match="is a folder"):
-        read_image(tmp_path)
+@pytest.mark.parametrize("side", [20_000, 65_535])
+def test_a_header_that_claims_a_huge_picture_is_refused_in_words(stills, side):
+    content = bytearray(stills[1].read_bytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
+    stills[1].write_bytes(content)
+    with pytest.raises(InputError, match="face 1"):
+        PictureSet(stills, [0] * 7, size=40).read([1])
 
 
-def test_names_with_spaces_and_other_scripts(tmp_path):
-    path = tmp_path / "mein bild – 写真.png"
-    Image.fromarray(quarters(40, 60)).save(path)
-    assert np.array_equal(read_image(str(path)), quarters(40, 60))
-    assert read_image(path).flags.writeable
+@pytest.mark.parametrize(
+    ("labels", "ids", "said"),
+    [([0, 1], None, "one label for each"), ([0, 1, 2], None, "Label 2 is"), ([0, 1, np.nan], None, "Label 2 is"),
+     ([0, 1, 1], ["a"], "1 media ids")],
+)  # fmt: skip
+def test_labels_and_ids_that_do_not_fit(labels, ids, said):
+    stills = np.zeros((3, 4, 4, 3), np.uint8)
+    with pytest.raises(InputError, match=said):
+        ArraySet(stills, labels, ids)
+    with pytest.raises(InputError, match=said):
+        PictureSet(["a.jpg", "b.jpg", "c.jpg"], labels, media_ids=ids)
 
 
-def test_real_pictures(shared_data):
-    paths = (
-        sorted(shared_data.glob("synthetic_stills/test/*/*.jpg"))[:10]
-        + sorted(shared_data.glob("lfw/**/*.jpg"))[:10]
-    )
-    assert paths and all(read_image(path).min() < read_image(path).max() for path in paths)
+def test_arrays_that_are_no_pictures():
+    for shape, kind in [((3, 4, 4, 3), np.float32), ((3, 4, 4), np.uint8), ((3, 3, 4, 4), np.uint8)]:
+        with pytest.raises(InputError, match="cannot be used"):
+            ArraySet(np.zeros(shape, kind), [0, 1, 0])

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from deepfake_nb.datasets import PAPER
 from deepfake_nb.published import (
     VERDICTS,
     Span,
+    as_published,
     choices,
     compare_with_published,
     equals_as_printed,
@@ -447,6 +449,21 @@ def test_a_table_shows_hostile_text_as_text():
     compared = compare_with_published(pd.DataFrame([result(0.85, data=evil, note=evil)]))
     page = styled(compared[compared.section != ""], caption=evil).to_html()
     assert "<img" not in page and page.count("&lt;img") == 2
+
+
+@pytest.mark.parametrize(
+    ("printed", "number", "shown"),
+    [
+        ("0.80", 0.8, "0.80"),
+        ("27,977", 27977, "27,977"),
+        ("~4,500", 4500, "~4,500"),
+        ("87.5%", 0.875, "87.5%"),
+        ("around 15k", 15000, "around 15k = 15000"),
+        ("4,119 / 5,250", 0.785, "4,119 / 5,250 = 0.785"),
+    ],
+)
+def test_what_is_printed_is_explained_only_where_it_is_not_plain(printed, number, shown):
+    assert as_published(SimpleNamespace(printed=printed, published=number)) == shown
 
 
 def test_the_figure_counts_what_the_summary_counts():

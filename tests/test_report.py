@@ -2,6 +2,7 @@
 
 import base64
 import html
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
-from deepfake_nb.score import FaceScore, KeptView, MediaScorer, Panel, Verdict
+from deepfake_nb.score import FaceScore, KeptView, MediaScorer, Panel, Verdict, what_would_help
 from deepfake_nb.study import InputError, sha256_of
 from deepfake_nb.video import write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready
@@ -88,7 +89,7 @@ def test_a_page_is_complete_in_itself(page):
     pictures = pictures_in(text)
     assert len(pictures) == text.count("<img ") and all(picture is not None for picture in pictures)
     assert not re.search(r"<script|<link rel=\"style|https?:|@import|url\(|\ssrcset=|\son\w+=", text)
-    assert set(re.findall(r'href="([^"]*)"', text)) == {"index.html", "data:,"}
+    assert set(re.findall(r'href="([^"]*)"', text)) == {"index.html", "#person-1", "data:,"}
     assert all(f'<meta name="{name}"' in text for name in ("viewport", "color-scheme"))
 
 
@@ -154,6 +155,65 @@ def test_a_folder_that_cannot_be_is_told(panel, tmp_path):
         (tmp_path / "gone").unlink()
 
 
+def test_a_file_that_may_not_be_read_has_a_page_too(panel, tmp_path, monkeypatch):
+    """The others of its folder would go without."""
+    locked = tmp_path / "locked.png"
+    locked.write_bytes(b"content")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", os.fspath(path))
+
+    monkeypatch.setattr(report_module, "sha256_of", refuse)
+    with ReportWriter(tmp_path / "r") as report:
+        text = report.add(panel.abstain(locked, "No permission to read it."), [], panel).read_text()
+    assert "<dd>unknown</dd>" in text and "None" not in text
+
+
+def person(track, score, **more):
+    return FaceScore(
+        track, 9, score, [{"time_s": t / 5, "score": score} for t in range(9)], {"frames": score}, **more
+    )
+
+
+def test_commands_in_advice_are_code_and_the_rest_is_text(panel, tmp_path):
+    reason = "Unlike anything the calibration saw. The calibration was fitted on <b>drawings</b>."
+    with ReportWriter(tmp_path) as report:
+        text = report.add(panel.abstain("a.png", reason), [], panel).read_text()
+    assert "<code>deepfake-nb weights list</code>" in text and "`" not in text and "<b>" not in text
+
+
+def test_who_decides_is_named_and_who_has_no_score_is_counted(panel, tmp_path):
+    faces = [
+        person(0, 0.2, threshold=0.5),
+        person(1, 0.9, threshold=0.5),
+        *(FaceScore(t, 0, None, []) for t in range(2, 9)),
+    ]
+    verdict = Verdict("crowd.mp4", "fake", 0.9, None, None, "It is.", "frames", "w", "t", faces, "video", 0.5)
+    with ReportWriter(tmp_path) as report:
+        text = report.add(verdict, [], panel).read_text()
+        alone = report.add(Verdict(**vars(verdict) | {"faces": faces[1:2]}), [], panel).read_text()
+    assert (
+        'This is said of <a href="#person-2">person 2</a>, one of 9 people' in text
+        and 'id="person-2"' in text
+    )
+    assert "7 more were seen too briefly" in text and text.count("<h2>Person") == 2
+    assert "This is said of" not in alone
+
+
+def test_a_suspicious_stretch_stays_within_its_drawing():
+    for stretch in ((0, 2), (1.9, 2.4), (2.0, 2.2), (0, 0.001)):
+        start, width = report_module.band(dict(zip(("start_s", "end_s"), stretch, strict=True)), 0, 2)
+        assert 0 <= start and width >= 4 and start + width <= 1000, stretch
+
+
+def test_an_interval_that_rounding_swallows_is_left_out(panel):
+    verdict = panel.abstain("a.mp4", "It is.")
+    verdict.probability, verdict.interval = 0.9996, [0.997, 0.9999]
+    assert report_module.gauge_of(verdict)["words"] == "Probability of a forgery: >99\u00a0%"
+    verdict.interval = [0.91, 0.9999]
+    assert "91\u00a0% to >99\u00a0%" in report_module.gauge_of(verdict)["words"]
+
+
 def test_a_heatmap_that_fails_leaves_a_page_without_it(panel, video, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no\nmemory <left>")
@@ -188,11 +248,11 @@ def test_a_person_without_a_score_and_one_without_a_view_are_there(panel, tmp_pa
 
 
 @pytest.mark.parametrize("reason", ["No face was found in 3 frames looked at.", "The faces are too small: 9 pixels at most.",
-                                    "Too few frames: nobody was seen.", "It cannot be read: 'a' is empty (0 bytes).",
+                                    "Too few frames: nobody was seen.", "It does not fit into memory.",
                                     "looks at how a face moves and needs a video; a picture has none.",
                                     "Unlike anything the calibration saw: it was fitted on drawings."])  # fmt: skip
 def test_the_reasons_that_the_scorer_gives_come_with_what_would_help(reason):
-    assert report_module.what_would_help(reason).endswith(".")
+    assert what_would_help(reason).endswith(".")
 
 
 def test_these_are_the_reasons_that_the_scorer_gives(panel, tmp_path):
@@ -200,13 +260,12 @@ def test_these_are_the_reasons_that_the_scorer_gives(panel, tmp_path):
     small[10:40, 10:40] = 200
     cv2.imwrite(str(tmp_path / "small.png"), small)
     write_video(tmp_path / "nobody.mp4", [0 * small] * 9, 25)
-    (tmp_path / "empty.png").touch()
     only_clips = MediaScorer(
         panel.members[0].detector, device="cpu", face_detector=WhiteSquares(), calibration=False
     )
-    reasons = [panel.score(tmp_path / name).reason for name in ("small.png", "nobody.mp4", "empty.png")]
+    reasons = [panel.score(tmp_path / name).reason for name in ("small.png", "nobody.mp4")]
     reasons.append(only_clips.score(tmp_path / "small.png").reason)
-    advice = [report_module.what_would_help(reason) for reason in reasons]
+    advice = [what_would_help(reason) for reason in reasons]
     assert all(advice) and len(set(advice)) == len(advice), reasons
 
 

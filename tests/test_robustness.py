@@ -376,6 +376,20 @@ def test_results_are_json_whatever_is_missing(tmp_path):
     assert "lost [" in found[-1]["note"]
 
 
+@pytest.mark.parametrize("n", [6, 24])
+def test_files_of_one_class_only_have_no_area_and_a_sentence(tmp_path, n):
+    curves = robustness_curves(made_table(n=n, levels=2).assign(label=1), resamples=20)
+    areas = area_under_robustness(curves)
+    assert areas[["untouched", "area", "low", "high", "lost"]].isna().all(axis=None)
+    assert robustness_in_words(curves)["d, t -> e"].endswith("all real or all fake.")
+    record = RunRecord("fusion", "smoke")
+    record_robustness(record.add, curves)
+    record.write(tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert all(row["value"] is None and row["note"] == "undefined" for row in found)
+    plt.close(plot_robustness(curves))
+
+
 def test_figure_names_what_differs():
     tables = [made_table(n=20, detector=name).assign(train_set="x") for name in ("b", "a")]
     tables[0] = tables[0][tables[0].axis != "noise"]

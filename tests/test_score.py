@@ -1035,7 +1035,7 @@ def test_calibrate_and_score_on_the_command_line(with_test_detector, known, tmp_
     )
     assert status_of("score", tmp_path / "media", *about, "--false-alarm-rate", "0.2") == 0
     said = capsys.readouterr().out
-    assert "probability" in said and "no proof" in said and "1 of 1 files have a verdict" in said
+    assert "probability" in said and "no proof" in said and "Of 1 file, 1 called fake" in said
     (record,) = json.loads((tmp_path / "v.json").read_text())
     assert record["verdict"] == "fake" and record["calibration"].endswith("patches of mine")
     with open(tmp_path / "v.csv", newline="") as file:
@@ -1054,6 +1054,42 @@ def test_exit_status_tells_usage_from_nothing_scored(with_test_detector, tmp_pat
     assert status_of("score", tmp_path, "--detector", "test", "--false-alarm-rate", "0") == 2
     assert status_of("calibrate", tmp_path, "--detector", "test", "--out", tmp_path / "c.json") == 3
     assert "no media file in" in capsys.readouterr().err
+
+
+def test_what_would_help_is_said_once_a_reason_and_where_nothing_was_scored_too(
+    with_test_detector, tmp_path, capsys
+):
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, [patches()] * 3, 25)
+    (tmp_path / "empty.png").touch()
+    assert status_of("score", tmp_path, "--detector", "test") == 3
+    said, complaint = capsys.readouterr()
+    assert said.count("No face was found in 3 frames looked at.") == 2
+    assert said.count("seen from the front, upright") == 1 and "is empty (0 bytes). Copy" in said
+    assert complaint == "Error: Nothing could be scored; the lines above say why.\n", (
+        "a live line is for terminals"
+    )
+
+
+def test_what_a_real_verdict_does_not_cover_is_on_its_line(with_test_detector, tmp_path, capsys):
+    """Half a film and the first picture of an animation must not pass for a look at all of it."""
+    whole = write_video(tmp_path / "whole.mp4", [patches(80 + number % 9) for number in range(50)], 25)
+    (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size * 9 // 10])
+    whole.unlink()
+    pictures = [Image.fromarray(patches(level)) for level in (80, 240)]
+    pictures[0].save(tmp_path / "moving.gif", save_all=True, append_images=pictures[1:])
+    assert status_of("score", tmp_path, "--detector", "test", "--json", tmp_path / "v.json") == 0
+    said = capsys.readouterr().out
+    lines = {
+        line.split()[1].rpartition("/")[2]: line for line in said.splitlines() if line.startswith("real")
+    }
+    assert set(lines) == {"half.mp4", "moving.gif"}
+    assert "before the length that it states" in lines["half.mp4"]
+    assert "only its first frame was looked at" in lines["moving.gif"] and "means that no sign" in said
+    assert not any("above is called fake" in line for line in lines.values()), "once at the end is enough"
+    assert all(
+        "above is called fake" in record["reason"] for record in json.loads((tmp_path / "v.json").read_text())
+    )
 
 
 def test_an_abstention_with_a_score_is_no_failure(with_test_detector, calibrated, tmp_path):
@@ -1188,6 +1224,33 @@ def test_ctrl_c_ends_watching_with_a_summary(quick, tmp_path):
 
     watched = watch(tmp_path / "call.mp4", quick, tell=tell)
     assert watched.frames == 9 and watched.highest_score > 0.9 and watched.share_fake == 1
+
+
+def test_the_highest_score_is_not_forgotten_when_its_moment_is(quick, tmp_path, monkeypatch):
+    from deepfake_nb import camera
+
+    monkeypatch.setattr(camera.Tally.__init__, "__defaults__", (10,))
+    write_video(tmp_path / "call.mp4", [patches(230)] * 20 + [patches()] * 5 + [patches(90)] * 100, 25)
+    watched = camera.watch(tmp_path / "call.mp4", quick, window_s=0.2)
+    assert watched.frames == 125 and watched.frames_with_face == 120 and len(watched.moments) == 10
+    assert watched.highest_score > 0.9 and watched.highest_at_s < 0.8
+    assert 0.1 < watched.share_fake < 0.3
+
+
+def test_a_window_shorter_than_the_time_between_portraits_knows_a_stranger(calibrated, tmp_path):
+    from dataclasses import replace
+
+    from deepfake_nb.camera import watch
+
+    rng = np.random.default_rng(2)
+    write_video(tmp_path / "odd.mp4", [textured(150, rng, tint=(-40, 60, -40), spread=60)] * 30, 25)
+    words = [
+        m.word
+        for m in watch(
+            tmp_path / "odd.mp4", scorer_with(replace(calibrated, kind="video")), window_s=0.1
+        ).moments
+    ]
+    assert set(words) == {"unlike the calibration"}
 
 
 def test_a_face_somewhere_else_begins_anew(quick, tmp_path):

@@ -1,5 +1,6 @@
 """The study from the command line, and the HTML site made of its reports."""
 
+import importlib.util
 import json
 import os
 import re
@@ -111,6 +112,44 @@ def test_the_start_page_has_the_headline_and_the_way_on(site):
     assert "Brendan Murphy" in (site / "cite.html").read_text(encoding="utf-8")
     commands = (site / "command_line.html").read_text(encoding="utf-8")
     assert all(f"deepfake-nb {name}" in commands for name in ("study", "score", "data build", "bench"))
+
+
+def write_notebook(folder, name, imported=()):
+    lines = [f"#| default_exp {name[3:]}", *(f"from deepfake_nb.{module} import x" for module in imported)]
+    cells = [{"cell_type": "code", "source": "\n".join(lines)}]
+    (folder / f"{name}.ipynb").write_text(json.dumps({"cells": cells}))
+
+
+def test_pages_stand_in_the_order_in_which_they_can_be_read(tmp_path):
+    spec = importlib.util.spec_from_file_location("docs_build", ROOT / "docs" / "build.py")
+    spec.loader.exec_module(site_builder := importlib.util.module_from_spec(spec))
+    for name, imported in {
+        "05_a": ["c"],
+        "05_b": [],
+        "05_c": ["d"],
+        "05_d": ["z"],
+        "06_z": ["y"],
+        "06_y": ["z"],
+    }.items():
+        write_notebook(tmp_path, name, imported)
+    ordered = site_builder.in_reading_order(tmp_path.glob("*.ipynb"))
+    assert [path.stem for path in ordered] == ["05_b", "05_d", "05_c", "05_a", "06_y", "06_z"]
+    names = [path.stem for path in site_builder.in_reading_order((ROOT / "nbs").glob("[0-9]*.ipynb"))]
+    assert names.index("05_metrics") < names.index("05_comparison") and names[0] == "00_study"
+
+
+def test_the_start_page_names_every_notebook():
+    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    linked = set(re.findall(r"\]\((\w+)\)", "".join(line for cell in cells for line in cell["source"])))
+    assert not {path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")} - linked
+
+
+def test_a_profile_that_nobody_ran_makes_no_site_and_no_reference():
+    refused = run(sys.executable, ROOT / "docs" / "build.py", "--profile", "demmo", status=2)
+    assert "invalid choice: 'demmo'" in refused.stderr
+    refused = run(sys.executable, ROOT / "scripts" / "keep_reference.py", "demmo", status=1)
+    assert "make study" in refused.stderr and "Traceback" not in refused.stderr
+    assert not (ROOT / "reports" / "demmo").exists()
 
 
 def test_the_readme_says_what_the_reference_run_found(monkeypatch):

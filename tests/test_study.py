@@ -1,14 +1,18 @@
 """Running sections: unknown names, resume, locks and files that appear whole."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
 from functools import partial
 from types import ModuleType
 
+import numpy as np
 import pytest
 from commands import BIN, ROOT, allow_files_of, run
 
@@ -63,6 +67,116 @@ def test_a_section_is_run_once_and_again_when_its_inputs_change(small_study):
     told = []
     study.run_study("smoke", settings={"seed": "3"}, tell=lambda *words: told.append(words[:2]))
     assert told == [("datasets", "starts"), ("datasets", "done")]
+
+
+LOOKS_FOR_COST = """
+from deepfake_nb.study import write_json
+there = (Path(report_folder).parent / 'study.json').is_file()
+write_json(Path(report_folder) / 'cost.json', there)
+"""
+
+
+def test_what_a_study_cost_is_said_of_the_run_that_computed_it(small_study):
+    """Killed between its last section and `study.json`, a study has only sections that are done already."""
+    reports = small_study / "reports" / "smoke"
+    write_section(small_study, "datasets", BODY + LOOKS_FOR_COST)
+    study.run_study("smoke", jobs=1)
+    cost = json.loads((reports / "study.json").read_text())
+    assert (cost["sections"], cost["kept"], cost["failed"]) == (["datasets"], [], []) and cost["seconds"] > 0
+    study.run_study("smoke")
+    assert json.loads((reports / "study.json").read_text()) == cost
+    (reports / "study.json").unlink()
+    study.run_study("smoke")
+    unknown = json.loads((reports / "study.json").read_text())
+    assert (unknown["sections"], unknown["kept"], unknown["profile"]) == ([], ["datasets"], "smoke")
+    assert {unknown[name] for name in ("seconds", "peak_memory_gib", "jobs", "cores")} == {None}
+    study.run_study("smoke", fresh=True)
+    assert json.loads((reports / "datasets" / "cost.json").read_text()) is False, "it told of an older run"
+    assert json.loads((reports / "study.json").read_text())["sections"] == ["datasets"]
+
+
+def test_a_study_wants_a_section_at_once(small_study):
+    for jobs in (0, -1):
+        with pytest.raises(UsageError, match=f"jobs is {jobs}"):
+            study.run_study("smoke", jobs=jobs)
+    assert not (small_study / "reports").exists()
+
+
+WRITE_FOR_EVER = """
+import sys, time
+from deepfake_nb.study import atomic_path
+with atomic_path(sys.argv[1]) as outer, atomic_path(outer) as inner:
+    inner.write_bytes(b'half of')
+    print('writing', flush=True)
+    time.sleep(60)
+"""
+
+
+def write_for_ever(path):
+    """A process that writes a file and does not end; a path within a path, as where a film is written into one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, path], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"writing\n"
+    return process
+
+
+def test_a_study_removes_what_killed_writers_left_and_nothing_else(small_study, monkeypatch):
+    cache = small_study / "cache"
+    monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(cache))
+    dead, alive = (write_for_ever(cache / name / "a film\nof 1.mp4") for name in ("dead", "alive"))
+    try:
+        dead.kill()
+        dead.wait()
+        theirs = cache / ".theirs.part"
+        theirs.touch()
+        assert len(list(cache.rglob(".*.part*"))) == 3
+        study.run_study("smoke")
+        left = sorted(path.parent.name for path in cache.rglob(".*.part*"))
+        assert left == ["alive", "cache"] and theirs.is_file()
+    finally:
+        alive.kill()
+        alive.wait()
+    assert len(study.remove_half_written(cache)) == 1
+    assert study.remove_half_written(small_study / "no such folder") == []
+
+
+def test_a_file_taken_away_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    """What another process does between both steps, done here as the first lock is asked for."""
+    locked, asked = fcntl.flock, []
+
+    def sweep_first(file, how):
+        if not asked:
+            asked.append(os.fstat(file.fileno()).st_nlink)
+            next(tmp_path.glob(".*.part*")).unlink()
+        locked(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", sweep_first)
+    with study.atomic_path(tmp_path / "a.txt") as path:
+        assert study.remove_half_written(tmp_path) == []
+        path.write_text("whole")
+    assert asked == [1] and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_disk_without_locks_is_written_and_never_swept(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with study.atomic_path(tmp_path / "a.txt") as path:
+        path.write_text("whole")
+        assert study.remove_half_written(tmp_path) == []
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    with pytest.raises(InputError, match=r"Cannot lock .* No locks available"), study.locked_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("fields", [{"value": float("nan")}, {"value": 0.5, "low": np.float32("-inf")}])
+def test_a_number_that_no_report_can_hold_is_told_with_its_place(fields):
+    record = study.RunRecord("latent", "smoke")
+    with pytest.raises(ValueError, match=r"\('Table 1', 'MesoNet', 'AUC'\) is -?(nan|inf)\. Give None"):
+        record.add("Table 1", "MesoNet", "AUC", **fields)
+    record.add("Table 1", "MesoNet", "AUC", None, note="one class")
+    assert len(record.results) == 1
 
 
 def digest_of(run):
@@ -214,6 +328,15 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     done = run(sys.executable, "-c", code, preexec_fn=partial(allow_files_of, 1000))
     assert "Cannot write" in done.stdout and "free some space" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_nobody_wrote_does_not_appear(tmp_path):
+    with pytest.raises(InputError, match="nothing was written"), study.atomic_path(tmp_path / "a.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with study.atomic_path(tmp_path / "empty.txt") as path:
+        path.write_bytes(b"")
+    assert (tmp_path / "empty.txt").read_bytes() == b"" and (tmp_path / "empty.txt").stat().st_mtime > 1e9
 
 
 def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):

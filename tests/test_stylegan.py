@@ -492,6 +492,12 @@ class TestVQVAE2:
         assert distances.amin(dim=1).max() < 1e-4
         assert network.reset_dead_codes(images) == {"top": 0, "bottom": 0}
 
+    def test_no_pictures_are_no_symbols_and_no_pictures(self, network):
+        nothing = torch.zeros(0, 3, 64, 64)
+        indices = network.encode(nothing)
+        assert indices.flat().shape == (0, 8 * 8 + 16 * 16)
+        assert network.decode(indices).shape == nothing.shape
+
     def test_foreign_indices_are_refused(self, network):
         indices = network.encode(torch.zeros(1, 3, 64, 64))
         with pytest.raises(InputError, match="8 x 8 and 16 x 16 indices"):

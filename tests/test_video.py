@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 from commands import allow_files_of, run
 from layouts import BLUE, GREEN, RED, WHITE, encode, quarters
+from PIL import Image
 
 from deepfake_nb import video
 from deepfake_nb.study import InputError, sha256_of
 from deepfake_nb.video import (
     Frame,
     UnreadableMedia,
+    is_animated,
     media_kind,
     probe,
     read_frames,
@@ -496,6 +498,25 @@ def test_any_file_name_will_do(tmp_path, monkeypatch, name):
 def test_media_kind():
     assert media_kind("A/b.MOV") == "video" and media_kind("x.heic") == "image"
     assert media_kind("readme.md") is None and media_kind("none") is None
+
+
+@pytest.mark.parametrize(
+    "name, animated",
+    [
+        ("a.gif", True),
+        ("a.webp", True),
+        ("a.png", True),
+        ("a.tiff", False),
+        ("a.mpo", False),
+        ("one.gif", False),
+    ],
+)
+def test_animations_are_told_from_pages_and_previews(tmp_path, name, animated):
+    pictures = [Image.fromarray(quarters()), Image.fromarray(quarters()[::-1].copy())]
+    pictures[0].save(tmp_path / name, save_all=True, append_images=[] if "one" in name else pictures[1:])
+    assert is_animated(tmp_path / name) is animated
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20])
+    assert not is_animated(tmp_path / name) and not is_animated(tmp_path / "absent.gif")
 
 
 # Writing

@@ -109,6 +109,12 @@ def test_every_length_and_size_gives_one_answer(shape, head):
     torch.testing.assert_close(alone, logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", ["linear", "transformer"])
+def test_a_network_without_numbers_says_what_shape_its_answer_has(head):
+    network = VideoResNet(width=2, head=head).to("meta")
+    assert network(torch.empty(2, 3, 4, 64, 64, device="meta")).shape == (2,)
+
+
 def test_no_frame_of_an_odd_clip_is_dropped():
     network, clips = filled_network(), random_clips(1, 3, 5, 48, 48)
     other = clips.clone()
