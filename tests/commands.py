@@ -141,11 +141,6 @@ def numbers_of(report):
 
 
 def names_below(folder):
-    """The whole files below a folder, without the digests in their names.
-
-    What a killed process had only begun begins with a dot, and nothing reads it. What a study cost is told by the last run
-    that computed something.
-    """
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "study.json"]
-    names = [str(path.relative_to(folder)) for path in files if ".part" not in path.name]
+    """The files below a folder, without the digests in their names."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     return sorted(re.sub(r"[0-9a-f]{10,}", "#", name) for name in names)
