@@ -454,9 +454,9 @@ def evaluate(trainer, dataset):
         for batch in batches(trainer, dataset):
             with trainer.precision():
                 logits = trainer.network(batch.inputs)
-            answers.append(logits.float().cpu())
+            answers.append(logits.float())
             tally.add(batch, logits, trainer.loss(logits, batch.labels))
-    trainer.tell_hooks("on_tested", dataset, torch.cat(gather_object(answers)))
+    trainer.tell_hooks("on_tested", dataset, torch.cat(gather_object([answer.cpu() for answer in answers])))
     return tally.result()
 
 
