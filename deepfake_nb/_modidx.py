@@ -2623,6 +2623,16 @@ d = {
                 "report.html#pagefolder.new_name",
                 "deepfake_nb/report.py",
             ),
+            "deepfake_nb.report.RankedRows": ("report.html#rankedrows", "deepfake_nb/report.py"),
+            "deepfake_nb.report.RankedRows.__init__": (
+                "report.html#rankedrows.__init__",
+                "deepfake_nb/report.py",
+            ),
+            "deepfake_nb.report.RankedRows.__iter__": (
+                "report.html#rankedrows.__iter__",
+                "deepfake_nb/report.py",
+            ),
+            "deepfake_nb.report.RankedRows.add": ("report.html#rankedrows.add", "deepfake_nb/report.py"),
             "deepfake_nb.report.ReportWriter": ("report.html#reportwriter", "deepfake_nb/report.py"),
             "deepfake_nb.report.ReportWriter.add": ("report.html#reportwriter.add", "deepfake_nb/report.py"),
             "deepfake_nb.report.band": ("report.html#band", "deepfake_nb/report.py"),
@@ -2646,6 +2656,7 @@ d = {
             "deepfake_nb.report.page_name": ("report.html#page_name", "deepfake_nb/report.py"),
             "deepfake_nb.report.page_values": ("report.html#page_values", "deepfake_nb/report.py"),
             "deepfake_nb.report.person_of": ("report.html#person_of", "deepfake_nb/report.py"),
+            "deepfake_nb.report.rank_of": ("report.html#rank_of", "deepfake_nb/report.py"),
             "deepfake_nb.report.scale_of_maps": ("report.html#scale_of_maps", "deepfake_nb/report.py"),
             "deepfake_nb.report.settings_of": ("report.html#settings_of", "deepfake_nb/report.py"),
             "deepfake_nb.report.smoothed_saliency": (

@@ -58,6 +58,7 @@ __all__ = [
     "fill",
     "page_values",
     "summary_of",
+    "rank_of",
     "thumbnail",
     "PageFolder",
     "ReportWriter",
@@ -829,8 +830,16 @@ def summary_of(words, broken_off=False):
     """How many files got which word, in sentences; `words` counts them, and a run may have been broken off."""
     parts = [f"{WORDS[word][0]}: {words[word]}." for word in WORDS if words[word]]
     files = "1 file." if words.total() == 1 else f"{words.total()} files."
+    order = ["The most suspicious come first."] if words["fake"] and words.total() > 1 else []
     rest = ["The run was broken off: there may be files that nobody has looked at."] if broken_off else []
-    return " ".join([files, *parts, *rest])
+    return " ".join([files, *parts, *order, *rest])
+
+
+def rank_of(verdict):
+    """Where a file stands in the index: forged, then scored without a verdict, then real, last without a score; the higher first."""
+    group = {"fake": 0, "real": 2}.get(verdict.verdict, 3 if verdict.score is None else 1)
+    said = verdict.score if verdict.probability is None else verdict.probability
+    return group, -(said or 0)
 
 
 def thumbnail(pieces):
@@ -838,7 +847,26 @@ def thumbnail(pieces):
     return data_uri(reduced(pieces[0]["picture"], 96)) if pieces else None
 
 
-# %% ../nbs/75_report.ipynb #3149560b
+# %% ../nbs/75_report.ipynb #56262049
+class RankedRows:
+    """Pieces of HTML that wait in a temporary file, to be read by rank."""
+
+    def __init__(self):
+        self.file, self.places = tempfile.TemporaryFile(), []
+
+    def add(self, rank, row):
+        """Keep a row; the lowest rank comes first, and of equals the one that was added first."""
+        content = row.encode()
+        self.places.append((rank, self.file.seek(0, os.SEEK_END), len(content)))
+        self.file.write(content)
+
+    def __iter__(self):
+        for _, start, length in sorted(self.places):
+            self.file.seek(start)
+            yield Markup(self.file.read(length).decode())
+
+
+# %% ../nbs/75_report.ipynb #f36ba1a8
 class PageFolder:
     """A folder of pages, and what its index will say of each; a context manager that writes the index."""
 
@@ -846,7 +874,7 @@ class PageFolder:
         self.folder, self.words, self.names = Path(folder), Counter(), Counter()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._rows = tempfile.TemporaryFile("w+", encoding="utf-8")
+            self._rows = RankedRows()
         except OSError as error:
             raise InputError(
                 f"No report can be written to {str(folder)!r}: {error.strerror}. Choose another folder."
@@ -866,16 +894,15 @@ class PageFolder:
 
     def close(self, broken_off=False):
         """Write the index of all pages so far, which says so if the run was broken off; its path."""
-        if not self._rows.closed:
-            self._rows.seek(0)
-            rows, index = map(Markup, self._rows), templates().get_template("index")
+        if not self._rows.file.closed:
+            rows, index = self._rows, templates().get_template("index")
             with write_atomically(self.folder / "index.html", "w") as file:
                 index.stream(title="Report", summary=summary_of(self.words, broken_off), rows=rows).dump(file)
-            self._rows.close()
+            self._rows.file.close()
         return self.folder / "index.html"
 
 
-# %% ../nbs/75_report.ipynb #56262049
+# %% ../nbs/75_report.ipynb #79ec62ff
 class ReportWriter(PageFolder):
     """Writes one HTML page a media file into a folder, and an index of them; a context manager.
 
@@ -910,5 +937,5 @@ class ReportWriter(PageFolder):
         with write_atomically(self.folder / name, "w") as file:
             file.write(fill("file", **values))
         self.words[verdict.verdict] += 1
-        self._rows.write(fill("row", page=name, portrait=thumbnail(pieces), **values))
+        self._rows.add(rank_of(verdict), fill("row", page=name, portrait=thumbnail(pieces), **values))
         return self.folder / name

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -114,6 +115,21 @@ def test_a_file_named_twice_gets_two_pages_and_a_second_run_replaces_them(panel,
     )
     index = (tmp_path / "r" / "index.html").read_text()
     assert "2 files. No verdict: 2." in index and all(page.name in index for page in pages)
+
+
+def test_the_index_begins_with_the_most_suspicious(panel, tmp_path):
+    nothing = panel.abstain("none.png", "There is no file.")
+    said = {"likely.png": ("fake", 0.8, 0.7), "real.png": ("real", 0.1, 0.2), "surely.png": ("fake", 0.7, 0.9)}
+    said |= {"strange.png": ("abstain", 0.99, None)}
+    with ReportWriter(tmp_path) as report:
+        report.add(nothing, [], panel)
+        for path, (word, score, probability) in said.items():
+            about = {"score": score, "probability": probability, "threshold": 0.5}
+            report.add(replace(nothing, path=path, verdict=word, **about), [], panel)
+    index = (tmp_path / "index.html").read_text()
+    order = ["surely.png", "likely.png", "strange.png", "real.png", "none.png"]
+    assert re.findall(r"<bdi>([^<]*)</bdi>", index) == order
+    assert "The most suspicious come first." in index
 
 
 def test_names_that_differ_in_case_or_in_bytes_do_not_share_a_page():
