@@ -3010,6 +3010,10 @@ d = {
                 "study.html#_end_with_the_study",
                 "deepfake_nb/study.py",
             ),
+            "deepfake_nb.study._figures_in_notebooks": (
+                "study.html#_figures_in_notebooks",
+                "deepfake_nb/study.py",
+            ),
             "deepfake_nb.study._for_the_user": ("study.html#_for_the_user", "deepfake_nb/study.py"),
             "deepfake_nb.study._lock": ("study.html#_lock", "deepfake_nb/study.py"),
             "deepfake_nb.study._locked_new_file": ("study.html#_locked_new_file", "deepfake_nb/study.py"),

@@ -893,8 +893,22 @@ def _for_the_user(error):
 
 
 # %% ../nbs/00_study.ipynb #67614d42
+@contextlib.contextmanager
+def _figures_in_notebooks():
+    """Let kernels that start here draw into their notebooks, whatever `MPLBACKEND` asks for elsewhere."""
+    before = os.environ.get("MPLBACKEND")
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    try:
+        yield
+    finally:
+        os.environ.pop("MPLBACKEND")
+        if before is not None:
+            os.environ["MPLBACKEND"] = before
+
+
+# %% ../nbs/00_study.ipynb #ae1f4a43
 def execute_notebook(notebook, executed, parameters=None, folder=None):
-    """Run a notebook in a process of its own, through a socket that only this machine can reach.
+    """Run a notebook in a process of its own, through a socket that only this machine can reach; its figures stand in it.
 
     Parameters
     ----------
@@ -918,17 +932,18 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
     quiet = {"extra_arguments": ["--log-level=CRITICAL"]}  # being told to end is no error
     config = Config({"KernelManager": {"transport": "ipc"}, "NotebookClient": quiet})
     try:
-        papermill.execute_notebook(
-            notebook, executed, parameters or {}, kernel_name="python3", cwd=folder or Path(notebook).parent,
-            progress_bar=False, request_save_on_cell_execute=False, config=config,
-        )  # fmt: skip
+        with _figures_in_notebooks():
+            papermill.execute_notebook(
+                notebook, executed, parameters or {}, kernel_name="python3", cwd=folder or Path(notebook).parent,
+                progress_bar=False, request_save_on_cell_execute=False, config=config,
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         raise _for_the_user(error) from None
     except OSError as error:
         raise InputError(f"Cannot write {str(executed)!r}: {error.strerror or error}.") from error
 
 
-# %% ../nbs/00_study.ipynb #f811daf5
+# %% ../nbs/00_study.ipynb #ef21228b
 WAIT_FOR_FOLDERS = "DEEPFAKE_NB_WAIT_FOR_FOLDERS"  # set to 1 for the sections of a study
 
 
@@ -947,7 +962,7 @@ def _lock(file, folder, wait):
         ) from error
 
 
-# %% ../nbs/00_study.ipynb #ef21228b
+# %% ../nbs/00_study.ipynb #011e35a0
 @contextlib.contextmanager
 def locked_folder(folder, wait=None):
     """Hold a folder for one process.
@@ -978,7 +993,7 @@ def locked_folder(folder, wait=None):
         yield
 
 
-# %% ../nbs/00_study.ipynb #1cbc8dee
+# %% ../nbs/00_study.ipynb #75f27294
 def _run_apart(run, threads, answer):
     import signal
     import threading
@@ -1003,7 +1018,7 @@ def _end_with_the_study():
     os._exit(1)
 
 
-# %% ../nbs/00_study.ipynb #4f80ca28
+# %% ../nbs/00_study.ipynb #0c3fec33
 def default_jobs(profile):
     """How many sections run side by side when nobody says.
 
@@ -1032,7 +1047,7 @@ def _seconds_before(section):
     return 0.0
 
 
-# %% ../nbs/00_study.ipynb #56eec484
+# %% ../nbs/00_study.ipynb #6f5c7fcd
 def memory_of(process_ids):
     """Memory of processes and all their children, in bytes.
 
@@ -1059,7 +1074,7 @@ def memory_of(process_ids):
     return total
 
 
-# %% ../nbs/00_study.ipynb #eb439743
+# %% ../nbs/00_study.ipynb #a9558428
 class StudyFailure(RuntimeError):
     """A fault of ours in one or more sections; ``str(error)`` is a sentence for each."""
 
@@ -1099,7 +1114,7 @@ def _answer_of(process, answer):
     return False, f"its process ended with status {process.exitcode}; perhaps there was too little memory"
 
 
-# %% ../nbs/00_study.ipynb #a9558428
+# %% ../nbs/00_study.ipynb #6a6f64d8
 def _raise_failures(failures):
     """One error with a sentence a section: an `InputError` where all of them are the input's."""
     words = [f"The section {name!r} failed: {sentence}" for name, (_, sentence) in failures.items()]
@@ -1108,7 +1123,7 @@ def _raise_failures(failures):
         raise (InputError if is_all_input else StudyFailure)("\n".join(words))
 
 
-# %% ../nbs/00_study.ipynb #dd8cfaa2
+# %% ../nbs/00_study.ipynb #f4ec226d
 def section_run(section, profile="demo", out=None, data_root=None, settings=None):
     """A section with its parameters checked.
 
@@ -1147,7 +1162,7 @@ def section_run(section, profile="demo", out=None, data_root=None, settings=None
     return SectionRun(section, notebook, reports / section, check_parameters(notebook, parameters), read)
 
 
-# %% ../nbs/00_study.ipynb #f4ec226d
+# %% ../nbs/00_study.ipynb #e36b6f5c
 def run_section(section, *arguments, **options):
     """Run one section at once, whatever has been run before; takes and raises what `section_run` does.
 
@@ -1161,7 +1176,7 @@ def run_section(section, *arguments, **options):
     return run.folder
 
 
-# %% ../nbs/00_study.ipynb #6be9ee93
+# %% ../nbs/00_study.ipynb #b5d3a4d8
 def _run_stages(runs, folder, fresh, jobs, tell):
     failures, peak, computed, kept, started = {}, 0, [], [], time.time()
     for stage in STAGES:
@@ -1196,7 +1211,7 @@ def _checked_jobs(jobs, profile):
     return jobs or default_jobs(profile)
 
 
-# %% ../nbs/00_study.ipynb #b5d3a4d8
+# %% ../nbs/00_study.ipynb #32fa0ea4
 def run_study(
     profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None, jobs=None
 ):
@@ -1238,7 +1253,7 @@ def run_study(
     return folder
 
 
-# %% ../nbs/00_study.ipynb #af890c9a
+# %% ../nbs/00_study.ipynb #0b97e1f3
 def run_benchmarks(names=None, media=None):
     """Run benchmarks of the checkout, one after the other.
 
@@ -1271,7 +1286,7 @@ def run_benchmarks(names=None, media=None):
     return _rows_of_benchmarks(root, names or list(files), media)
 
 
-# %% ../nbs/00_study.ipynb #0b97e1f3
+# %% ../nbs/00_study.ipynb #c78a93e6
 def _rows_of_benchmarks(root, names, media):
     import importlib
     import sys
@@ -1289,7 +1304,7 @@ def _rows_of_benchmarks(root, names, media):
         sys.path.remove(str(root))
 
 
-# %% ../nbs/00_study.ipynb #be109d2c
+# %% ../nbs/00_study.ipynb #e1469c02
 def installation():
     """What is installed and what this machine has, for reports of faults.
 

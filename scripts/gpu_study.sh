@@ -86,7 +86,7 @@ run_study() {
         shift 2
     done
     mkdir -p "$out"
-    export DEEPFAKE_NB_CACHE="${DEEPFAKE_NB_CACHE:-$PWD/out/gpu-cache}" MPLBACKEND=agg OMP_WAIT_POLICY=PASSIVE
+    export DEEPFAKE_NB_CACHE="${DEEPFAKE_NB_CACHE:-$PWD/out/gpu-cache}" OMP_WAIT_POLICY=PASSIVE
     install "$wheels" "$venv"
     if [ ${#sections[@]} -eq 0 ]; then
         mapfile -t sections < <("$venv/bin/python" -c "from deepfake_nb.study import available_sections as s

@@ -64,6 +64,13 @@ def test_a_section_runs_and_leaves_a_report(smoke_study, section):
     assert (folder / "run.ipynb").is_file()
 
 
+@pytest.mark.parametrize("section", available_sections())
+def test_the_figures_of_a_section_are_on_its_page(site, section):
+    (page,) = site.glob(f"[0-9]*{SECTIONS[section][2:]}.html")
+    figures = list((REPORTS / section / "figures").glob("*.png"))
+    assert len(re.findall(r'<img [^>]*src="_images/', page.read_text())) >= len(figures) / 2 > 0
+
+
 def test_a_second_run_computes_nothing(smoke_study):
     again = finish_study(smoke_study["out"])
     assert [state for _, _, state in again["told"]] == ["is done already"] * len(available_sections()), again

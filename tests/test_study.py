@@ -12,6 +12,7 @@ import time
 from functools import partial
 from types import ModuleType
 
+import nbformat
 import numpy as np
 import pytest
 from commands import BIN, ROOT, allow_files_of, run
@@ -359,3 +360,13 @@ def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
 def test_exit_status_and_sentence(arguments, status, sentence):
     done = run(BIN / "deepfake-nb", *arguments, cwd=ROOT, status=status)
     assert sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_figures_stand_in_the_executed_notebook_whatever_backend_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cell = nbformat.v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "drawing.ipynb")
+    study.execute_notebook(tmp_path / "drawing.ipynb", tmp_path / "executed.ipynb")
+    outputs = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells[-1].outputs
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert os.environ["MPLBACKEND"] == "agg"
