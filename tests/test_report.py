@@ -119,7 +119,11 @@ def test_a_file_named_twice_gets_two_pages_and_a_second_run_replaces_them(panel,
 
 def test_the_index_begins_with_the_most_suspicious(panel, tmp_path):
     nothing = panel.abstain("none.png", "There is no file.")
-    said = {"likely.png": ("fake", 0.8, 0.7), "real.png": ("real", 0.1, 0.2), "surely.png": ("fake", 0.7, 0.9)}
+    said = {
+        "likely.png": ("fake", 0.8, 0.7),
+        "real.png": ("real", 0.1, 0.2),
+        "surely.png": ("fake", 0.7, 0.9),
+    }
     said |= {"strange.png": ("abstain", 0.99, None)}
     with ReportWriter(tmp_path) as report:
         report.add(nothing, [], panel)
