@@ -570,6 +570,39 @@ d = {
             "deepfake_nb.comparison.structural": ("comparison.html#structural", "deepfake_nb/comparison.py"),
             "deepfake_nb.comparison.try_delong": ("comparison.html#try_delong", "deepfake_nb/comparison.py"),
         },
+        "deepfake_nb.corpus": {
+            "deepfake_nb.corpus.Crops": ("corpus.html#crops", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.Crops.__len__": ("corpus.html#crops.__len__", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.assign_folds": ("corpus.html#assign_folds", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.celeb_df_rows": ("corpus.html#celeb_df_rows", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.crop_file": ("corpus.html#crop_file", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.crop_with_margin": ("corpus.html#crop_with_margin", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.cut_crops": ("corpus.html#cut_crops", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.cut_tight": ("corpus.html#cut_tight", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.dfdc_rows": ("corpus.html#dfdc_rows", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.face_points": ("corpus.html#face_points", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.faces_of_still": ("corpus.html#faces_of_still", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.faces_of_video": ("corpus.html#faces_of_video", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.ffpp_person": ("corpus.html#ffpp_person", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.ffpp_rows": ("corpus.html#ffpp_rows", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.folder_rows": ("corpus.html#folder_rows", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.group_of_source": ("corpus.html#group_of_source", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.inner_folder": ("corpus.html#inner_folder", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.is_trained_on": ("corpus.html#is_trained_on", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.joined_person": ("corpus.html#joined_person", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.largest_face": ("corpus.html#largest_face", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.name_in_call": ("corpus.html#name_in_call", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.portrait_rows": ("corpus.html#portrait_rows", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.prepare_crops": ("corpus.html#prepare_crops", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.read_corpus": ("corpus.html#read_corpus", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.read_crops": ("corpus.html#read_crops", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.read_index": ("corpus.html#read_index", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.stable_number": ("corpus.html#stable_number", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.store_crops": ("corpus.html#store_crops", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.store_some": ("corpus.html#store_some", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.swap_partners": ("corpus.html#swap_partners", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.swap_still_rows": ("corpus.html#swap_still_rows", "deepfake_nb/corpus.py"),
+        },
         "deepfake_nb.curves": {
             "deepfake_nb.curves.axes_or_new": ("curves.html#axes_or_new", "deepfake_nb/curves.py"),
             "deepfake_nb.curves.band_of": ("curves.html#band_of", "deepfake_nb/curves.py"),
@@ -776,6 +809,125 @@ d = {
                 "deepfake_nb/degradations.py",
             ),
         },
+        "deepfake_nb.detector_training": {
+            "deepfake_nb.detector_training.Batches": (
+                "detector_training.html#batches",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.Batches.__getitem__": (
+                "detector_training.html#batches.__getitem__",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.Batches.__init__": (
+                "detector_training.html#batches.__init__",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.Batches.__len__": (
+                "detector_training.html#batches.__len__",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.DetectorSettings": (
+                "detector_training.html#detectorsettings",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.DetectorSettings.rate_at": (
+                "detector_training.html#detectorsettings.rate_at",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.blended_pair": (
+                "detector_training.html#blended_pair",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.drawn": (
+                "detector_training.html#drawn",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.drawn_face": (
+                "detector_training.html#drawn_face",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.forgery_and_genuine": (
+                "detector_training.html#forgery_and_genuine",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.grouped": (
+                "detector_training.html#grouped",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.one_worker": (
+                "detector_training.html#one_worker",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.parameter_groups": (
+                "detector_training.html#parameter_groups",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.predict_files": (
+                "detector_training.html#predict_files",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.restore": (
+                "detector_training.html#restore",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.save": (
+                "detector_training.html#save",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.step_batches": (
+                "detector_training.html#step_batches",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.train_detector": (
+                "detector_training.html#train_detector",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.training_media": (
+                "detector_training.html#training_media",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.training_portraits": (
+                "detector_training.html#training_portraits",
+                "deepfake_nb/detector_training.py",
+            ),
+        },
+        "deepfake_nb.encoders": {
+            "deepfake_nb.encoders._clip_tensors": ("encoders.html#_clip_tensors", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders._efficientnet": ("encoders.html#_efficientnet", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders._shape_in": ("encoders.html#_shape_in", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.clip_input": ("encoders.html#clip_input", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.clip_names": ("encoders.html#clip_names", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.clip_state_dict_from_onnx": (
+                "encoders.html#clip_state_dict_from_onnx",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.clip_vit_b16": ("encoders.html#clip_vit_b16", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.dequantised": ("encoders.html#dequantised", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.efficientnet_lite0": (
+                "encoders.html#efficientnet_lite0",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.efficientnet_lite2": (
+                "encoders.html#efficientnet_lite2",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.efficientnet_names": (
+                "encoders.html#efficientnet_names",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.float_tensors": ("encoders.html#float_tensors", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.in_timm": ("encoders.html#in_timm", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.initial_tensors": (
+                "encoders.html#initial_tensors",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.layer_norms": ("encoders.html#layer_norms", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.load_clip": ("encoders.html#load_clip", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.load_layer_norms": (
+                "encoders.html#load_layer_norms",
+                "deepfake_nb/encoders.py",
+            ),
+        },
         "deepfake_nb.explain": {
             "deepfake_nb.explain.ClassScore": ("explain.html#classscore", "deepfake_nb/explain.py"),
             "deepfake_nb.explain.ClassScore.__call__": (
@@ -840,6 +992,60 @@ d = {
             "deepfake_nb.explain.summarise": ("explain.html#summarise", "deepfake_nb/explain.py"),
             "deepfake_nb.explain.target_layer": ("explain.html#target_layer", "deepfake_nb/explain.py"),
             "deepfake_nb.explain.undisturbed": ("explain.html#undisturbed", "deepfake_nb/explain.py"),
+        },
+        "deepfake_nb.face_encoder": {
+            "deepfake_nb.face_encoder.FaceEncoder": (
+                "face_encoder.html#faceencoder",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.FaceEncoder.__init__": (
+                "face_encoder.html#faceencoder.__init__",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.FaceEncoder.forward": (
+                "face_encoder.html#faceencoder.forward",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.FaceEncoder.forward_features": (
+                "face_encoder.html#faceencoder.forward_features",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.MixedLayerNorm": (
+                "face_encoder.html#mixedlayernorm",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.MixedLayerNorm.forward": (
+                "face_encoder.html#mixedlayernorm.forward",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.average_tensors": (
+                "face_encoder.html#average_tensors",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.freeze_all_but_norms": (
+                "face_encoder.html#freeze_all_but_norms",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.load_face_encoder": (
+                "face_encoder.html#load_face_encoder",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.load_tuned": (
+                "face_encoder.html#load_tuned",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.patch_dropout": (
+                "face_encoder.html#patch_dropout",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.tuned_tensors": (
+                "face_encoder.html#tuned_tensors",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.with_mixed_precision": (
+                "face_encoder.html#with_mixed_precision",
+                "deepfake_nb/face_encoder.py",
+            ),
         },
         "deepfake_nb.faces": {
             "deepfake_nb.faces.CenterFace": ("faces.html#centerface", "deepfake_nb/faces.py"),
@@ -2987,6 +3193,108 @@ d = {
             "deepfake_nb.score.why_unlike": ("score.html#why_unlike", "deepfake_nb/score.py"),
             "deepfake_nb.score.with_rules": ("score.html#with_rules", "deepfake_nb/score.py"),
             "deepfake_nb.score.write_verdicts": ("score.html#write_verdicts", "deepfake_nb/score.py"),
+        },
+        "deepfake_nb.self_blending": {
+            "deepfake_nb.self_blending.Blend": ("self_blending.html#blend", "deepfake_nb/self_blending.py"),
+            "deepfake_nb.self_blending.BlendSettings": (
+                "self_blending.html#blendsettings",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.Donor": ("self_blending.html#donor", "deepfake_nb/self_blending.py"),
+            "deepfake_nb.self_blending.add_noise": (
+                "self_blending.html#add_noise",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.applied": (
+                "self_blending.html#applied",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.axes_of": (
+                "self_blending.html#axes_of",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.change_texture": (
+                "self_blending.html#change_texture",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.changes_of": (
+                "self_blending.html#changes_of",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.compress": (
+                "self_blending.html#compress",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.displaced": (
+                "self_blending.html#displaced",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.displacement": (
+                "self_blending.html#displacement",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.fit_donor": (
+                "self_blending.html#fit_donor",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.match_colours": (
+                "self_blending.html#match_colours",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.nudge": ("self_blending.html#nudge", "deepfake_nb/self_blending.py"),
+            "deepfake_nb.self_blending.outline_between": (
+                "self_blending.html#outline_between",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.picture_changes": (
+                "self_blending.html#picture_changes",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.random_mask": (
+                "self_blending.html#random_mask",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.random_outline": (
+                "self_blending.html#random_outline",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.random_view": (
+                "self_blending.html#random_view",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.reduce_and_enlarge": (
+                "self_blending.html#reduce_and_enlarge",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.self_blend": (
+                "self_blending.html#self_blend",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.sharpen": (
+                "self_blending.html#sharpen",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.shift_colours": (
+                "self_blending.html#shift_colours",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.shift_light": (
+                "self_blending.html#shift_light",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.smooth_skin": (
+                "self_blending.html#smooth_skin",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.soften": ("self_blending.html#soften", "deepfake_nb/self_blending.py"),
+            "deepfake_nb.self_blending.through_changes": (
+                "self_blending.html#through_changes",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.video_like": (
+                "self_blending.html#video_like",
+                "deepfake_nb/self_blending.py",
+            ),
         },
         "deepfake_nb.study": {
             "deepfake_nb.study.InputError": ("study.html#inputerror", "deepfake_nb/study.py"),
