@@ -776,6 +776,43 @@ d = {
                 "deepfake_nb/degradations.py",
             ),
         },
+        "deepfake_nb.encoders": {
+            "deepfake_nb.encoders._clip_tensors": ("encoders.html#_clip_tensors", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders._efficientnet": ("encoders.html#_efficientnet", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders._shape_in": ("encoders.html#_shape_in", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.clip_input": ("encoders.html#clip_input", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.clip_names": ("encoders.html#clip_names", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.clip_state_dict_from_onnx": (
+                "encoders.html#clip_state_dict_from_onnx",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.clip_vit_b16": ("encoders.html#clip_vit_b16", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.dequantised": ("encoders.html#dequantised", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.efficientnet_lite0": (
+                "encoders.html#efficientnet_lite0",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.efficientnet_lite2": (
+                "encoders.html#efficientnet_lite2",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.efficientnet_names": (
+                "encoders.html#efficientnet_names",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.float_tensors": ("encoders.html#float_tensors", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.in_timm": ("encoders.html#in_timm", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.initial_tensors": (
+                "encoders.html#initial_tensors",
+                "deepfake_nb/encoders.py",
+            ),
+            "deepfake_nb.encoders.layer_norms": ("encoders.html#layer_norms", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.load_clip": ("encoders.html#load_clip", "deepfake_nb/encoders.py"),
+            "deepfake_nb.encoders.load_layer_norms": (
+                "encoders.html#load_layer_norms",
+                "deepfake_nb/encoders.py",
+            ),
+        },
         "deepfake_nb.explain": {
             "deepfake_nb.explain.ClassScore": ("explain.html#classscore", "deepfake_nb/explain.py"),
             "deepfake_nb.explain.ClassScore.__call__": (
