@@ -4002,6 +4002,36 @@ d = {
             "deepfake_nb.weights.why_not": ("weights.html#why_not", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.without_prefix": ("weights.html#without_prefix", "deepfake_nb/weights.py"),
         },
+        "deepfake_nb.wheels": {
+            "deepfake_nb.wheels.WheelMember": ("wheels.html#wheelmember", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.WheelMember.file_name": (
+                "wheels.html#wheelmember.file_name",
+                "deepfake_nb/wheels.py",
+            ),
+            "deepfake_nb.wheels.WheelMember.requirement": (
+                "wheels.html#wheelmember.requirement",
+                "deepfake_nb/wheels.py",
+            ),
+            "deepfake_nb.wheels.check_wheel": ("wheels.html#check_wheel", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.copy_checked": ("wheels.html#copy_checked", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.download_progress": (
+                "wheels.html#download_progress",
+                "deepfake_nb/wheels.py",
+            ),
+            "deepfake_nb.wheels.download_wheel": ("wheels.html#download_wheel", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.extract_member": ("wheels.html#extract_member", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.fetch_wheel_member": (
+                "wheels.html#fetch_wheel_member",
+                "deepfake_nb/wheels.py",
+            ),
+            "deepfake_nb.wheels.is_member": ("wheels.html#is_member", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.largest_file": ("wheels.html#largest_file", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.obtain": ("wheels.html#obtain", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.reason": ("wheels.html#reason", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.remove_leftovers": ("wheels.html#remove_leftovers", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.run_watched": ("wheels.html#run_watched", "deepfake_nb/wheels.py"),
+            "deepfake_nb.wheels.unavailable": ("wheels.html#unavailable", "deepfake_nb/wheels.py"),
+        },
         "deepfake_nb.xception": {
             "deepfake_nb.xception.Xception": ("xception.html#xception", "deepfake_nb/xception.py"),
             "deepfake_nb.xception.Xception.__init__": (
