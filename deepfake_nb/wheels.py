@@ -183,14 +183,15 @@ def download_progress(entry):
 def reason(entry, said):
     """Why pip did not download a wheel, from what it wrote."""
     versions = re.search(r"from versions: ([^)]*)\)", said)
-    if "No space left" in said or "Disk quota" in said:
+    if any(words in said for words in ("No space left", "Disk quota", "File too large")):
         return "the disk is full"
     if versions and versions[1] != "none":
         return f"the package index has no version {entry.version} of it, only {versions[1][:200]}"
     if versions:
         return "no package index that pip is configured for has it, or none can be reached"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")] or lines or ["pip wrote nothing"]
+    errors = [line for line in lines if line.startswith("ERROR") and not line.endswith("Exception:")]
+    errors = errors or lines or ["pip wrote nothing"]
     return f"pip failed ({errors[-1][:200]})"
 
 
