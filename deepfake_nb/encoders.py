@@ -308,6 +308,7 @@ def layer_norms(model):
     }
 
 
+# %% ../nbs/08_encoders.ipynb #91a46e80
 def load_layer_norms(model, state):
     """Replace the weights and biases of all LayerNorms of a network in place.
 

