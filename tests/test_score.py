@@ -465,10 +465,12 @@ def test_xception_without_its_file_says_where_to_get_it(tmp_path):
         score_paths(tmp_path, "xception")
 
 
-def test_every_detector_has_a_registered_checkpoint():
+def test_every_detector_has_a_registered_checkpoint_and_no_encoder_is_one():
     from deepfake_nb.weights import REGISTRY
 
-    assert set(DETECTORS) == set(REGISTRY)
+    assert set(DETECTORS) == {name for name, entry in REGISTRY.items() if entry.polarity}
+    with pytest.raises(UsageError, match="There is no detector 'clip-vit-b16'"):
+        MediaScorer("clip-vit-b16")
 
 
 # --- clips ------------------------------------------------------------------------------------------------------
