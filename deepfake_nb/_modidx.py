@@ -251,6 +251,7 @@ d = {
                 "calibration.html#combination.as_dict",
                 "deepfake_nb/calibration.py",
             ),
+            "deepfake_nb.calibration.Decision": ("calibration.html#decision", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.Familiarity": (
                 "calibration.html#familiarity",
                 "deepfake_nb/calibration.py",
@@ -288,6 +289,10 @@ d = {
                 "calibration.html#reading.combination",
                 "deepfake_nb/calibration.py",
             ),
+            "deepfake_nb.calibration.Reading.decision": (
+                "calibration.html#reading.decision",
+                "deepfake_nb/calibration.py",
+            ),
             "deepfake_nb.calibration.Reading.misfit": (
                 "calibration.html#reading.misfit",
                 "deepfake_nb/calibration.py",
@@ -309,6 +314,7 @@ d = {
                 "deepfake_nb/calibration.py",
             ),
             "deepfake_nb.calibration.Threshold": ("calibration.html#threshold", "deepfake_nb/calibration.py"),
+            "deepfake_nb.calibration.by_person": ("calibration.html#by_person", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.can_be_used": (
                 "calibration.html#can_be_used",
                 "deepfake_nb/calibration.py",
@@ -319,6 +325,10 @@ d = {
             ),
             "deepfake_nb.calibration.checked_table": (
                 "calibration.html#checked_table",
+                "deepfake_nb/calibration.py",
+            ),
+            "deepfake_nb.calibration.decision_for": (
+                "calibration.html#decision_for",
                 "deepfake_nb/calibration.py",
             ),
             "deepfake_nb.calibration.detail_statistics": (
@@ -358,11 +368,16 @@ d = {
                 "calibration.html#fitted_spread",
                 "deepfake_nb/calibration.py",
             ),
+            "deepfake_nb.calibration.flips": ("calibration.html#flips", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.in_six_figures": (
                 "calibration.html#in_six_figures",
                 "deepfake_nb/calibration.py",
             ),
             "deepfake_nb.calibration.joined": ("calibration.html#joined", "deepfake_nb/calibration.py"),
+            "deepfake_nb.calibration.ladder_effects": (
+                "calibration.html#ladder_effects",
+                "deepfake_nb/calibration.py",
+            ),
             "deepfake_nb.calibration.limits_of": ("calibration.html#limits_of", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.line_of": ("calibration.html#line_of", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.merged_score": (
@@ -392,6 +407,7 @@ d = {
             ),
             "deepfake_nb.calibration.read_one": ("calibration.html#read_one", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.residual": ("calibration.html#residual", "deepfake_nb/calibration.py"),
+            "deepfake_nb.calibration.shifted": ("calibration.html#shifted", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.spectrum": ("calibration.html#spectrum", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.texture_network": (
                 "calibration.html#texture_network",
@@ -411,6 +427,10 @@ d = {
             ),
             "deepfake_nb.calibration.unpacked": ("calibration.html#unpacked", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.whitened": ("calibration.html#whitened", "deepfake_nb/calibration.py"),
+            "deepfake_nb.calibration.with_ladder": (
+                "calibration.html#with_ladder",
+                "deepfake_nb/calibration.py",
+            ),
             "deepfake_nb.calibration.write_calibrations": (
                 "calibration.html#write_calibrations",
                 "deepfake_nb/calibration.py",
@@ -444,6 +464,7 @@ d = {
             "deepfake_nb.camera.portrait": ("camera.html#portrait", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.quiet_opencv": ("camera.html#quiet_opencv", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.watch": ("camera.html#watch", "deepfake_nb/camera.py"),
+            "deepfake_nb.camera.word_for": ("camera.html#word_for", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.word_on": ("camera.html#word_on", "deepfake_nb/camera.py"),
         },
         "deepfake_nb.cli": {
@@ -994,6 +1015,26 @@ d = {
             "deepfake_nb.explain.undisturbed": ("explain.html#undisturbed", "deepfake_nb/explain.py"),
         },
         "deepfake_nb.face_encoder": {
+            "deepfake_nb.face_encoder.ClipProbe": (
+                "face_encoder.html#clipprobe",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.ClipProbe.__init__": (
+                "face_encoder.html#clipprobe.__init__",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.ClipProbe.complete": (
+                "face_encoder.html#clipprobe.complete",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.ClipProbe.forward": (
+                "face_encoder.html#clipprobe.forward",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.ClipProbe.forward_features": (
+                "face_encoder.html#clipprobe.forward_features",
+                "deepfake_nb/face_encoder.py",
+            ),
             "deepfake_nb.face_encoder.FaceEncoder": (
                 "face_encoder.html#faceencoder",
                 "deepfake_nb/face_encoder.py",
@@ -1018,8 +1059,45 @@ d = {
                 "face_encoder.html#mixedlayernorm.forward",
                 "deepfake_nb/face_encoder.py",
             ),
+            "deepfake_nb.face_encoder.OnClip": ("face_encoder.html#onclip", "deepfake_nb/face_encoder.py"),
+            "deepfake_nb.face_encoder.OnClip.attach": (
+                "face_encoder.html#onclip.attach",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.OnClip.pixels": (
+                "face_encoder.html#onclip.pixels",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.TunedClip": (
+                "face_encoder.html#tunedclip",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.TunedClip.__init__": (
+                "face_encoder.html#tunedclip.__init__",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.TunedClip.complete": (
+                "face_encoder.html#tunedclip.complete",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.TunedClip.forward": (
+                "face_encoder.html#tunedclip.forward",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.TunedClip.forward_features": (
+                "face_encoder.html#tunedclip.forward_features",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.as_tuned_clip": (
+                "face_encoder.html#as_tuned_clip",
+                "deepfake_nb/face_encoder.py",
+            ),
             "deepfake_nb.face_encoder.average_tensors": (
                 "face_encoder.html#average_tensors",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.class_tokens": (
+                "face_encoder.html#class_tokens",
                 "deepfake_nb/face_encoder.py",
             ),
             "deepfake_nb.face_encoder.freeze_all_but_norms": (
@@ -1032,6 +1110,10 @@ d = {
             ),
             "deepfake_nb.face_encoder.load_tuned": (
                 "face_encoder.html#load_tuned",
+                "deepfake_nb/face_encoder.py",
+            ),
+            "deepfake_nb.face_encoder.norm_names": (
+                "face_encoder.html#norm_names",
                 "deepfake_nb/face_encoder.py",
             ),
             "deepfake_nb.face_encoder.patch_dropout": (
@@ -3068,6 +3150,10 @@ d = {
                 "score.html#calibrated.__init__",
                 "deepfake_nb/score.py",
             ),
+            "deepfake_nb.score.Calibrated.decision": (
+                "score.html#calibrated.decision",
+                "deepfake_nb/score.py",
+            ),
             "deepfake_nb.score.Calibrated.distance": (
                 "score.html#calibrated.distance",
                 "deepfake_nb/score.py",
@@ -3077,10 +3163,6 @@ d = {
                 "deepfake_nb/score.py",
             ),
             "deepfake_nb.score.Calibrated.score": ("score.html#calibrated.score", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Calibrated.threshold": (
-                "score.html#calibrated.threshold",
-                "deepfake_nb/score.py",
-            ),
             "deepfake_nb.score.FaceScore": ("score.html#facescore", "deepfake_nb/score.py"),
             "deepfake_nb.score.FaceScore.unlike": ("score.html#facescore.unlike", "deepfake_nb/score.py"),
             "deepfake_nb.score.FileScorer": ("score.html#filescorer", "deepfake_nb/score.py"),
@@ -3109,6 +3191,7 @@ d = {
             "deepfake_nb.score.Scorer.member": ("score.html#scorer.member", "deepfake_nb/score.py"),
             "deepfake_nb.score.Scorer.reading": ("score.html#scorer.reading", "deepfake_nb/score.py"),
             "deepfake_nb.score.Scorer.settle": ("score.html#scorer.settle", "deepfake_nb/score.py"),
+            "deepfake_nb.score.Scorer.voices": ("score.html#scorer.voices", "deepfake_nb/score.py"),
             "deepfake_nb.score.Speaker": ("score.html#speaker", "deepfake_nb/score.py"),
             "deepfake_nb.score.Speaker.abstain": ("score.html#speaker.abstain", "deepfake_nb/score.py"),
             "deepfake_nb.score.Speaker.signed": ("score.html#speaker.signed", "deepfake_nb/score.py"),
@@ -3116,6 +3199,10 @@ d = {
             "deepfake_nb.score.Uncalibrated": ("score.html#uncalibrated", "deepfake_nb/score.py"),
             "deepfake_nb.score.Uncalibrated.__init__": (
                 "score.html#uncalibrated.__init__",
+                "deepfake_nb/score.py",
+            ),
+            "deepfake_nb.score.Uncalibrated.decision": (
+                "score.html#uncalibrated.decision",
                 "deepfake_nb/score.py",
             ),
             "deepfake_nb.score.Uncalibrated.distance": (
@@ -3127,10 +3214,6 @@ d = {
                 "deepfake_nb/score.py",
             ),
             "deepfake_nb.score.Uncalibrated.score": ("score.html#uncalibrated.score", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Uncalibrated.threshold": (
-                "score.html#uncalibrated.threshold",
-                "deepfake_nb/score.py",
-            ),
             "deepfake_nb.score.Verdict": ("score.html#verdict", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdict.as_dict": ("score.html#verdict.as_dict", "deepfake_nb/score.py"),
             "deepfake_nb.score.VerdictFiles": ("score.html#verdictfiles", "deepfake_nb/score.py"),
@@ -3144,10 +3227,13 @@ d = {
             "deepfake_nb.score.Verdicts.__iter__": ("score.html#verdicts.__iter__", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdicts.__next__": ("score.html#verdicts.__next__", "deepfake_nb/score.py"),
             "deepfake_nb.score.Verdicts.examined": ("score.html#verdicts.examined", "deepfake_nb/score.py"),
+            "deepfake_nb.score.Voice": ("score.html#voice", "deepfake_nb/score.py"),
             "deepfake_nb.score.about": ("score.html#about", "deepfake_nb/score.py"),
             "deepfake_nb.score.answers": ("score.html#answers", "deepfake_nb/score.py"),
             "deepfake_nb.score.calibrate": ("score.html#calibrate", "deepfake_nb/score.py"),
             "deepfake_nb.score.calibration_of": ("score.html#calibration_of", "deepfake_nb/score.py"),
+            "deepfake_nb.score.cut_aligned": ("score.html#cut_aligned", "deepfake_nb/score.py"),
+            "deepfake_nb.score.default_detectors": ("score.html#default_detectors", "deepfake_nb/score.py"),
             "deepfake_nb.score.detector_of": ("score.html#detector_of", "deepfake_nb/score.py"),
             "deepfake_nb.score.draw_timeline": ("score.html#draw_timeline", "deepfake_nb/score.py"),
             "deepfake_nb.score.face_score": ("score.html#face_score", "deepfake_nb/score.py"),
@@ -3175,6 +3261,7 @@ d = {
             "deepfake_nb.score.remarks_on": ("score.html#remarks_on", "deepfake_nb/score.py"),
             "deepfake_nb.score.rows_of": ("score.html#rows_of", "deepfake_nb/score.py"),
             "deepfake_nb.score.rules_of": ("score.html#rules_of", "deepfake_nb/score.py"),
+            "deepfake_nb.score.score_by_voice": ("score.html#score_by_voice", "deepfake_nb/score.py"),
             "deepfake_nb.score.score_of_media": ("score.html#score_of_media", "deepfake_nb/score.py"),
             "deepfake_nb.score.score_paths": ("score.html#score_paths", "deepfake_nb/score.py"),
             "deepfake_nb.score.scores_of": ("score.html#scores_of", "deepfake_nb/score.py"),
@@ -3182,6 +3269,7 @@ d = {
                 "score.html#shipped_calibrations",
                 "deepfake_nb/score.py",
             ),
+            "deepfake_nb.score.speaking": ("score.html#speaking", "deepfake_nb/score.py"),
             "deepfake_nb.score.suspicious_parts": ("score.html#suspicious_parts", "deepfake_nb/score.py"),
             "deepfake_nb.score.times_without_score": (
                 "score.html#times_without_score",
@@ -3190,6 +3278,7 @@ d = {
             "deepfake_nb.score.what_it_saw": ("score.html#what_it_saw", "deepfake_nb/score.py"),
             "deepfake_nb.score.what_would_help": ("score.html#what_would_help", "deepfake_nb/score.py"),
             "deepfake_nb.score.why_no_score": ("score.html#why_no_score", "deepfake_nb/score.py"),
+            "deepfake_nb.score.why_undecided": ("score.html#why_undecided", "deepfake_nb/score.py"),
             "deepfake_nb.score.why_unlike": ("score.html#why_unlike", "deepfake_nb/score.py"),
             "deepfake_nb.score.with_rules": ("score.html#with_rules", "deepfake_nb/score.py"),
             "deepfake_nb.score.write_verdicts": ("score.html#write_verdicts", "deepfake_nb/score.py"),
@@ -4133,6 +4222,7 @@ d = {
             "deepfake_nb.views.counts_as_media": ("views.html#counts_as_media", "deepfake_nb/views.py"),
             "deepfake_nb.views.cut_as_mesonet": ("views.html#cut_as_mesonet", "deepfake_nb/views.py"),
             "deepfake_nb.views.cut_upright": ("views.html#cut_upright", "deepfake_nb/views.py"),
+            "deepfake_nb.views.evenly_spaced": ("views.html#evenly_spaced", "deepfake_nb/views.py"),
             "deepfake_nb.views.find_media": ("views.html#find_media", "deepfake_nb/views.py"),
             "deepfake_nb.views.folder_problem": ("views.html#folder_problem", "deepfake_nb/views.py"),
             "deepfake_nb.views.frame_views": ("views.html#frame_views", "deepfake_nb/views.py"),

@@ -4,6 +4,8 @@
 
 # %% auto #0
 __all__ = [
+    "MISS_RATE",
+    "FLIPS",
     "FACE_SIZE",
     "BAND_EDGES",
     "STATISTICS",
@@ -14,6 +16,12 @@ __all__ = [
     "in_six_figures",
     "Threshold",
     "threshold_for",
+    "Decision",
+    "decision_for",
+    "shifted",
+    "ladder_effects",
+    "with_ladder",
+    "flips",
     "face_statistics",
     "Familiarity",
     "fit_familiarity",
@@ -27,7 +35,7 @@ __all__ = [
 # %% ../nbs/09_calibration.ipynb #4809c9d4
 import functools
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -65,14 +73,21 @@ class Combination:
         From the score of all of them together to the share of fakes among the media it was fitted on.
     draws : float array, shape (R, 1 + number of detectors)
         Weights of the detectors' log-odds and, last, the constant; a line for each draw of people.
-    genuine : list of list of float
-        Scores of the genuine media, a list a person.
+    genuine, forged : list of list of float
+        Scores of the genuine and of the forged media, a list per person.
+    wobble : float
+        Standard deviation, in log-odds of the score, of what re-encoding and shortening do to it; see `ladder_effects`.
+    margin : float
+        So far, in log-odds, a score has to lie from a threshold for the decision to survive that.
     """
 
     detectors: tuple
     calibration: Calibration
     draws: np.ndarray
     genuine: list
+    forged: list = ()
+    wobble: float = 0.0
+    margin: float = 0.0
 
     def as_dict(self):
         """As JSON takes it."""
@@ -136,7 +151,7 @@ def drawn_lines(names, scores, labels, people, draws, rng):
 
 
 # %% ../nbs/09_calibration.ipynb #3ca67e1c
-def fit_combination(names, table, draws, rng):
+def fit_combination(names, table, draws, rng, ladder=None):
     """The `Combination` of the detectors `names`, of a table with a column for each, ``label`` and ``person``."""
     table = table.dropna(subset=list(names))
     scores, labels = table[list(names)].to_numpy(float), table.label.to_numpy(int)
@@ -148,10 +163,15 @@ def fit_combination(names, table, draws, rng):
                 f"calibrate; leave it out."
             )
     together = pd.Series(merged_score(list(own.values()), scores)).round(6)
-    real = together[labels == 0].groupby(table.person.to_numpy()[labels == 0])
-    genuine = [sorted(group.tolist()) for _, group in real]
+    genuine, forged = (by_person(together[labels == kind], table.person[labels == kind]) for kind in (0, 1))
     lines = drawn_lines(names, scores, labels, table.person.to_numpy(), draws, rng)
-    return own, Combination(tuple(names), last, lines, genuine)
+    found = Combination(tuple(names), last, lines, genuine, forged)
+    return own, found if ladder is None else with_ladder(found, list(own.values()), ladder)
+
+
+def by_person(scores, people):
+    """Scores as sorted lists, one per person."""
+    return [sorted(group.tolist()) for _, group in scores.groupby(people.to_numpy())]
 
 
 # %% ../nbs/09_calibration.ipynb #c1287452
@@ -211,6 +231,91 @@ def threshold_in_words(score, rate, kept, people):
             f" With {people} genuine people it cannot promise less, though {percent(rate)} was asked for."
         )
     return words
+
+
+# %% ../nbs/09_calibration.ipynb #4dadc462
+MISS_RATE = 0.10
+FLIPS = (
+    0.03  # share of genuine media that may be called fake on some rung although the original is called real
+)
+
+
+class Decision(NamedTuple):
+    """From `fake_from` on a score is called fake, below `real_below` real; `rate` and `words` are those of `Threshold`."""
+
+    fake_from: float
+    real_below: float
+    rate: float
+    words: str
+
+
+def decision_for(combination, rate, miss_rate=MISS_RATE):
+    """The `Decision` of a `Combination` for a false-alarm rate and a miss rate, widened by its margin."""
+    upper = threshold_for(combination.genuine, rate)
+    fake_from = shifted(upper.score, combination.margin)
+    if not combination.forged:
+        return Decision(fake_from, shifted(upper.score, -combination.margin), upper.rate, upper.sentence)
+    missed = threshold_for([[1 - score for score in own] for own in combination.forged], miss_rate)
+    lower = min(upper.score, 1 - missed.score)
+    return Decision(
+        fake_from,
+        shifted(lower, -combination.margin),
+        upper.rate,
+        threshold_in_words(fake_from, rate, upper.rate, len(combination.genuine)),
+    )
+
+
+def shifted(score, log_odds):
+    """A score in [0, 1] moved on the scale of log-odds; a threshold above 1 stays where nothing reaches it."""
+    return (
+        score if score > 1 or not log_odds else float(expit(as_logits(np.float64(score), False) + log_odds))
+    )
+
+
+# %% ../nbs/09_calibration.ipynb #533a250b
+def ladder_effects(odds, versions):
+    """What the rungs of a ladder do to scores.
+
+    Parameters
+    ----------
+    odds : array, shape (N,)
+        Log-odds of the scores of all versions.
+    versions : DataFrame
+        ``media_id, version, label`` of the same rows; the version "original" is the file as it is.
+
+    Returns
+    -------
+    float
+        Standard deviation of a version's log-odds around those of its original.
+    Series
+        For each media file, the highest log-odds among its versions less those of its original.
+    """
+    table = versions.assign(odds=np.asarray(odds))
+    originals = table[table.version == "original"].set_index("media_id").odds
+    other = table[(table.version != "original") & table.media_id.isin(originals.index)]
+    change = other.odds.to_numpy() - originals[other.media_id].to_numpy()
+    return float(np.sqrt(np.mean(change**2))), pd.Series(change, other.media_id.to_numpy()).groupby(
+        level=0
+    ).max()
+
+
+def with_ladder(combination, lines, ladder, rate=0.05):
+    """A `Combination` with the effects of a ladder of versions; `lines` are the detectors' own calibrations."""
+    ladder = ladder.dropna(subset=list(combination.detectors))
+    scores = merged_score(lines, ladder[list(combination.detectors)].to_numpy(float))
+    odds = as_logits(scores, False)
+    wobble, rise = ladder_effects(odds, ladder)
+    bound = as_logits(np.float64(threshold_for(combination.genuine, rate).score), False)
+    real = ladder[(ladder.version == "original") & (ladder.label == 0)]
+    start = pd.Series(odds[ladder.index.get_indexer(real.index)], real.media_id)
+    margin = next((m for m in np.arange(0, 6, 0.05) if flips(start, rise, bound, m) <= FLIPS), 6.0)
+    return replace(combination, wobble=round(wobble, 4), margin=round(float(margin), 4))
+
+
+def flips(start, rise, bound, margin):
+    """Share of genuine media that are called real as they are and fake on some rung, with a margin around a bound."""
+    real = start[start < bound - margin]
+    return float((real + rise.reindex(real.index).fillna(0) >= bound + margin).mean()) if len(real) else 0.0
 
 
 # %% ../nbs/09_calibration.ipynb #96ba6c25
@@ -565,13 +670,22 @@ class Reading:
         own = line_of([self.calibrations[name] for name in chosen.detectors], chosen.calibration)
         lines = np.vstack([own, chosen.draws])
         here = chosen.calibration.n_fake / chosen.calibration.n
-        drawn = expit(lines[:, :-1] @ odds + lines[:, -1] + logit(self.prior) - logit(here))
+        noise = (
+            np.random.default_rng(0).normal(0, chosen.wobble, len(lines))
+            * chosen.calibration.parameters["slope"]
+        )
+        noise[0] = 0  # the value itself; its draws also hold what re-encoding does to a score
+        drawn = expit(lines[:, :-1] @ odds + lines[:, -1] + noise + logit(self.prior) - logit(here))
         low, high = np.quantile(drawn[1:], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
         return Probability(float(drawn[0]), float(min(low, drawn[0])), float(max(high, drawn[0])))
 
     def threshold(self, detectors, rate=0.05):
         """The `Threshold` on the score of some detectors together, for a false-alarm rate."""
         return threshold_for(self.combination(detectors).genuine, rate)
+
+    def decision(self, detectors, rate=0.05, miss_rate=MISS_RATE):
+        """The `Decision` on the score of some detectors together, for a false-alarm rate and a miss rate."""
+        return decision_for(self.combination(detectors), rate, miss_rate)
 
     def misfit(self, weights):
         """Why it cannot be used with detectors of these weights, {detector: SHA-256}; empty when it can."""
@@ -685,7 +799,15 @@ def check_numbers(table, names):
 
 # %% ../nbs/09_calibration.ipynb #8f5a985d
 def fit_media_calibration(
-    table, familiarity=None, *, weights=None, about="media of your own", prior=0.5, draws=200, rng=None
+    table,
+    familiarity=None,
+    *,
+    weights=None,
+    about="media of your own",
+    prior=0.5,
+    draws=200,
+    rng=None,
+    ladder=None,
 ):
     """Fit a calibration on media that the detectors did not learn from.
 
@@ -704,6 +826,9 @@ def fit_media_calibration(
     draws : int
         How often people are drawn for the interval.
     rng : numpy.random.Generator, optional
+    ladder : DataFrame, optional
+        Scores of versions of some of these media, re-encoded, reduced or shortened: ``media_id, version, label, person`` and
+        a column per detector; the version "original" is the file as it is.
 
     Returns
     -------
@@ -724,7 +849,7 @@ def fit_media_calibration(
     rng, own, found = rng or np.random.default_rng(0), {}, {}
     for size in range(1, len(names) + 1):
         for chosen in combinations(names, size):
-            lines, found[joined(chosen)] = fit_combination(chosen, wide, draws, rng)
+            lines, found[joined(chosen)] = fit_combination(chosen, wide, draws, rng, ladder)
             own |= lines if size == 1 else {}
     weights = {name: (weights or {}).get(name) for name in names}
     counts = len(wide), int(wide.label.sum()), int(wide.person.nunique())
@@ -738,14 +863,21 @@ FORMAT = "deepfake-nb calibration 1"
 def read_combination(value, names):
     """A `Combination` from JSON; any kind of error when it is none."""
     detectors, draws = tuple(value["detectors"]), np.asarray(value["draws"], float)
-    genuine = [[float(score) for score in person] for person in value["genuine"]]
-    scores = np.concatenate(genuine)
+    genuine, forged = (
+        [[float(s) for s in person] for person in value.get(key, [])] for key in ("genuine", "forged")
+    )
+    scores = np.concatenate([*genuine, *forged])
+    wobble, margin = float(value.get("wobble", 0)), float(value.get("margin", 0))
+    if not (np.isfinite([wobble, margin]).all() and min(wobble, margin) >= 0 and genuine):
+        raise ValueError
     usable = (
         draws.ndim == 2 and draws.shape[1] == len(detectors) + 1 and len(draws) and np.isfinite(draws).all()
     )
     if not (usable and {*detectors} <= names and ((scores >= 0) & (scores <= 1)).all()):
         raise ValueError
-    return Combination(detectors, read_calibration(value["calibration"]), draws, genuine)
+    return Combination(
+        detectors, read_calibration(value["calibration"]), draws, genuine, forged, wobble, margin
+    )
 
 
 # %% ../nbs/09_calibration.ipynb #97ecafed

@@ -222,12 +222,19 @@ def word_on(window, reading):
     if not scores:
         return None, None, "no score yet"
     score = float(reading.score(scores))
-    threshold, _, _ = reading.threshold(list(scores), 1)
+    decision = reading.decision(list(scores), 1)
     distance = reading.distance(np.mean([numbers for _, numbers in window.portraits], axis=0))
     if distance is not None and distance > 1:
         return score, None, "unlike the calibration"
     said = reading.probability(scores)
-    return score, said and said.value, "fake" if score >= threshold else "real"
+    return score, said and said.value, word_for(score, decision)
+
+
+def word_for(score, decision):
+    """The word on a score: what a calibration cannot decide stays undecided."""
+    if decision.rate is None:
+        return "not calibrated"
+    return "fake" if score >= decision.fake_from else "real" if score < decision.real_below else "undecided"
 
 
 class Pace:

@@ -4,6 +4,9 @@
 
 # %% auto #0
 __all__ = [
+    "ENCODER",
+    "WIDTH",
+    "DEPTH",
     "MixedLayerNorm",
     "with_mixed_precision",
     "FaceEncoder",
@@ -11,11 +14,17 @@ __all__ = [
     "tuned_tensors",
     "load_tuned",
     "average_tensors",
+    "norm_names",
+    "OnClip",
+    "TunedClip",
+    "as_tuned_clip",
+    "ClipProbe",
+    "class_tokens",
     "load_face_encoder",
     "patch_dropout",
 ]
 
-# %% ../nbs/08_face_encoder.ipynb #8f631962
+# %% ../nbs/08_face_encoder.ipynb #2226d69a
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +33,7 @@ from torch import nn
 
 from .encoders import CLIP_MEAN, CLIP_STD, clip_vit_b16, layer_norms, load_clip, load_layer_norms
 from .study import InputError
+from .training import has_bf16
 
 
 # %% ../nbs/08_face_encoder.ipynb #46eb9c27
@@ -162,7 +172,121 @@ def average_tensors(states):
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
 
 
-# %% ../nbs/08_face_encoder.ipynb #c7640a72
+# %% ../nbs/08_face_encoder.ipynb #a6a7fdbc
+ENCODER, WIDTH, DEPTH = "clip-vit-b16", 768, 12
+
+
+def norm_names(depth=DEPTH):
+    """The LayerNorms of a CLIP ViT of timm, in order."""
+    return [
+        "norm_pre",
+        *(f"blocks.{block}.norm{number}" for block in range(depth) for number in (1, 2)),
+        "norm",
+    ]
+
+
+class OnClip(nn.Module):
+    """A detector that stands on CLIP's image encoder."""
+
+    base = ENCODER
+
+    def attach(self, encoder, precision):
+        """Take an encoder, in bfloat16 where that is wanted and quick."""
+        if precision == "mixed" or (precision == "auto" and has_bf16(torch.device("cpu"))):
+            with_mixed_precision(encoder)
+        self.encoder = encoder.requires_grad_(False).eval()
+        for name, values in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        return self.eval()
+
+    def pixels(self, faces):
+        """Faces (N, 3, 224, 224) in [0, 1] as the encoder takes them."""
+        return ((faces.float() - self.mean) / self.std).to(self.encoder.patch_embed.proj.weight.dtype)
+
+
+# %% ../nbs/08_face_encoder.ipynb #b9fa19db
+class TunedClip(OnClip):
+    """CLIP with tuned LayerNorms and one linear head; see `FaceEncoder`, which it is trained as.
+
+    Parameters
+    ----------
+    width, depth : int
+        Of the encoder.
+    scale : float
+        See `FaceEncoder`.
+    """
+
+    def __init__(self, width=WIDTH, depth=DEPTH, scale=16.0):
+        super().__init__()
+        self.scale, self.head = scale, nn.Linear(width, 1)
+        self.norms = nn.ModuleDict(
+            {name.replace(".", "-"): nn.LayerNorm(width) for name in norm_names(depth)}
+        )
+
+    def complete(self, clip_file, precision="auto"):
+        """Add the encoder of a file and put the tuned LayerNorms into it; an `InputError` says when they do not fit."""
+        encoder = load_clip(clip_file)
+        state = self.norms.state_dict().items()
+        load_layer_norms(encoder, {name.replace("-", "."): tensor for name, tensor in state})
+        return self.attach(encoder, precision)
+
+    def forward_features(self, faces):
+        """Class tokens of unit length, float32 (N, width), of faces (N, 3, 224, 224) in [0, 1]."""
+        return F.normalize(self.encoder.forward_features(self.pixels(faces))[:, 0].float(), dim=1)
+
+    def forward(self, faces):
+        """Logits (N,), higher is more fake, of faces (N, 3, 224, 224) in [0, 1]."""
+        return (self.scale * self.head(self.forward_features(faces))).squeeze(1)
+
+
+def as_tuned_clip(tensors):
+    """The `TunedClip` without its encoder of what `tuned_tensors` gave."""
+    network = TunedClip()
+    names = {f"encoder.{name}": f"norms.{name.replace('.', '-')}" for name in norm_names()}
+    renamed = {names.get(key.rpartition(".")[0], key.rpartition(".")[0]) + "." + key.rpartition(".")[2]: t
+               for key, t in tensors.items()}  # fmt: skip
+    network.load_state_dict(renamed)
+    return network.eval()
+
+
+# %% ../nbs/08_face_encoder.ipynb #66d9c1c3
+class ClipProbe(OnClip):
+    """One linear head on the class tokens of some blocks of CLIP, whose weights stay as they are.
+
+    Parameters
+    ----------
+    blocks : sequence of int
+        After which blocks the class token is read, counted from 0.
+    width : int
+        Of the encoder.
+    """
+
+    def __init__(self, blocks=(5, 8, 11), width=WIDTH):
+        super().__init__()
+        self.blocks, self.head = list(blocks), nn.Linear(width * len(blocks), 1)
+
+    def complete(self, clip_file, precision="auto"):
+        """Add the encoder of a file."""
+        return self.attach(load_clip(clip_file), precision)
+
+    def forward_features(self, faces):
+        """Class tokens, float32 (N, blocks times width), of faces (N, 3, 224, 224) in [0, 1]."""
+        return class_tokens(self.encoder, self.pixels(faces), self.blocks).flatten(1)
+
+    def forward(self, faces):
+        """Logits (N,), higher is more fake, of faces (N, 3, 224, 224) in [0, 1]."""
+        return self.head(self.forward_features(faces)).squeeze(1)
+
+
+def class_tokens(encoder, pixels, blocks):
+    """Class tokens of unit length after some blocks of a ViT, float32 (N, blocks, width)."""
+    _, found = encoder.forward_intermediates(
+        pixels, indices=list(blocks), return_prefix_tokens=True, norm=False, intermediates_only=False
+    )
+    return torch.stack([F.normalize(prefix[:, 0].float(), dim=1) for _, prefix in found], dim=1)
+
+
+# %% ../nbs/08_face_encoder.ipynb #f6e78172
 def load_face_encoder(clip_file, tensors=None, precision="float32"):
     """CLIP's encoder as a detector.
 

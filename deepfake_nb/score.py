@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = [
     "DETECTORS",
-    "DEFAULT",
+    "RENDERED",
+    "ON_CLIP",
+    "SMALL",
     "THE_SAME_FOR_ALL",
     "ADVICE",
     "CSV_COLUMNS",
     "detector_of",
+    "default_detectors",
     "percent",
     "interval_in_words",
     "FaceScore",
@@ -35,6 +38,7 @@ __all__ = [
 # %% ../nbs/70_score.ipynb #13c7d02c
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
@@ -50,6 +54,7 @@ import torch
 
 from deepfake_nb.calibration import (
     FACE_SIZE,
+    Decision,
     face_statistics,
     fit_familiarity,
     fit_media_calibration,
@@ -77,7 +82,7 @@ from deepfake_nb.views import (
     sides_of,
     unit_range,
 )
-from .weights import REGISTRY, WeightFile, load_detector, shipped_file
+from .weights import REGISTRY, WeightFile, load_detector, shipped_file, whereabouts
 from .xception import cut_as_deepfakebench, half_range
 
 
@@ -126,6 +131,22 @@ def rules_of(file: WeightFile):
 # %% ../nbs/70_score.ipynb #f075419f
 PREPARATIONS = {"divided by 255": unit_range, "from -1 to 1": half_range}
 CUTS = {"deepfakebench-xception": cut_as_deepfakebench, "frame-network": cut_upright}
+ENCODER = "clip-vit-b16"
+
+
+def cut_aligned(image, box, landmarks, size=224):
+    """The cut of `deepfake_nb.corpus.cut_tight`, loaded when it is needed."""
+    from deepfake_nb.corpus import cut_tight
+
+    return cut_tight(image, box, landmarks, size)
+
+
+FACES = {"cut": cut_aligned, "batch_size": 16, "smallest_face": 40, "task": "edited", "most_faces": 32}
+OF_REAL_PEOPLE = {
+    "edited-faces": FACES,
+    "generated-faces": FACES | {"task": "generated", "kinds": ("picture",)},
+    "small-faces": FACES,
+}
 
 
 # %% ../nbs/70_score.ipynb #e21cf3c9
@@ -143,13 +164,25 @@ def detector_of(entry):
     if entry.kind == "altfreezing":
         return ClipDetector(entry.name, published(entry.name), input_size=entry.input_size)
     how = {"cut": CUTS.get(entry.kind, cut_as_mesonet), "prepare": PREPARATIONS[entry.normalisation]}
+    how |= OF_REAL_PEOPLE.get(entry.name, {})
     return Detector(entry.name, published(entry.name), input_size=entry.input_size, **how)
 
 
 DETECTORS = {
     name: detector_of(entry) for name, entry in REGISTRY.items() if entry.polarity
 }  # encoders have none
-DEFAULT = ("rendered-clips", "rendered-faces")  # pictures are judged by the second alone
+RENDERED = ("rendered-clips", "rendered-faces")  # pictures are judged by the second alone
+ON_CLIP, SMALL = ("edited-faces", "generated-faces"), ("small-faces",)
+
+
+def default_detectors():
+    """The detectors that judge where none is named: those on CLIP where its weights are here, else the small network.
+
+    Returns
+    -------
+    tuple of str
+    """
+    return ON_CLIP if whereabouts(ENCODER).is_there else SMALL
 
 
 # %% ../nbs/70_score.ipynb #21c9a722
@@ -188,8 +221,12 @@ class FaceScore:
         P(fake), where a calibration applies and the face is familiar to it.
     threshold : float, optional
         Scores from here on are called fake.
+    real_below : float, optional
+        Scores below are called real; between both nothing is decided.
     distance : float, optional
         How unlike the media of the calibration the face looks; above 1 is unlike.
+    task : {"edited", "generated"}, optional
+        What the detectors behind `score` look for.
     suspicious : list of dict
         ``{"start_s": float, "end_s": float}`` of the moments at or above the threshold.
     """
@@ -202,7 +239,9 @@ class FaceScore:
     probability: float | None = None
     interval: list | None = None
     threshold: float | None = None
+    real_below: float | None = None
     distance: float | None = None
+    task: str | None = None
     suspicious: list = field(default_factory=list)
 
     @property
@@ -235,6 +274,10 @@ class Verdict:
         Scores from here on are called fake.
     false_alarm_rate : float, optional
         Of genuine media like those of the calibration, at most this share is called fake.
+    real_below : float, optional
+        Scores below are called real; between both nothing is decided.
+    task : {"edited", "generated"}, optional
+        What the deciding detectors look for: a face of which a part was replaced, or one that a model made as a whole.
     calibration : str, optional
         What the calibration was fitted on, in plain words.
     detectors : list of dict
@@ -254,6 +297,8 @@ class Verdict:
     kind: str | None = None
     threshold: float | None = None
     false_alarm_rate: float | None = None
+    real_below: float | None = None
+    task: str | None = None
     calibration: str | None = None
     detectors: list = field(default_factory=list)
 
@@ -413,15 +458,15 @@ class Uncalibrated:
         """Nothing is unlike: there is nothing to compare with."""
         return None
 
-    def threshold(self, detectors, people):
-        """The threshold on the score of some detectors, the false-alarm rate it keeps to, and that in words."""
+    def decision(self, detectors, shares):
+        """The detectors' own threshold as a `Decision`; nothing is decided by it."""
         value = float(np.mean([self.thresholds[name] for name in detectors]))
         because = f" ({self.why})" if self.why else ""
-        return (
-            value,
-            None,
-            f"Not calibrated{because}: the score is no probability; {value:g} and above is called fake.",
+        words = (
+            f"Not calibrated{because}: the score is no probability, and no verdict is made of it; the detector's own threshold is "
+            f"{value:g}."
         )
+        return Decision(value, value, None, words)
 
 
 # %% ../nbs/70_score.ipynb #8da08f30
@@ -450,13 +495,15 @@ class Calibrated:
             else round(float(familiarity.distance(statistics)[0]), 3)
         )
 
-    def threshold(self, detectors, people):
-        """The threshold on the score of some detectors, the false-alarm rate it keeps to, and that in words."""
-        found = self.calibration.threshold(detectors, self.rate / people)
+    def decision(self, detectors, shares):
+        """The `Decision` on the score of some detectors; `shares` of them, people times tasks, keep to the rate together."""
+        found = self.calibration.decision(detectors, self.rate / shares)
         shared = (
-            f" Each of {people} people is held to its share of {100 * self.rate:.2g} %." if people > 1 else ""
+            f" Each of {shares} looks at people keeps to its share of {100 * self.rate:.2g} %."
+            if shares > 1
+            else ""
         )
-        return found.score, min(1.0, found.rate * people), found.sentence + shared
+        return found._replace(rate=min(1.0, found.rate * shares), words=found.words + shared)
 
 
 # %% ../nbs/70_score.ipynb #cbc7e79e
@@ -504,26 +551,48 @@ def suspicious_parts(times, scores, threshold):
 
 
 # %% ../nbs/70_score.ipynb #e9128af9
-def face_score(heard, number, reading, people):
-    """The `FaceScore` of one track, and the false-alarm rate and words of its threshold."""
-    scores = heard.scores(number)
+class Voice(NamedTuple):
+    """Detectors of one task, by name, and how their score is read."""
+
+    task: str | None
+    names: tuple
+    reading: "Uncalibrated | Calibrated"
+
+
+def face_score(heard, number, voices, shares):
+    """The `FaceScore` of one track by the voice that finds it most suspicious, that voice, and its `Decision`."""
+    every = heard.scores(number)
+    found = []
+    for voice in voices:
+        scores = {name: score for name, score in every.items() if name in voice.names}
+        if scores or len(voices) == 1:
+            found.append((*score_by_voice(heard, number, voice, scores, shares), voice))
+    if not found:
+        return FaceScore(number, 0, None, []), None, voices[0]
+    face, decision, voice = max(found, key=lambda one: how_suspicious(one[0]))
+    return replace(face, scores=every), decision, voice
+
+
+def score_by_voice(heard, number, voice, scores, shares):
+    """The `FaceScore` of one track by one voice, and its `Decision`."""
+    reading = voice.reading
     times, values = joint_timeline(heard, number, reading, scores)
     timeline = [
         {"time_s": round(float(time), 3), "score": None if math.isnan(value) else rounded(value)}
         for time, value in zip(times, values, strict=True)
     ]
     if not scores:
-        return FaceScore(number, len(timeline), None, timeline), (None, "")
-    score = rounded(reading.score(scores))
-    threshold, rate, words = reading.threshold(list(scores), people)
-    face = FaceScore(number, len(timeline), score, timeline, scores, threshold=threshold)
+        return FaceScore(number, len(timeline), None, timeline), None
+    score, decision = rounded(reading.score(scores)), reading.decision(list(scores), shares)
+    face = FaceScore(number, len(timeline), score, timeline, scores, threshold=decision.fake_from)
+    face.real_below, face.task = decision.real_below, voice.task
     face.distance = reading.distance(heard.statistics.get(number))
     if not face.unlike:
         said = reading.probability(scores)
         face.probability = said and rounded(said.value)
         face.interval = said and [rounded(said.low), rounded(said.high)]
-        face.suspicious = suspicious_parts(times, values, threshold)
-    return face, (rate, words)
+        face.suspicious = suspicious_parts(times, values, decision.fake_from)
+    return face, decision
 
 
 # %% ../nbs/70_score.ipynb #289cfaa6
@@ -540,6 +609,15 @@ def why_no_score(seen, detector):
         needed = f"{seen.minimum_frames(detector)} are needed"
         return f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
     return "The score is undefined: the network did not answer with numbers."
+
+
+def why_undecided(face):
+    """The sentence for a score between the two thresholds."""
+    return (
+        f"Undecided: its score of {face.score:.2f} lies between {face.real_below:.2f}, below which few fakes fall, and "
+        f"{face.threshold:.2f}, above which few genuine media fall, or so near to one of them that a re-encode could turn "
+        f"the verdict around."
+    )
 
 
 def why_unlike(face, heard, reading):
@@ -571,6 +649,8 @@ def parts_of(reason):
 ADVICE = {
     "No face was found": "A piece in which a face is seen from the front, upright and in enough light would help.",
     "faces are too small": "The file at its full resolution, or a part in which the face is larger, would help.",
+    "Undecided": "A longer piece, or the file before it was sent on, may tell more; so may another detector.",
+    "Not calibrated": "`deepfake-nb calibrate` fits a calibration on media whose truth is known.",
     "Too few frames": "A longer piece, in which the face stays in view, would help.",
     "needs a video": "The video that this picture was taken from would help, or a detector of single pictures.",
     "does not fit into memory": "A smaller or shorter version would help.",
@@ -595,28 +675,44 @@ class Judgement(NamedTuple):
     rate: float | None
     reason: str
     footnote: str = ""
+    voice: Voice | None = None
 
 
-def judge(heard, reading):
+def judge(heard, voices):
     """Everybody's `FaceScore`, and the `Judgement` on the file."""
-    people = sum(bool(heard.scores(number)) for number in range(len(heard.seen.tracks)))
-    found = [face_score(heard, number, reading, people) for number in range(len(heard.seen.tracks))]
-    faces, scored = [face for face, _ in found], [pair for pair in found if pair[0].score is not None]
+    shares = sum(speaking(heard, number, voices) for number in range(len(heard.seen.tracks)))
+    found = [face_score(heard, number, voices, shares) for number in range(len(heard.seen.tracks))]
+    faces, scored = [face for face, *_ in found], [one for one in found if one[0].score is not None]
     if not scored:
         detector = min((member.detector for member in heard.members), key=lambda one: one.minimum_frames)
         return faces, Judgement("abstain", None, None, why_no_score(heard.seen, detector))
-    known = [pair for pair in scored if not pair[0].unlike]
-    alarms = [pair for pair in known if pair[0].score >= pair[0].threshold]
-    strange = [pair for pair in scored if pair[0].unlike] if not alarms else []
-    face, (rate, words) = max(alarms or strange or known, key=how_suspicious)
+    known = [one for one in scored if not one[0].unlike]
+    alarms = [one for one in known if one[0].score >= one[0].threshold]
+    strange = [one for one in scored if one[0].unlike] if not alarms else []
+    face, decision, voice = max(alarms or strange or known, key=lambda one: how_suspicious(one[0]))
+    if isinstance(voice.reading, Uncalibrated):
+        return faces, Judgement("abstain", face, None, "", decision.words, voice)
     if strange:
-        return faces, Judgement("abstain", face, None, why_unlike(face, heard, reading), what_it_saw(reading))
-    return faces, Judgement("fake" if alarms else "real", face, rate, "", words)
+        return faces, Judgement(
+            "abstain", face, None, why_unlike(face, heard, voice.reading), what_it_saw(voice.reading), voice
+        )
+    if not alarms and face.score >= face.real_below:
+        return faces, Judgement("abstain", face, None, why_undecided(face), decision.words, voice)
+    return faces, Judgement("fake" if alarms else "real", face, decision.rate, "", decision.words, voice)
 
 
-def how_suspicious(pair):
-    """By what people are compared: by probability where there is one, else by score."""
-    return pair[0].score if pair[0].probability is None else pair[0].probability
+def speaking(heard, number, voices):
+    """How many voices have a score for a track."""
+    scores = heard.scores(number)
+    return sum(any(name in scores for name in voice.names) for voice in voices)
+
+
+def how_suspicious(face):
+    """By what people, and voices on one of them, are compared: alarms first, then by probability or else by score."""
+    if face.score is None:
+        return (-1, 0.0)
+    alarm = face.threshold is not None and face.score >= face.threshold
+    return (int(alarm), face.score if face.probability is None else face.probability)
 
 
 # %% ../nbs/70_score.ipynb #8adb0c9d
@@ -651,26 +747,32 @@ def printable(text):
 
 
 # %% ../nbs/70_score.ipynb #3c1ce8ec
+SHIPPED_CALIBRATIONS = (
+    "picture",
+    "video",
+    *(f"{name}-{kind}" for name in (*ON_CLIP, *SMALL) for kind in ("picture", "video")),
+)
+
+
+@functools.cache
 def shipped_calibrations():
-    """The calibrations that come with the package, by kind of media."""
-    found = {}
-    for kind in ("picture", "video"):
+    """The calibrations that come with the package."""
+    found = []
+    for name in SHIPPED_CALIBRATIONS:
         try:
-            found |= read_calibrations(shipped_file(f"calibration-{kind}.json"))
+            found += read_calibrations(shipped_file(f"calibration-{name}.json")).values()
         except InputError:
             continue
-    return found
+    return tuple(found)
 
 
 def given_calibrations(calibration):
-    """By kind of media: those of a file, of a list, or one; None and False give none."""
+    """Those of a file, of a list, or one; None and False give none."""
     if calibration is None or calibration is False:
-        return {}
+        return ()
     if isinstance(calibration, (str, os.PathLike)):
-        return read_calibrations(calibration)
-    return {
-        one.kind: one for one in (calibration if isinstance(calibration, (list, tuple)) else [calibration])
-    }
+        return tuple(read_calibrations(calibration).values())
+    return tuple(calibration) if isinstance(calibration, (list, tuple)) else (calibration,)
 
 
 # %% ../nbs/70_score.ipynb #bf4eb0ee
@@ -694,13 +796,24 @@ class Scorer:
     def reading(self, kind, members):
         """How scores of members on this kind of media are read."""
         weights = {member.detector.name: member.ready.sha256 for member in members}
-        found = self.calibrations.get(kind)
-        problem = found.misfit(weights) if found else f"it is not for {kind}s"
-        if not problem:
-            return Calibrated(found, self.false_alarm_rate)
+        problem = f"it is not for {kind}s"
+        for found in self.calibrations:
+            if found.kind == kind:
+                problem = found.misfit(weights)
+                if not problem:
+                    return Calibrated(found, self.false_alarm_rate)
         return Uncalibrated(
             members, f"the calibration is not used: {problem}" if self.given and self.calibrations else ""
         )
+
+    def voices(self, kind, members):
+        """The `Voice` of each task among members, for a kind of media."""
+        tasks = dict.fromkeys(member.detector.task for member in members)
+        groups = {task: [member for member in members if member.detector.task == task] for task in tasks}
+        return [
+            Voice(task, tuple(member.detector.name for member in group), self.reading(kind, group))
+            for task, group in groups.items()
+        ]
 
 
 # %% ../nbs/70_score.ipynb #7c419237
@@ -715,7 +828,8 @@ class Listener(Scorer):
             names = ", ".join(member.detector.name for member in self.members)
             raise NotForThis(f"{names} looks at how a face moves and needs a video; a picture has none.")
         if portraits is None:
-            portraits = isinstance(self.reading(kind, members), Calibrated)
+            readings = [voice.reading for voice in self.voices(kind, members)]
+            portraits = any(isinstance(one, Calibrated) and one.calibration.familiarity for one in readings)
         detectors, size = [member.detector for member in members], FACE_SIZE if portraits else None
         return listen(look(path, detectors, self.face_detector, self.sampling, size), members, keep)
 
@@ -766,8 +880,8 @@ class Speaker(FileScorer):
 
     def verdict(self, path, heard):
         """The `Verdict` on what was heard of a file."""
-        reading = self.reading(heard.seen.kind, heard.members)
-        faces, found = judge(heard, reading)
+        voices = self.voices(heard.seen.kind, heard.members)
+        faces, found = judge(heard, voices)
         remarks = remarks_on(heard, found.face)
         reason = " ".join(
             part for part in (found.reason, *remarks, heard.seen.damage, found.footnote) if part
@@ -775,10 +889,12 @@ class Speaker(FileScorer):
         said = {}
         if face := found.face:
             said = {"score": face.score, "threshold": face.threshold, "probability": face.probability,
-                    "interval": face.interval, "false_alarm_rate": found.rate}  # fmt: skip
-        own = own_words(heard, reading, faces)
+                    "interval": face.interval, "false_alarm_rate": found.rate, "real_below": face.real_below,
+                    "task": face.task}  # fmt: skip
+        own = own_words(heard, voices, faces)
+        words = (found.voice or voices[0]).reading.words
         return self.signed(path, heard.members, verdict=found.word, reason=reason, faces=faces, own=own,
-                           calibration=reading.words, **said)  # fmt: skip
+                           calibration=words, **said)  # fmt: skip
 
     def signed(self, path, members, own=None, **said):
         """A `Verdict` in the name of some members."""
@@ -807,11 +923,12 @@ def about(member):
             "sha256": ready.sha256, "trained_on": ready.trained_on}  # fmt: skip
 
 
-def own_words(heard, reading, faces):
+def own_words(heard, voices, faces):
     """Each detector's own score and probability for the most suspicious person, by its name."""
     own = {}
     for member in heard.members:
         name = member.detector.name
+        reading = next(voice.reading for voice in voices if name in voice.names)
         score = score_of_media([face.scores.get(name) for face in faces])
         said = None
         if score is not None and not any(face.unlike for face in faces):
@@ -1159,7 +1276,7 @@ def open_scorer(detector="default", weights=None, **options):
     Parameters
     ----------
     detector : str, Detector or sequence of them
-        "default" stands for those that come with the package, `DEFAULT`.
+        "default" stands for `default_detectors`.
     weights : str or Path, optional
         The weight file of the detector, where there is but one; a dictionary by detector where there are several.
     **options
@@ -1178,7 +1295,9 @@ def open_scorer(detector="default", weights=None, **options):
     """
     names = [detector] if isinstance(detector, (str, Detector)) else list(detector)
     names = [
-        one for name in names for one in (DEFAULT if isinstance(name, str) and name == "default" else [name])
+        one
+        for name in names
+        for one in (default_detectors() if isinstance(name, str) and name == "default" else [name])
     ]
     if len(names) == 1:
         return MediaScorer(names[0], weights, **options)
@@ -1216,7 +1335,8 @@ def score_paths(paths, detector="default", weights=None, **options):
 
 # %% ../nbs/70_score.ipynb #5a464f05
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
-               "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration")  # fmt: skip
+               "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration", "real_below",
+               "task")  # fmt: skip
 
 
 class VerdictFiles(contextlib.ExitStack):

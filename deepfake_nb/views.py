@@ -307,7 +307,7 @@ class OverFrames:
 
     def takes(self, kind):
         """Whether it can judge a ``picture`` or a ``video``."""
-        return True
+        return kind in self.kinds
 
     def pool(self, said, minimum_frames):
         """One score of what was said of a track, pairs of row and score; None when that is too little."""
@@ -352,6 +352,12 @@ class Detector(OverFrames):
         Crops that go through the network at once.
     precision : {"float32", "bf16", "auto"}
         Number format of the network; see `deepfake_nb.clips.inference_precision`.
+    most_faces : int, optional
+        At most so many frames of a person are scored, evenly spaced; for networks that take their time.
+    kinds : tuple of str
+        What it can judge: ``picture``, ``video`` or both.
+    task : {"edited", "generated"}, optional
+        The kind of fake it was trained on: a face of which a part was replaced, or one that a model made as a whole.
     """
 
     name: str
@@ -364,6 +370,9 @@ class Detector(OverFrames):
     threshold: float = 0.5
     batch_size: int = 32
     precision: str = "float32"
+    most_faces: int | None = None
+    kinds: tuple = ("picture", "video")
+    task: str | None = None
 
 
 # %% ../nbs/09_views.ipynb #40607044
@@ -510,6 +519,13 @@ def large_enough(track, detector):
 PORTRAITS = 8
 
 
+def evenly_spaced(rows, most=None):
+    """At most so many of some rows, evenly spaced, the first and the last among them; None keeps all."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
+
+
 def wanted_frames(tracks, detectors, stride, portraits):
     """For each frame index, who wants to see whom in it: triples of detector, track and row."""
     wanted = {}
@@ -522,15 +538,12 @@ def wanted_frames(tracks, detectors, stride, portraits):
         looked_at = track.frame_indices % stride == 0
         for place, detector in enumerate(detectors):
             if not isinstance(detector, OverClips):
-                ask(place, number, np.flatnonzero(large_enough(track, detector) & looked_at))
+                rows = np.flatnonzero(large_enough(track, detector) & looked_at)
+                ask(place, number, evenly_spaced(rows, detector.most_faces))
         if portraits:
             smallest = min((detector.smallest_face for detector in detectors), default=0)
             rows = np.flatnonzero((sides_of(track) >= smallest) & looked_at)
-            ask(
-                PORTRAIT,
-                number,
-                rows[np.unique(np.linspace(0, len(rows) - 1, PORTRAITS).astype(int))] if len(rows) else (),
-            )
+            ask(PORTRAIT, number, evenly_spaced(rows, PORTRAITS))
     return wanted
 
 

