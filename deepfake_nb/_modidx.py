@@ -2815,6 +2815,100 @@ d = {
             "deepfake_nb.published.video_checks": ("published.html#video_checks", "deepfake_nb/published.py"),
             "deepfake_nb.published.whole_share": ("published.html#whole_share", "deepfake_nb/published.py"),
         },
+        "deepfake_nb.real_people": {
+            "deepfake_nb.real_people.as_calibration_rows": (
+                "real_people.html#as_calibration_rows",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.as_motion_jpeg": (
+                "real_people.html#as_motion_jpeg",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.auc_by_source": (
+                "real_people.html#auc_by_source",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.auc_with_interval": (
+                "real_people.html#auc_with_interval",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.compiled": ("real_people.html#compiled", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.decide_left_out": (
+                "real_people.html#decide_left_out",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.encoded_again": (
+                "real_people.html#encoded_again",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.fit_probe": ("real_people.html#fit_probe", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.generated_media": (
+                "real_people.html#generated_media",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.kept_columns": (
+                "real_people.html#kept_columns",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.ladder_faces": (
+                "real_people.html#ladder_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.leave_out_generators": (
+                "real_people.html#leave_out_generators",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.left_out_rows": (
+                "real_people.html#left_out_rows",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.one_face": ("real_people.html#one_face", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.open_corpus": (
+                "real_people.html#open_corpus",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.pooled_score": (
+                "real_people.html#pooled_score",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.predict_table": (
+                "real_people.html#predict_table",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.probe_tokens": (
+                "real_people.html#probe_tokens",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.read_sides": (
+                "real_people.html#read_sides",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.save_tensors": (
+                "real_people.html#save_tensors",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.small_network": (
+                "real_people.html#small_network",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.test_portraits": (
+                "real_people.html#test_portraits",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.train_edited_faces": (
+                "real_people.html#train_edited_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.train_small_faces": (
+                "real_people.html#train_small_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.tune_clip": ("real_people.html#tune_clip", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.verdict_counts": (
+                "real_people.html#verdict_counts",
+                "deepfake_nb/real_people.py",
+            ),
+        },
         "deepfake_nb.rendered": {
             "deepfake_nb.rendered.Rendering": ("rendered.html#rendering", "deepfake_nb/rendered.py"),
             "deepfake_nb.rendered.Rendering.__len__": (
@@ -3314,6 +3408,10 @@ d = {
                 "self_blending.html#compress",
                 "deepfake_nb/self_blending.py",
             ),
+            "deepfake_nb.self_blending.compress_lightly": (
+                "self_blending.html#compress_lightly",
+                "deepfake_nb/self_blending.py",
+            ),
             "deepfake_nb.self_blending.displaced": (
                 "self_blending.html#displaced",
                 "deepfake_nb/self_blending.py",
@@ -3349,6 +3447,10 @@ d = {
             ),
             "deepfake_nb.self_blending.random_view": (
                 "self_blending.html#random_view",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.reduce_a_little": (
+                "self_blending.html#reduce_a_little",
                 "deepfake_nb/self_blending.py",
             ),
             "deepfake_nb.self_blending.reduce_and_enlarge": (

@@ -204,8 +204,10 @@ def step_batches(batches, start):
     return DataLoader(rest, batch_size=None, num_workers=1, prefetch_factor=3, worker_init_fn=one_worker)
 
 
-# %% ../nbs/09_detector_training.ipynb #9a1ecdba
-def train_detector(network, body, head, batches, folder, *, compute=None, checkpoint_every=20, tell=None):
+# %% ../nbs/09_detector_training.ipynb #4aa11d30
+def train_detector(
+    network, body, head, batches, folder, *, compute=None, state=None, checkpoint_every=20, tell=None
+):
     """Train a network on batches, going on where an earlier call stopped.
 
     Parameters
@@ -219,6 +221,8 @@ def train_detector(network, body, head, batches, folder, *, compute=None, checkp
         For ``checkpoint.pt`` and ``log.jsonl``.
     compute : callable, optional
         What computes the logits in place of `network`, such as its compiled form.
+    state : torch.nn.Module, optional
+        Whose buffers, such as the running statistics of batch normalisation, belong into a checkpoint too.
     checkpoint_every : int
         Steps.
     tell : callable, optional
@@ -237,7 +241,8 @@ def train_detector(network, body, head, batches, folder, *, compute=None, checkp
     folder, settings = Path(folder), batches.settings
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(parameter_groups(body, head, settings), betas=(0.9, 0.99))
-    records = restore(folder, settings, body, head, optimizer)
+    changing = [*body, *head, *(state.buffers() if state is not None else ())]
+    records = restore(folder, settings, changing, optimizer)
     compute, began = network if compute is None else compute, time.monotonic()
     network.train()
     for step, (images, labels) in enumerate(step_batches(batches, len(records)), start=len(records)):
@@ -256,24 +261,24 @@ def train_detector(network, body, head, batches, folder, *, compute=None, checkp
         if tell:
             tell(step, records[-1])
         if (step + 1) % checkpoint_every == 0 or step + 1 == settings.steps:
-            save(folder, settings, body, head, optimizer, records)
+            save(folder, settings, changing, optimizer, records)
     network.eval()
     return records
 
 
-# %% ../nbs/09_detector_training.ipynb #823157a1
-def save(folder, settings, body, head, optimizer, records):
+# %% ../nbs/09_detector_training.ipynb #61d086f9
+def save(folder, settings, changing, optimizer, records):
     """Write a checkpoint, whole or not at all."""
     content = {
-        "settings": asdict(settings), "tensors": [p.detach() for p in (*body, *head)],
+        "settings": asdict(settings), "tensors": [tensor.detach() for tensor in changing],
         "optimizer": optimizer.state_dict(), "records": json.dumps(records),
     }  # fmt: skip
     with atomic_path(folder / "checkpoint.pt") as temporary:
         torch.save(content, temporary)
 
 
-def restore(folder, settings, body, head, optimizer):
-    """Put the last checkpoint into parameters and optimizer; the records so far, empty where there is none."""
+def restore(folder, settings, changing, optimizer):
+    """Put the last checkpoint into changing tensors and optimizer; the records so far, empty where there is none."""
     path = folder / "checkpoint.pt"
     if not path.is_file():
         return []
@@ -288,8 +293,8 @@ def restore(folder, settings, body, head, optimizer):
             f"{str(folder)!r} holds a training with other settings ({names}). Give another folder."
         )
     with torch.no_grad():
-        for parameter, tensor in zip((*body, *head), content["tensors"], strict=True):
-            parameter.copy_(tensor)
+        for ours, theirs in zip(changing, content["tensors"], strict=True):
+            ours.copy_(theirs)
     optimizer.load_state_dict(content["optimizer"])
     return records
 

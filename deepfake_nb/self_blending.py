@@ -7,6 +7,7 @@ __all__ = [
     "REGIONS",
     "BLENDING_RATIOS",
     "TEXTURE_CHANGES",
+    "HANDLING",
     "axes_of",
     "outline_between",
     "random_outline",
@@ -34,6 +35,8 @@ __all__ = [
     "shift_light",
     "soften",
     "video_like",
+    "reduce_a_little",
+    "compress_lightly",
     "through_changes",
 ]
 
@@ -129,7 +132,7 @@ def random_outline(landmarks, rng, region=None):
 
 
 # %% ../nbs/03_self_blending.ipynb #5e441666
-BLENDING_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
+BLENDING_RATIOS = (0.5, 0.75, 1.0, 1.0, 1.0, 1.0)
 
 
 def displacement(shape, rng, strength, smoothness):
@@ -387,11 +390,8 @@ def random_view(rng, stored, size):
 # %% ../nbs/03_self_blending.ipynb #8dfbef97
 def picture_changes(rng):
     """The changes that a picture goes through on its way, drawn once: a list of (function, seed)."""
-    chances = (
-        (smooth_skin, 0.12), (sharpen, 0.12), (shift_colours, 0.45), (shift_light, 0.3), (reduce_and_enlarge, 0.35),
-        (soften, 0.12), (add_noise, 0.15), (video_like, 0.12), (compress, 0.55),
-    )  # fmt: skip
-    return [(change, int(rng.integers(2**31))) for change, chance in chances if rng.random() < chance]
+    chances = HANDLING[rng.choice(3, p=(0.5, 0.35, 0.15))]
+    return [(change, int(rng.integers(2**31))) for change, chance in chances.items() if rng.random() < chance]
 
 
 def shift_light(image, rng):
@@ -413,6 +413,24 @@ def video_like(image, rng):
     chroma = cv2.resize(small[..., 1:], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     small = np.dstack([small[..., :1], cv2.resize(chroma, (width, height), interpolation=cv2.INTER_LINEAR)])
     return compress(compress(cv2.cvtColor(small, cv2.COLOR_YCrCb2RGB), rng, 35, 70), rng, 30, 60)
+
+
+def reduce_a_little(image, rng):
+    """An image at 55 to 95 % of its resolution, enlarged again."""
+    return reduce_and_enlarge(image, rng, 0.55, 0.95)
+
+
+def compress_lightly(image, rng):
+    """JPEG of a quality from 60 to 96."""
+    return compress(image, rng, 60, 97)
+
+
+HANDLING = (  # light, fair, heavy
+    {smooth_skin: 0.06, sharpen: 0.06, shift_colours: 0.25, shift_light: 0.15, compress_lightly: 0.5},
+    {smooth_skin: 0.08, sharpen: 0.08, shift_colours: 0.35, shift_light: 0.25, reduce_a_little: 0.35, compress_lightly: 0.6},
+    {smooth_skin: 0.12, sharpen: 0.12, shift_colours: 0.45, shift_light: 0.3, reduce_and_enlarge: 0.35, soften: 0.12,
+     add_noise: 0.15, video_like: 0.12, compress: 0.55},
+)  # fmt: skip
 
 
 # %% ../nbs/03_self_blending.ipynb #4c254c3d
