@@ -508,6 +508,7 @@ d = {
             "deepfake_nb.cli.main": ("cli.html#main", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.score": ("cli.html#score", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.study": ("cli.html#study", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli.train_detector": ("cli.html#train_detector", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.train_generator": ("cli.html#train_generator", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_check": ("cli.html#weights_check", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_fetch": ("cli.html#weights_fetch", "deepfake_nb/cli.py"),
@@ -2832,6 +2833,14 @@ d = {
                 "real_people.html#auc_with_interval",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.calibrations_of": (
+                "real_people.html#calibrations_of",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.climb_ladder": (
+                "real_people.html#climb_ladder",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.compiled": ("real_people.html#compiled", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.decide_left_out": (
                 "real_people.html#decide_left_out",
@@ -2846,12 +2855,36 @@ d = {
                 "real_people.html#generated_media",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.generated_rows": (
+                "real_people.html#generated_rows",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.judge_edited_faces": (
+                "real_people.html#judge_edited_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.kept_array": (
+                "real_people.html#kept_array",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.kept_columns": (
                 "real_people.html#kept_columns",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.kept_table": (
+                "real_people.html#kept_table",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.ladder_faces": (
                 "real_people.html#ladder_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.ladder_media": (
+                "real_people.html#ladder_media",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.ladder_of_file": (
+                "real_people.html#ladder_of_file",
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.leave_out_generators": (
@@ -2860,6 +2893,27 @@ d = {
             ),
             "deepfake_nb.real_people.left_out_rows": (
                 "real_people.html#left_out_rows",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.losses_of": ("real_people.html#losses_of", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.make_detector": (
+                "real_people.html#make_detector",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.make_edited_faces": (
+                "real_people.html#make_edited_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.make_generated_faces": (
+                "real_people.html#make_generated_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.make_small_faces": (
+                "real_people.html#make_small_faces",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.markdown_table": (
+                "real_people.html#markdown_table",
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.one_face": ("real_people.html#one_face", "deepfake_nb/real_people.py"),
@@ -2891,6 +2945,10 @@ d = {
                 "real_people.html#small_network",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.some_portraits": (
+                "real_people.html#some_portraits",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.test_portraits": (
                 "real_people.html#test_portraits",
                 "deepfake_nb/real_people.py",
@@ -2906,6 +2964,18 @@ d = {
             "deepfake_nb.real_people.tune_clip": ("real_people.html#tune_clip", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.verdict_counts": (
                 "real_people.html#verdict_counts",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.video_and_picture_rows": (
+                "real_people.html#video_and_picture_rows",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.with_logits": (
+                "real_people.html#with_logits",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.write_detector": (
+                "real_people.html#write_detector",
                 "deepfake_nb/real_people.py",
             ),
         },

@@ -19,6 +19,7 @@ __all__ = [
     "weights_fetch",
     "weights_check",
     "train_generator",
+    "train_detector",
     "bench",
     "info",
     "main",
@@ -653,6 +654,35 @@ def train_generator(
     for kind in ("generator", "encoder", "vqvae"):
         about = networks.card[kind]
         typer.echo(f"{kind}: {about['steps']} steps, {about['hours']} hours; {out / kind}.safetensors")
+
+
+# %% ../nbs/80_cli.ipynb #5236f64c
+@app.command("train-detector")
+def train_detector(
+    name: Annotated[str, typer.Argument(help="edited-faces, generated-faces or small-faces.")],
+    data_root: Annotated[Path, typer.Option(help="Folder with one folder per source; see the guide.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; an interrupted run goes on there.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Batches and first weights.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes that look for faces.", min=1)] = 2,
+):
+    """Train, judge and calibrate a detector of real people; this made those in the package."""
+    from deepfake_nb.real_people import make_detector
+
+    out = out or Path("out/detectors") / f"{name}-seed{seed}"
+    with _progress() as progress:
+        bars = {}
+
+        def tell(stage, step, record):
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=None)
+            loss = f", loss {record['loss']:.2f}" if record else ""
+            progress.update(bars[stage], completed=step + 1, description=f"{stage}: step {step + 1}{loss}")
+
+        weights = make_detector(name, data_root, out, seed, jobs, tell)
+    typer.echo(f"Weights: {weights}")
+    typer.echo(f"Predictions, calibrations and how it was made: {out}")
 
 
 # %% ../nbs/80_cli.ipynb #a84b1a9f

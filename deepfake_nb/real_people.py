@@ -16,6 +16,12 @@ __all__ = [
     "PROBE_STRENGTH",
     "SMALL",
     "SMALL_SETTINGS",
+    "CARD",
+    "PORTRAITS_PER_SET",
+    "LADDER_FAKES",
+    "ABOUT",
+    "STILLS_PER_SET",
+    "MAKERS",
     "open_corpus",
     "read_sides",
     "save_tensors",
@@ -42,10 +48,30 @@ __all__ = [
     "leave_out_generators",
     "small_network",
     "train_small_faces",
+    "video_and_picture_rows",
+    "calibrations_of",
+    "markdown_table",
+    "kept_table",
+    "with_logits",
+    "some_portraits",
+    "ladder_media",
+    "ladder_of_file",
+    "climb_ladder",
+    "judge_edited_faces",
+    "write_detector",
+    "losses_of",
+    "make_edited_faces",
+    "make_small_faces",
+    "make_generated_faces",
+    "generated_rows",
+    "kept_array",
+    "make_detector",
 ]
 
-# %% ../nbs/09_real_people.ipynb #708cb041
+# %% ../nbs/09_real_people.ipynb #76d0681a
+import json
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +81,7 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
-from .calibration import MISS_RATE, decision_for, fit_media_calibration
+from .calibration import MISS_RATE, decision_for, fit_media_calibration, write_calibrations
 from deepfake_nb.corpus import (
     SIZE,
     SOURCE_GROUPS,
@@ -66,6 +92,7 @@ from deepfake_nb.corpus import (
     prepare_crops,
     read_corpus,
     read_crops,
+    stable_number,
 )
 from deepfake_nb.detector_training import (
     Batches,
@@ -77,6 +104,8 @@ from deepfake_nb.detector_training import (
 )
 from .faces import CenterFace
 from deepfake_nb.face_encoder import (
+    ClipProbe,
+    as_tuned_clip,
     average_tensors,
     freeze_all_but_norms,
     load_face_encoder,
@@ -86,9 +115,17 @@ from deepfake_nb.face_encoder import (
 from .frame_network import FrameNetwork
 from .metrics import auc
 from .self_blending import picture_changes, random_view, through_changes
-from .study import atomic_path, cache_dir, random_stream
+from .study import UsageError, atomic_path, cache_dir, random_stream, sha256_of, write_json
 from .video import read_frames, recompress_frames
-from .weights import fetch, import_state_dict, read_state_dict
+from deepfake_nb.weights import (
+    PORTRAITS,
+    REAL_AND_GENERATED,
+    REAL_PEOPLE,
+    fetch,
+    import_state_dict,
+    read_state_dict,
+    save_network,
+)
 
 
 # %% ../nbs/09_real_people.ipynb #45469fd8
@@ -566,3 +603,405 @@ def train_small_faces(table, folder, seed=1, settings=SMALL_SETTINGS, tell=None)
     train_detector(network, body, head, batches, folder, state=network, tell=tell)
     save_tensors(path, network.state_dict())
     return network.eval()
+
+
+# %% ../nbs/09_real_people.ipynb #b39dc780
+def video_and_picture_rows(rows, logits):
+    """Rows with scores as videos (mean over faces) and, for all files, as images (the middle face).
+
+    Parameters
+    ----------
+    rows : DataFrame
+    logits : list of array
+        Of the faces of each row's file.
+
+    Returns
+    -------
+    DataFrame
+        With ``score``; ``kind`` is "video" or "image".
+    """
+    moving = (rows.kind == "video").to_numpy()
+    films = rows[moving].assign(
+        score=[pooled_score(v) for v, keep in zip(logits, moving, strict=True) if keep]
+    )
+    middle = [float(expit(values[len(values) // 2])) for values in logits]
+    return pd.concat([films, rows.assign(score=middle, kind="image")], ignore_index=True)
+
+
+def calibrations_of(predictions, detector, sha256, about, ladder=None):
+    """A calibration for videos and one for images.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        ``media, label, person, kind, score`` of media that were left out; a file may stand once per way of holding out.
+    detector : str
+    sha256 : str
+        Of the weight file it belongs to.
+    about : str
+        The media in plain words.
+    ladder : DataFrame, optional
+        For videos; see `deepfake_nb.calibration.fit_media_calibration`.
+
+    Returns
+    -------
+    list of MediaCalibration
+    """
+    found = []
+    for kind, rows in predictions.groupby("kind"):
+        if rows.label.nunique() < 2:
+            continue
+        rows = rows.assign(detector=detector, media=rows.media + "|" + rows.get("held_out", ""))
+        steps = ladder if kind == "video" else None
+        found.append(
+            fit_media_calibration(
+                as_calibration_rows(rows), weights={detector: sha256}, about=about, ladder=steps
+            )
+        )
+    return found
+
+
+# %% ../nbs/09_real_people.ipynb #195ee0c8
+CARD = """---
+license: other
+license_name: research-data
+library_name: deepfake-nb
+tags: [deepfake-detection]
+---
+# {name}
+
+{what}
+
+## What it was trained on
+
+{trained_on}
+
+The data sets are research data: FaceForensics++, Celeb-DF and DFDC need a signed form and allow research only; LFW, FFHQ
+(CC BY-NC-SA) and CelebA are for non-commercial research. The weights here are {size} and hold none of their images.
+
+## How well it does
+
+AUC on media that were left out, with a 95 % interval, people drawn with repetition. *people*: the person was left out, the source
+was seen in training. *source*: the whole source (or generator) was left out.
+
+{auc}
+
+Verdicts at a stated false-alarm rate of 5 %, by a calibration that saw neither the person nor the source:
+
+{verdicts}
+
+## Where it fails
+
+{fails}
+
+## How it was made
+
+{made}
+"""
+
+
+def markdown_table(table):
+    """A table of text and numbers in Markdown."""
+    rows = [
+        [f"{value:.2f}" if isinstance(value, float) else str(value) for value in row]
+        for row in table.to_numpy(object)
+    ]
+    return "\n".join(
+        "| " + " | ".join(row) + " |" for row in [list(table.columns), ["---"] * table.shape[1], *rows]
+    )
+
+
+# %% ../nbs/09_real_people.ipynb #4e130314
+def kept_table(path, make):
+    """The table in a Parquet file, made and written where it is not there."""
+    path = Path(path)
+    if not path.is_file():
+        table = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            table.to_parquet(temporary)
+    return pd.read_parquet(path)
+
+
+def with_logits(network, rows, most=8):
+    """Rows with the ``logits`` that a network gives their faces."""
+    return rows.assign(
+        logits=[values.tolist() for values in predict_files(network, list(rows.crops), most=most)]
+    )
+
+
+PORTRAITS_PER_SET = 80  # that the edited detector is tested on, of each source and class
+
+
+def some_portraits(table):
+    """Genuine stills that were left out, at most `PORTRAITS_PER_SET` of a source."""
+    genuine = test_portraits(table)[lambda rows: rows.label == 0]
+    order = sorted(genuine.index, key=lambda index: stable_number("some", genuine.media[index]))
+    return genuine.loc[order].groupby("source").head(PORTRAITS_PER_SET).assign(held_out="people", fold=-1)
+
+
+# %% ../nbs/09_real_people.ipynb #346dc2fb
+LADDER_FAKES = 1  # of each method and fold
+
+
+def ladder_media(rows):
+    """The videos that go through the ladder: all genuine ones that a fold leaves out by person, and some fakes."""
+    rows = rows[(rows.kind == "video") & (rows.held_out == "people") & (rows.source != "ffpp_c40")]
+    order = sorted(rows.index, key=lambda index: stable_number("ladder", rows.media[index]))
+    fakes = rows.loc[order][lambda part: part.label == 1].groupby(["method", "fold"]).head(LADDER_FAKES)
+    return pd.concat([rows[rows.label == 0], fakes])
+
+
+def ladder_of_file(path):
+    """`ladder_faces` of one file with one thread, for one process."""
+    cv2.setNumThreads(1)
+    return ladder_faces(path, detector=CenterFace(threads=1))
+
+
+def climb_ladder(networks, rows, jobs=2):
+    """Scores of all versions of some videos, each by the network that left out its person.
+
+    Parameters
+    ----------
+    networks : dict of int to callable
+        By fold; each maps faces (N, 3, S, S) in [0, 1] to logits (N,).
+    rows : DataFrame
+        ``path, media, label, person, source, fold``.
+    jobs : int
+
+    Returns
+    -------
+    DataFrame
+        ``media, version, label, person, source, score``; the score is NaN where no face was found.
+    """
+    margin, found = (STORED - SIZE) // 2, []
+    with ProcessPoolExecutor(jobs) as pool:
+        for row, versions in zip(rows.itertuples(), pool.map(ladder_of_file, rows.path), strict=True):
+            cut = [faces[:, margin : margin + SIZE, margin : margin + SIZE] for faces in versions.values()]
+            whole = np.concatenate([faces for faces in cut if len(faces)])
+            with torch.inference_mode():
+                logits = networks[row.fold](torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255).numpy()
+            ends = np.cumsum([len(faces) for faces in cut])
+            parts = np.split(logits, ends[:-1])
+            scores = [pooled_score(part) if len(part) else np.nan for part in parts]
+            found += [
+                (row.media, name, row.label, row.person, row.source, score)
+                for name, score in zip(versions, scores, strict=True)
+            ]
+    return pd.DataFrame(found, columns=["media", "version", "label", "person", "source", "score"])
+
+
+# %% ../nbs/09_real_people.ipynb #021c5b2d
+def judge_edited_faces(table, folder, tuned, average):
+    """Predictions and ladder of the folds of `edited-faces` on what they left out.
+
+    Returns
+    -------
+    DataFrame, DataFrame
+        Rows with ``held_out, fold, logits``, and what `climb_ladder` gives.
+    """
+    folder, clip = Path(folder), fetch("clip-vit-b16")
+    networks = {
+        fold: load_face_encoder(clip, tensors, precision="mixed") for fold, tensors in enumerate(tuned)
+    }
+    parts = [
+        kept_table(
+            folder / f"fold{fold}" / "left_out.parquet",
+            lambda f=fold, n=network: with_logits(n, left_out_rows(table, f)),
+        )
+        for fold, network in networks.items()
+    ]
+    final = load_face_encoder(clip, average, precision="mixed")
+    parts.append(kept_table(folder / "portraits.parquet", lambda: with_logits(final, some_portraits(table))))
+    rows = pd.concat(parts, ignore_index=True)
+    ladder = kept_table(folder / "ladder.parquet", lambda: climb_ladder(networks, ladder_media(rows)))
+    return rows, ladder
+
+
+# %% ../nbs/09_real_people.ipynb #5a16ef2b
+ABOUT = {
+    "edited-faces": "real people in video calls, talks and films, each genuine and with another face or new lips, and portraits",
+    "generated-faces": "photographs of real people and faces that GANs and diffusion models made",
+    "small-faces": "real people in video calls, talks and films, each genuine and with another face or new lips, and portraits",
+}
+
+
+def write_detector(name, kind, network, rows, out, made, trained_on, settings=None, ladder=None):
+    """Write a detector with its calibrations, predictions and how it was made.
+
+    Parameters
+    ----------
+    name, kind : str
+        What it is called, and a key of `deepfake_nb.weights.KINDS`.
+    network : torch.nn.Module
+        Whose state dict is written, in half precision.
+    rows : DataFrame
+        ``media, source, method, person, label, task, kind, held_out, score`` of media that were left out.
+    out : str or Path
+        The folder that is written.
+    made : dict
+        Command, seed, steps, seconds and losses.
+    trained_on : str
+    settings : dict, optional
+        Of the network's class.
+    ladder : DataFrame, optional
+
+    Returns
+    -------
+    Path
+        The weight file.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    weights = out / f"{name}.safetensors"
+    save_network(weights, kind, network, trained_on, settings, size=SIZE)
+    steps = None
+    if ladder is not None:
+        steps = (
+            ladder.rename(columns={"media": "media_id"})
+            .dropna(subset="score")
+            .rename(columns={"score": name})
+        )
+        ladder.round({"score": 6}).to_csv(out / "ladder.csv", index=False)
+    for found in calibrations_of(rows, name, sha256_of(weights), ABOUT[name], steps):
+        write_calibrations(out / f"calibration-{name}-{found.kind}.json", found)
+    kept_columns(rows, name).to_csv(out / "predictions.csv", index=False)
+    write_json(out / "training.json", made)
+    return weights
+
+
+def losses_of(folder):
+    """Steps, seconds, and the mean loss of the first and the last twenty steps of a training."""
+    records = json.loads(torch.load(Path(folder) / "checkpoint.pt", weights_only=True)["records"])
+    loss = [record["loss"] for record in records]
+    return {
+        "steps": len(records), "seconds": round(sum(record["seconds"] for record in records)),
+        "first_loss": round(float(np.mean(loss[:20])), 4), "last_loss": round(float(np.mean(loss[-20:])), 4),
+    }  # fmt: skip
+
+
+# %% ../nbs/09_real_people.ipynb #24af75d5
+def make_edited_faces(table, out, seed=1, tell=None, blends=BLENDS, forgeries=FORGERIES):
+    """Train, judge, calibrate and write `edited-faces`; the weight file."""
+    work = Path(out) / "work"
+    average, tuned = train_edited_faces(table, work, seed, blends, forgeries, tell)
+    rows, ladder = judge_edited_faces(table, work, tuned, average)
+    made = {
+        "seed": seed,
+        "stages": {s: losses_of(work / s) for s in ("blends", *(f"fold{f}" for f in range(FOLDS)))},
+    }
+    scored = video_and_picture_rows(rows, list(rows.logits)).drop(columns="logits")
+    return write_detector(
+        "edited-faces", "clip-tuned", as_tuned_clip(average), scored, out, made, REAL_PEOPLE, ladder=ladder
+    )
+
+
+def make_small_faces(table, out, seed=1, tell=None, settings=SMALL_SETTINGS):
+    """Train, judge, calibrate and write `small-faces`; the weight file."""
+    work = Path(out) / "work"
+    say = (lambda step, record: tell("blends", step, record)) if tell else None
+    network = train_small_faces(table, work / "blends", seed, settings, say).half().float()
+    edited = table[(table.task == "edited") & (table.source != "real_faces")]
+    asked = pd.concat([edited.assign(held_out="source", fold=0), some_portraits(table)], ignore_index=True)
+    rows = kept_table(work / "left_out.parquet", lambda: with_logits(network, asked))
+    edges = ladder_media(rows.assign(held_out="people", fold=0))
+    ladder = kept_table(work / "ladder.parquet", lambda: climb_ladder({0: network, -1: network}, edges))
+    scored = video_and_picture_rows(rows, list(rows.logits)).drop(columns="logits")
+    made = {"seed": seed, "stages": {"blends": losses_of(work / "blends")}}
+    trained_on = f"{PORTRAITS}; it has never seen a forgery that somebody else made"
+    return write_detector(
+        "small-faces", "frame-network", network.half(), scored, out, made, trained_on, SMALL, ladder
+    )
+
+
+# %% ../nbs/09_real_people.ipynb #db52b87d
+def make_generated_faces(table, out, seed=1, tell=None):
+    """Train, judge, calibrate and write `generated-faces`; the weight file."""
+    work, rows = Path(out) / "work", generated_rows(table)
+    work.mkdir(parents=True, exist_ok=True)
+    network = ClipProbe(PROBE_BLOCKS).complete(fetch("clip-vit-b16"), "mixed")
+    say = (lambda done: tell("tokens", done, {})) if tell else None
+    plain = kept_array(work / "plain.npy", lambda: probe_tokens(network, list(rows.crops), tell=say))
+    trained = rows.trained.to_numpy()
+    changed = np.zeros_like(plain)
+    changed[trained] = kept_array(
+        work / "changed.npy", lambda: probe_tokens(network, list(rows.crops[trained]), True, seed, say)
+    )
+    judged = leave_out_generators(rows, plain, changed, trained)
+    tokens = np.concatenate([plain[trained], changed[trained]]).reshape(2 * trained.sum(), -1)
+    weights, constant = fit_probe(tokens, np.tile(rows.label[trained], 2))
+    final = ClipProbe(PROBE_BLOCKS)
+    final.head.weight.data[:], final.head.bias.data[:] = torch.tensor(weights), constant
+    settings, judged = {"blocks": list(PROBE_BLOCKS)}, judged.assign(kind="image")
+    made = {"seed": seed, "stills": int(trained.sum())}
+    return write_detector(
+        "generated-faces", "clip-probe", final, judged, out, made, REAL_AND_GENERATED, settings
+    )
+
+
+STILLS_PER_SET = {"gan_celeba_stills": 350, "synthetic_stills": 350, "ffpp_c23": 60}
+
+
+def generated_rows(table, most=300):
+    """The stills of the probe, at most so many of a set, class and side of the split, with ``trained``."""
+    rows = generated_media(table)
+    portraits = set(training_portraits(table).index)
+    hashed = pd.Series([stable_number("generated", person) % 3 != 0 for person in rows.person], rows.index)
+    trained = (rows.split == "train").where(rows.task == "generated", hashed)
+    trained = trained.where(rows.source != "real_faces", rows.index.isin(portraits)).astype(bool)
+    rows = rows.assign(trained=trained)
+    order = sorted(rows.index, key=lambda index: stable_number("stills", rows.media[index]))
+    groups = rows.loc[order].groupby(["source", "label", "trained", "method"])
+    kept = [part.head(STILLS_PER_SET.get(name[0], most) // (1 if name[2] else 2)) for name, part in groups]
+    return pd.concat(kept).sort_values("media", ignore_index=True)
+
+
+def kept_array(path, make):
+    """The array in a file, made and written where it is not there."""
+    if not Path(path).is_file():
+        array = make()
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+    return np.load(path)
+
+
+# %% ../nbs/09_real_people.ipynb #d595baa8
+MAKERS = {
+    "edited-faces": make_edited_faces,
+    "generated-faces": make_generated_faces,
+    "small-faces": make_small_faces,
+}
+
+
+def make_detector(name, root, out, seed=1, jobs=2, tell=None):
+    """Make one of the detectors that ship, from a folder of sources.
+
+    Parameters
+    ----------
+    name : {"edited-faces", "generated-faces", "small-faces"}
+    root : str or Path
+        See `deepfake_nb.corpus.read_corpus`.
+    out : str or Path
+        Gets the weight file, calibrations, ``predictions.csv``, ``training.json``, and below ``work`` what an
+        interrupted call goes on from.
+    seed : int
+    jobs : int
+        Processes that look for faces.
+    tell : callable, optional
+        Receives stage, step and record.
+
+    Returns
+    -------
+    Path
+        The weight file.
+
+    Raises
+    ------
+    UsageError
+        There is no such detector.
+    InputError
+        The corpus cannot be read, or CLIP's weights cannot be had.
+    """
+    if name not in MAKERS:
+        raise UsageError(f"There is no detector {name!r} to train. Choose one of: {', '.join(MAKERS)}.")
+    return MAKERS[name](open_corpus(root, jobs), out, seed, tell)

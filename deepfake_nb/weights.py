@@ -185,8 +185,9 @@ RESEARCH = (
     "Apache-2.0 (this package's) for the numbers; some of the data sets they were trained on are for research only, see the "
     "model card"
 )
+PORTRAITS = "real people: genuine portraits (LFW, FFHQ, CelebA, Unsplash) with self-blended forgeries of them"
 REAL_PEOPLE = (
-    "real people: genuine portraits (LFW, FFHQ, CelebA) with self-blended forgeries of them, and swaps, reenactments and new lips "
+    f"{PORTRAITS}, and swaps, reenactments and new lips "
     "of FaceForensics++, Celeb-DF, DFDC, OpenForensics, live swaps in video calls and clips of eight further methods"
 )
 REAL_AND_GENERATED = (
@@ -220,7 +221,7 @@ OF_REAL_PEOPLE = [
             "frame-network",
             "cbae2f8a70b2192a238ed49102f0cf2ea94e0e27614bb2423da6dfe147f3c96f",
             6858066,
-            REAL_PEOPLE,
+            PORTRAITS,
         ),
     )
 ]
