@@ -2817,6 +2817,10 @@ d = {
             "deepfake_nb.published.whole_share": ("published.html#whole_share", "deepfake_nb/published.py"),
         },
         "deepfake_nb.real_people": {
+            "deepfake_nb.real_people.against_genuine": (
+                "real_people.html#against_genuine",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.as_calibration_rows": (
                 "real_people.html#as_calibration_rows",
                 "deepfake_nb/real_people.py",
@@ -2829,6 +2833,7 @@ d = {
                 "real_people.html#auc_by_source",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.auc_table": ("real_people.html#auc_table", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.auc_with_interval": (
                 "real_people.html#auc_with_interval",
                 "deepfake_nb/real_people.py",
@@ -2850,6 +2855,7 @@ d = {
                 "real_people.html#encoded_again",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.failures": ("real_people.html#failures", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.fit_probe": ("real_people.html#fit_probe", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.generated_media": (
                 "real_people.html#generated_media",
@@ -2896,6 +2902,14 @@ d = {
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.losses_of": ("real_people.html#losses_of", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.made_in_words": (
+                "real_people.html#made_in_words",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.main_predictions": (
+                "real_people.html#main_predictions",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.make_detector": (
                 "real_people.html#make_detector",
                 "deepfake_nb/real_people.py",
@@ -2914,6 +2928,10 @@ d = {
             ),
             "deepfake_nb.real_people.markdown_table": (
                 "real_people.html#markdown_table",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.model_card": (
+                "real_people.html#model_card",
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.one_face": ("real_people.html#one_face", "deepfake_nb/real_people.py"),
@@ -2966,8 +2984,16 @@ d = {
                 "real_people.html#verdict_counts",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.verdict_table": (
+                "real_people.html#verdict_table",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.video_and_picture_rows": (
                 "real_people.html#video_and_picture_rows",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.with_generator": (
+                "real_people.html#with_generator",
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.with_logits": (

@@ -454,13 +454,17 @@ def cut_crops(path, kind, detector, most=FRAMES_PER_VIDEO):
                  np.array(landmarks, np.float32).reshape(-1, 5, 2), np.array(sides, np.float32))  # fmt: skip
 
 
-# %% ../nbs/09_corpus.ipynb #eb86a560
-def crop_file(folder, path):
-    """Where the crops of a media file are kept: named by the path below its last folders and by size and time of change."""
+# %% ../nbs/09_corpus.ipynb #3e204a14
+def crop_file(folder, path, *how):
+    """Where the crops of a media file are kept: named by its path, size, time of change, and how they are cut."""
     path = Path(path)
     stat = path.stat()
     name = stable_number(
-        path.as_posix(), str(stat.st_size), str(stat.st_mtime_ns), f"{SIZE}+{MARGIN} x {TIGHTER}"
+        path.as_posix(),
+        str(stat.st_size),
+        str(stat.st_mtime_ns),
+        f"{SIZE}+{MARGIN} x {TIGHTER}",
+        *map(str, how),
     )
     return Path(folder) / f"{name:016x}.npz"
 

@@ -17,6 +17,8 @@ __all__ = [
     "SMALL",
     "SMALL_SETTINGS",
     "CARD",
+    "WHAT",
+    "PORTRAIT_SETS",
     "PORTRAITS_PER_SET",
     "LADDER_FAKES",
     "ABOUT",
@@ -51,6 +53,14 @@ __all__ = [
     "video_and_picture_rows",
     "calibrations_of",
     "markdown_table",
+    "main_predictions",
+    "auc_table",
+    "with_generator",
+    "verdict_table",
+    "model_card",
+    "failures",
+    "against_genuine",
+    "made_in_words",
     "kept_table",
     "with_logits",
     "some_portraits",
@@ -68,7 +78,7 @@ __all__ = [
     "make_detector",
 ]
 
-# %% ../nbs/09_real_people.ipynb #76d0681a
+# %% ../nbs/09_real_people.ipynb #59e3e379
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -83,10 +93,12 @@ from scipy.special import expit
 
 from .calibration import MISS_RATE, decision_for, fit_media_calibration, write_calibrations
 from deepfake_nb.corpus import (
+    GENERATED_SETS,
     SIZE,
     SOURCE_GROUPS,
     STORED,
     assign_folds,
+    crop_file,
     crop_with_margin,
     largest_face,
     prepare_crops,
@@ -120,6 +132,7 @@ from .video import read_frames, recompress_frames
 from deepfake_nb.weights import (
     PORTRAITS,
     REAL_AND_GENERATED,
+    OF_REAL_PEOPLE,
     REAL_PEOPLE,
     fetch,
     import_state_dict,
@@ -605,7 +618,7 @@ def train_small_faces(table, folder, seed=1, settings=SMALL_SETTINGS, tell=None)
     return network.eval()
 
 
-# %% ../nbs/09_real_people.ipynb #b39dc780
+# %% ../nbs/09_real_people.ipynb #05bb7e92
 def video_and_picture_rows(rows, logits):
     """Rows with scores as videos (mean over faces) and, for all files, as images (the middle face).
 
@@ -651,7 +664,8 @@ def calibrations_of(predictions, detector, sha256, about, ladder=None):
     for kind, rows in predictions.groupby("kind"):
         if rows.label.nunique() < 2:
             continue
-        rows = rows.assign(detector=detector, media=rows.media + "|" + rows.get("held_out", ""))
+        rows = rows.drop_duplicates(["media", "held_out"]).assign(detector=detector)
+        rows = rows.assign(media=rows.media + "|" + rows.held_out)
         steps = ladder if kind == "video" else None
         found.append(
             fit_media_calibration(
@@ -711,7 +725,147 @@ def markdown_table(table):
     )
 
 
-# %% ../nbs/09_real_people.ipynb #4e130314
+# %% ../nbs/09_real_people.ipynb #f54de301
+WHAT = {
+    "edited-faces": "Says whether a part of a face was replaced: a swap, a reenactment, new lips, a composite. CLIP's ViT-B/16 with "
+    "tuned LayerNorms and one linear head; the average of four networks, each trained without one group of sources.",
+    "generated-faces": "Says whether a face was made as a whole by a GAN or a diffusion model. One linear head on class tokens of "
+    "CLIP's ViT-B/16, whose weights are as published. For images only.",
+    "small-faces": "Says whether a part of a face was replaced. An EfficientNet-Lite0 of 3.4 million parameters, trained on "
+    "self-blended images alone, for use without a download.",
+}
+
+
+PORTRAIT_SETS = (*GENERATED_SETS, "real_faces")
+
+
+def main_predictions(predictions):
+    """The rows that AUC is told of: a video by its faces together, a still by its face, not frames of videos as images."""
+    moving = predictions.media.isin(predictions.media[predictions.kind == "video"])
+    return predictions[(predictions.kind == "video") | ~moving]
+
+
+def auc_table(predictions):
+    """AUC by source and way of holding out as text, one row per source (or generator)."""
+    main = main_predictions(predictions)
+    if "generated" in set(main.task[main.label == 1]):
+        rows = [with_generator(main, held_out) for held_out in ("people", "source")]
+        main = pd.concat(rows).drop(columns="source").rename(columns={"method": "source"})
+    found = auc_by_source(main)
+    found["value"] = [f"{r.auc:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in found.itertuples()]
+    counts = found.groupby("source")[["n", "people"]].max()
+    wide = (
+        found.pivot(index="source", columns="held_out", values="value")
+        .reindex(columns=["people", "source"])
+        .fillna("")
+    )
+    return (
+        counts.join(wide)
+        .reset_index()
+        .rename(columns={"people_x": "people", "source": "source of the media"})
+    )
+
+
+def with_generator(main, held_out):
+    """Stills with the genuine ones of a set counted for each of its generators, under the generator's name."""
+    rows = main[(main.held_out == held_out) & (main.task == "generated")]
+    parts = []
+    for (source, method), fakes in rows[rows.label == 1].groupby(["source", "method"]):
+        genuine = rows[(rows.label == 0) & (rows.source == source)].drop_duplicates("media")
+        parts.append(pd.concat([fakes, genuine]).assign(method=method))
+    return pd.concat(parts) if parts else rows
+
+
+# %% ../nbs/09_real_people.ipynb #583e562d
+def verdict_table(predictions, kind, ladder=None):
+    """What verdicts on each source are worth, by calibrations that saw no media of that source."""
+    held_out = "source" if (predictions.held_out == "source").any() else "people"
+    chosen = (predictions.held_out == held_out) | predictions.source.isin(PORTRAIT_SETS)
+    rows = predictions[chosen & (predictions.kind == kind)].drop_duplicates("media").reset_index(drop=True)
+    steps = (
+        None
+        if ladder is None or kind != "video"
+        else ladder.rename(columns={"media": "media_id", "score": rows.detector.iloc[0]}).dropna()
+    )
+    decided = decide_left_out(rows, "source", ladder=steps)
+    counts = [{"source": source, **verdict_counts(part)} for source, part in decided.groupby("source")]
+    return pd.DataFrame([*counts, {"source": "all", **verdict_counts(decided)}])
+
+
+def model_card(name, folder):
+    """The model card of a detector in Hugging Face's format, from the files that `write_detector` left.
+
+    Parameters
+    ----------
+    name : str
+    folder : str or Path
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    folder = Path(folder)
+    predictions, made = (
+        pd.read_csv(folder / "predictions.csv"),
+        json.loads((folder / "training.json").read_text()),
+    )
+    ladder = pd.read_csv(folder / "ladder.csv") if (folder / "ladder.csv").is_file() else None
+    kinds = [kind for kind in ("video", "image") if (predictions.kind == kind).any()]
+    verdicts = "\n\n".join(
+        f"{kind}s:\n\n{markdown_table(verdict_table(predictions, kind, ladder))}" for kind in kinds
+    )
+    entry = next(one for one in OF_REAL_PEOPLE if one.name == name)
+    size = f"{entry.size / 1e6:.1f} MB" if entry.size >= 1e6 else f"{entry.size / 1e3:.0f} kB"
+    return CARD.format(name=name, what=WHAT[name], trained_on=f"{entry.trained_on[0].upper()}{entry.trained_on[1:]}.", size=size,
+                       auc=markdown_table(auc_table(predictions)), verdicts=verdicts,
+                       fails=failures(predictions), made=made_in_words(name, made))  # fmt: skip
+
+
+# %% ../nbs/09_real_people.ipynb #7d70a50e
+def failures(predictions):
+    """Where a detector fails, as a list in Markdown: sources that it hardly tells apart, and false alarms on portraits."""
+    found = auc_by_source(main_predictions(predictions), resamples=200)
+    weak = found[(found.held_out == "source") & (found.auc < 0.75)].sort_values("auc")
+    lines = [
+        f"- {r.source}: AUC {r.auc:.2f} where the source is new to it ({r.n} media)."
+        for r in weak.itertuples()
+    ]
+    methods = auc_by_source(against_genuine(main_predictions(predictions)), "method", resamples=200)
+    weak = methods[(methods.held_out == "source") & (methods.auc < 0.65)].sort_values("auc")
+    lines += [
+        f"- {r.method}: AUC {r.auc:.2f} against the genuine media of its source ({r.n_fake} fakes)."
+        for r in weak.itertuples()
+    ]
+    lines += ["- Low quality, faces below 40 pixels, faces seen from the side, and new lips in an otherwise genuine video are hard.",
+              "- Sound is not examined. A detector is no proof: people and methods unlike those above were not measured."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def against_genuine(rows):
+    """Each method's fakes with the genuine media of their source."""
+    parts = []
+    for (held_out, source, method), fakes in rows[rows.label == 1].groupby(["held_out", "source", "method"]):
+        genuine = rows[
+            (rows.label == 0) & (rows.source == source) & (rows.held_out == held_out)
+        ].drop_duplicates("media")
+        parts.append(pd.concat([fakes, genuine.assign(method=method)]))
+    return pd.concat(parts) if parts else rows
+
+
+def made_in_words(name, made):
+    """How a detector was made, from its ``training.json``."""
+    lines = [f"`deepfake-nb train-detector {name} --data-root DIR --seed {made['seed']}`"]
+    for stage, about in made.get("stages", {}).items():
+        hours = about["seconds"] / 3600
+        lines.append(
+            f"- {stage}: {about['steps']} steps, {hours:.2f} hours on two cores, loss {about['first_loss']:.2f} to {about['last_loss']:.2f}"
+        )
+    lines += [f"- {note}" for note in made.get("notes", ())]
+    return "\n".join(lines)
+
+
+# %% ../nbs/09_real_people.ipynb #581482e1
 def kept_table(path, make):
     """The table in a Parquet file, made and written where it is not there."""
     path = Path(path)
@@ -740,7 +894,7 @@ def some_portraits(table):
     return genuine.loc[order].groupby("source").head(PORTRAITS_PER_SET).assign(held_out="people", fold=-1)
 
 
-# %% ../nbs/09_real_people.ipynb #346dc2fb
+# %% ../nbs/09_real_people.ipynb #96bb8a1d
 LADDER_FAKES = 1  # of each method and fold
 
 
@@ -753,9 +907,16 @@ def ladder_media(rows):
 
 
 def ladder_of_file(path):
-    """`ladder_faces` of one file with one thread, for one process."""
+    """`ladder_faces` of one file with one thread, for one process; kept for the next detector."""
     cv2.setNumThreads(1)
-    return ladder_faces(path, detector=CenterFace(threads=1))
+    kept = crop_file(cache_dir() / "ladder", path, *LADDER, LADDER_FRAMES, LADDER_FACES)
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        faces = ladder_faces(path, detector=CenterFace(threads=1))
+        with atomic_path(kept) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **faces)
+    with np.load(kept) as content:
+        return {name: content[name] for name in content.files}
 
 
 def climb_ladder(networks, rows, jobs=2):
@@ -791,7 +952,7 @@ def climb_ladder(networks, rows, jobs=2):
     return pd.DataFrame(found, columns=["media", "version", "label", "person", "source", "score"])
 
 
-# %% ../nbs/09_real_people.ipynb #021c5b2d
+# %% ../nbs/09_real_people.ipynb #f191c25d
 def judge_edited_faces(table, folder, tuned, average):
     """Predictions and ladder of the folds of `edited-faces` on what they left out.
 
@@ -818,7 +979,7 @@ def judge_edited_faces(table, folder, tuned, average):
     return rows, ladder
 
 
-# %% ../nbs/09_real_people.ipynb #5a16ef2b
+# %% ../nbs/09_real_people.ipynb #7befa751
 ABOUT = {
     "edited-faces": "real people in video calls, talks and films, each genuine and with another face or new lips, and portraits",
     "generated-faces": "photographs of real people and faces that GANs and diffusion models made",
@@ -867,6 +1028,8 @@ def write_detector(name, kind, network, rows, out, made, trained_on, settings=No
         write_calibrations(out / f"calibration-{name}-{found.kind}.json", found)
     kept_columns(rows, name).to_csv(out / "predictions.csv", index=False)
     write_json(out / "training.json", made)
+    with atomic_path(out / "README.md") as temporary:
+        Path(temporary).write_text(model_card(name, out), encoding="utf-8")
     return weights
 
 
@@ -880,7 +1043,7 @@ def losses_of(folder):
     }  # fmt: skip
 
 
-# %% ../nbs/09_real_people.ipynb #24af75d5
+# %% ../nbs/09_real_people.ipynb #70116155
 def make_edited_faces(table, out, seed=1, tell=None, blends=BLENDS, forgeries=FORGERIES):
     """Train, judge, calibrate and write `edited-faces`; the weight file."""
     work = Path(out) / "work"
@@ -914,7 +1077,7 @@ def make_small_faces(table, out, seed=1, tell=None, settings=SMALL_SETTINGS):
     )
 
 
-# %% ../nbs/09_real_people.ipynb #db52b87d
+# %% ../nbs/09_real_people.ipynb #0dcdc92b
 def make_generated_faces(table, out, seed=1, tell=None):
     """Train, judge, calibrate and write `generated-faces`; the weight file."""
     work, rows = Path(out) / "work", generated_rows(table)
@@ -965,7 +1128,7 @@ def kept_array(path, make):
     return np.load(path)
 
 
-# %% ../nbs/09_real_people.ipynb #d595baa8
+# %% ../nbs/09_real_people.ipynb #9c2a77e0
 MAKERS = {
     "edited-faces": make_edited_faces,
     "generated-faces": make_generated_faces,
