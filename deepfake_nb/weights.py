@@ -21,6 +21,7 @@ __all__ = [
     "WeightFile",
     "check_file",
     "LoadedNetwork",
+    "encoder_file",
     "load_detector",
     "own_weights",
 ]
@@ -1111,6 +1112,17 @@ class LoadedNetwork(NamedTuple):
 
 
 # %% ../nbs/08_weights.ipynb #16c1a5d8
+def encoder_file(name, base):
+    """The file of the encoder that a detector is built on; where it cannot be had, a sentence says how to get it."""
+    try:
+        return fetch(base)
+    except InputError as error:
+        raise InputError(
+            f"The detector {name!r} needs the weights of {base!r}, which `deepfake-nb weights fetch {base}` downloads once "
+            f"(78 MB). {error}"
+        ) from error
+
+
 def load_detector(name, weights=None):
     """The network of a published detector with its weights.
 
@@ -1150,7 +1162,7 @@ def load_detector(name, weights=None):
         return LoadedNetwork(import_mesonet(path), report)
     network = import_state_dict(report.kind, read_state_dict(path), report.settings)
     if base := getattr(network, "base", None):
-        network.complete(fetch(base))
+        network.complete(encoder_file(name, base))
     return LoadedNetwork(network, report)
 
 
