@@ -606,7 +606,11 @@ def differences(state_dict, expected):
     unknown = [key for key in state_dict if key not in expected]
     shapes = [k for k, shape in expected.items() if k in state_dict and tuple(state_dict[k].shape) != shape]
     words = [("lacks", missing), ("has besides", unknown), ("has in another shape", shapes)]
-    return "; ".join(f"it {verb} {len(keys)} tensors such as {keys[0]!r}" for verb, keys in words if keys)
+    said = [f"it {verb} {len(keys)} tensors such as {keys[0]!r}" for verb, keys in words if keys]
+    if shapes:
+        here, there = expected[shapes[0]], tuple(state_dict[shapes[0]].shape)
+        said[-1] += f", which is {there} in the file, but {here} in the network"
+    return "; ".join(said)
 
 
 def misfit(network, state_dict):

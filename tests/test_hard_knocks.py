@@ -26,7 +26,6 @@ from deepfake_nb.rendered import render_video
 from deepfake_nb.score import SMALL, MediaScorer
 from deepfake_nb.video import UnreadableMedia, read_frames, read_image
 from deepfake_nb.views import Detector, Ready
-from deepfake_nb.weights import REGISTRY
 
 LIMIT_S = 10
 CHILD = """
@@ -230,9 +229,8 @@ def test_the_default_needs_no_network_and_no_cache(whole, tmp_path):
     done = run(*command, "--json", outcome, "--report", tmp_path / "report", env=environment, cwd=tmp_path)
     (verdict,) = json.loads(outcome.read_text())
     assert verdict["score"] is not None and verdict["weights"] and verdict["trained_on"]
-    (small,) = SMALL
-    assert (verdict["detector"], verdict["trained_on"]) == (small, REGISTRY[small].trained_on)
-    assert REGISTRY[small].trained_on in done.stdout, "what the weights were trained on is said on every run"
+    assert verdict["detector"] == SMALL[0] and verdict["trained_on"]
+    assert f"was trained on: {verdict['trained_on']}." in done.stdout, "this is said on every run"
     assert done.stdout.count("weights fetch clip-vit-b16") == 1
     assert (tmp_path / "report" / "index.html").is_file()
 
