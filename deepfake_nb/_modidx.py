@@ -319,6 +319,10 @@ d = {
                 "calibration.html#can_be_used",
                 "deepfake_nb/calibration.py",
             ),
+            "deepfake_nb.calibration.check_ladder": (
+                "calibration.html#check_ladder",
+                "deepfake_nb/calibration.py",
+            ),
             "deepfake_nb.calibration.check_numbers": (
                 "calibration.html#check_numbers",
                 "deepfake_nb/calibration.py",
@@ -464,6 +468,7 @@ d = {
             "deepfake_nb.camera.portrait": ("camera.html#portrait", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.quiet_opencv": ("camera.html#quiet_opencv", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.watch": ("camera.html#watch", "deepfake_nb/camera.py"),
+            "deepfake_nb.camera.word_by": ("camera.html#word_by", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.word_for": ("camera.html#word_for", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.word_on": ("camera.html#word_on", "deepfake_nb/camera.py"),
         },
@@ -513,6 +518,7 @@ d = {
             "deepfake_nb.cli.weights_check": ("cli.html#weights_check", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_fetch": ("cli.html#weights_fetch", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_list": ("cli.html#weights_list", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli.weights_show": ("cli.html#weights_show", "deepfake_nb/cli.py"),
         },
         "deepfake_nb.clips": {
             "deepfake_nb.clips.ClipSet": ("clips.html#clipset", "deepfake_nb/clips.py"),
@@ -3114,6 +3120,7 @@ d = {
             "deepfake_nb.report.ReportWriter": ("report.html#reportwriter", "deepfake_nb/report.py"),
             "deepfake_nb.report.ReportWriter.add": ("report.html#reportwriter.add", "deepfake_nb/report.py"),
             "deepfake_nb.report.band": ("report.html#band", "deepfake_nb/report.py"),
+            "deepfake_nb.report.better_for": ("report.html#better_for", "deepfake_nb/report.py"),
             "deepfake_nb.report.brightest_place": ("report.html#brightest_place", "deepfake_nb/report.py"),
             "deepfake_nb.report.checksum_of": ("report.html#checksum_of", "deepfake_nb/report.py"),
             "deepfake_nb.report.clock": ("report.html#clock", "deepfake_nb/report.py"),
@@ -3125,6 +3132,7 @@ d = {
             "deepfake_nb.report.fill": ("report.html#fill", "deepfake_nb/report.py"),
             "deepfake_nb.report.first_line": ("report.html#first_line", "deepfake_nb/report.py"),
             "deepfake_nb.report.gauge_of": ("report.html#gauge_of", "deepfake_nb/report.py"),
+            "deepfake_nb.report.limits_of": ("report.html#limits_of", "deepfake_nb/report.py"),
             "deepfake_nb.report.maps_or_reason": ("report.html#maps_or_reason", "deepfake_nb/report.py"),
             "deepfake_nb.report.meaning_of_threshold": (
                 "report.html#meaning_of_threshold",
@@ -3461,10 +3469,12 @@ d = {
             ),
             "deepfake_nb.score.speaking": ("score.html#speaking", "deepfake_nb/score.py"),
             "deepfake_nb.score.suspicious_parts": ("score.html#suspicious_parts", "deepfake_nb/score.py"),
+            "deepfake_nb.score.task_in_words": ("score.html#task_in_words", "deepfake_nb/score.py"),
             "deepfake_nb.score.times_without_score": (
                 "score.html#times_without_score",
                 "deepfake_nb/score.py",
             ),
+            "deepfake_nb.score.what_is_better": ("score.html#what_is_better", "deepfake_nb/score.py"),
             "deepfake_nb.score.what_it_saw": ("score.html#what_it_saw", "deepfake_nb/score.py"),
             "deepfake_nb.score.what_would_help": ("score.html#what_would_help", "deepfake_nb/score.py"),
             "deepfake_nb.score.why_no_score": ("score.html#why_no_score", "deepfake_nb/score.py"),
@@ -4523,6 +4533,7 @@ d = {
                 "weights.html#efficientnet_lite",
                 "deepfake_nb/weights.py",
             ),
+            "deepfake_nb.weights.encoder_file": ("weights.html#encoder_file", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.fetch": ("weights.html#fetch", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.file_format": ("weights.html#file_format", "deepfake_nb/weights.py"),
             "deepfake_nb.weights.first_line": ("weights.html#first_line", "deepfake_nb/weights.py"),

@@ -256,13 +256,10 @@ def decision_for(combination, rate, miss_rate=MISS_RATE):
     if not combination.forged:
         return Decision(fake_from, shifted(upper.score, -combination.margin), upper.rate, upper.sentence)
     missed = threshold_for([[1 - score for score in own] for own in combination.forged], miss_rate)
-    lower = min(upper.score, 1 - missed.score)
-    return Decision(
-        fake_from,
-        shifted(lower, -combination.margin),
-        upper.rate,
-        threshold_in_words(fake_from, rate, upper.rate, len(combination.genuine)),
-    )
+    real_below = shifted(max(0.0, min(upper.score, 1 - missed.score)), -combination.margin)
+    words = threshold_in_words(fake_from, rate, upper.rate, len(combination.genuine))
+    words += f" Below {real_below:.2f} is called real: that happens to at most {percent(missed.rate)} of fakes like those."
+    return Decision(fake_from, real_below, upper.rate, words)
 
 
 def shifted(score, log_odds):
@@ -301,7 +298,7 @@ def ladder_effects(odds, versions):
 
 def with_ladder(combination, lines, ladder, rate=0.05):
     """A `Combination` with the effects of a ladder of versions; `lines` are the detectors' own calibrations."""
-    ladder = ladder.dropna(subset=list(combination.detectors))
+    ladder = ladder.dropna(subset=list(combination.detectors)).reset_index(drop=True)
     scores = merged_score(lines, ladder[list(combination.detectors)].to_numpy(float))
     odds = as_logits(scores, False)
     wobble, rise = ladder_effects(odds, ladder)
@@ -784,6 +781,20 @@ def checked_table(table):
     return wide.join(about), kinds.pop(), sorted(wide.columns)
 
 
+def check_ladder(ladder, names):
+    """Refuse a ladder without a column that is needed, or without versions of the originals."""
+    missing = [name for name in ("media_id", "version", "label", *names) if name not in ladder]
+    if missing:
+        raise InputError(f"The ladder has no column {missing[0]!r}, which a calibration needs.")
+    originals = ladder[ladder.version == "original"]
+    if originals.media_id.duplicated().any():
+        raise InputError("A media file of the ladder has two versions 'original'. Leave one out.")
+    if not (ladder[ladder.version != "original"].media_id.isin(originals.media_id)).any():
+        raise InputError(
+            "The ladder holds no version of a media file beside its version 'original'. Add some, or leave it out."
+        )
+
+
 def check_numbers(table, names):
     """Refuse too few people of either class, and too many detectors."""
     for label, word in ((0, "genuine"), (1, "fake")):
@@ -838,7 +849,7 @@ def fit_media_calibration(
     ------
     InputError
         The table is of more than one kind of media, not of validation media, of fewer than five people with genuine or
-        fake media, or a detector cannot tell them apart.
+        fake media, or a detector cannot tell them apart; or the ladder lacks a column or versions.
     UsageError
         The prior is not between 0 and 1, or there are more than four detectors.
     """
@@ -846,6 +857,8 @@ def fit_media_calibration(
         raise UsageError(f"The prior share of fakes is {prior}: give a number between 0 and 1.")
     wide, kind, names = checked_table(table)
     check_numbers(wide, names)
+    if ladder is not None:
+        check_ladder(ladder, names)
     rng, own, found = rng or np.random.default_rng(0), {}, {}
     for size in range(1, len(names) + 1):
         for chosen in combinations(names, size):

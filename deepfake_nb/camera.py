@@ -216,18 +216,26 @@ class Watched:
 
 
 # %% ../nbs/71_camera.ipynb #e80adfa9
-def word_on(window, reading):
-    """Score, probability and word of a window."""
+def word_on(window, voices):
+    """Score, probability and word of a window, by the voice that finds it most suspicious."""
     scores = window.scores()
-    if not scores:
+    own = [(voice, {name: scores[name] for name in voice.names if name in scores}) for voice in voices]
+    heard = [(voice.reading, said) for voice, said in own if said]
+    if not heard:
         return None, None, "no score yet"
-    score = float(reading.score(scores))
-    decision = reading.decision(list(scores), 1)
-    distance = reading.distance(np.mean([numbers for _, numbers in window.portraits], axis=0))
+    statistics = np.mean([numbers for _, numbers in window.portraits], axis=0)
+    found = [word_by(reading, said, statistics, len(heard)) for reading, said in heard]
+    order = {"fake": 2, "unlike the calibration": 1}
+    return max(found, key=lambda one: (order.get(one[2], 0), one[0] if one[1] is None else one[1]))
+
+
+def word_by(reading, scores, statistics, shares):
+    """Score, probability and word by one reading."""
+    score, distance = float(reading.score(scores)), reading.distance(statistics)
     if distance is not None and distance > 1:
         return score, None, "unlike the calibration"
     said = reading.probability(scores)
-    return score, said and said.value, word_for(score, decision)
+    return score, said and said.value, word_for(score, reading.decision(list(scores), shares))
 
 
 def word_for(score, decision):
@@ -255,15 +263,15 @@ MOST_MOMENTS = 10_000
 
 def moments_of(frames, scorer, length_s):
     """A `Moment` for each frame, pairs of time and picture."""
-    window, pace = Window(scorer.members, length_s), Pace()
-    reading = scorer.reading("video", scorer.members)
+    members = [member for member in scorer.members if member.detector.takes("video")]
+    window, voices, pace = Window(members, length_s), scorer.voices("video", members), Pace()
     for passed, picture in frames:
         found = scorer.face_detector.detect(picture)
         face = largest_face(found)
         said = (None, None, "no face")
         if face is not None:
             window.see(Look(passed, found.boxes[face], found.landmarks[face], picture))
-            said = word_on(window, reading)
+            said = word_on(window, voices)
         yield Moment(passed, pace.tick(), *said)
 
 
@@ -321,11 +329,14 @@ def watch(source, scorer, *, frames=None, window_s=3.0, tell=None):
     InputError
         There is no such camera, or it gives no picture.
     UsageError
-        A number is not above 0.
+        A number is not above 0, or no detector judges videos.
     """
     for name, value in (("frames", 1 if frames is None else frames), ("window_s", window_s)):
         if not value > 0:
             raise UsageError(f"{name} is {value}: give a number above 0.")
+    if not any(member.detector.takes("video") for member in scorer.members):
+        names = ", ".join(member.detector.name for member in scorer.members)
+        raise UsageError(f"{names} judges images only, and a camera gives a video. Choose another detector.")
     tally = Tally()
     with Camera(source) as camera, contextlib.suppress(KeyboardInterrupt):
         for count, moment in enumerate(moments_of(camera, scorer, window_s), 1):

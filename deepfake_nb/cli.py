@@ -16,6 +16,7 @@ __all__ = [
     "score",
     "calibrate",
     "weights_list",
+    "weights_show",
     "weights_fetch",
     "weights_check",
     "train_generator",
@@ -30,6 +31,7 @@ import contextlib
 import sys
 from collections import Counter
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import typer
@@ -363,15 +365,17 @@ class _LiveLine:
 
 # %% ../nbs/80_cli.ipynb #3caaa8cb
 def _line_of(verdict):
-    from deepfake_nb.score import interval_in_words, parts_of, percent
+    from deepfake_nb.score import interval_in_words, parts_of, percent, task_in_words
 
-    numbers = []
+    numbers, what = [], task_in_words(verdict.task)
     if verdict.probability is not None:
         between = interval_in_words(verdict.probability, verdict.interval)
         numbers.append(
-            f"probability of a forgery {percent(verdict.probability)}" + (between and f" ({between})")
+            f"probability of {what} {percent(verdict.probability)}" + (between and f" ({between})")
         )
-    if verdict.score is not None and verdict.verdict != "abstain":
+    if verdict.score is not None and verdict.calibration is None:
+        numbers.append(f"score {verdict.score:.3f} for {what}, not calibrated")
+    elif verdict.score is not None and verdict.verdict != "abstain":
         numbers.append(f"score {verdict.score:.3f}")
     said = [part for part in (", ".join(numbers).replace("\u00a0", " "), parts_of(verdict.reason)[0]) if part]
     return _in_one_line(f"{verdict.verdict:8}{verdict.path}  {'. '.join(said)}")
@@ -385,14 +389,16 @@ def _in_one_line(text):
 
 
 # %% ../nbs/80_cli.ipynb #5c8faa4d
-def _say_who(scorer, verdict):
+def _say_who(scorer):
+    from deepfake_nb.score import what_is_better
+
     for member in scorer.members:
         name, ready = member.detector.name, member.ready
         release = "" if ready.weights == name else f" ({ready.weights})"
         typer.echo(f"{name}{release} was trained on: {ready.trained_on}.")
-    if verdict:
-        typer.echo(verdict.reason)
     typer.echo("A verdict says where to look. It is no proof.")
+    if better := what_is_better(member.detector.name for member in scorer.members):
+        typer.echo(better)
 
 
 # %% ../nbs/80_cli.ipynb #581094c2
@@ -400,27 +406,32 @@ class _Outcome:
     """What came of some files: how many got which word, how many a score, and what would help the others."""
 
     def __init__(self):
-        self.words, self.scored, self.first, self.advice, self.calibrations = Counter(), 0, None, {}, {}
+        self.words, self.scored, self.advice, self.calibrations, self.footnotes = Counter(), 0, {}, {}, {}
 
     def note(self, verdict):
-        """Take note of one more verdict; the first that is none of abstaining is kept."""
-        from deepfake_nb.score import ADVICE
+        """Take note of one more verdict; what its reason says of all files is kept once for each kind of media and task."""
+        from deepfake_nb.score import ADVICE, parts_of
 
         self.words[verdict.verdict] += 1
         self.scored += verdict.score is not None
         if verdict.calibration:
             self.calibrations[verdict.calibration] = None
-        if verdict.verdict != "abstain":
-            self.first = self.first or verdict
-        else:
+        footnote = parts_of(verdict.reason)[1]
+        if footnote and not footnote.startswith("The calibration"):
+            self.footnotes.setdefault((verdict.kind, verdict.task), footnote)
+        if verdict.verdict == "abstain":
             self.advice |= {words: advice for words, advice in ADVICE.items() if words in verdict.reason}
 
     def sentences(self):
         """What is to be said of all files, a sentence a line."""
+        from deepfake_nb.score import task_in_words
         from deepfake_nb.views import how_many
 
         for fitted_on in self.calibrations:
             yield f"The calibration was fitted on {fitted_on}."
+        alike = len({*self.footnotes.values()}) == 1
+        for (kind, task), footnote in [*self.footnotes.items()][: 1 if alike else None]:
+            yield footnote if alike else f"{kind.capitalize()}s, {task_in_words(task)}: {footnote}"
         fake, real, none = (self.words[word] for word in ("fake", "real", "abstain"))
         files = how_many(self.words.total(), "file")
         yield f"Of {files}, {fake} called fake, {real} called real, {none} without a verdict."
@@ -475,13 +486,14 @@ def _watch(camera, scorer, frames, json_file):
     )
     if watched.highest_score is None:
         raise InputError("Nothing could be scored: no face was seen long enough.")
+    words = Counter(moment.word for moment in watched.moments if moment.score is not None)
     called = (
-        "never judged, for the face is unlike all that the calibration saw"
+        f"no verdict: {words.most_common(1)[0][0] if words else 'no score lately'}"
         if watched.share_fake is None
         else f"called fake {watched.share_fake:.0%} of the time"
     )
     typer.echo(f"Highest score {watched.highest_score:.3f} at {watched.highest_at_s:.1f} s; {called}.")
-    _say_who(scorer, None)
+    _say_who(scorer)
 
 
 # %% ../nbs/80_cli.ipynb #3cb7b63c
@@ -502,7 +514,10 @@ def score(
     ] = None,
     detector: Annotated[
         list[str] | None,
-        typer.Option(help="A name of `weights list`; may be repeated. Default: those in the package."),
+        typer.Option(
+            help="A name of `weights list`; may be repeated. Default: edited-faces and generated-faces where "
+            "clip-vit-b16 is here, else small-faces."
+        ),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="The weight file of one detector.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="A file that `calibrate` wrote.")] = None,
@@ -523,9 +538,10 @@ def score(
 
     fake: the score reaches what genuine media like those of the calibration seldom reach.
     real: no sign of a forgery was found. Neither is a proof.
-    abstain: no face, too little of it, or a file unlike all that the calibration saw.
+    abstain: no face, too little of it, a file unlike all that the calibration saw, a score between the two
+    thresholds, or a score without a calibration.
 
-    Exit status: 0 whatever the verdicts are, 2 for wrong options, 3 where nothing could be scored.
+    Exit status: 0 whatever the verdicts are, 2 for wrong options, 3 where nothing got a score.
     """
     _check_score_options(paths, camera, frames, report, csv_file)
 
@@ -545,7 +561,7 @@ def score(
         raise InputError("Nothing could be scored; the lines above say why.")
     for sentence in outcome.sentences():
         typer.echo(sentence)
-    _say_who(scorer, outcome.first)
+    _say_who(scorer)
 
 
 # %% ../nbs/80_cli.ipynb #2f244000
@@ -591,7 +607,7 @@ def calibrate(
     for one in found:
         typer.echo(f"Fitted on {one.words}.")
         for name, chosen in one.combinations.items():
-            typer.echo(f"{name}: {one.threshold(chosen.detectors, false_alarm_rate).sentence}")
+            typer.echo(f"{name}: {one.decision(chosen.detectors, false_alarm_rate).words}")
     typer.echo(f"Calibration: {out}")
 
 
@@ -604,10 +620,31 @@ def weights_list():
     rows = []
     for entry in REGISTRY.values():
         place, is_there = whereabouts(entry.name)
-        rows.append(
-            (entry.name, place, "yes" if is_there else "no", entry.trained_on, entry.licence, entry.source)
-        )
-    _print_table("Checkpoints", ("name", "from", "here", "trained on", "licence", "source"), rows)
+        licence, more, _ = entry.licence.partition(" (")
+        about = shorten(entry.trained_on, 48, placeholder=" ...")
+        here = "yes" if is_there else "no"
+        rows.append((entry.name, place, here, licence + " ..." * bool(more), about))
+    _print_table("Checkpoints", ("name", "from", "here", "licence", "trained on"), rows)
+    typer.echo("All about one of them: deepfake-nb weights show NAME")
+
+
+@weights_app.command("show")
+def weights_show(name: Annotated[str, typer.Argument(help="A name of `weights list`.")]):
+    """All that is known of a published checkpoint."""
+    from deepfake_nb.weights import registered, whereabouts
+
+    entry, (place, is_there) = registered(name), whereabouts(name)
+    rows = {
+        "trained on": entry.trained_on,
+        "licence": entry.licence,
+        "source": entry.source,
+        "from": f"{place}: {entry.url}" if entry.url else place,
+        "here": "yes" if is_there else "no",
+        "size": f"{entry.size:,} bytes" if entry.size else "unknown",
+        "SHA-256": entry.sha256 or "unknown",
+        "input": f"{entry.input_size} pixels, {entry.normalisation}",
+    }
+    _print_table(name, ("property", "value"), rows.items())
 
 
 @weights_app.command("fetch")

@@ -266,8 +266,13 @@ class ClipProbe(OnClip):
         self.blocks, self.head = list(blocks), nn.Linear(width * len(blocks), 1)
 
     def complete(self, clip_file, precision="auto"):
-        """Add the encoder of a file."""
-        return self.attach(load_clip(clip_file), precision)
+        """Add the encoder of a file; an `InputError` says when it has no such blocks."""
+        encoder = load_clip(clip_file)
+        if not {*self.blocks} <= {*range(len(encoder.blocks))}:
+            raise InputError(
+                f"The probe reads the blocks {self.blocks}, but the encoder has {len(encoder.blocks)}."
+            )
+        return self.attach(encoder, precision)
 
     def forward_features(self, faces):
         """Class tokens, float32 (N, blocks times width), of faces (N, 3, 224, 224) in [0, 1]."""

@@ -41,6 +41,7 @@ __all__ = [
     "curve",
     "time_marks",
     "timeline_of",
+    "limits_of",
     "band",
     "time_span",
     "evidence",
@@ -57,6 +58,7 @@ __all__ = [
     "templates",
     "fill",
     "page_values",
+    "better_for",
     "summary_of",
     "rank_of",
     "thumbnail",
@@ -87,7 +89,15 @@ import torch
 from markupsafe import Markup, escape
 
 from .explain import COLOURS, overlay, saliency, scaled
-from .score import interval_in_words, parts_of, percent, what_would_help
+from deepfake_nb.score import (
+    TASKS,
+    interval_in_words,
+    parts_of,
+    percent,
+    task_in_words,
+    what_is_better,
+    what_would_help,
+)
 from .study import InputError, package_version, sha256_of, write_atomically
 from .video import reduced
 
@@ -377,7 +387,7 @@ def timeline_of(face, span):
         "lines": curve(thinned(face.timeline), *span),
         "marks": time_marks(*span),
         "bands": [band(stretch, *span) for stretch in face.suspicious],
-        "threshold": face.threshold,
+        "limits": limits_of(face),
         "words": f"Score of person {face.track + 1} over time, from 0 (real) to 1 (fake). The highest is "
         f"{highest['score']:.2f}, at {clock(highest['time_s'])}. Suspicious: "
         f"{stretches_in_words(face.suspicious) or 'nothing'}.",
@@ -386,6 +396,11 @@ def timeline_of(face, span):
 
 # %% ../nbs/75_report.ipynb #4c06c1d6
 LEAST_BAND = 4
+
+
+def limits_of(face):
+    """The thresholds to draw: from the upper one on fake, below the lower one real; one where nothing lies between them."""
+    return sorted({limit for limit in (face.real_below, face.threshold) if limit is not None}, reverse=True)
 
 
 def band(stretch, start_s, length_s):
@@ -492,6 +507,7 @@ def person_of(face, pieces, span):
     return {
         "number": face.track + 1,
         "face": face,
+        "what": task_in_words(face.task),
         "portrait": data_uri(reduced(mine[0]["picture"], 192)) if mine else None,
         "timeline": timeline_of(face, span),
         "suspicious": stretches_in_words(face.suspicious),
@@ -587,12 +603,14 @@ FILE_PAGE = """{% extends "layout" %}{% block content %}
 VERDICT_PART = """<section class="card verdict {{ verdict.verdict }}">
 <h2 class="word">{{ word }}</h2>
 <p>{{ meaning }}</p>
-{% if verdict.verdict == "abstain" %}<p>{{ reason | visible }}</p>{% if advice %}<p>{{ advice }}</p>{% endif %}{% endif %}
+{% if task and verdict.verdict == "fake" %}<p>It looks like <strong>{{ task[0] }}</strong>: {{ task[1] }}.</p>
+{% elif task %}<p>The score is for <strong>{{ task[0] }}</strong>: {{ task[1] }}.</p>{% endif %}
+{% if verdict.verdict == "abstain" %}<p>{{ (reason or same_for_all) | visible }}</p>{% if advice %}<p>{{ advice }}</p>{% endif %}{% endif %}
 {% if decides %}<p>This is said of <a href="#person-{{ decides }}">person {{ decides }}</a>, one of {{ verdict.faces | length }} people.
 Whoever is seen in several shots counts anew in each.</p>{% endif %}
 {% if gauge %}{% include "gauge" %}{% endif %}
-{% if verdict.verdict != "abstain" %}{% if reason %}<p>{{ reason | visible }}</p>{% endif %}<p>{{ threshold_meaning }}</p>
-{% if same_for_all %}<p class="quiet">{{ same_for_all | visible }}</p>{% endif %}{% endif %}
+{% if verdict.verdict != "abstain" %}{% if reason %}<p>{{ reason | visible }}</p>{% endif %}<p>{{ threshold_meaning }}</p>{% endif %}
+{% if same_for_all and (reason or verdict.verdict != "abstain") %}<p class="quiet">{{ same_for_all | visible }}</p>{% endif %}
 <p><strong>{{ no_proof }}</strong></p>
 </section>
 """
@@ -626,7 +644,7 @@ def gauge_of(verdict):
     if verdict.probability is not None:
         low, high = verdict.interval or (None, None)
         between = interval_in_words(verdict.probability, verdict.interval) if verdict.interval else ""
-        words = f"Probability of a forgery: {percent(verdict.probability)}"
+        words = f"Probability of {task_in_words(verdict.task)}: {percent(verdict.probability)}"
         words += f" (95\u00a0% interval: {between})" if between else ""
         alt = f"{words}, if forged files were as frequent as real ones."
         ends, limit = ("0 %", "100 % forged"), None
@@ -659,7 +677,7 @@ PERSON_PART = """<section class="card" id="person-{{ person.number }}">
 {% if person.portrait %}<img src="{{ person.portrait }}" alt="The face of person {{ person.number }}.">{% endif %}
 <div>
 {% if person.face.score is none %}<p>No score: too little was seen of this person.</p>
-{% else %}<p>Score {{ "%.2f" | format(person.face.score) }}{% if person.face.probability is not none %}, probability of a forgery {{ person.face.probability | percent }}{% endif %}, from {{ person.face.n_frames }} {{ "frame" if person.face.n_frames == 1 else "frames" }}.</p>{% endif %}
+{% else %}<p>Score {{ "%.2f" | format(person.face.score) }}{% if person.face.probability is not none %}, probability of {{ person.what }} {{ person.face.probability | percent }}{% elif person.face.task %} for {{ person.what }}{% endif %}, from {{ person.face.n_frames }} {{ "frame" if person.face.n_frames == 1 else "frames" }}.</p>{% endif %}
 {% if person.answers | length > 1 %}<p class="quiet">{% for name, score in person.answers %}{{ name | visible }}: {{ "%.2f" | format(score) }}{{ "; " if not loop.last }}{% endfor %}</p>{% endif %}
 {% if person.face.unlike %}<p>The calibration saw nothing like this face: what the score is worth, nobody knows.</p>{% endif %}
 {% if person.suspicious %}<p>Suspicious: {{ person.suspicious }}.</p>{% endif %}
@@ -676,11 +694,12 @@ TIMELINE_PART = """<figure class="plot">
 <svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="{{ timeline.words }}">
 {% for start, width in timeline.bands %}<rect class="suspect" x="{{ start }}" width="{{ width }}" height="100"/>{% endfor %}
 <rect class="frame" width="1000" height="100"/>
-{% if timeline.threshold is not none %}<line class="limit" x1="0" x2="1000" y1="{{ 100 - 100 * timeline.threshold }}" y2="{{ 100 - 100 * timeline.threshold }}"/>{% endif %}
+{% for limit in timeline.limits %}<line class="limit" x1="0" x2="1000" y1="{{ 100 - 100 * limit }}" y2="{{ 100 - 100 * limit }}"/>{% endfor %}
+
 {% for line in timeline.lines %}<polyline class="score" points="{{ line }}"/>{% endfor %}
 </svg>
 <div class="marks" aria-hidden="true">{% for text, place in timeline.marks %}<span class="{{ 'first' if place < 6 else 'last' if place > 94 }}" style="left: {{ '%.1f' | format(place) }}%">{{ text }}</span>{% endfor %}</div>
-<figcaption>Minutes and seconds. The dashed line is the threshold; suspicious seconds are shaded.</figcaption>
+<figcaption>Minutes and seconds. {% if timeline.limits | length > 1 %}From the upper dashed line on a score is called fake, below the lower one real; between them nothing is decided.{% else %}The dashed line is the threshold.{% endif %} Suspicious seconds are shaded.</figcaption>
 </figure>
 """
 
@@ -705,6 +724,8 @@ APPENDIX_PART = """<section class="card">
 <h2>For experts</h2>
 <dl>{% for name, value in facts %}<dt>{{ name }}</dt><dd>{{ value | visible }}</dd>{% endfor %}</dl>
 </section>
+{% if better %}<p class="quiet">{{ better }}</p>{% endif %}
+
 """
 
 
@@ -721,7 +742,7 @@ def facts_of(verdict, scorer):
     -------
     list of (str, str)
     """
-    numbers = {"Score": verdict.score, "Threshold": verdict.threshold}
+    numbers = {"Score": verdict.score, "Fake from": verdict.threshold, "Real below": verdict.real_below}
     facts = [("File", verdict.path), ("SHA-256 of the file", checksum_of(verdict.path)), ("Kind", verdict.kind or "unknown"),
              *((name, "none" if value is None else f"{value:.6g}") for name, value in numbers.items())]  # fmt: skip
     for speaker in verdict.detectors:
@@ -773,7 +794,7 @@ INDEX_ROW = """<li class="card {{ verdict.verdict }}">
 {% if portrait %}<img class="face" src="{{ portrait }}" alt="The most suspicious face in it.">{% else %}<span class="face"></span>{% endif %}
 <div><p><a href="{{ page }}"><bdi>{{ name | visible }}</bdi></a></p>
 <p><span class="said">{{ word }}</span>{% if gauge and verdict.verdict != "abstain" %} <span class="quiet">{{ gauge.words }}</span>{% endif %}</p>
-{% if verdict.verdict == "abstain" %}<p class="quiet">{{ reason | visible }}</p>{% endif %}</div>
+{% if verdict.verdict == "abstain" %}<p class="quiet">{{ (reason or same_for_all) | visible }}</p>{% endif %}</div>
 </li>
 """
 
@@ -816,6 +837,8 @@ def page_values(verdict, pieces, scorer):
         "reason": reason,
         "same_for_all": same_for_all,
         "advice": with_commands(what_would_help(verdict.reason)),
+        "task": TASKS.get(verdict.task),
+        "better": with_commands(better_for(verdict)),
         "threshold_meaning": meaning_of_threshold(verdict),
         "gauge": gauge_of(verdict),
         "decides": who_decides(verdict),
@@ -824,6 +847,11 @@ def page_values(verdict, pieces, scorer):
         "scale": scale_of_maps(),
         "facts": facts_of(verdict, scorer),
     }
+
+
+def better_for(verdict):
+    """What brings better detectors than those that gave a verdict a score; empty where none has, or nothing does."""
+    return what_is_better([own["name"] for own in verdict.detectors if own["score"] is not None])
 
 
 def summary_of(words, broken_off=False):

@@ -8,13 +8,16 @@ __all__ = [
     "RENDERED",
     "ON_CLIP",
     "SMALL",
+    "TASKS",
     "THE_SAME_FOR_ALL",
     "ADVICE",
     "CSV_COLUMNS",
     "detector_of",
     "default_detectors",
+    "what_is_better",
     "percent",
     "interval_in_words",
+    "task_in_words",
     "FaceScore",
     "Verdict",
     "KeptView",
@@ -185,6 +188,25 @@ def default_detectors():
     return ON_CLIP if whereabouts(ENCODER).is_there else SMALL
 
 
+def what_is_better(names):
+    """What brings better detectors than those with these names, as a sentence; empty where nothing does.
+
+    Parameters
+    ----------
+    names : iterable of str
+
+    Returns
+    -------
+    str
+    """
+    if not {*SMALL} & {*names} or whereabouts(ENCODER).is_there:
+        return ""
+    return (
+        f"This was the small network. `deepfake-nb weights fetch {ENCODER}` (78 MB, once) brings better detectors, which are "
+        f"then used by default."
+    )
+
+
 # %% ../nbs/70_score.ipynb #21c9a722
 def percent(share):
     """A share in [0, 1] as whole percents, never as certain: ``"<1 %"``, ``"97 %"``, ``">99 %"``; the space does not break."""
@@ -198,6 +220,18 @@ def interval_in_words(value, interval):
     """The ends of an interval around a share, ``"58 % to 95 %"``; empty where all three round to the same."""
     low, high = map(percent, interval)
     return "" if low == high == percent(value) else f"{low} to {high}"
+
+
+# %% ../nbs/70_score.ipynb #60725e56
+TASKS = {
+    "edited": ("an edited face", "a part of the face was replaced or changed"),
+    "generated": ("a generated face", "a model made the face as a whole"),
+}
+
+
+def task_in_words(task):
+    """What detectors of a task look for: ``"an edited face"``, ``"a generated face"``, or ``"a forgery"`` without a task."""
+    return TASKS[task][0] if task in TASKS else "a forgery"
 
 
 # %% ../nbs/70_score.ipynb #dfc3c02b
@@ -650,9 +684,13 @@ ADVICE = {
     "No face was found": "A piece in which a face is seen from the front, upright and in enough light would help.",
     "faces are too small": "The file at its full resolution, or a part in which the face is larger, would help.",
     "Undecided": "A longer piece, or the file before it was sent on, may tell more; so may another detector.",
-    "Not calibrated": "`deepfake-nb calibrate` fits a calibration on media whose truth is known.",
+    "Not calibrated": (
+        "A verdict needs a calibration for these weights and this kind of media. `deepfake-nb calibrate` fits one on media "
+        "whose truth is known."
+    ),
     "Too few frames": "A longer piece, in which the face stays in view, would help.",
     "needs a video": "The video that this picture was taken from would help, or a detector of single pictures.",
+    "judges single pictures": "A detector of videos would help, or single frames of this one, saved as pictures.",
     "does not fit into memory": "A smaller or shorter version would help.",
     "Unlike anything": (
         "Nothing done to this file will help. Detectors that have learned from media like this can be asked by name "
@@ -708,11 +746,15 @@ def speaking(heard, number, voices):
 
 
 def how_suspicious(face):
-    """By what people, and voices on one of them, are compared: alarms first, then by probability or else by score."""
+    """By what people, and voices on one of them, are compared.
+
+    An alarm by a calibration comes first, then what is unlike it, an alarm without one, and what is no alarm.
+    """
     if face.score is None:
         return (-1, 0.0)
-    alarm = face.threshold is not None and face.score >= face.threshold
-    return (int(alarm), face.score if face.probability is None else face.probability)
+    alarm, calibrated = face.score >= face.threshold, face.probability is not None
+    rank = 3 if face.unlike else 4 if calibrated and alarm else 2 if alarm else int(calibrated)
+    return (rank, face.probability if calibrated else face.score)
 
 
 # %% ../nbs/70_score.ipynb #8adb0c9d
@@ -826,7 +868,11 @@ class Listener(Scorer):
         members = [member for member in self.members if member.detector.takes(kind)]
         if not members:
             names = ", ".join(member.detector.name for member in self.members)
-            raise NotForThis(f"{names} looks at how a face moves and needs a video; a picture has none.")
+            raise NotForThis(
+                f"{names} looks at how a face moves and needs a video; a picture has none."
+                if kind == "picture"
+                else f"{names} judges single pictures, and this is a video."
+            )
         if portraits is None:
             readings = [voice.reading for voice in self.voices(kind, members)]
             portraits = any(isinstance(one, Calibrated) and one.calibration.familiarity for one in readings)
@@ -1425,6 +1471,8 @@ def draw_timeline(verdict, threshold=None, axes=None):
             axes.axvspan(part["start_s"], part["end_s"], color=line.get_color(), alpha=0.12, linewidth=0)
     if threshold is not None:
         axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label="fake from here on")
+        if verdict.real_below is not None and verdict.real_below < threshold:
+            axes.axhline(verdict.real_below, color="0.4", linestyle=":", linewidth=1, label="real below")
     axes.set(xlabel="time (s)", ylabel="score, 1 = fake", ylim=(-0.03, 1.03))
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize="small")
     return axes

@@ -21,6 +21,7 @@ __all__ = [
     "WeightFile",
     "check_file",
     "LoadedNetwork",
+    "encoder_file",
     "load_detector",
     "own_weights",
 ]
@@ -606,7 +607,11 @@ def differences(state_dict, expected):
     unknown = [key for key in state_dict if key not in expected]
     shapes = [k for k, shape in expected.items() if k in state_dict and tuple(state_dict[k].shape) != shape]
     words = [("lacks", missing), ("has besides", unknown), ("has in another shape", shapes)]
-    return "; ".join(f"it {verb} {len(keys)} tensors such as {keys[0]!r}" for verb, keys in words if keys)
+    said = [f"it {verb} {len(keys)} tensors such as {keys[0]!r}" for verb, keys in words if keys]
+    if shapes:
+        here, there = expected[shapes[0]], tuple(state_dict[shapes[0]].shape)
+        said[-1] += f", which is {there} in the file, but {here} in the network"
+    return "; ".join(said)
 
 
 def misfit(network, state_dict):
@@ -1112,6 +1117,17 @@ class LoadedNetwork(NamedTuple):
 
 
 # %% ../nbs/08_weights.ipynb #16c1a5d8
+def encoder_file(name, base):
+    """The file of the encoder that a detector is built on; where it cannot be had, a sentence says how to get it."""
+    try:
+        return fetch(base)
+    except InputError as error:
+        raise InputError(
+            f"The detector {name!r} needs the weights of {base!r}, which `deepfake-nb weights fetch {base}` downloads once "
+            f"(78 MB). {error}"
+        ) from error
+
+
 def load_detector(name, weights=None):
     """The network of a published detector with its weights.
 
@@ -1151,7 +1167,7 @@ def load_detector(name, weights=None):
         return LoadedNetwork(import_mesonet(path), report)
     network = import_state_dict(report.kind, read_state_dict(path), report.settings)
     if base := getattr(network, "base", None):
-        network.complete(fetch(base))
+        network.complete(encoder_file(name, base))
     return LoadedNetwork(network, report)
 
 

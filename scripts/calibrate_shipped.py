@@ -1,4 +1,4 @@
-"""Calibrate the two detectors that come with the package on rendered people whom neither has seen, and say how it went.
+"""Calibrate the two detectors of rendered people on others whom neither has seen, and say how it went.
 
     python scripts/calibrate_shipped.py --work out/calibration
 
@@ -18,7 +18,7 @@ from deepfake_nb.calibration import COARSE, write_calibrations
 from deepfake_nb.filming import Camera, Shot, shoot, shoot_portraits, shoot_stills
 from deepfake_nb.forgery import pair_identities
 from deepfake_nb.metrics import auc, expected_calibration_error
-from deepfake_nb.score import DEFAULT, calibrate, gather, media_in, open_scorer
+from deepfake_nb.score import RENDERED, calibrate, gather, media_in, open_scorer
 from deepfake_nb.study import atomic_path, random_stream
 from deepfake_nb.video import read_frames, read_image, write_video
 
@@ -222,7 +222,7 @@ def main():
             make(options.work, part, count, options.seed)
     if options.only_film:
         sys.exit()
-    for kind, detectors in (("picture", "rendered-faces"), ("video", DEFAULT)):
+    for kind, detectors in (("picture", "rendered-faces"), ("video", RENDERED)):
         scorer = open_scorer(detectors, calibration=False)
         tables = {}
         for part in ("fit", "test"):

@@ -11,6 +11,7 @@ from deepfake_nb.calibration import (
     COARSE,
     FACE_SIZE,
     STATISTICS,
+    decision_for,
     face_statistics,
     fit_familiarity,
     fit_media_calibration,
@@ -142,6 +143,89 @@ def test_other_weights_and_unknown_detectors_do_not_fit(calibration, weights):
     assert calibration.misfit(weights) and not calibration.misfit({"loud": None, "shy": None})
 
 
+# --- two thresholds, and what re-encoding does to them -----------------------------------------------------------
+
+
+def test_the_lower_threshold_keeps_to_its_miss_rate():
+    missed, alarms, called_real = [], [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        found = fit_media_calibration(predictions(60, rng), draws=2).decision(["loud"], 0.05, 0.1)
+        new = predictions(400, rng)
+        genuine, forged = (new.score[new.label == label] for label in (0, 1))
+        assert found.real_below <= found.fake_from and 0 < found.real_below < 1
+        missed.append(np.mean(forged < found.real_below))
+        alarms.append(np.mean(genuine >= found.fake_from))
+        called_real.append(np.mean(genuine < found.real_below))
+    assert 0.06 < np.mean(missed) < 0.12 and np.mean(alarms) < 0.065, (np.mean(missed), np.mean(alarms))
+    assert np.mean(called_real) > 0.3, "a threshold that calls nothing real keeps to any rate"
+    assert f"Below {found.real_below:.2f} is called real" in found.words
+
+
+def test_where_classes_lie_apart_nothing_is_left_undecided():
+    table = predictions(40, np.random.default_rng(0))
+    apart = table.assign(score=np.where(table.label == 1, 0.8, 0.2) + 0.1 * (table.score - 0.5))
+    found = fit_media_calibration(apart, draws=2).decision(["loud"])
+    assert found.real_below == found.fake_from < 0.3
+
+
+def versions_of(table, change):
+    """A ladder of one detector: each file as it is, and re-encoded with its log-odds changed."""
+    plain = table[["media_id", "label", "person"]].assign(version="original", loud=table.score)
+    return pd.concat([plain, plain.assign(version="crf 40", loud=expit(logit(table.score) + change))])
+
+
+def test_a_ladder_gives_a_spread_and_a_margin_and_both_are_heeded():
+    table = predictions(60, np.random.default_rng(1))
+    plain = fit_media_calibration(table, draws=40)
+    laddered = fit_media_calibration(table, draws=40, ladder=versions_of(table, 0.8))
+    found = laddered.combinations["loud"]
+    assert found.wobble == pytest.approx(0.8, abs=1e-3) and 0 < found.margin <= 0.45
+    before, after = (one.decision(["loud"]) for one in (plain, laddered))
+    for old, new, sign in ((before.fake_from, after.fake_from, 1), (before.real_below, after.real_below, -1)):
+        assert logit(new) == pytest.approx(logit(old) + sign * found.margin, abs=1e-6)
+    assert f"{after.fake_from:.2f} and above is called fake" in after.words and after.rate == before.rate
+    genuine = table[table.label == 0]
+    turned = (genuine.score < after.real_below) & (expit(logit(genuine.score) + 0.8) >= after.fake_from)
+    assert turned.mean() <= 0.03
+    widths = [said.high - said.low for said in (one.probability({"loud": 0.4}) for one in (plain, laddered))]
+    values = [one.probability({"loud": 0.4}).value for one in (plain, laddered)]
+    assert widths[1] > 1.3 * widths[0] and values[0] == values[1]
+
+
+def test_a_ladder_that_changes_nothing_leaves_everything_as_it_is():
+    table = predictions(30, np.random.default_rng(2))
+    plain = fit_media_calibration(table, draws=10)
+    same = fit_media_calibration(table, draws=10, ladder=versions_of(table, 0.0))
+    assert (same.combinations["loud"].wobble, same.combinations["loud"].margin) == (0, 0)
+    assert same.decision(["loud"]) == plain.decision(["loud"])
+    assert same.probability({"loud": 0.6}) == plain.probability({"loud": 0.6})
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda t: t.drop(columns="version"), "no column 'version'"),
+        (lambda t: t.drop(columns="loud"), "no column 'loud'"),
+        (lambda t: t[t.version == "original"], "no version of a media file beside"),
+        (lambda t: pd.concat([t, t]), "two versions 'original'"),
+    ],
+)
+def test_a_ladder_that_says_nothing_is_refused(spoil, words):
+    table = predictions(12, np.random.default_rng(0))
+    with pytest.raises(InputError, match=words):
+        fit_media_calibration(table, draws=2, ladder=spoil(versions_of(table, 0.5)))
+
+
+def test_a_margin_leaves_a_threshold_that_nothing_reaches():
+    table = predictions(12, np.random.default_rng(0))
+    found = fit_media_calibration(table.assign(score=table.label.astype(float)), draws=2).combinations["loud"]
+    all_ones = type(found)(
+        found.detectors, found.calibration, found.draws, [[1.0]] * 12, [[1.0]] * 12, 0.0, 1.0
+    )
+    assert decision_for(all_ones, 0.05).fake_from > 1 and 0 <= decision_for(all_ones, 0.05).real_below <= 1
+
+
 # --- as a file --------------------------------------------------------------------------------------------------
 
 
@@ -165,7 +249,8 @@ DAMAGES = [
     damage(["calibrations", "shy", "parameters", "slope"], float("nan")), damage(["calibrations", "shy", "method"], "magic"),
     damage(["combinations", "shy"]), damage(["combinations", "shy", "detectors"], ["bold"]), damage(["combinations", "shy", "draws"], []),
     damage(["combinations", "shy", "draws"], [[1.0]]), damage(["combinations", "shy", "genuine"], [[2.0]]),
-    damage(["combinations", "shy", "genuine"], []), damage(["familiarity"], {"mean": [0.0]}), damage(["more"], 1),
+    damage(["combinations", "shy", "genuine"], []), damage(["combinations", "shy", "forged"], [[-1.0]]),
+    damage(["combinations", "shy", "margin"], -1.0), damage(["combinations", "shy", "wobble"], float("inf")), damage(["familiarity"], {"mean": [0.0]}), damage(["more"], 1),
 ]  # fmt: skip
 
 
@@ -206,6 +291,34 @@ def test_a_file_gives_back_what_was_written(calibration, tmp_path):
     assert again.score(scores) == calibration.score(scores) and again.words == calibration.words
     write_calibrations(tmp_path / "d.json", again)
     assert (tmp_path / "d.json").read_bytes() == (tmp_path / "c.json").read_bytes()
+
+
+def test_what_a_ladder_gave_goes_round_through_a_file(tmp_path):
+    table = predictions(40, np.random.default_rng(4))
+    found = fit_media_calibration(table, draws=20, ladder=versions_of(table, 0.6))
+    write_calibrations(tmp_path / "c.json", found)
+    again = read_calibrations(tmp_path / "c.json")["video"]
+    kept = [
+        (one.wobble, one.margin, one.genuine, one.forged)
+        for one in (found.combinations["loud"], again.combinations["loud"])
+    ]
+    assert kept[0] == kept[1] and kept[0][0] > 0 and again.decision(["loud"]) == found.decision(["loud"])
+    assert again.probability({"loud": 0.7}) == pytest.approx(found.probability({"loud": 0.7}), abs=1e-3)
+
+
+def test_a_file_from_before_two_thresholds_has_one(calibration, tmp_path):
+    write_calibrations(tmp_path / "c.json", calibration)
+    content = json.loads((tmp_path / "c.json").read_text())
+    for one in content["calibrations"][0]["combinations"].values():
+        for name in ("forged", "wobble", "margin"):
+            del one[name]
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    old = read_calibrations(tmp_path / "c.json")["video"]
+    found, threshold = old.decision(["loud"], 0.1), old.threshold(["loud"], 0.1)
+    assert found.fake_from == found.real_below == threshold.score
+    assert (found.rate, found.words) == (threshold.rate, threshold.sentence)
+    scores = {"loud": 0.7, "shy": 0.6}
+    assert old.probability(scores) == pytest.approx(calibration.probability(scores), abs=1e-3)
 
 
 # --- familiarity ------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from PIL import Image
 from deepfake_nb import score
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_video
-from deepfake_nb.score import MediaScorer
+from deepfake_nb.score import SMALL, MediaScorer
 from deepfake_nb.video import UnreadableMedia, read_frames, read_image
 from deepfake_nb.views import Detector, Ready
 
@@ -140,9 +140,10 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
             name,
             verdict["reason"],
         )
-        assert (verdict["verdict"] == "abstain") == (verdict["score"] is None), name
-    words = {verdict["verdict"] for _, _, verdict in said}
-    assert len(words) > 1, "damage of one bit leaves some files whole enough, and others not"
+        assert verdict["verdict"] == "abstain", "nothing is calibrated here"
+        assert (verdict["score"] is None) != ("Not calibrated" in verdict["reason"]), name
+    scored = {verdict["score"] is not None for _, _, verdict in said}
+    assert len(scored) > 1, "damage of one bit leaves some files whole enough, and others not"
 
 
 def test_a_stream_that_was_not_announced_does_not_end_the_video(tmp_path):
@@ -228,7 +229,9 @@ def test_the_default_needs_no_network_and_no_cache(whole, tmp_path):
     done = run(*command, "--json", outcome, "--report", tmp_path / "report", env=environment, cwd=tmp_path)
     (verdict,) = json.loads(outcome.read_text())
     assert verdict["score"] is not None and verdict["weights"] and verdict["trained_on"]
-    assert "rendered" in done.stdout, "what the shipped weights have seen is said on every run"
+    assert verdict["detector"] == SMALL[0] and verdict["trained_on"]
+    assert f"was trained on: {verdict['trained_on']}." in done.stdout, "this is said on every run"
+    assert done.stdout.count("weights fetch clip-vit-b16") == 1
     assert (tmp_path / "report" / "index.html").is_file()
 
 

@@ -11,20 +11,22 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from layouts import WhiteSquares
+from layouts import WhiteSquares, made_calibration
 from torch import nn
 
 from deepfake_nb import report as report_module
+from deepfake_nb import score as score_module
 from deepfake_nb.explain import effect_of_restoring
 from deepfake_nb.faces import CenterFace, align_clip
 from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
-from deepfake_nb.score import FaceScore, KeptView, MediaScorer, Panel, Verdict, what_would_help
+from deepfake_nb.score import FaceScore, KeptView, MediaScorer, Panel, Verdict, percent, what_would_help
 from deepfake_nb.study import InputError, sha256_of
 from deepfake_nb.video import write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready
+from deepfake_nb.weights import Whereabouts
 
 
 class Light(nn.Module):
@@ -42,7 +44,9 @@ def light(weights=None):
 def panel():
     frames = Detector("frames", light, input_size=64)
     clips = ClipDetector("clips", light, input_size=64, clip_length=8, step=8)
-    return Panel([clips, frames], device="cpu", face_detector=WhiteSquares(), calibration=False)
+    weights = dict.fromkeys(("clips", "frames"), "ab" * 32)
+    calibration = made_calibration("clips", "frames", kind="video", weights=weights)
+    return Panel([clips, frames], device="cpu", face_detector=WhiteSquares(), calibration=calibration)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +79,14 @@ def pictures_in(text):
 def test_a_page_says_what_the_verdict_says(page, panel, video):
     text, verdict = page.read_text(encoding="utf-8"), panel.score(video)
     assert verdict.verdict == "fake" and "Looks forged" in text
-    assert f"Score: {verdict.score:.2f}. It is not a probability." in text and "not calibrated" in text
+    assert (
+        f"Probability of a forgery: {percent(verdict.probability)}" in text
+        and "99 of them fake: made numbers" in text
+    )
     for person in verdict.faces:
         assert f"<h2>Person {person.track + 1}</h2>" in text
-        assert f"Score {person.score:.2f}, from {person.n_frames} frames." in text
+        probability = f"probability of a forgery {html.escape(percent(person.probability))}"
+        assert f"Score {person.score:.2f}, {probability}, from {person.n_frames} frames." in text
     (stretch,) = verdict.faces[0].suspicious
     assert stretch["start_s"] == pytest.approx(0.6, abs=0.4) and stretch["end_s"] == pytest.approx(2, abs=0.4)
     assert text.count('class="suspect"') == 1 and text.count("Trained on: nothing at all.") == 2
@@ -270,7 +278,9 @@ def test_a_person_without_a_score_and_one_without_a_view_are_there(panel, tmp_pa
 @pytest.mark.parametrize("reason", ["No face was found in 3 frames looked at.", "The faces are too small: 9 pixels at most.",
                                     "Too few frames: nobody was seen.", "It does not fit into memory.",
                                     "looks at how a face moves and needs a video; a picture has none.",
-                                    "Unlike anything the calibration saw: it was fitted on drawings."])  # fmt: skip
+                                    "Unlike anything the calibration saw: it was fitted on drawings.",
+                                    "Undecided: its score of 0.55 lies between 0.42 and 0.61.",
+                                    "Not calibrated: the score is no probability."])  # fmt: skip
 def test_the_reasons_that_the_scorer_gives_come_with_what_would_help(reason):
     assert what_would_help(reason).endswith(".")
 
@@ -283,10 +293,93 @@ def test_these_are_the_reasons_that_the_scorer_gives(panel, tmp_path):
     only_clips = MediaScorer(
         panel.members[0].detector, device="cpu", face_detector=WhiteSquares(), calibration=False
     )
-    reasons = [panel.score(tmp_path / name).reason for name in ("small.png", "nobody.mp4")]
+    cv2.imwrite(
+        str(tmp_path / "large.png"), np.pad(np.full((64, 64, 3), 200, np.uint8), ((30, 30), (30, 30), (0, 0)))
+    )
+    reasons = [panel.score(tmp_path / name).reason for name in ("small.png", "nobody.mp4", "large.png")]
     reasons.append(only_clips.score(tmp_path / "small.png").reason)
     advice = [what_would_help(reason) for reason in reasons]
     assert all(advice) and len(set(advice)) == len(advice), reasons
+
+
+# --- tasks, two thresholds, and no calibration --------------------------------------------------------------------
+
+
+def judged(panel, tmp_path, word, faces, **said):
+    """The page on a made verdict, and the index."""
+    nothing = panel.abstain("a.mp4", said.pop("reason", "0.61 and above is called fake: that is so."))
+    about = {"score": faces[0].score, "kind": "video", "calibration": "60 drawn people", "faces": faces}
+    with ReportWriter(tmp_path / "r") as report:
+        page = report.add(replace(nothing, verdict=word, **about | said), [], panel).read_text(
+            encoding="utf-8"
+        )
+    return page, (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "task, words", [("edited", "an edited face"), ("generated", "a generated face"), (None, "a forgery")]
+)
+def test_what_was_looked_for_is_said_in_plain_words(panel, tmp_path, task, words):
+    faces = [person(0, 0.9, threshold=0.61, real_below=0.42, task=task, probability=0.83)]
+    said = {"task": task, "probability": 0.83, "interval": [0.6, 0.9], "threshold": 0.61, "real_below": 0.42}
+    page, index = judged(panel, tmp_path, "fake", faces, false_alarm_rate=0.05, **said)
+    assert f"Probability of {words}: 83\u00a0%" in page and f"Probability of {words}: 83\u00a0%" in index
+    assert f"probability of {words} 83\u00a0%" in page
+    assert (f"It looks like <strong>{words}</strong>" in page) == (task is not None)
+
+
+def test_the_undecided_zone_lies_between_two_lines(panel, tmp_path):
+    faces = [person(0, 0.55, threshold=0.61, real_below=0.42, task="edited", probability=0.5)]
+    reason = "Undecided: its score of 0.55 lies between. 0.61 and above is called fake: that is so."
+    page, index = judged(panel, tmp_path, "abstain", faces, reason=reason, threshold=0.61, real_below=0.42)
+    places = [float(place) for place in re.findall(r'class="limit" x1="0" x2="1000" y1="([\d.]+)"', page)]
+    assert places == pytest.approx([39, 58]) and "between them nothing is decided" in page
+    assert "Undecided: its score" in index and "0.61 and above" in page and "0.61 and above" not in index
+    assert "may tell more" in page and "Nobody has measured" not in page
+    alone = [replace(faces[0], real_below=0.61)]
+    page, _ = judged(panel, tmp_path, "real", alone, threshold=0.61, real_below=0.61, false_alarm_rate=0.05)
+    assert page.count('class="limit" x1="0"') == 1 and "The dashed line is the threshold." in page
+
+
+def test_a_score_without_a_calibration_is_shown_with_the_reason(panel, video, tmp_path):
+    bare = Panel(
+        [member.detector for member in panel.members],
+        device="cpu",
+        face_detector=WhiteSquares(),
+        calibration=False,
+    )
+    verdict, kept = bare.examine(video, keep=0)
+    with ReportWriter(tmp_path) as report:
+        page = report.add(verdict, kept, bare).read_text(encoding="utf-8")
+    index = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert verdict.verdict == "abstain" and "No verdict" in page and "Looks forged" not in page
+    assert f"Score: {verdict.score:.2f}. It is not a probability." in page
+    assert "Not calibrated: the score is no probability" in page and "Not calibrated: the score" in index
+    assert "<code>deepfake-nb calibrate</code>" in page and page.count("Not calibrated") == 1
+
+
+@pytest.mark.parametrize(
+    "name, is_there, hints", [("small-faces", False, 1), ("small-faces", True, 0), ("frames", False, 0)]
+)
+def test_after_the_small_network_the_page_ends_with_what_is_better(
+    panel, tmp_path, monkeypatch, name, is_there, hints
+):
+    monkeypatch.setattr(score_module, "whereabouts", lambda _: Whereabouts("cache", is_there))
+    own = {
+        "name": name,
+        "score": 0.9,
+        "probability": None,
+        "weights": "w",
+        "sha256": None,
+        "trained_on": "people",
+    }
+    monkeypatch.setattr(type(panel), "member", lambda self, _: panel.members[1])
+    page, _ = judged(panel, tmp_path, "fake", [person(0, 0.9, threshold=0.5)], detectors=[own])
+    assert page.count("<code>deepfake-nb weights fetch clip-vit-b16</code> (78 MB, once)") == hints
+    unscored, _ = judged(
+        panel, tmp_path, "abstain", [FaceScore(0, 0, None, [])], detectors=[own | {"score": None}]
+    )
+    assert "weights fetch" not in unscored
 
 
 def test_the_heatmap_of_a_clip_shows_what_its_answer_hangs_on():

@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from layouts import WhiteSquares
+from layouts import WhiteSquares, made_calibration
 from PIL import Image
 
-from deepfake_nb.calibration import read_calibrations
+from deepfake_nb.calibration import read_calibrations, write_calibrations
 from deepfake_nb.faces import CenterFace
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.score import (
     DETECTORS,
+    RENDERED,
     MediaScorer,
     Panel,
     calibrate,
@@ -33,6 +34,7 @@ from deepfake_nb.score import (
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.video import read_frames, write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready, Sampling, cut_as_mesonet, find_media
+from deepfake_nb.weights import REGISTRY
 
 CONTRACT = {
     "path",
@@ -48,11 +50,14 @@ CONTRACT = {
     "kind",
     "threshold",
     "false_alarm_rate",
+    "real_below",
+    "task",
     "calibration",
     "detectors",
 }
 FACE = {
-    "track", "n_frames", "score", "timeline", "scores", "probability", "interval", "threshold", "distance", "suspicious",
+    "track", "n_frames", "score", "timeline", "scores", "probability", "interval", "threshold", "real_below", "distance",
+    "task", "suspicious",
 }  # fmt: skip
 
 
@@ -78,10 +83,26 @@ def scorer():
     return MediaScorer(detector_of(Brightness()), device="cpu", face_detector=CenterFace(threads=2))
 
 
+@pytest.fixture(scope="session")
+def believed():
+    """A calibration of the detector of brightness for each kind of media: what is lighter than grey 0.5 is fake."""
+    return [made_calibration("test", kind=kind) for kind in ("picture", "video")]
+
+
+@pytest.fixture(scope="session")
+def believed_file(believed, tmp_path_factory):
+    """The same as a file."""
+    path = tmp_path_factory.mktemp("believed") / "c.json"
+    write_calibrations(path, *believed)
+    return path
+
+
 @pytest.fixture
-def quick():
+def quick(believed):
     """A scorer for white patches on black."""
-    return MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares())
+    return MediaScorer(
+        detector_of(Brightness()), device="cpu", face_detector=WhiteSquares(), calibration=believed
+    )
 
 
 def patches(*levels, side=64, width=320, height=120):
@@ -104,12 +125,14 @@ def assert_contract(verdict, calibrated=False):
     assert record["verdict"] in ("fake", "real", "abstain") and record["reason"]
     assert record["kind"] in ("picture", "video", None)
     if not calibrated:
-        assert (record["verdict"] == "abstain") == (record["score"] is None)
+        assert record["verdict"] == "abstain"
+        assert (record["score"] is None) != ("Not calibrated" in record["reason"])
         assert [record[name] for name in ("probability", "interval", "false_alarm_rate", "calibration")] == [
             None
         ] * 4
     if record["verdict"] != "abstain":
         assert (record["score"] >= record["threshold"]) == (record["verdict"] == "fake")
+        assert (record["score"] < record["real_below"]) == (record["verdict"] == "real")
     assert record["detectors"] and all(
         set(own) == {"name", "score", "probability", "weights", "sha256", "trained_on"}
         for own in record["detectors"]
@@ -127,7 +150,7 @@ def assert_contract(verdict, calibrated=False):
 def test_the_most_suspicious_person_decides_and_each_stands_apart(quick, tmp_path):
     write_video(tmp_path / "two.mp4", [patches(102, 204)] * 50, 25)
     verdict = quick.score(tmp_path / "two.mp4")
-    assert_contract(verdict)
+    assert_contract(verdict, calibrated=True)
     scores = sorted(person.score for person in verdict.faces)
     assert scores == pytest.approx([1 / (1 + np.exp(1)), 1 / (1 + np.exp(-3))], abs=0.03)
     assert verdict.score == max(scores) and verdict.verdict == "fake"
@@ -141,21 +164,25 @@ def test_a_person_seen_too_shortly_has_no_score_and_does_not_decide(quick, tmp_p
     write_video(tmp_path / "guest.mp4", frames, 25)
     quick.sampling = Sampling(frames_per_second=5, fewest=1)
     verdict = quick.score(tmp_path / "guest.mp4")
-    assert_contract(verdict)
+    assert_contract(verdict, calibrated=True)
     assert [person.score is None for person in verdict.faces] == [False, True]
     assert 0 < verdict.faces[1].n_frames < 5
     assert verdict.verdict == "real" and verdict.score == verdict.faces[0].score < 0.5
 
 
-def test_the_threshold_is_the_detectors(tmp_path):
+def test_without_a_calibration_there_is_a_score_and_no_verdict(tmp_path):
     save(tmp_path / "grey.png", patches(140))
-    words = []
     for threshold in (0.3, 0.9):
         detector = detector_of(Brightness(), threshold=threshold)
         (verdict,) = score_paths(tmp_path / "grey.png", detector, face_detector=WhiteSquares())
-        words.append(verdict.verdict)
-        assert f"{threshold} and above is called fake" in verdict.reason
-    assert words == ["fake", "real"]
+        assert_contract(verdict)
+        assert verdict.score == pytest.approx(sigmoid(logit_of(140)), abs=0.03)
+        assert (
+            verdict.reason.startswith("Not calibrated: ")
+            and f"own threshold is {threshold}" in verdict.reason
+        )
+        assert (verdict.threshold, verdict.real_below) == (threshold, threshold)
+        assert bool(verdict.faces[0].suspicious) == (threshold < 0.5), "where to look is still said"
 
 
 def test_a_crop_beyond_the_border_is_mirrored_and_a_huge_face_stays_small_in_memory():
@@ -446,7 +473,7 @@ def test_xception_scores_by_its_own_preprocessing(tmp_path, face):
         expected = float(torch.softmax(network.eval()(inputs), 1)[0, 1])
     assert 0.001 < expected < 0.999, "a saturated answer compares to anything"
     assert verdict.score == pytest.approx(expected, abs=2e-3)
-    assert verdict.verdict == ("fake" if expected >= 0.5 else "real")
+    assert verdict.verdict == "abstain" and verdict.threshold == 0.5
 
 
 def deepfakebench_crop(image, points, size=256):
@@ -466,8 +493,6 @@ def test_xception_without_its_file_says_where_to_get_it(tmp_path):
 
 
 def test_every_detector_has_a_registered_checkpoint_and_no_encoder_is_one():
-    from deepfake_nb.weights import REGISTRY
-
     assert set(DETECTORS) == {name for name, entry in REGISTRY.items() if entry.polarity}
     with pytest.raises(UsageError, match="There is no detector 'clip-vit-b16'"):
         MediaScorer("clip-vit-b16")
@@ -511,10 +536,11 @@ def sigmoid(logit):
     return 1 / (1 + np.exp(-logit))
 
 
-def test_clips_of_each_person_are_scored_apart_and_every_frame_has_a_moment(clip_scorer, tmp_path):
+def test_clips_of_each_person_are_scored_apart_and_every_frame_has_a_moment(clip_scorer, believed, tmp_path):
+    clip_scorer.calibrations = believed
     write_video(tmp_path / "two.mp4", [patches(102, 204)] * 70, 25)
     verdict = clip_scorer.score(tmp_path / "two.mp4")
-    assert_contract(verdict)
+    assert_contract(verdict, calibrated=True)
     assert sorted(person.score for person in verdict.faces) == pytest.approx(
         [sigmoid(logit_of(102)), sigmoid(logit_of(204))], abs=0.03
     )
@@ -684,7 +710,7 @@ def test_a_network_trained_here_scores_as_it_was_trained(small_video_resnet, tal
     how = {"device": "cpu", "face_detector": CenterFace(threads=2), "precision": "float32", "clip_step": 4}
     (verdict,) = score_paths(talking, "altfreezing", small_video_resnet, **how)
     assert_contract(verdict)
-    assert verdict.trained_on == "rendered people" and "0.35 and above is called fake" in verdict.reason
+    assert verdict.trained_on == "rendered people" and "own threshold is 0.35" in verdict.reason
     (track,) = face_tracks(talking, CenterFace(threads=2), crop_size=64, window=16)
     starts = [0, 4, 8, 9]
     clips = [cut_clip(track, start, 16, stride=2, size=64) for start in starts]
@@ -819,8 +845,10 @@ def test_a_panel_leaves_pictures_to_those_who_can_judge_them(tmp_path):
 
 def test_a_person_whom_one_detector_has_no_score_for_is_judged_by_the_other(tmp_path):
     write_video(tmp_path / "short.mp4", [patches(200)] * 9, 25)
-    verdict = panel_of(sampling=Sampling(fewest=9)).score(tmp_path / "short.mp4")
-    assert_contract(verdict)
+    calibration = made_calibration("test", "clips", kind="video")
+    panel = panel_of(sampling=Sampling(fewest=9), calibration=calibration)
+    verdict = panel.score(tmp_path / "short.mp4")
+    assert_contract(verdict, calibrated=True)
     assert list(verdict.faces[0].scores) == ["test"] and verdict.verdict == "fake"
     assert [own["score"] is None for own in verdict.detectors] == [False, True]
 
@@ -908,11 +936,11 @@ def test_a_calibrated_verdict_keeps_to_its_false_alarm_rate(calibrated, tmp_path
         verdicts = list(score_with(scorer_with(calibrated, false_alarm_rate=rate), tmp_path))
         for verdict in verdicts:
             assert_contract(verdict, calibrated=True)
-        judged = [verdict for verdict in verdicts if verdict.verdict != "abstain"]
+        judged = [verdict for verdict in verdicts if not verdict.faces[0].unlike]
         assert len(judged) >= 36, "nearly all are like the calibration"
         alarms = np.mean([verdict.verdict == "fake" for verdict in judged])
         assert rate / 5 <= alarms + (rate < 0.2) * rate / 5 <= 1.7 * rate, (rate, alarms)
-        assert {verdict.false_alarm_rate for verdict in judged} == {rate}
+        assert {verdict.false_alarm_rate for verdict in judged if verdict.verdict != "abstain"} == {rate}
         for verdict in judged:
             low, high = verdict.interval
             assert low <= verdict.probability <= high and verdict.calibration.startswith(
@@ -951,7 +979,7 @@ def test_several_people_share_the_false_alarm_rate(calibrated, tmp_path):
     image[:, 120:220] = 0
     single = scorer.score(save(tmp_path / "single.png", image))
     assert pair.threshold > single.threshold and pair.false_alarm_rate == single.false_alarm_rate == 0.2
-    assert "Each of 2 people is held to its share of 20 %" in pair.reason
+    assert "Each of 2 looks at people keeps to its share of 20 %" in pair.reason
     assert (
         "cannot promise less"
         in scorer_with(calibrated, false_alarm_rate=0.001).score(tmp_path / "pair.png").reason
@@ -995,6 +1023,206 @@ def test_a_panel_is_calibrated_as_one_and_a_part_of_it_as_that_part(tmp_path):
     assert long.score == pytest.approx(
         np.mean([moment["score"] for moment in long.faces[0].timeline]), abs=0.02
     )
+
+
+# --- detectors of several tasks ---------------------------------------------------------------------------------
+
+
+class Colour(torch.nn.Module):
+    """Logit 0 where the middle of a crop has 0.5 of one colour, higher where it has more; notes how much it was shown."""
+
+    def __init__(self, channel):
+        super().__init__()
+        self.channel, self.shown = channel, 0
+
+    def forward(self, faces):
+        self.shown += len(faces)
+        return 10 * (faces[:, self.channel, 96:160, 96:160].mean(dim=(1, 2)) - 0.5)
+
+
+def two_tasks(*calibrations, **rules):
+    """A panel for which what is red is an edited face, and what is blue a generated one."""
+    members = [
+        Detector(
+            name, lambda weights=None, c=channel: Ready(Colour(c), "none", "nothing"), task=task, **rules
+        )
+        for name, channel, task in (("red", 0, "edited"), ("blue", 2, "generated"))
+    ]
+    return Panel(members, device="cpu", face_detector=WhiteSquares(), calibration=list(calibrations))
+
+
+def level_of(score):
+    """The grey level that gets a score."""
+    return 255 * (0.5 + np.log(score / (1 - score)) / 10)
+
+
+RED, BLUE = (230, 80, 80), (80, 80, 230)
+DARK = (80, 80, 80)
+
+
+@pytest.fixture(scope="module")
+def of_red():
+    return made_calibration("red")
+
+
+@pytest.fixture(scope="module")
+def of_blue():
+    """Its genuine media got scores up to 0.8."""
+    return made_calibration("blue", genuine_to=0.8, fakes_from=0.81)
+
+
+def test_an_alarm_of_either_task_makes_a_file_fake_and_names_the_task(of_red, of_blue, tmp_path):
+    panel, found = two_tasks(of_red, of_blue), {}
+    for name, levels in {"red": [RED], "blue": [BLUE], "dark": [DARK], "both": [RED, BLUE]}.items():
+        found[name] = panel.score(save(tmp_path / f"{name}.png", patches(*levels)))
+        assert_contract(found[name], calibrated=True)
+        assert all(set(face.scores) == {"red", "blue"} for face in found[name].faces)
+    words = {name: (verdict.verdict, verdict.task) for name, verdict in found.items()}
+    assert (words["red"], words["blue"]) == (("fake", "edited"), ("fake", "generated"))
+    assert words["dark"][0] == "real" and words["both"][0] == "fake"
+    assert found["red"].score == found["red"].faces[0].scores["red"] > 0.9, "tasks are not averaged"
+    assert {face.task for face in found["both"].faces} == {"edited", "generated"}
+
+
+def test_tasks_share_the_false_alarm_rate(of_red, of_blue, tmp_path):
+    red, blue = (save(tmp_path / f"{c}.png", patches(level)) for c, level in (("red", RED), ("blue", BLUE)))
+    panel = two_tasks(of_red, of_blue)
+    panel.false_alarm_rate = 0.2
+    for path, name, calibration in ((red, "red", of_red), (blue, "blue", of_blue)):
+        verdict = panel.score(path)
+        assert verdict.threshold == calibration.decision([name], 0.1).fake_from
+        assert verdict.threshold > calibration.decision([name], 0.2).fake_from
+        assert verdict.false_alarm_rate == pytest.approx(0.2)
+        assert "Each of 2 looks at people keeps to its share of 20 %" in verdict.reason
+    crowd = panel.score(save(tmp_path / "two.png", patches(RED, DARK)))
+    assert crowd.threshold == of_red.decision(["red"], 0.05).fake_from
+
+
+def test_each_task_is_read_by_its_own_calibration(of_red, of_blue, tmp_path):
+    """0.65 is what fakes of the first calibration get, and genuine media of the second."""
+    panel, level = two_tasks(of_red, of_blue), level_of(0.65)
+    red = panel.score(save(tmp_path / "red.png", patches((level, 80, 80))))
+    blue = panel.score(save(tmp_path / "blue.png", patches((80, 80, level))))
+    assert (red.verdict, red.task) == ("fake", "edited") and blue.verdict == "real"
+    assert red.probability == pytest.approx(of_red.probability({"red": red.score}).value, abs=1e-5)
+    own = {one["name"]: one for one in blue.detectors}
+    assert own["blue"]["score"] == pytest.approx(0.65, abs=0.03)
+    expected = of_blue.probability({"blue": own["blue"]["score"]}).value
+    assert own["blue"]["probability"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_task_without_a_calibration_neither_hides_an_alarm_nor_makes_one(of_red, tmp_path):
+    panel = two_tasks(of_red)
+    both = panel.score(save(tmp_path / "both.png", patches((level_of(0.9), 80, 250))))
+    assert (both.verdict, both.task) == ("fake", "edited")
+    assert {one["name"]: one["probability"] is None for one in both.detectors} == {"red": False, "blue": True}
+    blue = panel.score(save(tmp_path / "blue.png", patches(BLUE)))
+    assert (blue.verdict, blue.task) == ("abstain", "generated") and blue.reason.startswith("Not calibrated")
+    dark = panel.score(save(tmp_path / "dark.png", patches(DARK)))
+    assert (dark.verdict, dark.task) == ("real", "edited")
+
+
+@pytest.mark.parametrize("score, word", [(0.15, "real"), (0.5, "abstain"), (0.95, "fake")])
+def test_between_the_two_thresholds_nothing_is_decided(tmp_path, score, word):
+    """Genuine media got scores up to 0.8, and fakes from 0.2 on."""
+    overlapping = made_calibration("test", genuine_to=0.8, fakes_from=0.2)
+    path = save(tmp_path / "face.png", patches(level_of(score)))
+    verdict = scorer_with(overlapping).score(path)
+    assert_contract(verdict, calibrated=True)
+    assert verdict.verdict == word and 0.2 < verdict.real_below < 0.35 and 0.7 < verdict.threshold < 0.8
+    assert verdict.reason.startswith("Undecided: its score of") == (word == "abstain")
+    assert (verdict.false_alarm_rate is None) == (word == "abstain") and verdict.probability is not None
+    assert verdict.calibration.endswith("made numbers") and "is called fake" in verdict.reason
+
+
+def test_a_margin_widens_the_zone_in_which_nothing_is_decided(believed, tmp_path):
+    from dataclasses import replace
+
+    ((name, plain),) = believed[0].combinations.items()
+    careful = replace(believed[0], combinations={name: replace(plain, margin=1.0)})
+    for score, words in ((0.6, ["fake", "abstain"]), (0.4, ["real", "abstain"]), (0.9, ["fake", "fake"])):
+        path = save(tmp_path / "face.png", patches(level_of(score)))
+        assert [scorer_with(one).score(path).verdict for one in (believed[0], careful)] == words
+
+
+def test_at_most_so_many_frames_of_a_person_are_looked_at_evenly_spaced(tmp_path):
+    write_video(tmp_path / "long.mp4", [patches(RED, BLUE)] * 250, 25)
+    network = Colour(0)
+    detector = detector_of(network, most_faces=8)
+    verdict = MediaScorer(detector, device="cpu", face_detector=WhiteSquares()).score(tmp_path / "long.mp4")
+    assert network.shown == 16 and [face.n_frames for face in verdict.faces] == [8, 8]
+    for face in verdict.faces:
+        times = [moment["time_s"] for moment in face.timeline]
+        assert times[0] == 0 and times[-1] == pytest.approx(9.8, abs=0.01)
+        assert np.ptp(np.diff(times)) <= 0.2 + 1e-6, (
+            "frames of every fifth of a second, as even as those allow"
+        )
+    write_video(tmp_path / "short.mp4", [patches(RED)] * 30, 25)
+    network.shown = 0
+    MediaScorer(detector, device="cpu", face_detector=WhiteSquares()).score(tmp_path / "short.mp4")
+    assert network.shown == 8
+
+
+def test_a_detector_of_pictures_is_silent_on_videos(tmp_path):
+    pictures = Detector(
+        "pictures",
+        lambda weights=None: Ready(Colour(0), "none", "nothing"),
+        kinds=("picture",),
+        task="generated",
+    )
+    write_video(tmp_path / "face.mp4", [patches(RED)] * 20, 25)
+    save(tmp_path / "face.png", patches(RED))
+    how = {"device": "cpu", "face_detector": WhiteSquares()}
+    panel = Panel([detector_of(Brightness()), pictures], **how)
+    asked = {kind: panel.score(tmp_path / f"face.{kind}") for kind in ("mp4", "png")}
+    assert asked["mp4"].detector == "test" and asked["png"].detector == "test + pictures"
+    alone = MediaScorer(pictures, **how).score(tmp_path / "face.mp4")
+    assert_contract(alone)
+    assert alone.verdict == "abstain" and "judges single pictures, and this is a video" in alone.reason
+    assert MediaScorer(pictures, **how).score(tmp_path / "face.png").score is not None
+
+
+def test_a_camera_is_watched_by_the_detectors_of_videos(of_red, tmp_path):
+    from dataclasses import replace
+
+    from deepfake_nb.camera import watch
+
+    write_video(tmp_path / "call.mp4", [patches((230, 80, 230))] * 12, 25)
+    panel = two_tasks(replace(of_red, kind="video"))
+    for member in panel.members[1:]:
+        member.detector = replace(member.detector, kinds=("picture",))
+    assert {moment.word for moment in watch(tmp_path / "call.mp4", panel).moments} == {"fake"}
+    panel.members = panel.members[1:]
+    with pytest.raises(UsageError, match="blue judges images only"):
+        watch(tmp_path / "call.mp4", panel)
+
+
+@pytest.mark.parametrize(
+    "is_there, names", [(True, ("edited-faces", "generated-faces")), (False, ("small-faces",))]
+)
+def test_who_judges_where_nobody_is_named_depends_on_what_is_cached(monkeypatch, is_there, names):
+    from deepfake_nb import score
+    from deepfake_nb.weights import Whereabouts
+
+    asked, opened = [], []
+    monkeypatch.setattr(
+        score, "whereabouts", lambda name: asked.append(name) or Whereabouts("cache", is_there)
+    )
+    monkeypatch.setattr(score, "MediaScorer", lambda name, *_, **__: opened.append(name))
+    monkeypatch.setattr(score, "Panel", lambda detectors, *_, **__: opened.extend(detectors))
+    assert score.default_detectors() == names and asked == ["clip-vit-b16"]
+    open_scorer()
+    open_scorer(["default", "meso4-df"])
+    assert opened == [*names, *names, "meso4-df"]
+    assert bool(score.what_is_better(["small-faces"])) == (not is_there)
+    assert not score.what_is_better(["edited-faces", "meso4-df"])
+
+
+def test_the_detectors_of_real_people_have_their_tasks():
+    tasks = {name: (detector.task, detector.kinds) for name, detector in DETECTORS.items() if detector.task}
+    both = ("picture", "video")
+    assert tasks == {"edited-faces": ("edited", both), "generated-faces": ("generated", ("picture",)),
+                     "small-faces": ("edited", both)}  # fmt: skip
 
 
 # --- the command line -------------------------------------------------------------------------------------------
@@ -1058,6 +1286,88 @@ def test_exit_status_tells_usage_from_nothing_scored(with_test_detector, tmp_pat
     assert "no media file in" in capsys.readouterr().err
 
 
+def test_a_score_without_a_calibration_counts_as_scored_and_is_shown(with_test_detector, tmp_path, capsys):
+    for number in range(2):
+        save(tmp_path / "media" / f"{number}.png", patches(200))
+    assert status_of("score", tmp_path / "media", "--detector", "test") == 0
+    said = capsys.readouterr().out
+    lines = [line for line in said.splitlines() if line.startswith("abstain")]
+    assert len(lines) == 2 and all(line.endswith("for a forgery, not calibrated") for line in lines)
+    assert "Of 2 files, 0 called fake, 0 called real, 2 without a verdict." in said
+    assert said.count("Not calibrated: the score is no probability") == 1
+    assert said.count("`deepfake-nb calibrate` fits one") == 1 and "weights fetch" not in said
+
+
+def test_the_line_of_a_file_names_the_task(with_test_detector, believed_file, tmp_path, monkeypatch, capsys):
+    from dataclasses import replace
+
+    save(tmp_path / "media" / "light.png", patches(230))
+    for task, words in (("edited", "an edited face"), ("generated", "a generated face"), (None, "a forgery")):
+        monkeypatch.setitem(DETECTORS, "test", replace(DETECTORS["test"], task=task))
+        how = ("--detector", "test", "--calibration", believed_file, "--json", tmp_path / "v.json")
+        assert status_of("score", tmp_path / "media", *how) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fake")]
+        assert f"probability of {words} " in line
+        (record,) = json.loads((tmp_path / "v.json").read_text())
+        assert record["task"] == task and 0 < record["real_below"] <= record["threshold"] < 1
+
+
+def test_what_is_the_same_for_all_files_is_said_once_for_each_kind(
+    with_test_detector, believed_file, tmp_path, capsys
+):
+    for number in range(2):
+        save(tmp_path / "media" / f"{number}.png", patches(230))
+        write_video(tmp_path / "media" / f"{number}.mp4", [patches(230)] * 20, 25)
+    how = ("--detector", "test", "--calibration", believed_file)
+    assert status_of("score", tmp_path / "media", *how) == 0
+    assert capsys.readouterr().out.count("and above is called fake") == 1, (
+        "both kinds have the same threshold"
+    )
+    calibration = read_calibrations(believed_file)["picture"]
+    write_calibrations(tmp_path / "c.json", calibration)
+    assert status_of("score", tmp_path / "media", *how[:3], tmp_path / "c.json") == 0
+    said = capsys.readouterr().out
+    assert (
+        "Pictures, a forgery: 0." in said
+        and said.count("Videos, a forgery: Not calibrated (the calibration") == 1
+    )
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_after_the_small_network_the_better_detectors_are_named_once(
+    with_test_detector, tmp_path, monkeypatch, capsys, is_there
+):
+    from dataclasses import replace
+
+    from deepfake_nb import score
+    from deepfake_nb.weights import Whereabouts
+
+    small = replace(DETECTORS["test"], name="small-faces")
+    monkeypatch.setitem(DETECTORS, "small-faces", small)
+    monkeypatch.setattr(score, "whereabouts", lambda _: Whereabouts("cache", is_there))
+    for number in range(2):
+        save(tmp_path / "media" / f"{number}.png", patches(230))
+    assert status_of("score", tmp_path / "media", "--detector", "small-faces") == 0
+    said = capsys.readouterr().out
+    assert said.count("`deepfake-nb weights fetch clip-vit-b16` (78 MB, once)") == (not is_there)
+
+
+def test_the_list_of_weights_fits_a_terminal_and_one_is_shown_in_full(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert status_of("weights", "list") == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    starts = [at for at, line in enumerate(lines) if line.split(" ")[0] in REGISTRY]
+    assert len(starts) == len(REGISTRY) and max(map(len, lines)) <= 80
+    ends = [*starts[1:], next(at for at, line in enumerate(lines) if line.startswith("All about one"))]
+    assert max(end - start for start, end in zip(starts, ends, strict=True)) <= 2, said
+    for name, entry in REGISTRY.items():
+        assert status_of("weights", "show", name) == 0
+        shown = "".join(capsys.readouterr().out.split())
+        assert all("".join(text.split()) in shown for text in (entry.source, entry.licence)), shown
+    assert status_of("weights", "show", "meso9") == 2
+
+
 def test_what_would_help_is_said_once_a_reason_and_where_nothing_was_scored_too(
     with_test_detector, tmp_path, capsys
 ):
@@ -1073,14 +1383,17 @@ def test_what_would_help_is_said_once_a_reason_and_where_nothing_was_scored_too(
     )
 
 
-def test_what_a_real_verdict_does_not_cover_is_on_its_line(with_test_detector, tmp_path, capsys):
+def test_what_a_real_verdict_does_not_cover_is_on_its_line(
+    with_test_detector, believed_file, tmp_path, capsys
+):
     """Half a film and the first picture of an animation must not pass for a look at all of it."""
     whole = write_video(tmp_path / "whole.mp4", [patches(80 + number % 9) for number in range(50)], 25)
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size * 9 // 10])
     whole.unlink()
     pictures = [Image.fromarray(patches(level)) for level in (80, 240)]
     pictures[0].save(tmp_path / "moving.gif", save_all=True, append_images=pictures[1:])
-    assert status_of("score", tmp_path, "--detector", "test", "--json", tmp_path / "v.json") == 0
+    how = ("--detector", "test", "--calibration", believed_file, "--json", tmp_path / "v.json")
+    assert status_of("score", tmp_path, *how) == 0
     said = capsys.readouterr().out
     lines = {
         line.split()[1].rpartition("/")[2]: line for line in said.splitlines() if line.startswith("real")
@@ -1095,8 +1408,6 @@ def test_what_a_real_verdict_does_not_cover_is_on_its_line(with_test_detector, t
 
 
 def test_an_abstention_with_a_score_is_no_failure(with_test_detector, calibrated, tmp_path):
-    from deepfake_nb.calibration import write_calibrations
-
     write_calibrations(tmp_path / "c.json", calibrated)
     save(tmp_path / "odd.png", textured(150, np.random.default_rng(2), tint=(-40, 60, -40), spread=60))
     how = ("--detector", "test", "--calibration", tmp_path / "c.json", "--json", tmp_path / "v.json")
@@ -1164,7 +1475,7 @@ def test_files_of_verdicts_appear_whole_or_not_at_all(quick, tmp_path):
     "fault, status", [(KeyboardInterrupt, {1, 130}), (RuntimeError, None), (InputError, {3})]
 )
 def test_a_report_that_is_broken_off_has_an_index_of_what_was_finished(
-    with_test_detector, tmp_path, monkeypatch, capsys, fault, status
+    with_test_detector, believed_file, tmp_path, monkeypatch, capsys, fault, status
 ):
     for number in range(3):
         save(tmp_path / "media" / f"{number}.png", patches(200))
@@ -1177,7 +1488,7 @@ def test_a_report_that_is_broken_off_has_an_index_of_what_was_finished(
 
     monkeypatch.setattr(MediaScorer, "examine", stop_at_the_third)
     how = ("score", tmp_path / "media", "--detector", "test", "--report", tmp_path / "r")
-    how += ("--json", tmp_path / "v.json")
+    how += ("--json", tmp_path / "v.json", "--calibration", believed_file)
     if status is None:
         with pytest.raises(fault):
             status_of(*how)
@@ -1193,10 +1504,12 @@ def test_a_report_that_is_broken_off_has_an_index_of_what_was_finished(
 # --- a camera ---------------------------------------------------------------------------------------------------
 
 
-def test_a_camera_is_watched_and_summed_up(with_test_detector, tmp_path, capsys):
+def test_a_camera_is_watched_and_summed_up(with_test_detector, believed_file, tmp_path, capsys):
     levels = [80] * 30 + [220] * 40
     write_video(tmp_path / "call.mp4", [patches(level) for level in levels] + [patches()] * 5, 25)
     about = ("--camera", tmp_path / "call.mp4", "--detector", "test", "--json", tmp_path / "w.json")
+    assert status_of("score", *about) == 0 and "no verdict: not calibrated" in capsys.readouterr().out
+    about += ("--calibration", believed_file)
     assert status_of("score", *about) == 0
     out, err = capsys.readouterr()
     assert "75 frames in" in out and "a face in 70 of them" in out and "frames/s" in err
@@ -1270,8 +1583,11 @@ def test_a_face_somewhere_else_begins_anew(quick, tmp_path):
 @pytest.fixture(scope="module")
 def released(shared_data):
     weights = shared_data / "mesonet" / "weights" / "Meso4_DF.h5"
-    scorer = MediaScorer("meso4-df", weights, sampling=Sampling(frames_per_second=1))
-    return scorer, shared_data
+    calibration = made_calibration(
+        "meso4-df", kind="video", weights={"meso4-df": REGISTRY["meso4-df"].sha256}
+    )
+    how = {"sampling": Sampling(frames_per_second=1), "calibration": calibration}
+    return MediaScorer("meso4-df", weights, **how), shared_data
 
 
 def test_meso4_tells_a_face_swap_from_its_target_video(released):
@@ -1279,7 +1595,7 @@ def test_meso4_tells_a_face_swap_from_its_target_video(released):
     folder = data / "ffpp"
     real = scorer.score(folder / "original_sequences/youtube/c23/videos/519.mp4")
     fake = scorer.score(folder / "manipulated_sequences/Deepfakes/c23/videos/519_515.mp4")
-    assert_contract(real), assert_contract(fake)
+    assert_contract(real, calibrated=True), assert_contract(fake, calibrated=True)
     assert (real.verdict, fake.verdict) == ("real", "fake")
     assert fake.score > real.score + 0.2
     assert fake.weights == "meso4-df" and "face-swap" in fake.trained_on
@@ -1302,7 +1618,8 @@ def test_meso4_ranks_face_swaps_above_genuine_faces(released):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return open_scorer(device="cpu", face_detector=CenterFace(threads=2))
+    """The detectors of rendered people, with the calibrations that come with the package."""
+    return open_scorer(RENDERED, device="cpu", face_detector=CenterFace(threads=2))
 
 
 def test_rendered_people_are_familiar_to_the_shipped_calibration(shipped, tmp_path):
@@ -1319,7 +1636,8 @@ def test_rendered_people_are_familiar_to_the_shipped_calibration(shipped, tmp_pa
 
 
 def test_faces_that_fill_a_large_frame_are_familiar_too(shipped, tmp_path):
-    assert set(shipped.calibrations) == {"picture", "video"}
+    readings = [shipped.reading("video", shipped.members), shipped.reading("picture", shipped.members[1:])]
+    assert [reading.words is not None for reading in readings] == [True, True]
     stills = render_stills(
         [random_identity(880_100 + number) for number in range(3)], "studio", size=704, seed=4
     )
