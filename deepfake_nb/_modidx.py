@@ -3296,6 +3296,96 @@ d = {
                 "deepfake_nb/self_blending.py",
             ),
         },
+        "deepfake_nb.self_blending_study": {
+            "deepfake_nb.self_blending_study.BlendedPairs": (
+                "self_blending.html#blendedpairs",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.BlendedPairs.__init__": (
+                "self_blending.html#blendedpairs.__init__",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.BlendedPairs.batch": (
+                "self_blending.html#blendedpairs.batch",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.BlendedPairs.pair": (
+                "self_blending.html#blendedpairs.pair",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.as_input": (
+                "self_blending.html#as_input",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.auc_by_person": (
+                "self_blending.html#auc_by_person",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.batches_ahead": (
+                "self_blending.html#batches_ahead",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.chosen_backbone": (
+                "self_blending.html#chosen_backbone",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.count_of_faces": (
+                "self_blending.html#count_of_faces",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.faces_of": (
+                "self_blending.html#faces_of",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.interval_of": (
+                "self_blending.html#interval_of",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.mean_auc": (
+                "self_blending.html#mean_auc",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.new_network": (
+                "self_blending.html#new_network",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.reduced": (
+                "self_blending.html#reduced",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.rendered_pictures": (
+                "self_blending.html#rendered_pictures",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.rendered_source": (
+                "self_blending.html#rendered_source",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.rendered_table": (
+                "self_blending.html#rendered_table",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.score_files": (
+                "self_blending.html#score_files",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.some_of": (
+                "self_blending.html#some_of",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.store_face": (
+                "self_blending.html#store_face",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.train_on_blends": (
+                "self_blending.html#train_on_blends",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.with_faces": (
+                "self_blending.html#with_faces",
+                "deepfake_nb/self_blending_study.py",
+            ),
+        },
         "deepfake_nb.study": {
             "deepfake_nb.study.InputError": ("study.html#inputerror", "deepfake_nb/study.py"),
             "deepfake_nb.study.Published": ("study.html#published", "deepfake_nb/study.py"),
