@@ -2670,6 +2670,84 @@ d = {
             "deepfake_nb.pictures.to_device": ("pictures.html#to_device", "deepfake_nb/pictures.py"),
             "deepfake_nb.pictures.unreadable": ("pictures.html#unreadable", "deepfake_nb/pictures.py"),
         },
+        "deepfake_nb.pretrained_encoder": {
+            "deepfake_nb.pretrained_encoder.Encoder": (
+                "pretrained_encoder.html#encoder",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.blended_source": (
+                "pretrained_encoder.html#blended_source",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.check_held_out": (
+                "pretrained_encoder.html#check_held_out",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.embed": (
+                "pretrained_encoder.html#embed",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.embed_files": (
+                "pretrained_encoder.html#embed_files",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.features_of": (
+                "pretrained_encoder.html#features_of",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.generated_faces": (
+                "pretrained_encoder.html#generated_faces",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.generated_source": (
+                "pretrained_encoder.html#generated_source",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.held_out_scores": (
+                "pretrained_encoder.html#held_out_scores",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.in_words": (
+                "pretrained_encoder.html#in_words",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.kept_features": (
+                "pretrained_encoder.html#kept_features",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.linear_scores": (
+                "pretrained_encoder.html#linear_scores",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.load_encoder": (
+                "pretrained_encoder.html#load_encoder",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.people_folds": (
+                "pretrained_encoder.html#people_folds",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.read_held_out": (
+                "pretrained_encoder.html#read_held_out",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.store_pair": (
+                "pretrained_encoder.html#store_pair",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.store_portraits": (
+                "pretrained_encoder.html#store_portraits",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.trained_detectors": (
+                "pretrained_encoder.html#trained_detectors",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.wider": (
+                "pretrained_encoder.html#wider",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+        },
         "deepfake_nb.published": {
             "deepfake_nb.published.Span": ("published.html#span", "deepfake_nb/published.py"),
             "deepfake_nb.published.as_published": ("published.html#as_published", "deepfake_nb/published.py"),
@@ -3371,6 +3449,10 @@ d = {
             ),
             "deepfake_nb.self_blending_study.some_of": (
                 "self_blending.html#some_of",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.sources_and_methods": (
+                "self_blending.html#sources_and_methods",
                 "deepfake_nb/self_blending_study.py",
             ),
             "deepfake_nb.self_blending_study.store_face": (

@@ -23,6 +23,7 @@ __all__ = [
     "as_input",
     "score_files",
     "auc_by_person",
+    "sources_and_methods",
     "mean_auc",
     "interval_of",
 ]
@@ -406,7 +407,28 @@ def auc_by_person(rows, resamples=2000, rng=None, score="score"):
     return Measured(found.value, found.low, found.high, files, found.reason)
 
 
-# %% ../nbs/45_self_blending.ipynb #a796fe43
+# %% ../nbs/45_self_blending.ipynb #74a98a1b
+def sources_and_methods(rows):
+    """Each source, and below it each of its methods where it has several.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``source, method, label``, one row per media file.
+
+    Yields
+    ------
+    str, DataFrame
+        ``"source"`` or ``"source: method"``, and its rows; those of a method with all genuine files of the source.
+    """
+    for source, part in rows.groupby("source"):
+        yield source, part
+        methods = sorted(part.method[part.label == 1].unique())
+        for method in methods if len(methods) > 1 else ():
+            yield f"{source}: {method}", part[(part.method == method) | (part.label == 0)]
+
+
+# %% ../nbs/45_self_blending.ipynb #5fd64780
 def mean_auc(rows, columns, resamples, rng):
     """The mean over sources of the AUC within each, for several columns of scores and the same resamples of people.
 
