@@ -63,7 +63,7 @@ from .training import has_bf16
 from .weights import fetch, load_detector
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #52eb652a
+# %% ../nbs/55_pretrained_encoder.ipynb #1d9551f9
 class Encoder(NamedTuple):
     """A frozen network that embeds stored faces.
 
@@ -82,6 +82,7 @@ class Encoder(NamedTuple):
     digest: str
 
 
+# %% ../nbs/55_pretrained_encoder.ipynb #4f0647da
 def load_encoder(name, device="cpu"):
     """A frozen encoder by name.
 
@@ -119,7 +120,7 @@ def load_encoder(name, device="cpu"):
     return Encoder(name, words, network.to(device), blocks, f"{weights_digest(network)}-{numbers}")
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #40a5f323
+# %% ../nbs/55_pretrained_encoder.ipynb #903f9652
 @torch.inference_mode()
 def embed(encoder, faces):
     """What each block of an encoder outputs for stored faces.
@@ -156,7 +157,7 @@ def wider(faces, share=1.2, side=112):
     return np.stack([cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in inner])
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #3f9e02b6
+# %% ../nbs/55_pretrained_encoder.ipynb #db9c7d10
 def features_of(encoder, files, most=1, folder=None, batch_size=32):
     """The features of media files, block by block: means over up to `most` evenly spaced faces each.
 
@@ -184,6 +185,7 @@ def features_of(encoder, files, most=1, folder=None, batch_size=32):
     return [np.stack(part).astype(np.float32) for part in zip(*rows, strict=True)]
 
 
+# %% ../nbs/55_pretrained_encoder.ipynb #b5a6cbe0
 def kept_features(encoder, file, most, folder):
     """Where the features of a file are kept: named by the encoder, and by path, size and time of the file."""
     stat = Path(file).stat()
@@ -203,7 +205,7 @@ def embed_files(encoder, missing, most):
             np.savez(file, *means)
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #1a0c8791
+# %% ../nbs/55_pretrained_encoder.ipynb #0694b602
 RENDERED_GENERATORS = ("StyleGAN", "StyleGAN, truncated", "VQ-VAE-2")
 
 
@@ -216,6 +218,7 @@ def generated_faces(portraits, rng):
     return dict(zip(RENDERED_GENERATORS, (*drawn, coded), strict=True))
 
 
+# %% ../nbs/55_pretrained_encoder.ipynb #22ced142
 def generated_source(genuine, seed=0, root=None):
     """Portraits of rendered people as small as the package's generators draw, and generated ones; made at first use.
 
@@ -246,7 +249,7 @@ def generated_source(genuine, seed=0, root=None):
     )
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #f187988e
+# %% ../nbs/55_pretrained_encoder.ipynb #dff2a8c8
 def store_portraits(genuine, folder, rng):
     """Store small portraits of people and as many generated faces."""
     crops = [read_crops(file) for file in genuine.crops]
@@ -261,7 +264,7 @@ def store_portraits(genuine, folder, rng):
             store_face(folder / f"{person} {method}.npz", *crop_with_margin(large, points))
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #fdff9cce
+# %% ../nbs/55_pretrained_encoder.ipynb #9b77e7d3
 REGULARISATION = 0.03
 
 
@@ -292,7 +295,7 @@ def people_folds(table, folds, seed):
     return places
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #fde18e85
+# %% ../nbs/55_pretrained_encoder.ipynb #0b40a1ca
 def held_out_scores(features, table, folds, trained=None):
     """Scores of all rows, each from a regression that did not see its fold.
 
@@ -319,7 +322,7 @@ def held_out_scores(features, table, folds, trained=None):
     return scores
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #712674a9
+# %% ../nbs/55_pretrained_encoder.ipynb #db40c65e
 def blended_source(genuine, seed=0, root=None):
     """Self-blended pairs of genuine faces, made at first use.
 
@@ -357,7 +360,7 @@ def store_pair(file, paths, rng):
         store_face(path, face, crops.landmarks[middle])
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #842c6316
+# %% ../nbs/55_pretrained_encoder.ipynb #b5d271b5
 PREDICTION_COLUMNS = (
     "media",
     "source",
@@ -407,6 +410,7 @@ def read_held_out(path):
     return table
 
 
+# %% ../nbs/55_pretrained_encoder.ipynb #2464430e
 def check_held_out(table, path):
     """Refuse values that cannot be, and rows that are there twice."""
     checks = {
@@ -423,7 +427,7 @@ def check_held_out(table, path):
             )
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #1f4dd682
+# %% ../nbs/55_pretrained_encoder.ipynb #edb788b3
 SOURCE_WORDS = {
     "video_calls": "video calls",
     "celebdf": "Celeb-DF",

@@ -86,7 +86,7 @@ def rendered_pictures(scene, quality, people, seed):
             yield name, f"{quality} swap", jpeg(forged, compression), landmarks
 
 
-# %% ../nbs/45_self_blending.ipynb #056d076b
+# %% ../nbs/45_self_blending.ipynb #1ea77113
 def rendered_source(scene, quality, people, seed=0, root=None):
     """The stored faces of one rendered source, made at first use.
 
@@ -115,6 +115,7 @@ def rendered_source(scene, quality, people, seed=0, root=None):
     return rendered_table(sorted(folder.glob("*.npz")), scene)
 
 
+# %% ../nbs/45_self_blending.ipynb #7dba0aa3
 def store_face(path, face, landmarks):
     """Write one aligned face as `corpus.read_crops` reads it."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -129,7 +130,7 @@ def rendered_table(files, scene):
     return table.assign(path=table.crops, label=label, task="edited", source=scene, split=None, kind="image")
 
 
-# %% ../nbs/45_self_blending.ipynb #77caf098
+# %% ../nbs/45_self_blending.ipynb #18422667
 def some_of(table, most, rng):
     """At most so many files per source, method and label, spread over people.
 
@@ -152,6 +153,7 @@ def some_of(table, most, rng):
     return chosen.sort_index()
 
 
+# %% ../nbs/45_self_blending.ipynb #169085a8
 def with_faces(table, folder=None, jobs=None):
     """Media files with the files of their stored faces; those without a face are left out.
 
@@ -182,7 +184,7 @@ def count_of_faces(file):
         return len(content["sides"])
 
 
-# %% ../nbs/45_self_blending.ipynb #3303e909
+# %% ../nbs/45_self_blending.ipynb #1409d441
 def reduced(faces, landmarks, side):
     """Stored faces and their landmarks for a detector whose input has `side` pixels instead of `corpus.SIZE`.
 
@@ -214,7 +216,7 @@ def faces_of(file, most, side):
     return reduced(crops.faces[rows], crops.landmarks[rows], side)
 
 
-# %% ../nbs/45_self_blending.ipynb #eea244e9
+# %% ../nbs/45_self_blending.ipynb #f74f8075
 class BlendedPairs:
     """Self-blended pairs of genuine faces, by step.
 
@@ -247,7 +249,7 @@ class BlendedPairs:
         return [through_changes(image, view, changes, self.side) for image in (blend.genuine, blend.forged)]
 
 
-# %% ../nbs/45_self_blending.ipynb #4327c99d
+# %% ../nbs/45_self_blending.ipynb #87be0b16
 SLIM = {"backbone": "resnet10t", "channels": (32, 64, 128, 192), "stem_width": 16}
 
 
@@ -258,6 +260,7 @@ def chosen_backbone(backbone, is_large):
     return "tf_efficientnet_lite0" if is_large and whereabouts("efficientnet-lite0").is_there else "resnet10t"
 
 
+# %% ../nbs/45_self_blending.ipynb #c0e373d9
 def new_network(backbone, side, seed):
     """An untrained detector, of ImageNet weights where the backbone has some.
 
@@ -288,7 +291,7 @@ def new_network(backbone, side, seed):
     return network
 
 
-# %% ../nbs/45_self_blending.ipynb #164ccb8b
+# %% ../nbs/45_self_blending.ipynb #7310db25
 def batches_ahead(pairs, settings, workers):
     """The batches of a training in their order, made by threads a few steps ahead."""
     with ThreadPoolExecutor(workers) as pool:
@@ -302,6 +305,7 @@ def batches_ahead(pairs, settings, workers):
             yield batch
 
 
+# %% ../nbs/45_self_blending.ipynb #39ef10c8
 def train_on_blends(network, pairs, settings, device="cpu", workers=None):
     """Train a network on self-blended pairs, in place.
 
@@ -342,7 +346,7 @@ def as_input(images, device):
     return torch.as_tensor(images, device=device).permute(0, 3, 1, 2).float() / 255
 
 
-# %% ../nbs/45_self_blending.ipynb #3e5c8749
+# %% ../nbs/45_self_blending.ipynb #90157a93
 @torch.inference_mode()
 def score_files(network, files, side, most, device="cpu", batch_size=64):
     """The mean score of the faces of each media file.
@@ -379,7 +383,7 @@ def score_files(network, files, side, most, device="cpu", batch_size=64):
     return np.array(scores, float)
 
 
-# %% ../nbs/45_self_blending.ipynb #57523451
+# %% ../nbs/45_self_blending.ipynb #d0efeb4d
 def auc_by_person(rows, resamples=2000, rng=None, score="score"):
     """AUC of some files with an interval from drawing people.
 
@@ -407,7 +411,7 @@ def auc_by_person(rows, resamples=2000, rng=None, score="score"):
     return Measured(found.value, found.low, found.high, files, found.reason)
 
 
-# %% ../nbs/45_self_blending.ipynb #74a98a1b
+# %% ../nbs/45_self_blending.ipynb #78a14cc6
 def sources_and_methods(rows):
     """Each source, and below it each of its methods where it has several.
 
@@ -428,7 +432,7 @@ def sources_and_methods(rows):
             yield f"{source}: {method}", part[(part.method == method) | (part.label == 0)]
 
 
-# %% ../nbs/45_self_blending.ipynb #5fd64780
+# %% ../nbs/45_self_blending.ipynb #ceeff13e
 def mean_auc(rows, columns, resamples, rng):
     """The mean over sources of the AUC within each, for several columns of scores and the same resamples of people.
 
