@@ -592,6 +592,10 @@ d = {
             "deepfake_nb.corpus.joined_person": ("corpus.html#joined_person", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.largest_face": ("corpus.html#largest_face", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.name_in_call": ("corpus.html#name_in_call", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.one_opencv_thread": (
+                "corpus.html#one_opencv_thread",
+                "deepfake_nb/corpus.py",
+            ),
             "deepfake_nb.corpus.portrait_rows": ("corpus.html#portrait_rows", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.prepare_crops": ("corpus.html#prepare_crops", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.read_corpus": ("corpus.html#read_corpus", "deepfake_nb/corpus.py"),
