@@ -2731,6 +2731,10 @@ d = {
                 "pretrained_encoder.html#people_folds",
                 "deepfake_nb/pretrained_encoder.py",
             ),
+            "deepfake_nb.pretrained_encoder.read_features": (
+                "pretrained_encoder.html#read_features",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
             "deepfake_nb.pretrained_encoder.read_held_out": (
                 "pretrained_encoder.html#read_held_out",
                 "deepfake_nb/pretrained_encoder.py",
@@ -3409,10 +3413,6 @@ d = {
             ),
             "deepfake_nb.self_blending_study.chosen_backbone": (
                 "self_blending.html#chosen_backbone",
-                "deepfake_nb/self_blending_study.py",
-            ),
-            "deepfake_nb.self_blending_study.count_of_faces": (
-                "self_blending.html#count_of_faces",
                 "deepfake_nb/self_blending_study.py",
             ),
             "deepfake_nb.self_blending_study.faces_of": (

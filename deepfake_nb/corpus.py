@@ -58,6 +58,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -556,7 +557,7 @@ def read_crops(file):
     try:
         with np.load(file, allow_pickle=False) as content:
             return Crops(content["faces"], content["landmarks"], content["sides"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise InputError(
             f"The stored faces {str(file)!r} cannot be read: remove the file and run again."
         ) from error

@@ -14,6 +14,7 @@ __all__ = [
     "wider",
     "features_of",
     "kept_features",
+    "read_features",
     "embed_files",
     "generated_faces",
     "generated_source",
@@ -29,9 +30,10 @@ __all__ = [
     "trained_detectors",
 ]
 
-# %% ../nbs/55_pretrained_encoder.ipynb #ffc329fc
+# %% ../nbs/55_pretrained_encoder.ipynb #40e0778d
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -157,7 +159,7 @@ def wider(faces, share=1.2, side=112):
     return np.stack([cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in inner])
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #db9c7d10
+# %% ../nbs/55_pretrained_encoder.ipynb #d5bea7c7
 def features_of(encoder, files, most=1, folder=None, batch_size=32):
     """The features of media files, block by block: means over up to `most` evenly spaced faces each.
 
@@ -178,19 +180,27 @@ def features_of(encoder, files, most=1, folder=None, batch_size=32):
     """
     folder = Path(folder or cache_dir() / "encoder_features")
     kept = [kept_features(encoder, file, most, folder) for file in files]
-    missing = [(file, path) for file, path in zip(files, kept, strict=True) if not path.is_file()]
+    missing = [(file, path) for file, path in zip(files, kept, strict=True) if read_features(path) is None]
     for start in range(0, len(missing), batch_size):
         embed_files(encoder, missing[start : start + batch_size], most)
-    rows = [list(np.load(path, allow_pickle=False).values()) for path in kept]
-    return [np.stack(part).astype(np.float32) for part in zip(*rows, strict=True)]
+    return [np.stack(part).astype(np.float32) for part in zip(*map(read_features, kept), strict=True)]
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #b5a6cbe0
+# %% ../nbs/55_pretrained_encoder.ipynb #77c096a7
 def kept_features(encoder, file, most, folder):
     """Where the features of a file are kept: named by the encoder, and by path, size and time of the file."""
     stat = Path(file).stat()
     about = (encoder.digest, str(Path(file).absolute()), str(stat.st_size), str(stat.st_mtime_ns), str(most))
     return folder / f"{stable_number(*about):016x}.npz"
+
+
+def read_features(path):
+    """The features of a file, block by block; None where they are not kept yet, or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return list(content.values())
+    except (OSError, EOFError, ValueError, BadZipFile):
+        return None
 
 
 def embed_files(encoder, missing, most):

@@ -12,7 +12,6 @@ __all__ = [
     "rendered_table",
     "some_of",
     "with_faces",
-    "count_of_faces",
     "reduced",
     "faces_of",
     "BlendedPairs",
@@ -153,7 +152,7 @@ def some_of(table, most, rng):
     return chosen.sort_index()
 
 
-# %% ../nbs/45_self_blending.ipynb #169085a8
+# %% ../nbs/45_self_blending.ipynb #715b7924
 def with_faces(table, folder=None, jobs=None):
     """Media files with the files of their stored faces; those without a face are left out.
 
@@ -175,13 +174,7 @@ def with_faces(table, folder=None, jobs=None):
     found = prepare_crops(table, folder, jobs=jobs or max(1, (os.cpu_count() or 1) // 2))
     table = table.assign(crops=found)
     table = table[~table.crops.str.startswith("!")]
-    return table[[count_of_faces(file) > 0 for file in table.crops]].reset_index(drop=True)
-
-
-def count_of_faces(file):
-    """How many faces a file of stored faces holds, without reading them."""
-    with np.load(file, allow_pickle=False) as content:
-        return len(content["sides"])
+    return table[[len(read_crops(file)) > 0 for file in table.crops]].reset_index(drop=True)
 
 
 # %% ../nbs/45_self_blending.ipynb #1409d441

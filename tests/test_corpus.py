@@ -292,7 +292,7 @@ def test_a_file_that_changes_is_cut_again(everywhere, tmp_path):
     still(tmp_path / "a.jpg", 220)
     (tmp_path / "a.jpg").touch()
     second = store_crops(tmp_path / "a.jpg", "image", tmp_path / "crops", 1, Everywhere())
-    assert first != second and read_crops(second).faces.mean() > read_crops(first).faces.mean() + 100
+    assert first != second and read_crops(second).faces.mean() > read_crops(first).faces.mean() + 50
 
 
 def test_an_unreadable_file_is_said_in_its_place_and_the_others_are_cut(everywhere, tmp_path):
