@@ -620,6 +620,10 @@ d = {
             "deepfake_nb.corpus.joined_person": ("corpus.html#joined_person", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.largest_face": ("corpus.html#largest_face", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.name_in_call": ("corpus.html#name_in_call", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.one_opencv_thread": (
+                "corpus.html#one_opencv_thread",
+                "deepfake_nb/corpus.py",
+            ),
             "deepfake_nb.corpus.portrait_rows": ("corpus.html#portrait_rows", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.prepare_crops": ("corpus.html#prepare_crops", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.read_corpus": ("corpus.html#read_corpus", "deepfake_nb/corpus.py"),
@@ -2759,6 +2763,88 @@ d = {
             "deepfake_nb.pictures.to_device": ("pictures.html#to_device", "deepfake_nb/pictures.py"),
             "deepfake_nb.pictures.unreadable": ("pictures.html#unreadable", "deepfake_nb/pictures.py"),
         },
+        "deepfake_nb.pretrained_encoder": {
+            "deepfake_nb.pretrained_encoder.Encoder": (
+                "pretrained_encoder.html#encoder",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.blended_source": (
+                "pretrained_encoder.html#blended_source",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.check_held_out": (
+                "pretrained_encoder.html#check_held_out",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.embed": (
+                "pretrained_encoder.html#embed",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.embed_files": (
+                "pretrained_encoder.html#embed_files",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.features_of": (
+                "pretrained_encoder.html#features_of",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.generated_faces": (
+                "pretrained_encoder.html#generated_faces",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.generated_source": (
+                "pretrained_encoder.html#generated_source",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.held_out_scores": (
+                "pretrained_encoder.html#held_out_scores",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.in_words": (
+                "pretrained_encoder.html#in_words",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.kept_features": (
+                "pretrained_encoder.html#kept_features",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.linear_scores": (
+                "pretrained_encoder.html#linear_scores",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.load_encoder": (
+                "pretrained_encoder.html#load_encoder",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.people_folds": (
+                "pretrained_encoder.html#people_folds",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.read_features": (
+                "pretrained_encoder.html#read_features",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.read_held_out": (
+                "pretrained_encoder.html#read_held_out",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.store_pair": (
+                "pretrained_encoder.html#store_pair",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.store_portraits": (
+                "pretrained_encoder.html#store_portraits",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.trained_detectors": (
+                "pretrained_encoder.html#trained_detectors",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+            "deepfake_nb.pretrained_encoder.wider": (
+                "pretrained_encoder.html#wider",
+                "deepfake_nb/pretrained_encoder.py",
+            ),
+        },
         "deepfake_nb.published": {
             "deepfake_nb.published.Span": ("published.html#span", "deepfake_nb/published.py"),
             "deepfake_nb.published.as_published": ("published.html#as_published", "deepfake_nb/published.py"),
@@ -3591,6 +3677,96 @@ d = {
             "deepfake_nb.self_blending.video_like": (
                 "self_blending.html#video_like",
                 "deepfake_nb/self_blending.py",
+            ),
+        },
+        "deepfake_nb.self_blending_study": {
+            "deepfake_nb.self_blending_study.BlendedPairs": (
+                "self_blending.html#blendedpairs",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.BlendedPairs.__init__": (
+                "self_blending.html#blendedpairs.__init__",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.BlendedPairs.batch": (
+                "self_blending.html#blendedpairs.batch",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.BlendedPairs.pair": (
+                "self_blending.html#blendedpairs.pair",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.as_input": (
+                "self_blending.html#as_input",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.auc_by_person": (
+                "self_blending.html#auc_by_person",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.batches_ahead": (
+                "self_blending.html#batches_ahead",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.chosen_backbone": (
+                "self_blending.html#chosen_backbone",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.faces_of": (
+                "self_blending.html#faces_of",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.interval_of": (
+                "self_blending.html#interval_of",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.mean_auc": (
+                "self_blending.html#mean_auc",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.new_network": (
+                "self_blending.html#new_network",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.reduced": (
+                "self_blending.html#reduced",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.rendered_pictures": (
+                "self_blending.html#rendered_pictures",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.rendered_source": (
+                "self_blending.html#rendered_source",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.rendered_table": (
+                "self_blending.html#rendered_table",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.score_files": (
+                "self_blending.html#score_files",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.some_of": (
+                "self_blending.html#some_of",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.sources_and_methods": (
+                "self_blending.html#sources_and_methods",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.store_face": (
+                "self_blending.html#store_face",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.train_on_blends": (
+                "self_blending.html#train_on_blends",
+                "deepfake_nb/self_blending_study.py",
+            ),
+            "deepfake_nb.self_blending_study.with_faces": (
+                "self_blending.html#with_faces",
+                "deepfake_nb/self_blending_study.py",
             ),
         },
         "deepfake_nb.study": {

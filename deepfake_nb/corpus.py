@@ -45,6 +45,7 @@ __all__ = [
     "cut_crops",
     "crop_file",
     "store_crops",
+    "one_opencv_thread",
     "store_some",
     "prepare_crops",
     "read_crops",
@@ -54,8 +55,10 @@ __all__ = [
 import csv
 import hashlib
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -300,6 +303,7 @@ def assign_folds(table, groups=SOURCE_GROUPS["edited"]):
     return pd.DataFrame({"source_fold": source_fold, "people_fold": people_fold})
 
 
+# %% ../nbs/09_corpus.ipynb #5093b041
 def is_trained_on(table, folds, fold):
     """Which files a fold trains on: source and person are seen, and nobody of them is in anything left out.
 
@@ -483,6 +487,18 @@ def store_crops(path, kind, folder, most, detector):
     return str(target)
 
 
+# %% ../nbs/09_corpus.ipynb #f2976db6
+@contextmanager
+def one_opencv_thread():
+    """Keep OpenCV to one thread within a block, so that processes can be forked in it."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
 # %% ../nbs/09_corpus.ipynb #77122bea
 def store_some(rows, folder, most):
     """Store the crops of some files with one face detector, for one process."""
@@ -491,6 +507,7 @@ def store_some(rows, folder, most):
     return [store_crops(path, kind, folder, most, detector) for path, kind in rows]
 
 
+# %% ../nbs/09_corpus.ipynb #7e8744b6
 def prepare_crops(table, folder, *, jobs=2, most=FRAMES_PER_VIDEO, tell=None):
     """Cut the faces of all media of a corpus, once.
 
@@ -516,7 +533,7 @@ def prepare_crops(table, folder, *, jobs=2, most=FRAMES_PER_VIDEO, tell=None):
     rows = list(zip(table.path, table.kind, strict=True))
     parts = [rows[start : start + 24] for start in range(0, len(rows), 24)]
     found = []
-    with ProcessPoolExecutor(jobs) as pool:
+    with one_opencv_thread(), ProcessPoolExecutor(jobs) as pool:
         for done in pool.map(store_some, parts, [folder] * len(parts), [most] * len(parts)):
             found += done
             if tell:
@@ -544,7 +561,7 @@ def read_crops(file):
     try:
         with np.load(file, allow_pickle=False) as content:
             return Crops(content["faces"], content["landmarks"], content["sides"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
         raise InputError(
             f"The stored faces {str(file)!r} cannot be read: remove the file and run again."
         ) from error

@@ -37,7 +37,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from .corpus import SIZE, STORED, assign_folds, is_trained_on, read_crops, stable_number
+from deepfake_nb.corpus import (
+    SIZE,
+    STORED,
+    assign_folds,
+    is_trained_on,
+    one_opencv_thread,
+    read_crops,
+    stable_number,
+)
 from .self_blending import Donor, picture_changes, random_view, self_blend, through_changes
 from .study import InputError, atomic_path, random_stream
 
@@ -201,7 +209,9 @@ def one_worker(_):
 def step_batches(batches, start):
     """The batches from a step on, made by another process while the network computes."""
     rest = torch.utils.data.Subset(batches, range(start, len(batches)))
-    return DataLoader(rest, batch_size=None, num_workers=1, prefetch_factor=3, worker_init_fn=one_worker)
+    loader = DataLoader(rest, batch_size=None, num_workers=1, prefetch_factor=3, worker_init_fn=one_worker)
+    with one_opencv_thread():
+        return iter(loader)
 
 
 # %% ../nbs/09_detector_training.ipynb #4aa11d30

@@ -59,6 +59,7 @@ from .curves import COLOURS
 from .metrics import Sample, Undefined, measure, pool, read_predictions, resampled
 from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
 from deepfake_nb.study import (
+    BEYOND_THE_PAPERS,
     SECTIONS,
     InputError,
     device_name,
@@ -111,7 +112,9 @@ class Reports:
 
 
 # %% ../nbs/60_leaderboard.ipynb #d2f3e2a6
-OTHER_SECTIONS = [section for section in SECTIONS if section != "leaderboard"]
+OTHER_SECTIONS = [
+    section for section in SECTIONS if section != "leaderboard" and section not in BEYOND_THE_PAPERS
+]
 
 
 def read_reports(folder):

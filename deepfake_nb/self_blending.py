@@ -27,9 +27,9 @@ __all__ = [
     "match_colours",
     "BlendSettings",
     "Blend",
-    "self_blend",
     "changes_of",
     "applied",
+    "self_blend",
     "random_view",
     "picture_changes",
     "shift_light",
@@ -150,6 +150,7 @@ def displaced(image, field, border=cv2.BORDER_REFLECT_101):
     return cv2.remap(image, x + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR, borderMode=border)
 
 
+# %% ../nbs/03_self_blending.ipynb #b550cb9f
 def random_mask(landmarks, size, rng, region=None, ratio=None):
     """A blending mask.
 
@@ -216,6 +217,7 @@ def sharpen(image, rng, low=0.3, high=1.5):
     return cv2.addWeighted(image, 1 + amount, blurred, -amount, 0)
 
 
+# %% ../nbs/03_self_blending.ipynb #c6a3b986
 def smooth_skin(image, rng):
     """Smoothing that keeps edges: what retouching and swapping networks do to skin."""
     smooth = cv2.bilateralFilter(image, 0, rng.uniform(12, 45), rng.uniform(2, 5))
@@ -315,6 +317,25 @@ class Blend(NamedTuple):
     mask: np.ndarray
 
 
+# %% ../nbs/03_self_blending.ipynb #aa087c08
+def changes_of(settings, rng, weaker=False):
+    """The changes that one blend applies, in a random order; at least one where any is allowed."""
+    wanted = [
+        change for change, on in ((shift_colours, settings.colours), (change_texture, settings.texture)) if on
+    ]
+    keep = [change for change in wanted if rng.random() < (0.5 if weaker else 0.75)]
+    if not keep and wanted and not weaker:
+        keep = [wanted[rng.integers(len(wanted))]]
+    return [keep[place] for place in rng.permutation(len(keep))]
+
+
+def applied(changes, image, rng):
+    """An image after some changes."""
+    for change in changes:
+        image = change(image, rng)
+    return image
+
+
 # %% ../nbs/03_self_blending.ipynb #55da8f68
 def self_blend(face, landmarks, rng, donor=None, settings=BlendSettings()):
     """Forge a face by blending a changed copy of itself, or a donor, into it.
@@ -357,24 +378,6 @@ def self_blend(face, landmarks, rng, donor=None, settings=BlendSettings()):
     weight = mask[..., None]
     forged = np.clip(weight * pasted + (1 - weight) * around + 0.5, 0, 255).astype(np.uint8)
     return Blend(forged, around, mask)
-
-
-def changes_of(settings, rng, weaker=False):
-    """The changes that one blend applies, in a random order; at least one where any is allowed."""
-    wanted = [
-        change for change, on in ((shift_colours, settings.colours), (change_texture, settings.texture)) if on
-    ]
-    keep = [change for change in wanted if rng.random() < (0.5 if weaker else 0.75)]
-    if not keep and wanted and not weaker:
-        keep = [wanted[rng.integers(len(wanted))]]
-    return [keep[place] for place in rng.permutation(len(keep))]
-
-
-def applied(changes, image, rng):
-    """An image after some changes."""
-    for change in changes:
-        image = change(image, rng)
-    return image
 
 
 # %% ../nbs/03_self_blending.ipynb #7e76a08a

@@ -6,7 +6,9 @@
 __all__ = [
     "SECTIONS",
     "STAGES",
+    "BEYOND_THE_PAPERS",
     "READS_REPORTS",
+    "READS_FILES",
     "PROFILES",
     "CITED_AS",
     "REPORT_FILES",
@@ -282,11 +284,19 @@ SECTIONS = {
     "frame_detectors": "20_frame_detectors",
     "fusion": "30_fusion",
     "altfreezing": "40_altfreezing",
+    "self_blending": "45_self_blending",
     "latent": "50_latent",
+    "pretrained_encoder": "55_pretrained_encoder",
     "leaderboard": "60_leaderboard",
 }
-STAGES = (("datasets",), ("frame_detectors", "fusion", "altfreezing", "latent"), ("leaderboard",))
+STAGES = (
+    ("datasets",),
+    ("frame_detectors", "fusion", "altfreezing", "self_blending", "latent", "pretrained_encoder"),
+    ("leaderboard",),
+)
+BEYOND_THE_PAPERS = ("self_blending", "pretrained_encoder")
 READS_REPORTS = ("leaderboard",)
+READS_FILES = {"pretrained_encoder": "reports/detectors/*/predictions.csv"}
 
 # %% ../nbs/00_study.ipynb #c35bfaae
 PROFILES = {
@@ -1157,8 +1167,10 @@ def section_run(section, profile="demo", out=None, data_root=None, settings=None
     parameters = {"profile": profile, "report_folder": str(reports / section), **(settings or {})}
     if data_root is not None:
         parameters["data_root"] = str(Path(data_root).absolute())
-    others = [name for name in SECTIONS if name not in READS_REPORTS] if section in READS_REPORTS else []
-    read = tuple(reports / name / "inputs.json" for name in others)
+    apart = READS_REPORTS + BEYOND_THE_PAPERS
+    others = [name for name in SECTIONS if name not in apart] if section in READS_REPORTS else []
+    kept = sorted(project_root().glob(READS_FILES[section])) if section in READS_FILES else []
+    read = (*(reports / name / "inputs.json" for name in others), *kept)
     return SectionRun(section, notebook, reports / section, check_parameters(notebook, parameters), read)
 
 

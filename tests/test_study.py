@@ -370,3 +370,28 @@ def test_figures_stand_in_the_executed_notebook_whatever_backend_is_asked_for(tm
     outputs = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells[-1].outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert os.environ["MPLBACKEND"] == "agg"
+
+
+def test_the_table_of_all_does_not_wait_for_sections_beyond_the_papers(small_study):
+    for name in ("self_blending", "pretrained_encoder", "leaderboard"):
+        write_section(small_study, name)
+    read = study.section_run("leaderboard", "smoke").read
+    assert [path.parent.name for path in read] == [
+        "datasets",
+        "frame_detectors",
+        "fusion",
+        "altfreezing",
+        "latent",
+    ]
+    assert set(study.BEYOND_THE_PAPERS) < set(study.SECTIONS)
+
+
+def test_a_section_is_run_again_when_a_detector_left_predictions(small_study):
+    write_section(small_study, "pretrained_encoder")
+    digests = [digest_of(study.section_run("pretrained_encoder", "smoke"))]
+    kept = small_study / "reports" / "detectors" / "edited-faces" / "predictions.csv"
+    kept.parent.mkdir(parents=True)
+    for content in ("media,score", "media,score,label"):
+        kept.write_text(content)
+        digests.append(digest_of(study.section_run("pretrained_encoder", "smoke")))
+    assert len(set(digests)) == 3
