@@ -3732,8 +3732,8 @@ d = {
                 "self_blending.html#reduced",
                 "deepfake_nb/self_blending_study.py",
             ),
-            "deepfake_nb.self_blending_study.rendered_pictures": (
-                "self_blending.html#rendered_pictures",
+            "deepfake_nb.self_blending_study.rendered_images": (
+                "self_blending.html#rendered_images",
                 "deepfake_nb/self_blending_study.py",
             ),
             "deepfake_nb.self_blending_study.rendered_source": (

@@ -259,17 +259,17 @@ def generated_source(genuine, seed=0, root=None):
     )
 
 
-# %% ../nbs/55_pretrained_encoder.ipynb #dff2a8c8
+# %% ../nbs/55_pretrained_encoder.ipynb #fd2c2b56
 def store_portraits(genuine, folder, rng):
     """Store small portraits of people and as many generated faces."""
     crops = [read_crops(file) for file in genuine.crops]
     resolution = shipped_networks().generator.resolution
     portraits = np.stack([align_ffhq(c.faces[0], c.landmarks[0], resolution) for c in crops])
-    pictures = {"original": portraits} | generated_faces(portraits, rng)
+    images = {"original": portraits} | generated_faces(portraits, rng)
     for place, person in enumerate(genuine.person):
         points = crops[place].landmarks[0]
         points = transform_points(ffhq_transform(points, SIZE), points)
-        for method, some in pictures.items():
+        for method, some in images.items():
             large = cv2.resize(some[place], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
             store_face(folder / f"{person} {method}.npz", *crop_with_margin(large, points))
 

@@ -6,7 +6,7 @@
 __all__ = [
     "RENDERED_SOURCES",
     "SLIM",
-    "rendered_pictures",
+    "rendered_images",
     "rendered_source",
     "store_face",
     "rendered_table",
@@ -58,12 +58,12 @@ from .study import InputError, atomic_path, cache_dir, locked_folder, random_see
 from .training import lay_channels_last, seeded
 from .weights import fetch, import_state_dict, read_state_dict, whereabouts
 
-# %% ../nbs/45_self_blending.ipynb #8ebd1ca0
+# %% ../nbs/45_self_blending.ipynb #805dd429
 RENDERED_SOURCES = {"studio": "crude", "conference": "live", "celebrity": "celebrity"}
 
 
-def rendered_pictures(scene, quality, people, seed):
-    """Pictures of rendered people and the same pictures with the next person's face swapped in.
+def rendered_images(scene, quality, people, seed):
+    """Images of rendered people, and the same images with the next person's face swapped in.
 
     Yields
     ------
@@ -74,7 +74,7 @@ def rendered_pictures(scene, quality, people, seed):
     identities = [random_identity(random_seed(seed, "self-blending", name)) for name in names]
     stills = render_stills(identities, scene, seed=random_seed(seed, "self-blending", scene))
     for place, name in enumerate(names):
-        rng = random_stream(seed, "self-blending", "picture", name)
+        rng = random_stream(seed, "self-blending", "image", name)
         image, landmarks = stills.images[place], stills.landmarks[place]
         other = (place + 1) % people
         compression = int(rng.integers(70, 96))
@@ -85,7 +85,7 @@ def rendered_pictures(scene, quality, people, seed):
             yield name, f"{quality} swap", jpeg(forged, compression), landmarks
 
 
-# %% ../nbs/45_self_blending.ipynb #1ea77113
+# %% ../nbs/45_self_blending.ipynb #bee7db62
 def rendered_source(scene, quality, people, seed=0, root=None):
     """The stored faces of one rendered source, made at first use.
 
@@ -108,7 +108,7 @@ def rendered_source(scene, quality, people, seed=0, root=None):
     folder = Path(root or cache_dir() / "sets") / name
     with locked_folder(folder):
         if not (folder / "done").is_file():
-            for person, method, image, landmarks in rendered_pictures(scene, quality, people, seed):
+            for person, method, image, landmarks in rendered_images(scene, quality, people, seed):
                 store_face(folder / f"{person} {method}.npz", *crop_with_margin(image, landmarks))
             (folder / "done").touch()
     return rendered_table(sorted(folder.glob("*.npz")), scene)
