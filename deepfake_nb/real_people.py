@@ -173,11 +173,11 @@ def read_sides(file):
         return content["sides"]
 
 
-# %% ../nbs/09_real_people.ipynb #2ecfaf88
+# %% ../nbs/09_real_people.ipynb #d27d8d54
 SOURCE_WEIGHTS = {"openforensics": 0.7, "dfdc": 0.3, "video_calls": 1.5, "modern_swap": 1.5}
-BLENDS = DetectorSettings(steps=440, pairs=16, learning_rate=1.5e-3)
+BLENDS = DetectorSettings(steps=360, pairs=16, learning_rate=1.5e-3)
 FORGERIES = DetectorSettings(
-    steps=100, pairs=8, forgeries=8, learning_rate=5e-4, head_learning_rate=2e-3, warmup=10
+    steps=120, pairs=8, forgeries=8, learning_rate=8e-4, head_learning_rate=3e-3, warmup=6
 )
 FOLDS = len(SOURCE_GROUPS["edited"])
 
@@ -570,10 +570,10 @@ def leave_out_generators(rows, plain, changed, trained, blocks=slice(None)):
     return pd.concat(parts)
 
 
-# %% ../nbs/09_real_people.ipynb #0717ceea
+# %% ../nbs/09_real_people.ipynb #01e7d4f0
 SMALL = {"backbone": "tf_efficientnet_lite0", "size": SIZE}
 SMALL_SETTINGS = DetectorSettings(
-    steps=600, pairs=16, learning_rate=6e-4, head_learning_rate=2e-3, weight_decay=0.01
+    steps=400, pairs=16, learning_rate=6e-4, head_learning_rate=2e-3, weight_decay=0.01
 )
 
 

@@ -1,19 +1,22 @@
-"""Write what the reference run found into the README, between its markers: `python scripts/readme_table.py`.
+"""Write what the reference run and the trained detectors found into the README, between its markers: `python scripts/readme_table.py`.
 
-Nothing there is typed: the tables are made from `reports/reference/`, and a test compares them.
+Nothing there is typed: the tables are made from `reports/`, and a test compares them.
 """
 
 import json
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from deepfake_nb.leaderboard import headline_table
 from deepfake_nb.published import VERDICTS, compare_with_published, summary
+from deepfake_nb.real_people import auc_by_source, main_predictions
 from deepfake_nb.study import InputError, load_results, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "reports" / "reference"
-MARKED = re.compile(r"(<!-- (headline|run) -->\n).*?(\n<!-- end of \2 -->)", re.S)
+MARKED = re.compile(r"(<!-- (headline|detectors|run) -->\n).*?(\n<!-- end of \2 -->)", re.S)
 
 
 def headline() -> str:
@@ -25,6 +28,50 @@ def headline() -> str:
     counts = summary(compare_with_published(load_results(REFERENCE))).loc["all"]
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     return f"{table.strip()}\n\nOf the {counts.numbers} numbers that the papers print: {verdicts}."
+
+
+WORDS = {
+    "video_calls": "live swaps in video calls", "celebdf": "Celeb-DF", "ffpp_c23": "FaceForensics++, c23",
+    "ffpp_c40": "FaceForensics++, c40", "modern_swap": "five modern swaps", "classic_swap": "3D-model and thin-plate swaps",
+    "lip_sync": "new lips", "openforensics": "OpenForensics, images",
+}  # fmt: skip
+
+
+def interval(row) -> str:
+    """An AUC with its interval."""
+    return f"{row.auc:.2f} [{row.low:.2f}, {row.high:.2f}]"
+
+
+def detectors() -> str:
+    """AUC of the detectors of real people on media that were left out of their training."""
+    columns = {}
+    for name in ("edited-faces", "small-faces"):
+        path = ROOT / "reports" / "detectors" / name / "predictions.csv"
+        if path.is_file():
+            found = auc_by_source(main_predictions(pd.read_csv(path)))
+            columns |= {
+                (name, held_out): part.set_index("source") for held_out, part in found.groupby("held_out")
+            }
+    if not columns:
+        return "*The detectors of real people have not been trained yet.*"
+    order = [("edited-faces", "people"), ("edited-faces", "source"), ("small-faces", "source")]
+    heads = [
+        "files (people)",
+        "`edited-faces`, new people",
+        "`edited-faces`, new source",
+        "`small-faces`, new source",
+    ]
+    lines = ["| media of real people | " + " | ".join(heads) + " |", "|---|" + "--:|" * 4]
+    for source, words in WORDS.items():
+        tables = [columns.get(key) for key in order]
+        known = [
+            table.loc[source] if table is not None and source in table.index else None for table in tables
+        ]
+        first = next((row for row in known if row is not None), None)
+        if first is not None:
+            cells = ["" if row is None else interval(row) for row in known]
+            lines.append(f"| {words} | {first.n} ({first.people}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def run() -> str:
@@ -42,7 +89,7 @@ def run() -> str:
 
 def with_tables(readme: str) -> str:
     """The README's text with what the reference run says now."""
-    parts = {"headline": headline(), "run": run()}
+    parts = {"headline": headline(), "detectors": detectors(), "run": run()}
 
     def filled(found):
         return found[1] + parts[found[2]] + found[3]
