@@ -2957,6 +2957,10 @@ d = {
                 "real_people.html#generated_rows",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.is_frame_of_video": (
+                "real_people.html#is_frame_of_video",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.judge_edited_faces": (
                 "real_people.html#judge_edited_faces",
                 "deepfake_nb/real_people.py",
@@ -3027,6 +3031,10 @@ d = {
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.one_face": ("real_people.html#one_face", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.one_score_each": (
+                "real_people.html#one_score_each",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.open_corpus": (
                 "real_people.html#open_corpus",
                 "deepfake_nb/real_people.py",
@@ -3041,6 +3049,10 @@ d = {
             ),
             "deepfake_nb.real_people.probe_tokens": (
                 "real_people.html#probe_tokens",
+                "deepfake_nb/real_people.py",
+            ),
+            "deepfake_nb.real_people.read_predictions_of": (
+                "real_people.html#read_predictions_of",
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.read_sides": (

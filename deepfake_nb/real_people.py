@@ -53,7 +53,9 @@ __all__ = [
     "video_and_picture_rows",
     "calibrations_of",
     "markdown_table",
+    "is_frame_of_video",
     "main_predictions",
+    "read_predictions_of",
     "auc_table",
     "with_generator",
     "verdict_table",
@@ -73,6 +75,7 @@ __all__ = [
     "make_edited_faces",
     "make_small_faces",
     "make_generated_faces",
+    "one_score_each",
     "generated_rows",
     "kept_array",
     "make_detector",
@@ -728,7 +731,7 @@ def markdown_table(table):
     )
 
 
-# %% ../nbs/09_real_people.ipynb #f54de301
+# %% ../nbs/09_real_people.ipynb #8d36de36
 WHAT = {
     "edited-faces": "Says whether a part of a face was replaced: a swap, a reenactment, new lips, a composite. CLIP's ViT-B/16 with "
     "tuned LayerNorms and one linear head; the average of four networks, each trained without one group of sources.",
@@ -742,10 +745,21 @@ WHAT = {
 PORTRAIT_SETS = (*GENERATED_SETS, "real_faces")
 
 
-def main_predictions(predictions):
-    """The rows that AUC is told of: a video by its faces together, a still by its face, not frames of videos as images."""
+def is_frame_of_video(predictions):
+    """Which rows are the middle face of a video as an image, and not the file as it is."""
     moving = predictions.media.isin(predictions.media[predictions.kind == "video"])
-    return predictions[(predictions.kind == "video") | ~moving]
+    return (predictions.kind == "image") & moving
+
+
+def main_predictions(predictions):
+    """The rows that AUC is measured on: each file as it is."""
+    return predictions[~is_frame_of_video(predictions)]
+
+
+def read_predictions_of(folder):
+    """All predictions that `write_detector` left in a folder, frames of videos as images among them."""
+    names = ("predictions.csv", "frames_as_images.csv")
+    return pd.concat([pd.read_csv(Path(folder) / name) for name in names if (Path(folder) / name).is_file()])
 
 
 def auc_table(predictions):
@@ -779,7 +793,7 @@ def with_generator(main, held_out):
     return pd.concat(parts) if parts else rows
 
 
-# %% ../nbs/09_real_people.ipynb #583e562d
+# %% ../nbs/09_real_people.ipynb #38a266fd
 def verdict_table(predictions, kind, ladder=None):
     """What verdicts on each source are worth, by calibrations that saw no media of that source."""
     held_out = "source" if (predictions.held_out == "source").any() else "people"
@@ -809,10 +823,7 @@ def model_card(name, folder):
         Markdown.
     """
     folder = Path(folder)
-    predictions, made = (
-        pd.read_csv(folder / "predictions.csv"),
-        json.loads((folder / "training.json").read_text()),
-    )
+    predictions, made = read_predictions_of(folder), json.loads((folder / "training.json").read_text())
     ladder = pd.read_csv(folder / "ladder.csv") if (folder / "ladder.csv").is_file() else None
     kinds = [kind for kind in ("video", "image") if (predictions.kind == kind).any()]
     verdicts = "\n\n".join(
@@ -982,7 +993,7 @@ def judge_edited_faces(table, folder, tuned, average):
     return rows, ladder
 
 
-# %% ../nbs/09_real_people.ipynb #7befa751
+# %% ../nbs/09_real_people.ipynb #d03c22b5
 ABOUT = {
     "edited-faces": "real people in video calls, talks and films, each genuine and with another face or new lips, and portraits",
     "generated-faces": "photographs of real people and faces that GANs and diffusion models made",
@@ -1029,7 +1040,10 @@ def write_detector(name, kind, network, rows, out, made, trained_on, settings=No
         ladder.round({"score": 6}).to_csv(out / "ladder.csv", index=False)
     for found in calibrations_of(rows, name, sha256_of(weights), ABOUT[name], steps):
         write_calibrations(out / f"calibration-{name}-{found.kind}.json", found)
-    kept_columns(rows, name).to_csv(out / "predictions.csv", index=False)
+    frames = is_frame_of_video(rows)
+    kept_columns(rows[~frames], name).to_csv(out / "predictions.csv", index=False)
+    if frames.any():
+        kept_columns(rows[frames], name).to_csv(out / "frames_as_images.csv", index=False)
     write_json(out / "training.json", made)
     with atomic_path(out / "README.md") as temporary:
         Path(temporary).write_text(model_card(name, out), encoding="utf-8")
@@ -1082,7 +1096,7 @@ def make_small_faces(table, out, seed=1, tell=None, settings=SMALL_SETTINGS):
     )
 
 
-# %% ../nbs/09_real_people.ipynb #0dcdc92b
+# %% ../nbs/09_real_people.ipynb #cdf9b8df
 def make_generated_faces(table, out, seed=1, tell=None):
     """Train, judge, calibrate and write `generated-faces`; the weight file."""
     work, rows = Path(out) / "work", generated_rows(table)
@@ -1100,11 +1114,17 @@ def make_generated_faces(table, out, seed=1, tell=None):
     weights, constant = fit_probe(tokens, np.tile(rows.label[trained], 2))
     final = ClipProbe(PROBE_BLOCKS)
     final.head.weight.data[:], final.head.bias.data[:] = torch.tensor(weights), constant
-    settings, judged = {"blocks": list(PROBE_BLOCKS)}, judged.assign(kind="image")
+    settings, judged = {"blocks": list(PROBE_BLOCKS)}, one_score_each(judged).assign(kind="image")
     made = {"seed": seed, "stills": int(trained.sum())}
     return write_detector(
         "generated-faces", "clip-probe", final, judged, out, made, REAL_AND_GENERATED, settings
     )
+
+
+def one_score_each(judged):
+    """Rows of `leave_out_generators` with one score per still and way of holding out: the mean over the probes that scored it."""
+    means = judged.groupby(["media", "held_out"]).score.transform("mean")
+    return judged.assign(score=means).drop_duplicates(["media", "held_out"]).drop(columns="against")
 
 
 STILLS_PER_SET = {"gan_celeba_stills": 350, "synthetic_stills": 350, "ffpp_c23": 60}

@@ -238,7 +238,20 @@ def test_the_card_says_what_was_measured(written):
     found = auc_by_source(pd.read_csv(written / "predictions.csv"))
     for row in found.itertuples():
         assert f"{row.auc:.2f} [" in card
+    assert "| all |" in card
     assert "Where it fails" in card and "3 steps" in card and card.startswith("---\n")
+
+
+def test_frames_of_videos_stand_apart(tmp_path):
+    from deepfake_nb.face_encoder import ClipProbe
+    from deepfake_nb.pretrained_encoder import read_held_out
+
+    rows = predictions()
+    rows = pd.concat([rows, rows.assign(kind="image")], ignore_index=True)
+    write_detector("small-faces", "clip-probe", ClipProbe((0,)), rows, tmp_path, {"seed": 1}, "made numbers", {"blocks": [0]})  # fmt: skip
+    assert set(read_held_out(tmp_path / "predictions.csv").kind) == {"video"}
+    assert len(real_people.read_predictions_of(tmp_path)) == len(rows)
+    assert (tmp_path / "calibration-small-faces-picture.json").is_file()
 
 
 def test_a_calibration_needs_both_classes():
