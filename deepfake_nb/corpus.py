@@ -29,8 +29,8 @@ __all__ = [
     "folder_rows",
     "swap_still_rows",
     "portrait_rows",
-    "read_corpus",
     "joined_person",
+    "read_corpus",
     "stable_number",
     "group_of_source",
     "assign_folds",
@@ -194,6 +194,18 @@ READERS = {"ffpp": ffpp_rows, "ffpp_pairs": ffpp_rows, "celebdf": celeb_df_rows,
            "swap_stills": swap_still_rows, "real_faces": portrait_rows}  # fmt: skip
 NOT_SOURCES = ("lfw", "mesonet")  # the people of `lfw` may be those of `real_faces`
 
+# %% ../nbs/09_corpus.ipynb #71e419bc
+SAME_PERSON = {
+    "modern_swap_o253": "ffpp-183-253",
+    **{f"classic_swap_phone_{name}": "classic_swap_phone_ab" for name in ("a", "b", "ab")},
+    **{f"classic_swap_phone_{name}": "classic_swap_phone_cde" for name in "cde"},
+}
+
+
+def joined_person(person):
+    """The cluster that a person belongs to across sources."""
+    return SAME_PERSON.get(person, person)
+
 
 # %% ../nbs/09_corpus.ipynb #0a6eedc2
 def read_corpus(root):
@@ -233,19 +245,6 @@ def read_corpus(root):
     table = pd.DataFrame(rows)[list(COLUMNS)]
     table["person"] = [joined_person(person) for person in table.person]
     return table.sort_values("path", ignore_index=True)
-
-
-# %% ../nbs/09_corpus.ipynb #71e419bc
-SAME_PERSON = {
-    "modern_swap_o253": "ffpp-183-253",
-    **{f"classic_swap_phone_{name}": "classic_swap_phone_ab" for name in ("a", "b", "ab")},
-    **{f"classic_swap_phone_{name}": "classic_swap_phone_cde" for name in "cde"},
-}
-
-
-def joined_person(person):
-    """The cluster that a person belongs to across sources."""
-    return SAME_PERSON.get(person, person)
 
 
 # %% ../nbs/09_corpus.ipynb #b76f1958

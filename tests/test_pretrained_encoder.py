@@ -182,7 +182,7 @@ def test_clip_gives_the_class_token_of_each_block(encoder_files, tmp_path, monke
 def predictions(**changes):
     table = judged(1).assign(task="edited", kind="video", held_out="people", detector="d")
     table["media"] = [f"{row.person}/{row.label}.mp4" for row in table.itertuples()]
-    return table.assign(score=table.score.rank(pct=True), **changes)
+    return table.assign(**({"score": table.score.rank(pct=True)} | changes))
 
 
 def test_predictions_are_read_as_they_were_written(tmp_path):
