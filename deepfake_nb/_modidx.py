@@ -2989,6 +2989,10 @@ d = {
                 "real_people.html#ladder_of_file",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.ladder_steps": (
+                "real_people.html#ladder_steps",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.leave_out_generators": (
                 "real_people.html#leave_out_generators",
                 "deepfake_nb/real_people.py",
@@ -3526,6 +3530,7 @@ d = {
             "deepfake_nb.score.Voice": ("score.html#voice", "deepfake_nb/score.py"),
             "deepfake_nb.score.about": ("score.html#about", "deepfake_nb/score.py"),
             "deepfake_nb.score.answers": ("score.html#answers", "deepfake_nb/score.py"),
+            "deepfake_nb.score.bits_per_pixel": ("score.html#bits_per_pixel", "deepfake_nb/score.py"),
             "deepfake_nb.score.calibrate": ("score.html#calibrate", "deepfake_nb/score.py"),
             "deepfake_nb.score.calibration_of": ("score.html#calibration_of", "deepfake_nb/score.py"),
             "deepfake_nb.score.cut_aligned": ("score.html#cut_aligned", "deepfake_nb/score.py"),
@@ -3572,6 +3577,7 @@ d = {
                 "score.html#times_without_score",
                 "deepfake_nb/score.py",
             ),
+            "deepfake_nb.score.too_compressed": ("score.html#too_compressed", "deepfake_nb/score.py"),
             "deepfake_nb.score.what_is_better": ("score.html#what_is_better", "deepfake_nb/score.py"),
             "deepfake_nb.score.what_it_saw": ("score.html#what_it_saw", "deepfake_nb/score.py"),
             "deepfake_nb.score.what_would_help": ("score.html#what_would_help", "deepfake_nb/score.py"),

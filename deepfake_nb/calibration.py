@@ -250,13 +250,13 @@ class Decision(NamedTuple):
 
 
 def decision_for(combination, rate, miss_rate=MISS_RATE):
-    """The `Decision` of a `Combination` for a false-alarm rate and a miss rate, widened by its margin."""
+    """The `Decision` of a `Combination` for a false-alarm rate and a miss rate; its margin raises the upper threshold."""
     upper = threshold_for(combination.genuine, rate)
     fake_from = shifted(upper.score, combination.margin)
     if not combination.forged:
-        return Decision(fake_from, shifted(upper.score, -combination.margin), upper.rate, upper.sentence)
+        return Decision(fake_from, upper.score, upper.rate, upper.sentence)
     missed = threshold_for([[1 - score for score in own] for own in combination.forged], miss_rate)
-    real_below = shifted(max(0.0, min(upper.score, 1 - missed.score)), -combination.margin)
+    real_below = max(0.0, min(upper.score, 1 - missed.score))
     words = threshold_in_words(fake_from, rate, upper.rate, len(combination.genuine))
     words += f" Below {real_below:.2f} is called real: that happens to at most {percent(missed.rate)} of fakes like those."
     return Decision(fake_from, real_below, upper.rate, words)
@@ -302,17 +302,18 @@ def with_ladder(combination, lines, ladder, rate=0.05):
     scores = merged_score(lines, ladder[list(combination.detectors)].to_numpy(float))
     odds = as_logits(scores, False)
     wobble, rise = ladder_effects(odds, ladder)
-    bound = as_logits(np.float64(threshold_for(combination.genuine, rate).score), False)
+    plain = decision_for(combination, rate)
+    lower, upper = as_logits(np.array([plain.real_below, plain.fake_from]), False)
     real = ladder[(ladder.version == "original") & (ladder.label == 0)]
     start = pd.Series(odds[ladder.index.get_indexer(real.index)], real.media_id)
-    margin = next((m for m in np.arange(0, 6, 0.05) if flips(start, rise, bound, m) <= FLIPS), 6.0)
+    margin = next((m for m in np.arange(0, 6, 0.05) if flips(start, rise, lower, upper + m) <= FLIPS), 6.0)
     return replace(combination, wobble=round(wobble, 4), margin=round(float(margin), 4))
 
 
-def flips(start, rise, bound, margin):
-    """Share of genuine media that are called real as they are and fake on some rung, with a margin around a bound."""
-    real = start[start < bound - margin]
-    return float((real + rise.reindex(real.index).fillna(0) >= bound + margin).mean()) if len(real) else 0.0
+def flips(start, rise, lower, upper):
+    """Share of the genuine media called real as they are (below `lower`) that are called fake on some rung (from `upper` on)."""
+    real = start[start < lower]
+    return float((real + rise.reindex(real.index).fillna(0) >= upper).mean()) if len(real) else 0.0
 
 
 # %% ../nbs/09_calibration.ipynb #96ba6c25

@@ -10,6 +10,7 @@ __all__ = [
     "FOLDS",
     "KEPT",
     "LADDER",
+    "TOO_STRONG",
     "LADDER_FRAMES",
     "LADDER_FACES",
     "PROBE_BLOCKS",
@@ -51,6 +52,7 @@ __all__ = [
     "small_network",
     "train_small_faces",
     "video_and_picture_rows",
+    "ladder_steps",
     "calibrations_of",
     "markdown_table",
     "is_frame_of_video",
@@ -352,7 +354,7 @@ def auc_with_interval(part, resamples=1000):
     return float(auc(labels, scores)), float(low), float(high)
 
 
-# %% ../nbs/09_real_people.ipynb #4be571fa
+# %% ../nbs/09_real_people.ipynb #fc291d0e
 def encoded_again(frames, crf=28, share=1.0):
     """Frames at a share of their size, through H.264."""
     if share != 1.0:
@@ -378,6 +380,9 @@ LADDER = {
     "motion JPEG": as_motion_jpeg,
     "six frames": lambda frames: frames[:6],
 }
+TOO_STRONG = (
+    "crf 48",
+)  # fewer bits per pixel than `Detector.least_bits_per_pixel`: no verdict, so no margin for it
 LADDER_FRAMES, LADDER_FACES = 48, 6
 
 
@@ -624,7 +629,7 @@ def train_small_faces(table, folder, seed=1, settings=SMALL_SETTINGS, tell=None)
     return network.eval()
 
 
-# %% ../nbs/09_real_people.ipynb #05bb7e92
+# %% ../nbs/09_real_people.ipynb #88cf6d74
 def video_and_picture_rows(rows, logits):
     """Rows with scores as videos (mean over faces) and, for all files, as images (the middle face).
 
@@ -645,6 +650,12 @@ def video_and_picture_rows(rows, logits):
     )
     middle = [float(expit(values[len(values) // 2])) for values in logits]
     return pd.concat([films, rows.assign(score=middle, kind="image")], ignore_index=True)
+
+
+def ladder_steps(ladder, detector):
+    """A ladder as `fit_media_calibration` takes it: versions that get no verdict anyway are left out."""
+    kept = ladder[~ladder.version.isin(TOO_STRONG)].dropna(subset="score")
+    return kept.rename(columns={"media": "media_id", "score": detector}).reset_index(drop=True)
 
 
 def calibrations_of(predictions, detector, sha256, about, ladder=None):
@@ -731,7 +742,7 @@ def markdown_table(table):
     )
 
 
-# %% ../nbs/09_real_people.ipynb #8d36de36
+# %% ../nbs/09_real_people.ipynb #2054deab
 WHAT = {
     "edited-faces": "Says whether a part of a face was replaced: a swap, a reenactment, new lips, a composite. CLIP's ViT-B/16 with "
     "tuned LayerNorms and one linear head; the average of four networks, each trained without one group of sources.",
@@ -776,11 +787,7 @@ def auc_table(predictions):
         .reindex(columns=["people", "source"])
         .fillna("")
     )
-    return (
-        counts.join(wide)
-        .reset_index()
-        .rename(columns={"people_x": "people", "source": "source of the media"})
-    )
+    return counts.join(wide.add_suffix(" left out")).reset_index().rename(columns={"source": "media"})
 
 
 def with_generator(main, held_out):
@@ -793,17 +800,13 @@ def with_generator(main, held_out):
     return pd.concat(parts) if parts else rows
 
 
-# %% ../nbs/09_real_people.ipynb #38a266fd
+# %% ../nbs/09_real_people.ipynb #9c225b15
 def verdict_table(predictions, kind, ladder=None):
     """What verdicts on each source are worth, by calibrations that saw no media of that source."""
     held_out = "source" if (predictions.held_out == "source").any() else "people"
     chosen = (predictions.held_out == held_out) | predictions.source.isin(PORTRAIT_SETS)
     rows = predictions[chosen & (predictions.kind == kind)].drop_duplicates("media").reset_index(drop=True)
-    steps = (
-        None
-        if ladder is None or kind != "video"
-        else ladder.rename(columns={"media": "media_id", "score": rows.detector.iloc[0]}).dropna()
-    )
+    steps = None if ladder is None or kind != "video" else ladder_steps(ladder, rows.detector.iloc[0])
     decided = decide_left_out(rows, "source", ladder=steps)
     counts = [{"source": source, **verdict_counts(part)} for source, part in decided.groupby("source")]
     return pd.DataFrame([*counts, {"source": "all", **verdict_counts(decided)}])
@@ -993,7 +996,7 @@ def judge_edited_faces(table, folder, tuned, average):
     return rows, ladder
 
 
-# %% ../nbs/09_real_people.ipynb #d03c22b5
+# %% ../nbs/09_real_people.ipynb #9b6b1ab4
 ABOUT = {
     "edited-faces": "real people in video calls, talks and films, each genuine and with another face or new lips, and portraits",
     "generated-faces": "photographs of real people and faces that GANs and diffusion models made",
@@ -1032,11 +1035,7 @@ def write_detector(name, kind, network, rows, out, made, trained_on, settings=No
     save_network(weights, kind, network, trained_on, settings, size=SIZE)
     steps = None
     if ladder is not None:
-        steps = (
-            ladder.rename(columns={"media": "media_id"})
-            .dropna(subset="score")
-            .rename(columns={"score": name})
-        )
+        steps = ladder_steps(ladder, name)
         ladder.round({"score": 6}).to_csv(out / "ladder.csv", index=False)
     for found in calibrations_of(rows, name, sha256_of(weights), ABOUT[name], steps):
         write_calibrations(out / f"calibration-{name}-{found.kind}.json", found)

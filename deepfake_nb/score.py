@@ -67,7 +67,7 @@ from .clips import SHORTEST_TRACK, inference_precision
 from .faces import CenterFace
 from .metrics import pool, read_predictions
 from .study import InputError, UsageError, write_atomically
-from .video import media_kind
+from .video import media_kind, probe
 from deepfake_nb.views import (
     PORTRAIT,
     ClipDetector,
@@ -144,7 +144,8 @@ def cut_aligned(image, box, landmarks, size=224):
     return cut_tight(image, box, landmarks, size)
 
 
-FACES = {"cut": cut_aligned, "batch_size": 16, "smallest_face": 40, "task": "edited", "most_faces": 32}
+FACES = {"cut": cut_aligned, "batch_size": 16, "smallest_face": 40, "task": "edited", "most_faces": 32,
+         "least_bits_per_pixel": 0.006}  # fmt: skip
 OF_REAL_PEOPLE = {
     "edited-faces": FACES,
     "generated-faces": FACES | {"task": "generated", "kinds": ("picture",)},
@@ -645,6 +646,25 @@ def why_no_score(seen, detector):
     return "The score is undefined: the network did not answer with numbers."
 
 
+def bits_per_pixel(path):
+    """Bits of a video file per pixel and frame; None where the file does not say how many frames it has."""
+    info = probe(path)
+    frames = info.frame_count or (info.duration_s or 0) * (info.frame_rate or 25)
+    return 8 * os.path.getsize(path) / (frames * info.width * info.height) if frames else None
+
+
+def too_compressed(path, heard):
+    """Why a video is too strongly compressed for its detectors; empty where it is not."""
+    least = max(member.detector.least_bits_per_pixel for member in heard.members)
+    found = bits_per_pixel(path) if least and heard.seen.kind == "video" else None
+    if found is None or found >= least:
+        return ""
+    return (
+        f"Too strongly compressed: {1000 * found:.1f} bits per 1,000 pixels, {1000 * least:.1f} are needed. So strong a "
+        f"compression leaves traces that look like those of a forgery."
+    )
+
+
 def why_undecided(face):
     """The sentence for a score between the two thresholds."""
     return (
@@ -688,6 +708,7 @@ ADVICE = {
         "A verdict needs a calibration for these weights and this kind of media. `deepfake-nb calibrate` fits one on media "
         "whose truth is known."
     ),
+    "Too strongly compressed": "A copy of a higher quality, such as the file before it was sent on, would help.",
     "Too few frames": "A longer piece, in which the face stays in view, would help.",
     "needs a video": "The video that this picture was taken from would help, or a detector of single pictures.",
     "judges single pictures": "A detector of videos would help, or single frames of this one, saved as pictures.",
@@ -928,6 +949,8 @@ class Speaker(FileScorer):
         """The `Verdict` on what was heard of a file."""
         voices = self.voices(heard.seen.kind, heard.members)
         faces, found = judge(heard, voices)
+        if found.word != "abstain" and (problem := too_compressed(path, heard)):
+            found = found._replace(word="abstain", rate=None, reason=problem)
         remarks = remarks_on(heard, found.face)
         reason = " ".join(
             part for part in (found.reason, *remarks, heard.seen.damage, found.footnote) if part

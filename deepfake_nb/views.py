@@ -356,6 +356,8 @@ class Detector(OverFrames):
         At most so many frames of a person are scored, evenly spaced; for networks that take their time.
     kinds : tuple of str
         What it can judge: ``picture``, ``video`` or both.
+    least_bits_per_pixel : float
+        A video file with fewer bits per pixel and frame is too strongly compressed for a verdict.
     task : {"edited", "generated"}, optional
         The kind of fake it was trained on: a face of which a part was replaced, or one that a model made as a whole.
     """
@@ -372,6 +374,7 @@ class Detector(OverFrames):
     precision: str = "float32"
     most_faces: int | None = None
     kinds: tuple = ("picture", "video")
+    least_bits_per_pixel: float = 0.0
     task: str | None = None
 
 

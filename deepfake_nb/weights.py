@@ -206,8 +206,8 @@ OF_REAL_PEOPLE = [
         (
             "edited-faces",
             "clip-tuned",
-            "8c75b1a9aee5e6a6fd4c367925ed0ebb98e1caeb7516592564de62f8be212c12",
-            167700,
+            "4452e2e9cb40ba2a082ee60d741f064310d8912adea4e948af9da2c8172eab2b",
+            167932,
             REAL_PEOPLE,
         ),
         (
