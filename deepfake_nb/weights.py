@@ -213,8 +213,8 @@ OF_REAL_PEOPLE = [
         (
             "generated-faces",
             "clip-probe",
-            "7ec13a49ff6fe7a00f91b375818a76211f3df46926f49aeb27551c2c6c9a0a1a",
-            9532,
+            "a854e9460d8a8c75f640289361e80fb141393d7806960bd0fed3cb10d1fe33de",
+            15820,
             REAL_AND_GENERATED,
         ),
         (
