@@ -2930,6 +2930,11 @@ d = {
                 "real_people.html#auc_with_interval",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.balanced": ("real_people.html#balanced", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.blended_features": (
+                "real_people.html#blended_features",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.calibrations_of": (
                 "real_people.html#calibrations_of",
                 "deepfake_nb/real_people.py",
@@ -2948,6 +2953,10 @@ d = {
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.failures": ("real_people.html#failures", "deepfake_nb/real_people.py"),
+            "deepfake_nb.real_people.fit_linear_head": (
+                "real_people.html#fit_linear_head",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.fit_probe": ("real_people.html#fit_probe", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.generated_media": (
                 "real_people.html#generated_media",
@@ -3067,6 +3076,10 @@ d = {
                 "real_people.html#save_tensors",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.small_head": (
+                "real_people.html#small_head",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.small_network": (
                 "real_people.html#small_network",
                 "deepfake_nb/real_people.py",
@@ -3081,10 +3094,6 @@ d = {
             ),
             "deepfake_nb.real_people.train_edited_faces": (
                 "real_people.html#train_edited_faces",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.train_small_faces": (
-                "real_people.html#train_small_faces",
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.tune_clip": ("real_people.html#tune_clip", "deepfake_nb/real_people.py"),

@@ -16,7 +16,8 @@ __all__ = [
     "PROBE_BLOCKS",
     "PROBE_STRENGTH",
     "SMALL",
-    "SMALL_SETTINGS",
+    "SMALL_BLENDS",
+    "SMALL_STRENGTH",
     "CARD",
     "WHAT",
     "PORTRAIT_SETS",
@@ -50,7 +51,10 @@ __all__ = [
     "fit_probe",
     "leave_out_generators",
     "small_network",
-    "train_small_faces",
+    "blended_features",
+    "fit_linear_head",
+    "balanced",
+    "small_head",
     "video_and_picture_rows",
     "ladder_steps",
     "calibrations_of",
@@ -83,7 +87,7 @@ __all__ = [
     "make_detector",
 ]
 
-# %% ../nbs/09_real_people.ipynb #59e3e379
+# %% ../nbs/09_real_people.ipynb #fc260b09
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -105,6 +109,7 @@ from deepfake_nb.corpus import (
     assign_folds,
     crop_file,
     crop_with_margin,
+    is_trained_on,
     largest_face,
     prepare_crops,
     read_corpus,
@@ -135,7 +140,6 @@ from .self_blending import picture_changes, random_view, through_changes
 from .study import UsageError, atomic_path, cache_dir, random_stream, sha256_of, write_json
 from .video import read_frames, recompress_frames
 from deepfake_nb.weights import (
-    PORTRAITS,
     REAL_AND_GENERATED,
     OF_REAL_PEOPLE,
     REAL_PEOPLE,
@@ -578,58 +582,78 @@ def leave_out_generators(rows, plain, changed, trained, blocks=slice(None)):
     return pd.concat(parts)
 
 
-# %% ../nbs/09_real_people.ipynb #01e7d4f0
+# %% ../nbs/09_real_people.ipynb #c7e79c6e
 SMALL = {"backbone": "tf_efficientnet_lite0", "size": SIZE}
-SMALL_SETTINGS = DetectorSettings(
-    steps=400, pairs=16, learning_rate=6e-4, head_learning_rate=2e-3, weight_decay=0.01
-)
+SMALL_BLENDS = DetectorSettings(steps=50, pairs=16)
+SMALL_STRENGTH = 0.003  # C of the logistic regression on standardised features
 
 
 def small_network():
-    """The small network with ImageNet's weights and a new head, laid out for quick convolutions."""
+    """The small network with ImageNet's weights and a new head, in eval mode."""
     network = FrameNetwork(**SMALL)
     released = import_state_dict(
         "efficientnet-lite0", read_state_dict(fetch("efficientnet-lite0"))
     ).state_dict()
     body = {name: tensor for name, tensor in released.items() if not name.startswith("classifier.")}
     network.backbone.load_state_dict(body, strict=False)
-    return network.to(memory_format=torch.channels_last)
-
-
-def train_small_faces(table, folder, seed=1, settings=SMALL_SETTINGS, tell=None):
-    """Train `small-faces`, or take what an earlier call left.
-
-    Parameters
-    ----------
-    table : DataFrame
-        See `open_corpus`.
-    folder : str or Path
-    seed : int
-    settings : DetectorSettings
-    tell : callable, optional
-        Receives step and record.
-
-    Returns
-    -------
-    FrameNetwork
-        In eval mode.
-    """
-    settings, path = replace(settings, seed=seed), Path(folder) / "network.safetensors"
-    torch.manual_seed(seed)
-    network = small_network()
-    if path.is_file():
-        network.load_state_dict(read_state_dict(path))
-        return network.eval()
-    head = list(network.backbone.get_classifier().parameters())
-    own = {id(parameter) for parameter in head}
-    body = [parameter for parameter in network.parameters() if id(parameter) not in own]
-    batches = Batches(training_portraits(table).reset_index(drop=True), settings)
-    train_detector(network, body, head, batches, folder, state=network, tell=tell)
-    save_tensors(path, network.state_dict())
     return network.eval()
 
 
-# %% ../nbs/09_real_people.ipynb #88cf6d74
+@torch.inference_mode()
+def blended_features(network, table, settings=SMALL_BLENDS, tell=None):
+    """Features and labels of the self-blended pairs of portraits."""
+    batches, found, labels = Batches(training_portraits(table).reset_index(drop=True), settings), [], []
+    for step in range(settings.steps):
+        images, label = batches[step]
+        found.append(
+            network.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).numpy()
+        )
+        labels.append(label)
+        if tell:
+            tell(step)
+    return np.concatenate(found), np.concatenate(labels).astype(int)
+
+
+# %% ../nbs/09_real_people.ipynb #c6c92054
+def fit_linear_head(features, labels, weights):
+    """Weights and constant of a logistic regression on features (N, C) with sample weights (N,)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(features)
+    line = LogisticRegression(C=SMALL_STRENGTH, max_iter=500).fit(scaler.transform(features), labels, weights)
+    own = line.coef_[0] / scaler.scale_
+    return own, float(line.intercept_[0] - own @ scaler.mean_)
+
+
+def balanced(labels, groups):
+    """Weights that give each group, and in it each class, the same sum; the mean is 1."""
+    cells = pd.Series([f"{group}|{label}" for group, label in zip(groups, labels, strict=True)])
+    weights = 1 / cells.map(cells.value_counts()).to_numpy()
+    return weights / weights.mean()
+
+
+def small_head(blends, rows, features):
+    """The linear head from self-blended pairs, which count as much as all forgeries together, and the faces of some files.
+
+    Parameters
+    ----------
+    blends : (array, array)
+        Features and labels, see `blended_features`.
+    rows : DataFrame
+        ``label, source`` of the files to train on.
+    features : list of array
+        Of the faces of each file.
+    """
+    labels = np.repeat(rows.label.to_numpy(), [len(part) for part in features])
+    sources = np.repeat(rows.source.to_numpy(), [len(part) for part in features])
+    weights = balanced(labels, sources)
+    share = weights.sum() / len(blends[1])
+    both = np.concatenate([*features, blends[0]]), np.concatenate([labels, blends[1]])
+    return fit_linear_head(*both, np.concatenate([weights, np.full(len(blends[1]), share)]))
+
+
+# %% ../nbs/09_real_people.ipynb #6b943c8d
 def video_and_picture_rows(rows, logits):
     """Rows with scores as videos (mean over faces) and, for all files, as images (the middle face).
 
@@ -692,7 +716,7 @@ def calibrations_of(predictions, detector, sha256, about, ladder=None):
     return found
 
 
-# %% ../nbs/09_real_people.ipynb #195ee0c8
+# %% ../nbs/09_real_people.ipynb #51861407
 CARD = """---
 license: other
 license_name: research-data
@@ -742,14 +766,14 @@ def markdown_table(table):
     )
 
 
-# %% ../nbs/09_real_people.ipynb #2054deab
+# %% ../nbs/09_real_people.ipynb #cff1ae6b
 WHAT = {
     "edited-faces": "Says whether a part of a face was replaced: a swap, a reenactment, new lips, a composite. CLIP's ViT-B/16 with "
     "tuned LayerNorms and one linear head; the average of four networks, each trained without one group of sources.",
     "generated-faces": "Says whether a face was made as a whole by a GAN or a diffusion model. One linear head on class tokens of "
     "CLIP's ViT-B/16, whose weights are as published. For images only.",
-    "small-faces": "Says whether a part of a face was replaced. An EfficientNet-Lite0 of 3.4 million parameters, trained on "
-    "self-blended images alone, for use without a download.",
+    "small-faces": "Says whether a part of a face was replaced. One linear head on EfficientNet-Lite0 with ImageNet's weights, "
+    "3.4 million parameters, for use without a download.",
 }
 
 
@@ -800,7 +824,7 @@ def with_generator(main, held_out):
     return pd.concat(parts) if parts else rows
 
 
-# %% ../nbs/09_real_people.ipynb #9c225b15
+# %% ../nbs/09_real_people.ipynb #8b942b6a
 def verdict_table(predictions, kind, ladder=None):
     """What verdicts on each source are worth, by calibrations that saw no media of that source."""
     held_out = "source" if (predictions.held_out == "source").any() else "people"
@@ -839,7 +863,7 @@ def model_card(name, folder):
                        fails=failures(predictions), made=made_in_words(name, made))  # fmt: skip
 
 
-# %% ../nbs/09_real_people.ipynb #7d70a50e
+# %% ../nbs/09_real_people.ipynb #b45ffd6f
 def failures(predictions):
     """Where a detector fails, as a list in Markdown: sources that it hardly tells apart, and false alarms on portraits."""
     found = auc_by_source(main_predictions(predictions), resamples=200)
@@ -882,7 +906,7 @@ def made_in_words(name, made):
     return "\n".join(lines)
 
 
-# %% ../nbs/09_real_people.ipynb #ccdcf049
+# %% ../nbs/09_real_people.ipynb #dfffee2b
 def kept_table(path, make):
     """The table in a Parquet file, made and written where it is not there."""
     path = Path(path)
@@ -911,7 +935,7 @@ def some_portraits(table):
     return genuine.loc[order].groupby("source").head(PORTRAITS_PER_SET).assign(held_out="people", fold=-1)
 
 
-# %% ../nbs/09_real_people.ipynb #96bb8a1d
+# %% ../nbs/09_real_people.ipynb #e3eba480
 LADDER_FAKES = 1  # of each method and fold
 
 
@@ -969,7 +993,7 @@ def climb_ladder(networks, rows, jobs=2):
     return pd.DataFrame(found, columns=["media", "version", "label", "person", "source", "score"])
 
 
-# %% ../nbs/09_real_people.ipynb #f191c25d
+# %% ../nbs/09_real_people.ipynb #dd7f0e3c
 def judge_edited_faces(table, folder, tuned, average):
     """Predictions and ladder of the folds of `edited-faces` on what they left out.
 
@@ -996,7 +1020,7 @@ def judge_edited_faces(table, folder, tuned, average):
     return rows, ladder
 
 
-# %% ../nbs/09_real_people.ipynb #9b6b1ab4
+# %% ../nbs/09_real_people.ipynb #6ced392a
 ABOUT = {
     "edited-faces": "real people in video calls, talks and films, each genuine and with another face or new lips, and portraits",
     "generated-faces": "photographs of real people and faces that GANs and diffusion models made",
@@ -1059,7 +1083,7 @@ def losses_of(folder):
     }  # fmt: skip
 
 
-# %% ../nbs/09_real_people.ipynb #9bcf6168
+# %% ../nbs/09_real_people.ipynb #ffabb2cf
 def make_edited_faces(table, out, seed=1, tell=None, blends=BLENDS, forgeries=FORGERIES):
     """Train, judge, calibrate and write `edited-faces`; the weight file."""
     work = Path(out) / "work"
@@ -1075,27 +1099,45 @@ def make_edited_faces(table, out, seed=1, tell=None, blends=BLENDS, forgeries=FO
     )
 
 
-def make_small_faces(table, out, seed=1, tell=None, settings=SMALL_SETTINGS):
+def make_small_faces(table, out, seed=1, tell=None):
     """Train, judge, calibrate and write `small-faces`; the weight file."""
-    work = Path(out) / "work"
-    say = (lambda step, record: tell("blends", step, record)) if tell else None
-    network = train_small_faces(table, work / "blends", seed, settings, say).half().float()
-    edited = pd.concat([left_out_rows(table, fold) for fold in range(FOLDS)])[
-        lambda rows: rows.held_out == "source"
-    ]
-    asked = pd.concat([edited.assign(fold=0), some_portraits(table)], ignore_index=True)
-    rows = kept_table(work / "left_out.parquet", lambda: with_logits(network, asked))
-    edges = ladder_media(rows.assign(held_out="people", fold=0))
-    ladder = kept_table(work / "ladder.parquet", lambda: climb_ladder({0: network, -1: network}, edges))
-    scored = video_and_picture_rows(rows, list(rows.logits)).drop(columns="logits")
-    made = {"seed": seed, "stages": {"blends": losses_of(work / "blends")}}
-    trained_on = f"{PORTRAITS}; it has never seen a forgery that somebody else made"
+    network = small_network()
+    say = (lambda step: tell("blends", step, {})) if tell else None
+    blends = blended_features(network, table, replace(SMALL_BLENDS, seed=seed), say)
+    parts = [left_out_rows(table, fold) for fold in range(FOLDS)]
+    edited = pd.concat(parts)[lambda rows: rows.held_out == "source"].sort_index()
+    portraits = some_portraits(table)
+    features = predict_files(network, list(edited.crops), most=6, output=network.forward_features)
+    of_portraits = predict_files(network, list(portraits.crops), most=1, output=network.forward_features)
+    place = {index: number for number, index in enumerate(edited.index)}
+
+    def head_of(chosen):
+        return small_head(blends, edited[chosen], [features[number] for number in np.flatnonzero(chosen)])
+
+    judged, logits = [], []
+    for fold, part in enumerate(parts):
+        weights, constant = head_of(is_trained_on(edited, assign_folds(edited), fold).to_numpy())
+        judged.append(part)
+        logits += [features[place[index]] @ weights + constant for index in part.index]
+    weights, constant = head_of(np.ones(len(edited), bool))
+    judged.append(portraits)
+    logits += [part @ weights + constant for part in of_portraits]
+    network.backbone.get_classifier().weight.data[0] = torch.tensor(weights)
+    network.backbone.get_classifier().bias.data[0] = constant
+    scored = video_and_picture_rows(pd.concat(judged, ignore_index=True), logits)
+    made = {
+        "seed": seed,
+        "notes": [
+            "All weights but the head are ImageNet's.",
+            f"{len(blends[1])} self-blended and genuine portraits.",
+        ],
+    }
     return write_detector(
-        "small-faces", "frame-network", network.half(), scored, out, made, trained_on, SMALL, ladder
+        "small-faces", "frame-network", network.half(), scored, out, made, REAL_PEOPLE, SMALL
     )
 
 
-# %% ../nbs/09_real_people.ipynb #cdf9b8df
+# %% ../nbs/09_real_people.ipynb #ebe41b1c
 def make_generated_faces(table, out, seed=1, tell=None):
     """Train, judge, calibrate and write `generated-faces`; the weight file."""
     work, rows = Path(out) / "work", generated_rows(table)
@@ -1152,7 +1194,7 @@ def kept_array(path, make):
     return np.load(path)
 
 
-# %% ../nbs/09_real_people.ipynb #9c2a77e0
+# %% ../nbs/09_real_people.ipynb #ee577e38
 MAKERS = {
     "edited-faces": make_edited_faces,
     "generated-faces": make_generated_faces,

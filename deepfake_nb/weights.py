@@ -220,9 +220,9 @@ OF_REAL_PEOPLE = [
         (
             "small-faces",
             "frame-network",
-            "cbae2f8a70b2192a238ed49102f0cf2ea94e0e27614bb2423da6dfe147f3c96f",
-            6858066,
-            PORTRAITS,
+            "c6fc4095e8838536f0187cb89aaae2e8b9676b09caad6e87c5170001d5b45c3f",
+            6858298,
+            REAL_PEOPLE,
         ),
     )
 ]
