@@ -653,7 +653,7 @@ def small_head(blends, rows, features):
     return fit_linear_head(*both, np.concatenate([weights, np.full(len(blends[1]), share)]))
 
 
-# %% ../nbs/09_real_people.ipynb #6b943c8d
+# %% ../nbs/09_real_people.ipynb #ddde8f94
 def video_and_picture_rows(rows, logits):
     """Rows with scores as videos (mean over faces) and, for all files, as images (the middle face).
 
@@ -688,7 +688,8 @@ def calibrations_of(predictions, detector, sha256, about, ladder=None):
     Parameters
     ----------
     predictions : DataFrame
-        ``media, label, person, kind, score`` of media that were left out; a file may stand once per way of holding out.
+        ``media, label, person, kind, held_out, score`` of media that were left out; where a file was left out in two ways, the
+        score of the training that did not see its source counts.
     detector : str
     sha256 : str
         Of the weight file it belongs to.
@@ -705,8 +706,10 @@ def calibrations_of(predictions, detector, sha256, about, ladder=None):
     for kind, rows in predictions.groupby("kind"):
         if rows.label.nunique() < 2:
             continue
-        rows = rows.drop_duplicates(["media", "held_out"]).assign(detector=detector)
-        rows = rows.assign(media=rows.media + "|" + rows.held_out)
+        strictest = rows.sort_values("held_out", ascending=False).drop_duplicates(
+            "media"
+        )  # "source" where there is one
+        rows = strictest.sort_values("media").assign(detector=detector)
         steps = ladder if kind == "video" else None
         found.append(
             fit_media_calibration(
