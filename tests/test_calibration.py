@@ -178,15 +178,15 @@ def versions_of(table, change):
 def test_a_ladder_gives_a_spread_and_a_margin_and_both_are_heeded():
     table = predictions(60, np.random.default_rng(1))
     plain = fit_media_calibration(table, draws=40)
-    laddered = fit_media_calibration(table, draws=40, ladder=versions_of(table, 0.8))
+    laddered = fit_media_calibration(table, draws=40, ladder=versions_of(table, 2.5))
     found = laddered.combinations["loud"]
-    assert found.wobble == pytest.approx(0.8, abs=1e-3) and 0 < found.margin <= 0.45
+    assert found.wobble == pytest.approx(2.5, abs=1e-2) and 0 < found.margin <= 2.5
     before, after = (one.decision(["loud"]) for one in (plain, laddered))
     assert logit(after.fake_from) == pytest.approx(logit(before.fake_from) + found.margin, abs=1e-6)
     assert after.real_below == before.real_below
     assert f"{after.fake_from:.2f} and above is called fake" in after.words and after.rate == before.rate
     genuine = table[table.label == 0]
-    turned = (genuine.score < after.real_below) & (expit(logit(genuine.score) + 0.8) >= after.fake_from)
+    turned = (genuine.score < after.real_below) & (expit(logit(genuine.score) + 2.5) >= after.fake_from)
     assert turned.mean() <= 0.03
     widths = [said.high - said.low for said in (one.probability({"loud": 0.4}) for one in (plain, laddered))]
     values = [one.probability({"loud": 0.4}).value for one in (plain, laddered)]

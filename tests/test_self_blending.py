@@ -20,7 +20,7 @@ from deepfake_nb.self_blending import (
 SIDE = 128
 LANDMARKS = np.float32([[45, 50], [83, 50], [64, 72], [48, 92], [80, 92]])
 NOTHING = BlendSettings(colours=False, texture=False, movement=False)
-CHANGES = {change for seed in range(60) for change, _ in picture_changes(np.random.default_rng(seed))}
+CHANGES = {change for seed in range(600) for change, _ in picture_changes(np.random.default_rng(seed))}
 
 
 def generator(seed=0):
