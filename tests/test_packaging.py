@@ -116,7 +116,7 @@ def test_the_wheel_scores_a_picture_and_writes_its_page(installed_wheel, tmp_pat
     command = [*(apart("--net") or []), installed_wheel / "deepfake-nb", "score", "picture.png"]
     answer(*command, "--json", "verdict.json", "--report", "report", cwd=tmp_path)
     (verdict,) = json.loads((tmp_path / "verdict.json").read_text())
-    assert 0 <= verdict["score"] <= 1 and "rendered" in verdict["trained_on"]
+    assert 0 <= verdict["score"] <= 1 and "real people" in verdict["trained_on"]
     assert "<html" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
 
 
