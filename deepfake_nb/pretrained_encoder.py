@@ -69,6 +69,8 @@ from .weights import fetch, load_detector
 class Encoder(NamedTuple):
     """A frozen network that embeds stored faces.
 
+    Parameters
+    ----------
     name, trained_on : str
     network : torch.nn.Module
     blocks : tuple of str
