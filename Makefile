@@ -35,7 +35,7 @@ export: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info docs/_build docs/pages .pytest_cache .ruff_cache
-	find reports -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+	find reports -mindepth 1 -maxdepth 1 ! -name reference ! -name detectors -exec rm -rf {} +
 
 $(INSTALLED): settings.ini constraints.txt setup.py pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \

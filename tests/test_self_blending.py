@@ -132,7 +132,7 @@ def test_all_changes_of_a_picture_keep_its_shape_and_are_the_same_for_a_seed(fac
         "compress",
         "soften",
         "add_noise",
-        "video_like",
+        "as_poor_video_frame",
         "smooth_skin",
     }
     for change in CHANGES:
