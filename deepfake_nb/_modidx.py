@@ -3611,6 +3611,18 @@ d = {
                 "self_blending.html#applied",
                 "deepfake_nb/self_blending.py",
             ),
+            "deepfake_nb.self_blending.as_copied_video_frame": (
+                "self_blending.html#as_copied_video_frame",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.as_poor_video_frame": (
+                "self_blending.html#as_poor_video_frame",
+                "deepfake_nb/self_blending.py",
+            ),
+            "deepfake_nb.self_blending.as_video_frame": (
+                "self_blending.html#as_video_frame",
+                "deepfake_nb/self_blending.py",
+            ),
             "deepfake_nb.self_blending.axes_of": (
                 "self_blending.html#axes_of",
                 "deepfake_nb/self_blending.py",
@@ -3699,10 +3711,6 @@ d = {
             "deepfake_nb.self_blending.soften": ("self_blending.html#soften", "deepfake_nb/self_blending.py"),
             "deepfake_nb.self_blending.through_changes": (
                 "self_blending.html#through_changes",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.video_like": (
-                "self_blending.html#video_like",
                 "deepfake_nb/self_blending.py",
             ),
         },

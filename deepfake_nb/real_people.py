@@ -184,9 +184,9 @@ def read_sides(file):
 
 # %% ../nbs/09_real_people.ipynb #d27d8d54
 SOURCE_WEIGHTS = {"openforensics": 0.7, "dfdc": 0.3, "video_calls": 1.5, "modern_swap": 1.5}
-BLENDS = DetectorSettings(steps=360, pairs=16, learning_rate=1.5e-3)
+BLENDS = DetectorSettings(steps=420, pairs=16, learning_rate=2e-3)
 FORGERIES = DetectorSettings(
-    steps=120, pairs=8, forgeries=8, learning_rate=8e-4, head_learning_rate=3e-3, warmup=6
+    steps=130, pairs=8, forgeries=8, learning_rate=8e-4, head_learning_rate=3e-3, warmup=6
 )
 FOLDS = len(SOURCE_GROUPS["edited"])
 

@@ -34,7 +34,9 @@ __all__ = [
     "picture_changes",
     "shift_light",
     "soften",
-    "video_like",
+    "as_video_frame",
+    "as_copied_video_frame",
+    "as_poor_video_frame",
     "reduce_a_little",
     "compress_lightly",
     "through_changes",
@@ -50,6 +52,7 @@ import numpy as np
 from .degradations import jpeg
 from .faces import fit_similarity
 from .forgery import face_outline
+from .video import recompress_frames
 
 # %% ../nbs/03_self_blending.ipynb #d660ff6d
 REGIONS = (
@@ -393,7 +396,7 @@ def random_view(rng, stored, size):
 # %% ../nbs/03_self_blending.ipynb #8dfbef97
 def picture_changes(rng):
     """The changes that a picture goes through on its way, drawn once: a list of (function, seed)."""
-    chances = HANDLING[rng.choice(3, p=(0.5, 0.35, 0.15))]
+    chances = HANDLING[rng.choice(3, p=(0.45, 0.35, 0.2))]
     return [(change, int(rng.integers(2**31))) for change, chance in chances.items() if rng.random() < chance]
 
 
@@ -409,13 +412,25 @@ def soften(image, rng):
     return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.5))
 
 
-def video_like(image, rng):
-    """Chroma at half the resolution and two generations of strong compression, as in a copied video."""
-    small = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb)
+def as_video_frame(image, rng, smallest=0.75, crf=(20, 32)):
+    """An image as a frame of an H.264 video: reduced, coded as the one before it moved by a pixel or two, and enlarged."""
     height, width = image.shape[:2]
-    chroma = cv2.resize(small[..., 1:], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    small = np.dstack([small[..., :1], cv2.resize(chroma, (width, height), interpolation=cv2.INTER_LINEAR)])
-    return compress(compress(cv2.cvtColor(small, cv2.COLOR_YCrCb2RGB), rng, 35, 70), rng, 30, 60)
+    share = rng.uniform(smallest, 1)
+    side = max(16, round(share * width)), max(16, round(share * height))
+    small = cv2.resize(image, side, interpolation=cv2.INTER_AREA)
+    before = np.roll(small, tuple(rng.integers(-2, 3, size=2)), axis=(0, 1))
+    coded = recompress_frames([before, small], crf=int(rng.integers(*crf)))[1]
+    return cv2.resize(coded, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def as_copied_video_frame(image, rng):
+    """`as_video_frame` at 50 to 100 % of the size, of CRF 23 to 39."""
+    return as_video_frame(image, rng, 0.5, (23, 40))
+
+
+def as_poor_video_frame(image, rng):
+    """`as_video_frame` at 30 to 100 % of the size, of CRF 30 to 48."""
+    return as_video_frame(image, rng, 0.3, (30, 49))
 
 
 def reduce_a_little(image, rng):
@@ -429,10 +444,11 @@ def compress_lightly(image, rng):
 
 
 HANDLING = (  # light, fair, heavy
-    {smooth_skin: 0.06, sharpen: 0.06, shift_colours: 0.25, shift_light: 0.15, compress_lightly: 0.5},
-    {smooth_skin: 0.08, sharpen: 0.08, shift_colours: 0.35, shift_light: 0.25, reduce_a_little: 0.35, compress_lightly: 0.6},
-    {smooth_skin: 0.12, sharpen: 0.12, shift_colours: 0.45, shift_light: 0.3, reduce_and_enlarge: 0.35, soften: 0.12,
-     add_noise: 0.15, video_like: 0.12, compress: 0.55},
+    {smooth_skin: 0.06, sharpen: 0.06, shift_colours: 0.25, shift_light: 0.15, as_video_frame: 0.25, compress_lightly: 0.4},
+    {smooth_skin: 0.08, sharpen: 0.08, shift_colours: 0.35, shift_light: 0.25, reduce_a_little: 0.3,
+     as_copied_video_frame: 0.4, compress_lightly: 0.4},
+    {smooth_skin: 0.12, sharpen: 0.12, shift_colours: 0.45, shift_light: 0.3, reduce_and_enlarge: 0.25, soften: 0.12,
+     add_noise: 0.15, as_poor_video_frame: 0.7, compress: 0.3},
 )  # fmt: skip
 
 
