@@ -1115,6 +1115,10 @@ d = {
                 "face_encoder.html#freeze_all_but_norms",
                 "deepfake_nb/face_encoder.py",
             ),
+            "deepfake_nb.face_encoder.in_precision": (
+                "face_encoder.html#in_precision",
+                "deepfake_nb/face_encoder.py",
+            ),
             "deepfake_nb.face_encoder.load_face_encoder": (
                 "face_encoder.html#load_face_encoder",
                 "deepfake_nb/face_encoder.py",

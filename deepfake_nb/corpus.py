@@ -54,9 +54,9 @@ __all__ = [
 # %% ../nbs/09_corpus.ipynb #d2656363
 import csv
 import hashlib
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -65,6 +65,7 @@ import numpy as np
 import pandas as pd
 
 from .adapters import scan_celeb_df, scan_dfdc, scan_ffpp, scan_folders
+from .builds import many_workers
 from .faces import CenterFace, face_tracks, fit_similarity, transform_points, warp
 from .frame_network import standard_points
 from .study import InputError, atomic_path
@@ -160,9 +161,8 @@ def folder_rows(folder):
         method = entry.get("method") or entry.get("generator") or GENERATORS.get(name, name)
         source = name if generated or name in SWAPPED_FROM_FFPP else entry.get("source") or name
         stem = Path(row["path"]).stem
-        person = entry.get("person") or inner_folder(row["path"]) or name_in_call(stem)
-        if row["kind"] == "image" and not entry.get("person"):
-            person = f"{name}-{stem}"
+        person = entry.get("person") or inner_folder(row["path"])
+        person = person or (f"{name}-{stem}" if row["kind"] == "image" else name_in_call(stem))
         task = "generated" if generated or "generator" in entry else "edited"
         yield row | {
             "source": source,
@@ -489,7 +489,7 @@ def store_crops(path, kind, folder, most, detector):
 # %% ../nbs/09_corpus.ipynb #f2976db6
 @contextmanager
 def one_opencv_thread():
-    """Keep OpenCV to one thread within a block, so that processes can be forked in it."""
+    """Keep OpenCV to one thread within a block, beside other processes that work, or where a process is forked."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -499,11 +499,12 @@ def one_opencv_thread():
 
 
 # %% ../nbs/09_corpus.ipynb #77122bea
-def store_some(rows, folder, most):
-    """Store the crops of some files with one face detector, for one process."""
+def store_some(task, folder, most):
+    """Store the crops of some files with one face detector, for one process; the task's number comes back with what was made."""
+    number, rows = task
     detector = CenterFace(threads=1)
-    cv2.setNumThreads(1)
-    return [store_crops(path, kind, folder, most, detector) for path, kind in rows]
+    with one_opencv_thread():
+        return number, [store_crops(path, kind, folder, most, detector) for path, kind in rows]
 
 
 # %% ../nbs/09_corpus.ipynb #7e8744b6
@@ -531,13 +532,13 @@ def prepare_crops(table, folder, *, jobs=2, most=FRAMES_PER_VIDEO, tell=None):
     Path(folder).mkdir(parents=True, exist_ok=True)
     rows = list(zip(table.path, table.kind, strict=True))
     parts = [rows[start : start + 24] for start in range(0, len(rows), 24)]
-    found = []
-    with one_opencv_thread(), ProcessPoolExecutor(jobs) as pool:
-        for done in pool.map(store_some, parts, [folder] * len(parts), [most] * len(parts)):
-            found += done
+    found = {}
+    with many_workers(partial(store_some, folder=folder, most=most), jobs) as stored:
+        for number, files in stored(enumerate(parts)):
+            found[number] = files
             if tell:
-                tell(len(found))
-    return found
+                tell(sum(map(len, found.values())))
+    return [file for number in sorted(found) for file in found[number]]
 
 
 # %% ../nbs/09_corpus.ipynb #c0d0e650

@@ -9,6 +9,7 @@ __all__ = [
     "DEPTH",
     "MixedLayerNorm",
     "with_mixed_precision",
+    "in_precision",
     "FaceEncoder",
     "freeze_all_but_norms",
     "tuned_tensors",
@@ -52,6 +53,13 @@ def with_mixed_precision(network):
         if isinstance(module, nn.LayerNorm):
             module.float()
             module.__class__ = MixedLayerNorm
+    return network
+
+
+def in_precision(network, precision, device="cpu"):
+    """A network in "float32", "mixed" or, with "auto", mixed precision where a device is quick at it; changed in place."""
+    if precision == "mixed" or (precision == "auto" and has_bf16(torch.device(device))):
+        return with_mixed_precision(network)
     return network
 
 
@@ -192,9 +200,7 @@ class OnClip(nn.Module):
 
     def attach(self, encoder, precision):
         """Take an encoder, in bfloat16 where that is wanted and quick."""
-        if precision == "mixed" or (precision == "auto" and has_bf16(torch.device("cpu"))):
-            with_mixed_precision(encoder)
-        self.encoder = encoder.requires_grad_(False).eval()
+        self.encoder = in_precision(encoder, precision).requires_grad_(False).eval()
         for name, values in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         return self.eval()
@@ -301,8 +307,8 @@ def load_face_encoder(clip_file, tensors=None, precision="float32"):
         As ``fetch("clip-vit-b16")`` gives it.
     tensors : dict of str to tensor, optional
         See `tuned_tensors`; without them the LayerNorms are CLIP's own and the head is random.
-    precision : {"float32", "mixed"}
-        "mixed" holds all but the LayerNorms and the head in bfloat16.
+    precision : {"float32", "mixed", "auto"}
+        "mixed" holds all but the LayerNorms and the head in bfloat16; "auto" does where the processor is quick at it.
 
     Returns
     -------
@@ -317,8 +323,7 @@ def load_face_encoder(clip_file, tensors=None, precision="float32"):
     network = FaceEncoder(load_clip(clip_file))
     if tensors is not None:
         load_tuned(network, tensors)
-    if precision == "mixed":
-        with_mixed_precision(network.encoder)
+    in_precision(network.encoder, precision)
     return network.eval()
 
 

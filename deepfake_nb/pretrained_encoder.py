@@ -46,7 +46,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .corpus import MARGIN, SIZE, STORED, crop_with_margin, read_crops, stable_number
 from .encoders import clip_input, load_clip
-from .face_encoder import with_mixed_precision
+from .face_encoder import in_precision
 from .faces import align_ffhq, ffhq_transform, transform_points
 from .generator import as_inputs, as_pictures, draw_faces, shipped_networks
 from .inversion import weights_digest
@@ -61,7 +61,6 @@ from deepfake_nb.study import (
     random_seed,
     random_stream,
 )
-from .training import has_bf16
 from .weights import fetch, load_detector
 
 
@@ -107,9 +106,7 @@ def load_encoder(name, device="cpu"):
         CLIP's file is not in the cache and cannot be downloaded.
     """
     if name == "clip-vit-b16":
-        network = load_clip(fetch(name)).requires_grad_(False)
-        if has_bf16(torch.device(device)):
-            with_mixed_precision(network)
+        network = in_precision(load_clip(fetch(name)).requires_grad_(False), "auto", device)
         blocks = tuple(f"block {number}" for number in range(1, 1 + len(network.blocks)))
         words = "images with captions from the web"
     elif name == "rendered-faces":

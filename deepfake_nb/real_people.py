@@ -90,7 +90,6 @@ __all__ = [
 # %% ../nbs/09_real_people.ipynb #fc260b09
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,6 +99,7 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
+from .builds import many_workers
 from .calibration import MISS_RATE, decision_for, fit_media_calibration, write_calibrations
 from deepfake_nb.corpus import (
     GENERATED_SETS,
@@ -111,6 +111,7 @@ from deepfake_nb.corpus import (
     crop_with_margin,
     is_trained_on,
     largest_face,
+    one_opencv_thread,
     prepare_crops,
     read_corpus,
     read_crops,
@@ -223,7 +224,7 @@ def tune_clip(table, settings, folder, start=None, tell=None):
     if path.is_file():
         return read_state_dict(path)
     torch.manual_seed(settings.seed)
-    network = load_face_encoder(fetch("clip-vit-b16"), start, precision="mixed")
+    network = load_face_encoder(fetch("clip-vit-b16"), start, precision="auto")
     norms, head = freeze_all_but_norms(network)
     batches = Batches(table.reset_index(drop=True), settings, SOURCE_WEIGHTS)
     with patch_dropout(network.encoder, settings.patch_dropout):
@@ -951,16 +952,16 @@ def ladder_media(rows):
 
 
 def ladder_of_file(path):
-    """`ladder_faces` of one file with one thread, for one process; kept for the next detector."""
-    cv2.setNumThreads(1)
+    """A file and its `ladder_faces`, with one thread, for one process; kept for the next detector."""
     kept = crop_file(cache_dir() / "ladder", path, *LADDER, LADDER_FRAMES, LADDER_FACES)
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        faces = ladder_faces(path, detector=CenterFace(threads=1))
+        with one_opencv_thread():
+            faces = ladder_faces(path, detector=CenterFace(threads=1))
         with atomic_path(kept) as temporary, open(temporary, "wb") as file:
             np.savez(file, **faces)
     with np.load(kept) as content:
-        return {name: content[name] for name in content.files}
+        return path, {name: content[name] for name in content.files}
 
 
 def climb_ladder(networks, rows, jobs=2):
@@ -980,8 +981,10 @@ def climb_ladder(networks, rows, jobs=2):
         ``media, version, label, person, source, score``; the score is NaN where no face was found.
     """
     margin, found = (STORED - SIZE) // 2, []
-    with ProcessPoolExecutor(jobs) as pool:
-        for row, versions in zip(rows.itertuples(), pool.map(ladder_of_file, rows.path), strict=True):
+    of_path = {row.path: row for row in rows.itertuples()}
+    with many_workers(ladder_of_file, jobs) as versions_of:
+        for path, versions in versions_of(rows.path):
+            row = of_path[path]
             cut = [faces[:, margin : margin + SIZE, margin : margin + SIZE] for faces in versions.values()]
             whole = np.concatenate([faces for faces in cut if len(faces)])
             with torch.inference_mode():
@@ -993,7 +996,8 @@ def climb_ladder(networks, rows, jobs=2):
                 (row.media, name, row.label, row.person, row.source, score)
                 for name, score in zip(versions, scores, strict=True)
             ]
-    return pd.DataFrame(found, columns=["media", "version", "label", "person", "source", "score"])
+    table = pd.DataFrame(found, columns=["media", "version", "label", "person", "source", "score"])
+    return table.sort_values("media", kind="stable", ignore_index=True)
 
 
 # %% ../nbs/09_real_people.ipynb #dd7f0e3c
@@ -1007,7 +1011,7 @@ def judge_edited_faces(table, folder, tuned, average):
     """
     folder, clip = Path(folder), fetch("clip-vit-b16")
     networks = {
-        fold: load_face_encoder(clip, tensors, precision="mixed") for fold, tensors in enumerate(tuned)
+        fold: load_face_encoder(clip, tensors, precision="auto") for fold, tensors in enumerate(tuned)
     }
     parts = [
         kept_table(
@@ -1016,7 +1020,7 @@ def judge_edited_faces(table, folder, tuned, average):
         )
         for fold, network in networks.items()
     ]
-    final = load_face_encoder(clip, average, precision="mixed")
+    final = load_face_encoder(clip, average, precision="auto")
     parts.append(kept_table(folder / "portraits.parquet", lambda: with_logits(final, some_portraits(table))))
     rows = pd.concat(parts, ignore_index=True)
     ladder = kept_table(folder / "ladder.parquet", lambda: climb_ladder(networks, ladder_media(rows)))
@@ -1145,7 +1149,7 @@ def make_generated_faces(table, out, seed=1, tell=None):
     """Train, judge, calibrate and write `generated-faces`; the weight file."""
     work, rows = Path(out) / "work", generated_rows(table)
     work.mkdir(parents=True, exist_ok=True)
-    network = ClipProbe(PROBE_BLOCKS).complete(fetch("clip-vit-b16"), "mixed")
+    network = ClipProbe(PROBE_BLOCKS).complete(fetch("clip-vit-b16"))
     say = (lambda done: tell("tokens", done, {})) if tell else None
     plain = kept_array(work / "plain.npy", lambda: probe_tokens(network, list(rows.crops), tell=say))
     trained = rows.trained.to_numpy()

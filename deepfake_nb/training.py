@@ -979,11 +979,17 @@ def lay_channels_last(network):
 
 # %% ../nbs/06_training.ipynb #baa56209
 def has_bf16(device):
-    """Whether a GPU or processor has instructions for bfloat16; others are slower with it than without."""
+    """Whether a GPU or processor is quicker in bfloat16 than in float32.
+
+    Of Intel's processors those with matrix tiles (AMX) are; with vector instructions alone they need twice as long.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    asks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, ask, bool)() for ask in asks)
+    if device.type != "cpu":
+        return False
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    vectors = able.get("avx512_bf16", False) and "Intel" not in able.get("cpu_name", "Intel")
+    return bool(vectors or able.get("amx_bf16", False))
 
 
 def chooses_bf16(precision, device):

@@ -165,7 +165,7 @@ def test_an_unknown_encoder_is_refused():
 def test_clip_gives_the_class_token_of_each_block(encoder_files, tmp_path, monkeypatch):
     """Its last one, normalised and projected, is what the whole encoder outputs."""
     monkeypatch.setattr(pretrained_encoder, "fetch", encoder_files)
-    monkeypatch.setattr(pretrained_encoder, "has_bf16", lambda device: False)
+    monkeypatch.setattr("deepfake_nb.face_encoder.has_bf16", lambda device: False)
     encoder = load_encoder("clip-vit-b16")
     face = np.random.default_rng(0).integers(0, 256, (1, STORED, STORED, 3), dtype=np.uint8)
     found = pretrained_encoder.embed(encoder, face)

@@ -31,6 +31,7 @@ from deepfake_nb.training import (
     binary_cross_entropy,
     cross_entropy,
     fake_scores,
+    has_bf16,
     plot_curves,
     seeded,
 )
@@ -379,6 +380,21 @@ def test_checkpoints_every_so_many_epochs(tmp_path):
 def test_bf16_trains():
     log = trainer(replace(SETTINGS, precision="bf16", epochs=6, learning_rate=0.05)).fit(TRAIN, VALIDATION)
     assert log.records[-1]["val_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("able", "quick"),
+    [
+        ({"cpu_name": "AMD EPYC 9R45", "avx512_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "AMD EPYC 7763"}, False),
+        ({}, False),
+    ],
+)
+def test_bf16_is_used_where_the_processor_is_quick_at_it(monkeypatch, able, quick):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert has_bf16(torch.device("cpu")) is quick
 
 
 def test_what_learnt_in_bf16_answers_in_float32():
