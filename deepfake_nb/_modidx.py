@@ -2947,6 +2947,10 @@ d = {
                 "real_people.html#climb_ladder",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.climb_still_ladder": (
+                "real_people.html#climb_still_ladder",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.compiled": ("real_people.html#compiled", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.decide_left_out": (
                 "real_people.html#decide_left_out",
@@ -3043,6 +3047,10 @@ d = {
                 "real_people.html#markdown_table",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.middle_score": (
+                "real_people.html#middle_score",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.model_card": (
                 "real_people.html#model_card",
                 "deepfake_nb/real_people.py",
@@ -3080,6 +3088,7 @@ d = {
                 "real_people.html#save_tensors",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.scores_of": ("real_people.html#scores_of", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.small_head": (
                 "real_people.html#small_head",
                 "deepfake_nb/real_people.py",
@@ -3096,6 +3105,7 @@ d = {
                 "real_people.html#test_portraits",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.tokens_of": ("real_people.html#tokens_of", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.train_edited_faces": (
                 "real_people.html#train_edited_faces",
                 "deepfake_nb/real_people.py",

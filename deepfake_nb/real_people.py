@@ -21,9 +21,12 @@ __all__ = [
     "CARD",
     "WHAT",
     "PORTRAIT_SETS",
+    "PEOPLE_GROUPS",
     "PORTRAITS_PER_SET",
     "LADDER_FAKES",
     "ABOUT",
+    "STILL_LADDER",
+    "LADDER_STILLS",
     "STILLS_PER_SET",
     "MAKERS",
     "open_corpus",
@@ -33,6 +36,7 @@ __all__ = [
     "compiled",
     "train_edited_faces",
     "pooled_score",
+    "middle_score",
     "left_out_rows",
     "predict_table",
     "kept_columns",
@@ -47,6 +51,7 @@ __all__ = [
     "verdict_counts",
     "generated_media",
     "probe_tokens",
+    "tokens_of",
     "one_face",
     "fit_probe",
     "leave_out_generators",
@@ -74,6 +79,7 @@ __all__ = [
     "some_portraits",
     "ladder_media",
     "ladder_of_file",
+    "scores_of",
     "climb_ladder",
     "judge_edited_faces",
     "write_detector",
@@ -82,6 +88,7 @@ __all__ = [
     "make_small_faces",
     "make_generated_faces",
     "one_score_each",
+    "climb_still_ladder",
     "generated_rows",
     "kept_array",
     "make_detector",
@@ -117,6 +124,7 @@ from deepfake_nb.corpus import (
     read_crops,
     stable_number,
 )
+from .degradations import jpeg
 from deepfake_nb.detector_training import (
     Batches,
     DetectorSettings,
@@ -285,6 +293,11 @@ def pooled_score(logits):
     return float(np.mean(expit(logits)))
 
 
+def middle_score(logits):
+    """The score in [0, 1] of the middle one of a file's faces."""
+    return float(expit(logits[len(logits) // 2]))
+
+
 def left_out_rows(table, fold):
     """The edited media that a fold leaves out, with the reason in ``held_out``; stills of videos that are there too do not count."""
     edited = table[(table.task == "edited") & (table.source != "real_faces")]
@@ -371,8 +384,6 @@ def encoded_again(frames, crf=28, share=1.0):
 
 def as_motion_jpeg(frames, quality=60):
     """Frames through a second codec: JPEG, picture by picture, as webcams and old cameras send them."""
-    from deepfake_nb.degradations import jpeg
-
     return [jpeg(frame, quality) for frame in frames]
 
 
@@ -504,18 +515,23 @@ def generated_media(table):
 
 def probe_tokens(network, files, changed=False, seed=0, tell=None):
     """Class tokens of the middle face of each file, float32 (N, blocks, width); `changed` draws what happens to a picture first."""
-    loaded = [
+    faces = [
         one_face(file, random_stream(seed, "probe", place) if changed else None)
         for place, file in enumerate(files)
     ]
+    return tokens_of(network, faces, tell)
+
+
+def tokens_of(network, faces, tell=None):
+    """Class tokens of faces uint8 (SIZE, SIZE, 3), float32 (N, blocks, width)."""
     found = []
-    for start in range(0, len(loaded), 32):
-        faces = torch.from_numpy(np.stack(loaded[start : start + 32])).permute(0, 3, 1, 2).float() / 255
+    for start in range(0, len(faces), 32):
+        batch = torch.from_numpy(np.stack(faces[start : start + 32])).permute(0, 3, 1, 2).float() / 255
         with torch.inference_mode():
-            found.append(network.forward_features(faces).float().numpy())
+            found.append(network.forward_features(batch).float().numpy())
         if tell:
             tell(start)
-    return np.concatenate(found).reshape(len(files), len(network.blocks), -1)
+    return np.concatenate(found).reshape(len(faces), len(network.blocks), -1)
 
 
 def one_face(file, rng=None):
@@ -673,14 +689,17 @@ def video_and_picture_rows(rows, logits):
     films = rows[moving].assign(
         score=[pooled_score(v) for v, keep in zip(logits, moving, strict=True) if keep]
     )
-    middle = [float(expit(values[len(values) // 2])) for values in logits]
-    return pd.concat([films, rows.assign(score=middle, kind="image")], ignore_index=True)
+    images = rows.assign(score=[middle_score(values) for values in logits], kind="image")
+    return pd.concat([films, images], ignore_index=True)
 
 
-def ladder_steps(ladder, detector):
-    """A ladder as `fit_media_calibration` takes it: versions that get no verdict anyway are left out."""
-    kept = ladder[~ladder.version.isin(TOO_STRONG)].dropna(subset="score")
-    return kept.rename(columns={"media": "media_id", "score": detector}).reset_index(drop=True)
+def ladder_steps(ladder, detector, kind="video"):
+    """A ladder as `fit_media_calibration` takes it for a kind of media; versions that get no verdict anyway are left out."""
+    if ladder is None:
+        return None
+    score = "score" if kind == "video" else "face_score"
+    kept = ladder[~ladder.version.isin(TOO_STRONG)].dropna(subset=score)
+    return kept.rename(columns={"media": "media_id", score: detector}).reset_index(drop=True)
 
 
 def calibrations_of(predictions, detector, sha256, about, ladder=None):
@@ -697,7 +716,7 @@ def calibrations_of(predictions, detector, sha256, about, ladder=None):
     about : str
         The media in plain words.
     ladder : DataFrame, optional
-        For videos; see `deepfake_nb.calibration.fit_media_calibration`.
+        See `climb_ladder`.
 
     Returns
     -------
@@ -711,7 +730,7 @@ def calibrations_of(predictions, detector, sha256, about, ladder=None):
             "media"
         )  # "source" where there is one
         rows = strictest.sort_values("media").assign(detector=detector)
-        steps = ladder if kind == "video" else None
+        steps = ladder_steps(ladder, detector, kind)
         found.append(
             fit_media_calibration(
                 as_calibration_rows(rows), weights={detector: sha256}, about=about, ladder=steps
@@ -745,7 +764,8 @@ was seen in training. *source*: the whole source (or generator) was left out.
 
 {auc}
 
-Verdicts at a stated false-alarm rate of 5 %, by a calibration that saw neither the person nor the source:
+Verdicts at a stated false-alarm rate of 5 %, by a detector and a calibration that saw neither the person nor the source (in the last
+row: the source, but not the person):
 
 {verdicts}
 
@@ -829,15 +849,29 @@ def with_generator(main, held_out):
 
 
 # %% ../nbs/09_real_people.ipynb #8b942b6a
+PEOPLE_GROUPS = 5  # that are left out in turn
+
+
 def verdict_table(predictions, kind, ladder=None):
-    """What verdicts on each source are worth, by calibrations that saw no media of that source."""
+    """What verdicts on each source are worth, by calibrations that saw no media of that source, and last of those people."""
     held_out = "source" if (predictions.held_out == "source").any() else "people"
-    chosen = (predictions.held_out == held_out) | predictions.source.isin(PORTRAIT_SETS)
-    rows = predictions[chosen & (predictions.kind == kind)].drop_duplicates("media").reset_index(drop=True)
-    steps = None if ladder is None or kind != "video" else ladder_steps(ladder, rows.detector.iloc[0])
-    decided = decide_left_out(rows, "source", ladder=steps)
+    steps = ladder_steps(ladder, predictions.detector.iloc[0], kind)
+    portraits = predictions.source.isin(PORTRAIT_SETS)
+
+    def decide(how, groups):
+        chosen = ((predictions.held_out == how) | portraits) & (predictions.kind == kind)
+        rows = predictions[chosen].drop_duplicates("media").reset_index(drop=True)
+        return decide_left_out(rows.assign(group=groups(rows)), "group", ladder=steps)
+
+    decided = decide(held_out, lambda rows: rows.source)
     counts = [{"source": source, **verdict_counts(part)} for source, part in decided.groupby("source")]
-    return pd.DataFrame([*counts, {"source": "all", **verdict_counts(decided)}])
+    counts.append({"source": "all", **verdict_counts(decided)})
+    if held_out == "source":
+        of_people = decide(
+            "people", lambda rows: [stable_number("group", p) % PEOPLE_GROUPS for p in rows.person]
+        )
+        counts.append({"source": "all, only the people are new", **verdict_counts(of_people)})
+    return pd.DataFrame(counts)
 
 
 def model_card(name, folder):
@@ -964,6 +998,11 @@ def ladder_of_file(path):
         return path, {name: content[name] for name in content.files}
 
 
+def scores_of(logits):
+    """The score of a video and of its middle face as an image, from the logits of its faces; NaN where it has none."""
+    return (pooled_score(logits), middle_score(logits)) if len(logits) else (np.nan, np.nan)
+
+
 def climb_ladder(networks, rows, jobs=2):
     """Scores of all versions of some videos, each by the network that left out its person.
 
@@ -978,7 +1017,8 @@ def climb_ladder(networks, rows, jobs=2):
     Returns
     -------
     DataFrame
-        ``media, version, label, person, source, score``; the score is NaN where no face was found.
+        ``media, version, label, person, source, score, face_score``: the score of the video, and of the middle face as an image;
+        both are NaN where no face was found.
     """
     margin, found = (STORED - SIZE) // 2, []
     of_path = {row.path: row for row in rows.itertuples()}
@@ -991,12 +1031,12 @@ def climb_ladder(networks, rows, jobs=2):
                 logits = networks[row.fold](torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255).numpy()
             ends = np.cumsum([len(faces) for faces in cut])
             parts = np.split(logits, ends[:-1])
-            scores = [pooled_score(part) if len(part) else np.nan for part in parts]
             found += [
-                (row.media, name, row.label, row.person, row.source, score)
-                for name, score in zip(versions, scores, strict=True)
+                (row.media, name, row.label, row.person, row.source, *scores_of(part))
+                for name, part in zip(versions, parts, strict=True)
             ]
-    table = pd.DataFrame(found, columns=["media", "version", "label", "person", "source", "score"])
+    columns = ["media", "version", "label", "person", "source", "score", "face_score"]
+    table = pd.DataFrame(found, columns=columns)
     return table.sort_values("media", kind="stable", ignore_index=True)
 
 
@@ -1064,11 +1104,9 @@ def write_detector(name, kind, network, rows, out, made, trained_on, settings=No
     out.mkdir(parents=True, exist_ok=True)
     weights = out / f"{name}.safetensors"
     save_network(weights, kind, network, trained_on, settings, size=SIZE)
-    steps = None
     if ladder is not None:
-        steps = ladder_steps(ladder, name)
-        ladder.round({"score": 6}).to_csv(out / "ladder.csv", index=False)
-    for found in calibrations_of(rows, name, sha256_of(weights), ABOUT[name], steps):
+        ladder.round({"score": 6, "face_score": 6}).to_csv(out / "ladder.csv", index=False)
+    for found in calibrations_of(rows, name, sha256_of(weights), ABOUT[name], ladder):
         write_calibrations(out / f"calibration-{name}-{found.kind}.json", found)
     frames = is_frame_of_video(rows)
     kept_columns(rows[~frames], name).to_csv(out / "predictions.csv", index=False)
@@ -1162,10 +1200,13 @@ def make_generated_faces(table, out, seed=1, tell=None):
     weights, constant = fit_probe(tokens, np.tile(rows.label[trained], 2))
     final = ClipProbe(PROBE_BLOCKS)
     final.head.weight.data[:], final.head.bias.data[:] = torch.tensor(weights), constant
+    ladder = kept_table(
+        work / "ladder.parquet", lambda: climb_still_ladder(network, weights, constant, rows[~trained])
+    )
     settings, judged = {"blocks": list(PROBE_BLOCKS)}, one_score_each(judged).assign(kind="image")
     made = {"seed": seed, "stills": int(trained.sum())}
     return write_detector(
-        "generated-faces", "clip-probe", final, judged, out, made, REAL_AND_GENERATED, settings
+        "generated-faces", "clip-probe", final, judged, out, made, REAL_AND_GENERATED, settings, ladder
     )
 
 
@@ -1173,6 +1214,30 @@ def one_score_each(judged):
     """Rows of `leave_out_generators` with one score per still and way of holding out: the mean over the probes that scored it."""
     means = judged.groupby(["media", "held_out"]).score.transform("mean")
     return judged.assign(score=means).drop_duplicates(["media", "held_out"]).drop(columns="against")
+
+
+STILL_LADDER = {
+    "JPEG 60": lambda face: jpeg(face, 60),
+    "JPEG 30": lambda face: jpeg(face, 30),
+    "half size": lambda face: cv2.resize(
+        cv2.resize(face, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+        (SIZE, SIZE),
+        interpolation=cv2.INTER_CUBIC,
+    ),
+}
+LADDER_STILLS = 160
+
+
+def climb_still_ladder(network, weights, constant, rows):
+    """Scores that a probe gives some stills that it was not trained on, in all versions; a table as `climb_ladder` gives it."""
+    order = sorted(rows.index, key=lambda index: stable_number("ladder", rows.media[index]))
+    rows = rows.loc[order[:LADDER_STILLS]][["media", "label", "person", "source", "crops"]]
+    faces, found = [one_face(file) for file in rows.crops], []
+    for name, change in {"original": np.asarray, **STILL_LADDER}.items():
+        tokens = tokens_of(network, [change(face) for face in faces]).reshape(len(faces), -1)
+        score = expit(tokens @ weights + constant)
+        found.append(rows.drop(columns="crops").assign(version=name, score=score, face_score=score))
+    return pd.concat(found, ignore_index=True)
 
 
 STILLS_PER_SET = {"gan_celeba_stills": 350, "synthetic_stills": 350, "ffpp_c23": 60}

@@ -154,12 +154,14 @@ def test_every_rung_shows_the_face(clip):
     assert worst > mild > 0
 
 
-def test_the_ladder_asks_the_network_that_left_the_person_out(clip, tmp_path, monkeypatch):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_ladder_asks_the_network_that_left_the_person_out(clip, tmp_path, monkeypatch, jobs):
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
     rows = pd.DataFrame({"path": [str(clip)], "media": ["person.mp4"], "label": [0], "person": ["p"], "source": ["s"], "fold": [1]})  # fmt: skip
     networks = {0: lambda faces: pytest.fail("asked"), 1: lambda faces: faces.mean((1, 2, 3))}
-    found = climb_ladder(networks, rows, jobs=1)
-    assert set(found.version) == {"original", *real_people.LADDER} and found.score.between(0, 1).all()
+    found = climb_ladder(networks, rows, jobs=jobs)
+    assert set(found.version) == {"original", *real_people.LADDER}
+    assert found.score.between(0, 1).all() and found.face_score.between(0, 1).all()
     assert climb_ladder(networks, rows, jobs=1).equals(found)
 
 
@@ -191,6 +193,24 @@ def test_a_generator_that_is_left_out_is_judged_by_a_probe_without_it():
     assert set(found.against) == {"", "one", "two"}
 
 
+class Sharpness:
+    """Stands for a probe's network: its one token is how much neighbouring pixels differ."""
+
+    blocks = (0,)
+
+    def forward_features(self, faces):
+        return (faces[..., 1:] - faces[..., :-1]).abs().mean((1, 2, 3))[:, None]
+
+
+def test_a_still_is_scored_in_all_versions(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1, STORED, STORED, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", faces=noise, landmarks=np.zeros((1, 5, 2)), sides=np.ones(1))
+    rows = pd.DataFrame({"media": ["a.jpg"], "label": [0], "person": ["p"], "source": ["s"], "crops": [str(tmp_path / "a.npz")]})  # fmt: skip
+    found = real_people.climb_still_ladder(Sharpness(), np.ones(1), 0.0, rows).set_index("version")
+    assert set(found.index) == {"original", *real_people.STILL_LADDER}
+    assert found.score["half size"] < found.score["original"] and (found.score == found.face_score).all()
+
+
 def test_stills_of_the_probe_keep_the_splits(corpus):
     found = generated_rows(corpus)
     stills = found[found.task == "generated"]
@@ -208,7 +228,7 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("detector")
     made = {"seed": 1, "stages": {"blends": {"steps": 3, "seconds": 60, "first_loss": 0.7, "last_loss": 0.5}}}
     rows = predictions()
-    ladder = pd.DataFrame({"media": np.repeat(rows.media.unique()[:20], 2), "version": ["original", "crf 48"] * 20, "label": np.repeat([0, 1] * 10, 2), "person": np.repeat([f"p{n}" for n in range(20)], 2), "source": "s", "score": np.tile([0.3, 0.4], 20)})  # fmt: skip
+    ladder = pd.DataFrame({"media": np.repeat(rows.media.unique()[:20], 2), "version": ["original", "crf 38"] * 20, "label": np.repeat([0, 1] * 10, 2), "person": np.repeat([f"p{n}" for n in range(20)], 2), "source": "s", "score": np.tile([0.3, 0.4], 20), "face_score": np.tile([0.2, 0.4], 20)})  # fmt: skip
     write_detector(
         "edited-faces",
         "clip-probe",
