@@ -2566,6 +2566,7 @@ d = {
             "deepfake_nb.metrics.as_arrays": ("metrics.html#as_arrays", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.as_generator": ("metrics.html#as_generator", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.auc": ("metrics.html#auc", "deepfake_nb/metrics.py"),
+            "deepfake_nb.metrics.auc_by_person": ("metrics.html#auc_by_person", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.auc_of_curve": ("metrics.html#auc_of_curve", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.average_precision": (
                 "metrics.html#average_precision",
@@ -2930,10 +2931,6 @@ d = {
                 "deepfake_nb/real_people.py",
             ),
             "deepfake_nb.real_people.auc_table": ("real_people.html#auc_table", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.auc_with_interval": (
-                "real_people.html#auc_with_interval",
-                "deepfake_nb/real_people.py",
-            ),
             "deepfake_nb.real_people.balanced": ("real_people.html#balanced", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.blended_features": (
                 "real_people.html#blended_features",
@@ -3747,10 +3744,6 @@ d = {
             ),
             "deepfake_nb.self_blending_study.as_input": (
                 "self_blending.html#as_input",
-                "deepfake_nb/self_blending_study.py",
-            ),
-            "deepfake_nb.self_blending_study.auc_by_person": (
-                "self_blending.html#auc_by_person",
                 "deepfake_nb/self_blending_study.py",
             ),
             "deepfake_nb.self_blending_study.batches_ahead": (

@@ -23,6 +23,7 @@ __all__ = [
     "bootstrap_mean",
     "Metric",
     "bootstrap",
+    "auc_by_person",
     "Evaluation",
     "evaluate",
     "evaluate_by",
@@ -1161,6 +1162,34 @@ def measure_all(sample, resamples, rng, confidence):
     defined = [name for name in METRICS if is_defined(name, sample)]
     drawn = resampled([sample], defined, resamples, rng)[0]
     return {name: measure(name, sample, drawn.get(name), confidence) for name in METRICS}
+
+
+# %% ../nbs/05_metrics.ipynb #d0efeb4d
+def auc_by_person(rows, resamples=2000, rng=None, score="score"):
+    """AUC of some files with an interval from drawing people.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        ``label, person`` and a column of scores, one row per media file.
+    resamples : int
+    rng : numpy.random.Generator, optional
+    score : str
+        The column of scores.
+
+    Returns
+    -------
+    metrics.Measured
+        `n` counts files.
+    """
+    files = len(rows)
+    if rows.label.nunique() < 2:
+        missing = "genuine" if (rows.label == 1).any() else "forged"
+        return Measured(None, n=files, reason=f"There is no {missing} file.")
+    sample = Sample(rows.label, rows[score], rows.person)
+    drawn = resampled([sample], ["auc"], resamples, rng or np.random.default_rng(0))[0]["auc"]
+    found = measure("auc", sample, drawn, 0.95)
+    return Measured(found.value, found.low, found.high, files, found.reason)
 
 
 # %% ../nbs/05_metrics.ipynb #19d50a3b

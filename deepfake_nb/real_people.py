@@ -42,7 +42,6 @@ __all__ = [
     "kept_columns",
     "test_portraits",
     "auc_by_source",
-    "auc_with_interval",
     "encoded_again",
     "as_motion_jpeg",
     "ladder_faces",
@@ -144,7 +143,7 @@ from deepfake_nb.face_encoder import (
     tuned_tensors,
 )
 from .frame_network import FrameNetwork
-from .metrics import auc
+from .metrics import auc_by_person
 from .self_blending import picture_changes, random_view, through_changes
 from .study import UsageError, atomic_path, cache_dir, random_stream, sha256_of, write_json
 from .video import read_frames, recompress_frames
@@ -352,24 +351,11 @@ def auc_by_source(predictions, by="source", resamples=1000):
     for (held_out, name), part in predictions.groupby(["held_out", by]):
         if part.label.nunique() < 2:
             continue
-        value, low, high = auc_with_interval(part, resamples)
-        rows.append(
-            (held_out, name, len(part), int(part.label.sum()), part.person.nunique(), value, low, high)
-        )
-    return pd.DataFrame(rows, columns=["held_out", by, "n", "n_fake", "people", "auc", "low", "high"])
-
-
-def auc_with_interval(part, resamples=1000):
-    """AUC and its 95 % interval, people drawn with repetition."""
-    rng, people = random_stream(0, "auc"), part.groupby("person").indices
-    names, labels, scores = list(people), part.label.to_numpy(), part.score.to_numpy()
-    drawn = []
-    for _ in range(resamples):
-        rows = np.concatenate([people[names[place]] for place in rng.integers(len(names), size=len(names))])
-        if 0 < labels[rows].sum() < len(rows):
-            drawn.append(auc(labels[rows], scores[rows]))
-    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (np.nan, np.nan)
-    return float(auc(labels, scores)), float(low), float(high)
+        found = auc_by_person(part, resamples)
+        counts = len(part), int(part.label.sum()), part.person.nunique()
+        rows.append((held_out, name, *counts, found.value, found.low, found.high))
+    columns = ["held_out", by, "n", "n_fake", "people", "auc", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).astype({"low": float, "high": float})
 
 
 # %% ../nbs/09_real_people.ipynb #fc291d0e

@@ -21,7 +21,6 @@ __all__ = [
     "train_on_blends",
     "as_input",
     "score_files",
-    "auc_by_person",
     "sources_and_methods",
     "mean_auc",
     "interval_of",
@@ -45,7 +44,7 @@ from .forgery import SourceFace, swap_face
 from .frame_network import FrameNetwork
 from .generator import renderer_digest
 from .heads import random_identity
-from .metrics import Measured, Sample, auc, measure, resampled
+from .metrics import Sample, auc, resampled
 from .rendered import render_stills
 from deepfake_nb.self_blending import (
     BlendSettings,
@@ -374,34 +373,6 @@ def score_files(network, files, side, most, device="cpu", batch_size=64):
         places = np.cumsum([len(part) for part in found])[:-1]
         scores += [part.mean() for part in np.split(torch.cat(parts).float().cpu().numpy(), places)]
     return np.array(scores, float)
-
-
-# %% ../nbs/45_self_blending.ipynb #d0efeb4d
-def auc_by_person(rows, resamples=2000, rng=None, score="score"):
-    """AUC of some files with an interval from drawing people.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        ``label, person`` and a column of scores, one row per media file.
-    resamples : int
-    rng : numpy.random.Generator, optional
-    score : str
-        The column of scores.
-
-    Returns
-    -------
-    metrics.Measured
-        `n` counts files.
-    """
-    files = len(rows)
-    if rows.label.nunique() < 2:
-        missing = "genuine" if (rows.label == 1).any() else "forged"
-        return Measured(None, n=files, reason=f"There is no {missing} file.")
-    sample = Sample(rows.label, rows[score], rows.person)
-    drawn = resampled([sample], ["auc"], resamples, rng or np.random.default_rng(0))[0]["auc"]
-    found = measure("auc", sample, drawn, 0.95)
-    return Measured(found.value, found.low, found.high, files, found.reason)
 
 
 # %% ../nbs/45_self_blending.ipynb #78a14cc6

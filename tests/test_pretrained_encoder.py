@@ -8,6 +8,7 @@ import torch
 from deepfake_nb import pretrained_encoder, self_blending_study
 from deepfake_nb.corpus import STORED, face_points
 from deepfake_nb.detector_training import DetectorSettings
+from deepfake_nb.metrics import auc_by_person
 from deepfake_nb.pretrained_encoder import (
     PREDICTION_COLUMNS,
     SOURCE_WORDS,
@@ -22,7 +23,6 @@ from deepfake_nb.pretrained_encoder import (
 from deepfake_nb.self_blending import BlendSettings
 from deepfake_nb.self_blending_study import (
     BlendedPairs,
-    auc_by_person,
     batches_ahead,
     mean_auc,
     new_network,
