@@ -932,9 +932,8 @@ def headline_table(folder):
 # %% ../nbs/60_leaderboard.ipynb #7f0076c8
 def as_markdown(mine):
     """The results of a headline as a table of Markdown."""
-    titles = ["test set", "files", "majority rate"]
-    titles += [title for side in SIDES.values() for title in (f"best detector {side}", "AUC [95 %]")]
-    lines = ["| " + " | ".join(titles) + " |", "|---|--:|--:|---|---|---|---|"]
+    titles = ["test set", "files", *(f"best detector {side}: AUC [95 %]" for side in SIDES.values())]
+    lines = ["| " + " | ".join(titles) + " |", "|---|--:|---|---|"]
     for test_set, part in mine.groupby("row", sort=False):
         lines.append("| " + " | ".join(headline_cells(test_set, part.set_index("metric"))) + " |")
     return "\n".join([*lines, "", words_below(mine)]) + "\n"
@@ -943,19 +942,16 @@ def as_markdown(mine):
 # %% ../nbs/60_leaderboard.ipynb #09a5e30d
 def headline_cells(test_set, part):
     """The cells of one test set."""
-    majority = part.loc["majority rate"]
-    cells = [escaped(test_set), f"{int(majority.n)}", f"{float(majority.value):.2f}"]
+    cells = [escaped(test_set), f"{int(part.loc['majority rate'].n)}"]
     for side in SIDES.values():
         if f"best {side}" not in part.index:
-            cells += ["none", "–"]
+            cells.append("none")
             continue
-        area = part.loc[f"AUC, best {side}"]
-        ends = "" if pd.isna(area.low) else f" [{float(area.low):.2f}, {float(area.high):.2f}]"
+        auc = part.loc[f"AUC, best {side}"]
+        ends = "" if pd.isna(auc.low) else f" [{float(auc.low):.2f}, {float(auc.high):.2f}]"
         among = int(part.loc[f"best {side}", "n"])
-        cells += [
-            escaped(part.loc[f"best {side}", "value"]) + (f" (best of {among})" if among > 1 else ""),
-            f"{float(area.value):.2f}{ends}",
-        ]
+        name = escaped(part.loc[f"best {side}", "value"]) + (f" (best of {among})" if among > 1 else "")
+        cells.append(f"{name}: {float(auc.value):.2f}{ends}")
     return cells
 
 
@@ -966,5 +962,5 @@ def words_below(mine):
     }
     return (
         f"Measured on {escaped(parts['data'])}; profile {parts['profile']}, protocol {parts['protocol']}, seed {parts['seed']}. "
-        "An AUC of 0.5 is chance. Behind each detector stands what it learnt from. A best of several, chosen on these same files, is a little optimistic."
+        "An AUC of 0.5 is chance. After each detector stands what it was trained on. The best of several, chosen on these same files, is a little optimistic."
     )

@@ -329,7 +329,7 @@ def test_the_section_runs_on_what_there_is_and_writes_what_it_found(executed):
 def test_the_headline_is_a_table_whose_names_are_text(executed):
     lines = headline_table(executed).splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 8 for row in rows) and len(rows) == 2 + 2
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows) and len(rows) == 2 + 2
     text = "\n".join(lines)
     assert "<" not in text and "&lt;i&gt;set&lt;/i&gt;" in text and "*" not in text
     best = headline(board_of(read_reports(executed), 200)).set_index(["test_set", "side"]).auc
