@@ -5,6 +5,7 @@ Pages come from executed notebooks, from docstrings, from the command line's own
 """
 
 import argparse
+import ast
 import functools
 import inspect
 import json
@@ -54,7 +55,23 @@ def readable(cell: dict) -> dict | None:
     source = "\n".join(lines).strip("\n")
     if not source and not cell.get("outputs"):
         return None
+    if cell["cell_type"] == "code" and is_bookkeeping(source):
+        tags = [*cell["metadata"].get("tags", []), "hide-input"]
+        cell = {**cell, "metadata": {**cell["metadata"], "tags": tags}}
     return {**cell, "source": source}
+
+
+BOOKKEEPING = ("PROFILE_SIZES = ", "refuse_unknown_parameters(", "RunRecord(", "def save(figure")
+
+
+def is_bookkeeping(source: str) -> bool:
+    """Whether a cell holds imports only, or sizes, checks of parameters and records: what a page folds."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a command of IPython
+        return False
+    imports = all(isinstance(statement, ast.Import | ast.ImportFrom) for statement in statements)
+    return bool(statements) and (imports or any(words in source for words in BOOKKEEPING))
 
 
 def notebook_page(notebook: Path, name: str) -> str:

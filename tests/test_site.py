@@ -71,6 +71,13 @@ def test_the_figures_of_a_section_are_on_its_page(site, section):
     assert len(re.findall(r'<img [^>]*src="_images/', page.read_text())) >= len(figures) / 2 > 0
 
 
+@pytest.mark.parametrize("section", available_sections())
+def test_imports_and_sizes_are_folded(site, section):
+    page = (site / f"{SECTIONS[section]}.html").read_text()
+    folded = page.split("tag_hide-input")[1:]
+    assert len(folded) >= 3 and "import" in folded[0]
+
+
 def test_a_second_run_computes_nothing(smoke_study):
     again = finish_study(smoke_study["out"])
     assert [state for _, _, state in again["told"]] == ["is done already"] * len(available_sections()), again
