@@ -3885,6 +3885,7 @@ d = {
             "deepfake_nb.study.run_benchmarks": ("study.html#run_benchmarks", "deepfake_nb/study.py"),
             "deepfake_nb.study.run_section": ("study.html#run_section", "deepfake_nb/study.py"),
             "deepfake_nb.study.run_study": ("study.html#run_study", "deepfake_nb/study.py"),
+            "deepfake_nb.study.save_figure": ("study.html#save_figure", "deepfake_nb/study.py"),
             "deepfake_nb.study.section_notebook": ("study.html#section_notebook", "deepfake_nb/study.py"),
             "deepfake_nb.study.section_parameters": ("study.html#section_parameters", "deepfake_nb/study.py"),
             "deepfake_nb.study.section_run": ("study.html#section_run", "deepfake_nb/study.py"),

@@ -36,6 +36,7 @@ __all__ = [
     "package_version",
     "device_name",
     "RunRecord",
+    "save_figure",
     "load_results",
     "section_notebook",
     "available_sections",
@@ -633,6 +634,34 @@ class RunRecord:
         run = {"section": self.section, "profile": self.profile, "seed": self.seed, "protocol": self.protocol}
         seconds = round(time.time() - self.started, 1)
         write_json(folder / "run.json", run | _circumstances() | {"seconds": seconds})
+
+
+# %% ../nbs/00_study.ipynb #5f1ad002
+def save_figure(report, figure, name, caption):
+    """Write a figure into a report.
+
+    Parameters
+    ----------
+    report : str or Path
+        Folder of the report.
+    figure : matplotlib.figure.Figure
+    name : str
+        The file is ``figures/<name>.png``.
+    caption : str
+        What to see in the figure; written below it.
+
+    Returns
+    -------
+    Path
+    """
+    import textwrap
+
+    per_line = round(13 * figure.get_figwidth())  # characters of the caption
+    figure.supxlabel("\n".join(textwrap.wrap(caption, per_line)), fontsize=8)
+    path = Path(report) / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path
 
 
 # %% ../nbs/00_study.ipynb #aa3b6f3b
