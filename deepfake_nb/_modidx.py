@@ -3817,6 +3817,10 @@ d = {
             "deepfake_nb.study.Result": ("study.html#result", "deepfake_nb/study.py"),
             "deepfake_nb.study.RunRecord": ("study.html#runrecord", "deepfake_nb/study.py"),
             "deepfake_nb.study.RunRecord.add": ("study.html#runrecord.add", "deepfake_nb/study.py"),
+            "deepfake_nb.study.RunRecord.add_measured": (
+                "study.html#runrecord.add_measured",
+                "deepfake_nb/study.py",
+            ),
             "deepfake_nb.study.RunRecord.table": ("study.html#runrecord.table", "deepfake_nb/study.py"),
             "deepfake_nb.study.RunRecord.write": ("study.html#runrecord.write", "deepfake_nb/study.py"),
             "deepfake_nb.study.SectionRun": ("study.html#sectionrun", "deepfake_nb/study.py"),

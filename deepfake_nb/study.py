@@ -623,6 +623,24 @@ class RunRecord:
         plain = _plain({**here, "value": value, **fields}, (table, row, metric))
         self.results.append(Result(self.section, table, row, metric, **plain))
 
+    def add_measured(self, table, row, measured, *, note="", **fields):
+        """Add numbers with their intervals.
+
+        Parameters
+        ----------
+        table, row : str
+        measured : dict of str to deepfake_nb.metrics.Measured
+            By metric.
+        note : str
+            Stands before the reason of a number that has one.
+        **fields
+            Of `Result`, in place of those of a number.
+        """
+        for metric, found in measured.items():
+            words = "; ".join(filter(None, (note, found.reason)))
+            own = {"low": found.low, "high": found.high, "n": found.n, "note": words}
+            self.add(table, row, metric, found.value, **(own | fields))
+
     def table(self, name):
         """The rows of one table as a pandas frame: ours beside the paper's."""
         return _to_read([result for result in self.results if result.table == name])
