@@ -365,7 +365,7 @@ class _LiveLine:
 
 # %% ../nbs/80_cli.ipynb #3caaa8cb
 def _line_of(verdict):
-    from deepfake_nb.score import interval_in_words, parts_of, percent, task_in_words
+    from deepfake_nb.score import interval_in_words, percent, task_in_words
 
     numbers, what = [], task_in_words(verdict.task)
     if verdict.probability is not None:
@@ -377,7 +377,7 @@ def _line_of(verdict):
         numbers.append(f"score {verdict.score:.3f} for {what}, not calibrated")
     elif verdict.score is not None and verdict.verdict != "abstain":
         numbers.append(f"score {verdict.score:.3f}")
-    said = [part for part in (", ".join(numbers).replace("\u00a0", " "), parts_of(verdict.reason)[0]) if part]
+    said = [part for part in (", ".join(numbers).replace("\u00a0", " "), verdict.own_reason) if part]
     return _in_one_line(f"{verdict.verdict:8}{verdict.path}  {'. '.join(said)}")
 
 
@@ -410,17 +410,16 @@ class _Outcome:
 
     def note(self, verdict):
         """Take note of one more verdict; what its reason says of all files is kept once for each kind of media and task."""
-        from deepfake_nb.score import ADVICE, parts_of
+        from deepfake_nb.score import ReasonCode
 
         self.words[verdict.verdict] += 1
         self.scored += verdict.score is not None
         if verdict.calibration:
             self.calibrations[verdict.calibration] = None
-        footnote = parts_of(verdict.reason)[1]
-        if footnote and not footnote.startswith("The calibration"):
-            self.footnotes.setdefault((verdict.kind, verdict.task), footnote)
-        if verdict.verdict == "abstain":
-            self.advice |= {words: advice for words, advice in ADVICE.items() if words in verdict.reason}
+        if verdict.footnote and verdict.reason_code != ReasonCode.OUT_OF_DISTRIBUTION:
+            self.footnotes.setdefault((verdict.kind, verdict.task), verdict.footnote)
+        if verdict.advice:
+            self.advice[ReasonCode(verdict.reason_code).words] = verdict.advice
 
     def sentences(self):
         """What is to be said of all files, a sentence a line."""

@@ -92,11 +92,9 @@ from .explain import COLOURS, overlay, saliency, scaled
 from deepfake_nb.score import (
     TASKS,
     interval_in_words,
-    parts_of,
     percent,
     task_in_words,
     what_is_better,
-    what_would_help,
 )
 from .study import InputError, package_version, sha256_of, write_atomically
 from .video import reduced
@@ -827,16 +825,16 @@ def fill(template, /, **values):
 def page_values(verdict, pieces, scorer):
     """All that the page on a file says, by the names that the templates use."""
     name, span = os.path.basename(verdict.path) or verdict.path, time_span(verdict.faces)
-    (word, meaning), (reason, same_for_all) = WORDS[verdict.verdict], parts_of(verdict.reason)
+    word, meaning = WORDS[verdict.verdict]
     return {
         "title": f"{word}: {name}",
         "name": name,
         "verdict": verdict,
         "word": word,
         "meaning": meaning,
-        "reason": reason,
-        "same_for_all": same_for_all,
-        "advice": with_commands(what_would_help(verdict.reason)),
+        "reason": verdict.own_reason,
+        "same_for_all": verdict.footnote,
+        "advice": with_commands(verdict.advice),
         "task": TASKS.get(verdict.task),
         "better": with_commands(better_for(verdict)),
         "threshold_meaning": meaning_of_threshold(verdict),

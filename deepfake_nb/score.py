@@ -9,7 +9,6 @@ __all__ = [
     "ON_CLIP",
     "SMALL",
     "TASKS",
-    "THE_SAME_FOR_ALL",
     "ADVICE",
     "CSV_COLUMNS",
     "detector_of",
@@ -18,12 +17,12 @@ __all__ = [
     "percent",
     "interval_in_words",
     "task_in_words",
+    "ReasonCode",
     "FaceScore",
     "Verdict",
     "KeptView",
     "score_of_media",
-    "parts_of",
-    "what_would_help",
+    "advice_on",
     "MediaScorer",
     "Panel",
     "gather",
@@ -45,9 +44,9 @@ import functools
 import json
 import math
 import os
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,7 +71,6 @@ from deepfake_nb.views import (
     PORTRAIT,
     ClipDetector,
     Detector,
-    NotForThis,
     Ready,
     Sampling,
     cut_as_mesonet,
@@ -235,6 +233,39 @@ def task_in_words(task):
     return TASKS[task][0] if task in TASKS else "a forgery"
 
 
+# %% ../nbs/70_score.ipynb #020263b7
+class ReasonCode(StrEnum):
+    """Why there is no verdict on a file."""
+
+    NO_FACE = "no_face"
+    FACE_TOO_SMALL = "face_too_small"
+    TOO_FEW_FRAMES = "too_few_frames"
+    UNDEFINED_SCORE = "undefined_score"
+    NOT_CALIBRATED = "not_calibrated"
+    OUT_OF_DISTRIBUTION = "out_of_distribution"
+    UNDECIDED = "undecided"
+    TOO_COMPRESSED = "too_compressed"
+    NEEDS_VIDEO = "needs_video"
+    NEEDS_IMAGE = "needs_image"
+    UNREADABLE = "unreadable"
+    OUT_OF_MEMORY = "out_of_memory"
+    FAULT = "fault"
+
+    @property
+    def words(self):
+        """The code as a person reads it."""
+        return self.value.replace("_", " ").capitalize()
+
+
+# %% ../nbs/70_score.ipynb #987460e3
+class NotForThis(InputError):
+    """A file that no detector can judge by its nature."""
+
+    def __init__(self, code, sentence):
+        super().__init__(sentence)
+        self.code = code
+
+
 # %% ../nbs/70_score.ipynb #dfc3c02b
 @dataclass
 class FaceScore:
@@ -299,7 +330,7 @@ class Verdict:
     probability, interval : float, list of two float, optional
         P(fake) for a file as likely forged as not, and its 95 % interval, where a calibration applies.
     reason : str
-        What is to be said of this file alone, such as why nothing else is, and then how to read what is said; see `parts_of`.
+        Why there is no verdict and other remarks on this file, then `footnote`.
     detector, weights, trained_on : str
         Who speaks.
     faces : list of FaceScore
@@ -317,6 +348,12 @@ class Verdict:
         What the calibration was fitted on, in plain words.
     detectors : list of dict
         ``{"name", "score", "probability", "weights", "sha256", "trained_on"}`` of each detector that looked.
+    reason_code : str, optional
+        A `ReasonCode`, where there is no verdict.
+    footnote : str
+        How to read the score; the same for all files that the same calibration applies to.
+    advice : str
+        What would help where there is no verdict; empty where nothing is known to help.
     """
 
     path: str
@@ -336,6 +373,14 @@ class Verdict:
     task: str | None = None
     calibration: str | None = None
     detectors: list = field(default_factory=list)
+    reason_code: str | None = None
+    footnote: str = ""
+    advice: str = ""
+
+    @property
+    def own_reason(self):
+        """What is said of this file alone: the reason without its footnote."""
+        return self.reason.removesuffix(self.footnote).rstrip()
 
     def as_dict(self):
         """The verdict as JSON takes it: numbers, text, lists and None."""
@@ -632,18 +677,20 @@ def score_by_voice(heard, number, voice, scores, shares):
 
 # %% ../nbs/70_score.ipynb #289cfaa6
 def why_no_score(seen, detector):
-    """Why nobody in a file has a score by a detector."""
+    """Why nobody in a file has a score by a detector: a `ReasonCode` and a sentence."""
     looked_at = f"{how_many(seen.stream.count, 'frame')} looked at" if seen.stream else "the picture"
     if not seen.tracks:
-        return f"No face was found in {looked_at}."
+        return ReasonCode.NO_FACE, f"No face was found in {looked_at}."
     side = max(float(sides_of(track).max()) for track in seen.tracks)
     if side < detector.smallest_face:
-        return f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
+        words = f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
+        return ReasonCode.FACE_TOO_SMALL, words
     longest = max(int(large_enough(track, detector).sum()) for track in seen.tracks)
     if longest < seen.minimum_frames(detector):
         needed = f"{seen.minimum_frames(detector)} are needed"
-        return f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
-    return "The score is undefined: the network did not answer with numbers."
+        words = f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
+        return ReasonCode.TOO_FEW_FRAMES, words
+    return ReasonCode.UNDEFINED_SCORE, "The score is undefined: the network did not output a number."
 
 
 def bits_per_pixel(path):
@@ -686,53 +733,41 @@ def what_it_saw(reading):
     return f"The calibration was fitted on {reading.words}. How often such a score is wrong in other media nobody has measured."
 
 
-# %% ../nbs/70_score.ipynb #020263b7
-THE_SAME_FOR_ALL = re.compile(
-    r"The calibration was fitted on |Not calibrated|\d\.\d+ and above is called fake"
-)
-
-
-def parts_of(reason):
-    """The reason of a verdict in two: what is said of this file alone, and what is the same for all files."""
-    found = THE_SAME_FOR_ALL.search(reason)
-    place = found.start() if found else len(reason)
-    return reason[:place].rstrip(), reason[place:]
-
-
 # %% ../nbs/70_score.ipynb #d89fcc17
 ADVICE = {
-    "No face was found": "A piece in which a face is seen from the front, upright and in enough light would help.",
-    "faces are too small": "The file at its full resolution, or a part in which the face is larger, would help.",
-    "Undecided": "A longer piece, or the file before it was sent on, may tell more; so may another detector.",
-    "Not calibrated": (
+    ReasonCode.NO_FACE: "A piece in which a face is seen from the front, upright and in enough light would help.",
+    ReasonCode.FACE_TOO_SMALL: "The file at its full resolution, or a part in which the face is larger, would help.",
+    ReasonCode.UNDECIDED: "A longer piece, or the file before it was sent on, may tell more; so may another detector.",
+    ReasonCode.NOT_CALIBRATED: (
         "A verdict needs a calibration for these weights and this kind of media. `deepfake-nb calibrate` fits one on media "
         "whose truth is known."
     ),
-    "Too strongly compressed": "A copy of a higher quality, such as the file before it was sent on, would help.",
-    "Too few frames": "A longer piece, in which the face stays in view, would help.",
-    "needs a video": "The video that this picture was taken from would help, or a detector of single pictures.",
-    "judges single pictures": "A detector of videos would help, or single frames of this one, saved as pictures.",
-    "does not fit into memory": "A smaller or shorter version would help.",
-    "Unlike anything": (
-        "Nothing done to this file will help. Detectors that have learned from media like this can be asked by name "
+    ReasonCode.TOO_COMPRESSED: "A copy of a higher quality, such as the file before it was sent on, would help.",
+    ReasonCode.TOO_FEW_FRAMES: "A longer piece, in which the face stays in view, would help.",
+    ReasonCode.NEEDS_VIDEO: "The video that this picture was taken from would help, or a detector of single pictures.",
+    ReasonCode.NEEDS_IMAGE: "A detector of videos would help, or single frames of this one, saved as pictures.",
+    ReasonCode.OUT_OF_MEMORY: "A smaller or shorter version would help.",
+    ReasonCode.OUT_OF_DISTRIBUTION: (
+        "Nothing done to this file will help. Detectors trained on media like this can be named "
         "(`deepfake-nb weights list`), and calibrated on some whose truth is known (`deepfake-nb calibrate`)."
     ),
 }
 
 
-def what_would_help(reason):
-    """What to do about an abstention, by its reason; empty where nothing is known to help."""
-    return next((advice for words, advice in ADVICE.items() if words in reason), "")
+def advice_on(code):
+    """What to do about an abstention; empty where nothing is known to help."""
+    return ADVICE.get(code, "")
 
 
 # %% ../nbs/70_score.ipynb #70e2bc03
 class Judgement(NamedTuple):
-    """The word on a file, whose face decides it, why, and what is the same for all files; see `parts_of`."""
+    """The verdict on a file, whose face decides it, why there is none, and how to read the score."""
 
     word: str
     face: FaceScore | None
     rate: float | None
-    reason: str
+    code: ReasonCode | None = None
+    reason: str = ""
     footnote: str = ""
     voice: Voice | None = None
 
@@ -744,20 +779,22 @@ def judge(heard, voices):
     faces, scored = [face for face, *_ in found], [one for one in found if one[0].score is not None]
     if not scored:
         detector = min((member.detector for member in heard.members), key=lambda one: one.minimum_frames)
-        return faces, Judgement("abstain", None, None, why_no_score(heard.seen, detector))
+        return faces, Judgement("abstain", None, None, *why_no_score(heard.seen, detector))
     known = [one for one in scored if not one[0].unlike]
     alarms = [one for one in known if one[0].score >= one[0].threshold]
     strange = [one for one in scored if one[0].unlike] if not alarms else []
     face, decision, voice = max(alarms or strange or known, key=lambda one: how_suspicious(one[0]))
     if isinstance(voice.reading, Uncalibrated):
-        return faces, Judgement("abstain", face, None, "", decision.words, voice)
+        return faces, Judgement("abstain", face, None, ReasonCode.NOT_CALIBRATED, "", decision.words, voice)
     if strange:
-        return faces, Judgement(
-            "abstain", face, None, why_unlike(face, heard, voice.reading), what_it_saw(voice.reading), voice
-        )
+        why, footnote = why_unlike(face, heard, voice.reading), what_it_saw(voice.reading)
+        return faces, Judgement("abstain", face, None, ReasonCode.OUT_OF_DISTRIBUTION, why, footnote, voice)
     if not alarms and face.score >= face.real_below:
-        return faces, Judgement("abstain", face, None, why_undecided(face), decision.words, voice)
-    return faces, Judgement("fake" if alarms else "real", face, decision.rate, "", decision.words, voice)
+        why = why_undecided(face)
+        return faces, Judgement("abstain", face, None, ReasonCode.UNDECIDED, why, decision.words, voice)
+    return faces, Judgement(
+        "fake" if alarms else "real", face, decision.rate, None, "", decision.words, voice
+    )
 
 
 def speaking(heard, number, voices):
@@ -889,11 +926,10 @@ class Listener(Scorer):
         members = [member for member in self.members if member.detector.takes(kind)]
         if not members:
             names = ", ".join(member.detector.name for member in self.members)
-            raise NotForThis(
-                f"{names} looks at how a face moves and needs a video; a picture has none."
-                if kind == "picture"
-                else f"{names} judges single pictures, and this is a video."
-            )
+            if kind == "picture":
+                why = f"{names} looks at how a face moves and needs a video; a picture has none."
+                raise NotForThis(ReasonCode.NEEDS_VIDEO, why)
+            raise NotForThis(ReasonCode.NEEDS_IMAGE, f"{names} judges single pictures, and this is a video.")
         if portraits is None:
             readings = [voice.reading for voice in self.voices(kind, members)]
             portraits = any(isinstance(one, Calibrated) and one.calibration.familiarity for one in readings)
@@ -924,13 +960,14 @@ class FileScorer(Listener):
             heard = self.listen(path, keep)
             return self.verdict(path, heard), heard.kept
         except NotForThis as error:
-            return self.abstain(path, str(error)), []
+            return self.abstain(path, str(error), error.code), []
         except InputError as error:
             return self.abstain(path, f"It cannot be read: {error}"), []
         except MemoryError:
-            return self.abstain(path, "It does not fit into memory."), []
+            return self.abstain(path, "It does not fit into memory.", ReasonCode.OUT_OF_MEMORY), []
         except Exception as error:
-            return self.abstain(path, f"A fault of this program kept it from being scored: {error!r}"), []
+            why = f"A fault of this program kept it from being scored: {error!r}"
+            return self.abstain(path, why, ReasonCode.FAULT), []
 
     def score(self, path):
         """The `Verdict` on one picture or video; an abstention where it cannot be read or judged."""
@@ -941,23 +978,26 @@ class FileScorer(Listener):
 class Speaker(FileScorer):
     """Who speaks in a verdict: detectors and their weights."""
 
-    def abstain(self, path, reason):
+    def abstain(self, path, reason, code=ReasonCode.UNREADABLE):
         """A `Verdict` that says nothing of a file, and why."""
-        return self.signed(path, self.members, verdict="abstain", reason=reason, faces=[])
+        advice = advice_on(code)
+        return self.signed(
+            path, self.members, verdict="abstain", reason=reason, reason_code=code, advice=advice, faces=[]
+        )
 
     def verdict(self, path, heard):
         """The `Verdict` on what was heard of a file."""
         voices = self.voices(heard.seen.kind, heard.members)
         faces, found = judge(heard, voices)
         if found.word != "abstain" and (problem := too_compressed(path, heard)):
-            found = found._replace(word="abstain", rate=None, reason=problem)
+            found = found._replace(word="abstain", rate=None, code=ReasonCode.TOO_COMPRESSED, reason=problem)
         remarks = remarks_on(heard, found.face)
         reason = " ".join(
             part for part in (found.reason, *remarks, heard.seen.damage, found.footnote) if part
         )
-        said = {}
+        said = {"reason_code": found.code, "footnote": found.footnote, "advice": advice_on(found.code)}
         if face := found.face:
-            said = {"score": face.score, "threshold": face.threshold, "probability": face.probability,
+            said |= {"score": face.score, "threshold": face.threshold, "probability": face.probability,
                     "interval": face.interval, "false_alarm_rate": found.rate, "real_below": face.real_below,
                     "task": face.task}  # fmt: skip
         own = own_words(heard, voices, faces)
@@ -1138,7 +1178,7 @@ def gather(media, scorer, progress=None):
             heard = scorer.listen(row.path, portraits=True)
             rows += rows_of(row, heard)
             if not any(map(heard.scores, range(len(heard.seen.tracks)))):
-                left_out.append((row.path, why_no_score(heard.seen, heard.members[-1].detector)))
+                left_out.append((row.path, why_no_score(heard.seen, heard.members[-1].detector)[1]))
         except InputError as error:
             left_out.append((row.path, str(error)))
         if progress:
@@ -1405,7 +1445,7 @@ def score_paths(paths, detector="default", weights=None, **options):
 # %% ../nbs/70_score.ipynb #5a464f05
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration", "real_below",
-               "task")  # fmt: skip
+               "task", "reason_code", "footnote", "advice")  # fmt: skip
 
 
 class VerdictFiles(contextlib.ExitStack):

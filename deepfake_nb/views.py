@@ -33,7 +33,6 @@ import torch
 
 from .clips import SHORTEST_TRACK, clip_rows, clip_starts, cut_clip, frame_timeline, pool_clips
 from .faces import face_tracks, track_faces
-from .study import InputError
 from .video import Frame, is_animated, media_kind, probe, read_frames, read_image
 from .video_resnet import normalise_clips
 
@@ -379,10 +378,6 @@ class Detector(OverFrames):
 
 
 # %% ../nbs/09_views.ipynb #40607044
-class NotForThis(InputError):
-    """A file that a detector cannot judge by its nature."""
-
-
 class OverClips:
     """How clips of a video are looked at, and what becomes of what was said of them."""
 

@@ -22,7 +22,16 @@ from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
-from deepfake_nb.score import FaceScore, KeptView, MediaScorer, Panel, Verdict, percent, what_would_help
+from deepfake_nb.score import (
+    FaceScore,
+    KeptView,
+    MediaScorer,
+    Panel,
+    ReasonCode,
+    Verdict,
+    advice_on,
+    percent,
+)
 from deepfake_nb.study import InputError, sha256_of
 from deepfake_nb.video import write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready
@@ -206,7 +215,9 @@ def person(track, score, **more):
 def test_commands_in_advice_are_code_and_the_rest_is_text(panel, tmp_path):
     reason = "Unlike anything the calibration saw. The calibration was fitted on <b>drawings</b>."
     with ReportWriter(tmp_path) as report:
-        text = report.add(panel.abstain("a.png", reason), [], panel).read_text()
+        text = report.add(
+            panel.abstain("a.png", reason, ReasonCode.OUT_OF_DISTRIBUTION), [], panel
+        ).read_text()
     assert "<code>deepfake-nb weights list</code>" in text and "`" not in text and "<b>" not in text
 
 
@@ -267,25 +278,22 @@ def test_a_person_without_a_score_and_one_without_a_view_are_there(panel, tmp_pa
         FaceScore(1, 0, None, []),
     ]
     verdict = Verdict(
-        "a.mp4", "abstain", None, None, None, "Too few frames: 2.", "frames", "w", "t", faces, kind="video"
-    )
+        "a.mp4", "abstain", None, None, None, "Too few frames: 2.", "frames", "w", "t", faces, kind="video",
+        advice=advice_on(ReasonCode.TOO_FEW_FRAMES),
+    )  # fmt: skip
     with ReportWriter(tmp_path) as report:
         text = report.add(verdict, [], panel).read_text()
     assert text.count("No score: too little was seen of this person.") == 2 and "A longer piece" in text
     assert "<svg" not in text
 
 
-@pytest.mark.parametrize("reason", ["No face was found in 3 frames looked at.", "The faces are too small: 9 pixels at most.",
-                                    "Too few frames: nobody was seen.", "It does not fit into memory.",
-                                    "looks at how a face moves and needs a video; a picture has none.",
-                                    "Unlike anything the calibration saw: it was fitted on drawings.",
-                                    "Undecided: its score of 0.55 lies between 0.42 and 0.61.",
-                                    "Not calibrated: the score is no probability."])  # fmt: skip
-def test_the_reasons_that_the_scorer_gives_come_with_what_would_help(reason):
-    assert what_would_help(reason).endswith(".")
+def test_what_would_help_is_known_for_all_that_can_be_helped():
+    helpless = {code for code in ReasonCode if not advice_on(code)}
+    assert helpless == {ReasonCode.UNDEFINED_SCORE, ReasonCode.UNREADABLE, ReasonCode.FAULT}
+    assert all(advice_on(code).endswith(".") for code in set(ReasonCode) - helpless)
 
 
-def test_these_are_the_reasons_that_the_scorer_gives(panel, tmp_path):
+def test_abstentions_have_codes_and_advice(panel, tmp_path):
     small = np.zeros((64, 64, 3), np.uint8)
     small[10:40, 10:40] = 200
     cv2.imwrite(str(tmp_path / "small.png"), small)
@@ -296,10 +304,13 @@ def test_these_are_the_reasons_that_the_scorer_gives(panel, tmp_path):
     cv2.imwrite(
         str(tmp_path / "large.png"), np.pad(np.full((64, 64, 3), 200, np.uint8), ((30, 30), (30, 30), (0, 0)))
     )
-    reasons = [panel.score(tmp_path / name).reason for name in ("small.png", "nobody.mp4", "large.png")]
-    reasons.append(only_clips.score(tmp_path / "small.png").reason)
-    advice = [what_would_help(reason) for reason in reasons]
-    assert all(advice) and len(set(advice)) == len(advice), reasons
+    found = [panel.score(tmp_path / name) for name in ("small.png", "nobody.mp4", "large.png")]
+    found += [only_clips.score(tmp_path / "small.png"), panel.score(tmp_path / "absent.png")]
+    codes = ["face_too_small", "no_face", "not_calibrated", "needs_video", "unreadable"]
+    assert [verdict.reason_code for verdict in found] == codes
+    assert [verdict.advice for verdict in found] == [advice_on(code) for code in codes]
+    assert [bool(verdict.footnote) for verdict in found] == [code == "not_calibrated" for code in codes]
+    assert all(verdict.reason == f"{verdict.own_reason} {verdict.footnote}".strip() for verdict in found)
 
 
 # --- tasks, two thresholds, and no calibration --------------------------------------------------------------------
@@ -307,7 +318,9 @@ def test_these_are_the_reasons_that_the_scorer_gives(panel, tmp_path):
 
 def judged(panel, tmp_path, word, faces, **said):
     """The page on a made verdict, and the index."""
-    nothing = panel.abstain("a.mp4", said.pop("reason", "0.61 and above is called fake: that is so."))
+    footnote = "0.61 and above is called fake: that is so."
+    nothing = panel.abstain("a.mp4", f"{said.pop('reason', '')} {footnote}".lstrip(), said.pop("code", None))
+    nothing.footnote = footnote
     about = {"score": faces[0].score, "kind": "video", "calibration": "60 drawn people", "faces": faces}
     with ReportWriter(tmp_path / "r") as report:
         page = report.add(replace(nothing, verdict=word, **about | said), [], panel).read_text(
@@ -330,8 +343,9 @@ def test_what_was_looked_for_is_said_in_plain_words(panel, tmp_path, task, words
 
 def test_the_undecided_zone_lies_between_two_lines(panel, tmp_path):
     faces = [person(0, 0.55, threshold=0.61, real_below=0.42, task="edited", probability=0.5)]
-    reason = "Undecided: its score of 0.55 lies between. 0.61 and above is called fake: that is so."
-    page, index = judged(panel, tmp_path, "abstain", faces, reason=reason, threshold=0.61, real_below=0.42)
+    reason = "Undecided: its score of 0.55 lies between."
+    said = {"reason": reason, "code": ReasonCode.UNDECIDED, "threshold": 0.61, "real_below": 0.42}
+    page, index = judged(panel, tmp_path, "abstain", faces, **said)
     places = [float(place) for place in re.findall(r'class="limit" x1="0" x2="1000" y1="([\d.]+)"', page)]
     assert places == pytest.approx([39, 58]) and "between them nothing is decided" in page
     assert "Undecided: its score" in index and "0.61 and above" in page and "0.61 and above" not in index

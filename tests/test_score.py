@@ -54,6 +54,9 @@ CONTRACT = {
     "task",
     "calibration",
     "detectors",
+    "reason_code",
+    "footnote",
+    "advice",
 }
 FACE = {
     "track", "n_frames", "score", "timeline", "scores", "probability", "interval", "threshold", "real_below", "distance",
