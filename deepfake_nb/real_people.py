@@ -194,7 +194,7 @@ def read_sides(file):
 SOURCE_WEIGHTS = {"openforensics": 0.7, "dfdc": 0.3, "video_calls": 1.5, "modern_swap": 1.5}
 BLENDS = DetectorSettings(steps=420, pairs=16, learning_rate=2e-3)
 FORGERIES = DetectorSettings(
-    steps=130, pairs=8, forgeries=8, learning_rate=8e-4, head_learning_rate=3e-3, warmup=6
+    steps=100, pairs=8, forgeries=8, learning_rate=8e-4, head_learning_rate=3e-3, warmup=6
 )
 FOLDS = len(SOURCE_GROUPS["edited"])
 
