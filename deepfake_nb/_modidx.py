@@ -2592,6 +2592,23 @@ d = {
             "deepfake_nb.metrics.column_of": ("metrics.html#column_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.counts_of": ("metrics.html#counts_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.crossing": ("metrics.html#crossing", "deepfake_nb/metrics.py"),
+            "deepfake_nb.metrics.doubt_about_decisions": (
+                "metrics.html#doubt_about_decisions",
+                "deepfake_nb/metrics.py",
+            ),
+            "deepfake_nb.metrics.doubt_about_direction": (
+                "metrics.html#doubt_about_direction",
+                "deepfake_nb/metrics.py",
+            ),
+            "deepfake_nb.metrics.doubt_about_frames": (
+                "metrics.html#doubt_about_frames",
+                "deepfake_nb/metrics.py",
+            ),
+            "deepfake_nb.metrics.doubt_about_scale": (
+                "metrics.html#doubt_about_scale",
+                "deepfake_nb/metrics.py",
+            ),
+            "deepfake_nb.metrics.doubts_about": ("metrics.html#doubts_about", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.draw_counts": ("metrics.html#draw_counts", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.equal_error_rate": (
                 "metrics.html#equal_error_rate",
@@ -2609,6 +2626,7 @@ d = {
             ),
             "deepfake_nb.metrics.f1_of": ("metrics.html#f1_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.first_bad": ("metrics.html#first_bad", "deepfake_nb/metrics.py"),
+            "deepfake_nb.metrics.folder_of": ("metrics.html#folder_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.four_counts": ("metrics.html#four_counts", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.gap_of_sums": ("metrics.html#gap_of_sums", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.genuine_beside": ("metrics.html#genuine_beside", "deepfake_nb/metrics.py"),
@@ -2662,6 +2680,7 @@ d = {
             "deepfake_nb.metrics.read_any": ("metrics.html#read_any", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.read_json": ("metrics.html#read_json", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.read_json_lines": ("metrics.html#read_json_lines", "deepfake_nb/metrics.py"),
+            "deepfake_nb.metrics.read_parquet": ("metrics.html#read_parquet", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.read_predictions": (
                 "metrics.html#read_predictions",
                 "deepfake_nb/metrics.py",
@@ -2693,6 +2712,10 @@ d = {
             ),
             "deepfake_nb.metrics.true_positive_rate_of_curve": (
                 "metrics.html#true_positive_rate_of_curve",
+                "deepfake_nb/metrics.py",
+            ),
+            "deepfake_nb.metrics.with_decimal_points": (
+                "metrics.html#with_decimal_points",
                 "deepfake_nb/metrics.py",
             ),
             "deepfake_nb.metrics.with_numbers": ("metrics.html#with_numbers", "deepfake_nb/metrics.py"),

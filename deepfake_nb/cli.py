@@ -307,16 +307,22 @@ def evaluate(
     id_: Annotated[str | None, typer.Option("--id", help="The file's column that names the media.")] = None,
     where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only these rows.")] = None,
     level: Annotated[str, typer.Option(help="media: frames are pooled; unit: as they are.")] = "media",
-    clusters: Annotated[str, typer.Option(help="Column drawn for the intervals.")] = "media_id",
+    clusters: Annotated[
+        str, typer.Option(help="Column that is resampled for the intervals; folder is that of each file.")
+    ] = "media_id",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
 ):
     """Metrics with intervals, from a file of predictions."""
     from deepfake_nb.comparison import compare as compare_detectors
-    from deepfake_nb.metrics import evaluate_by, record_of
+    from deepfake_nb.metrics import doubts_about, evaluate_by, folder_of, record_of
     from deepfake_nb.study import write_json
 
     names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _settings(where, "--where")
     table = _read_rows(predictions, names, rows_wanted)
+    if clusters == "folder" and clusters not in table:
+        table = table.assign(folder=folder_of(table))
+    for doubt in doubts_about(table):
+        typer.echo(f"Note: {doubt}", err=True)
     options = {"threshold": threshold, "level": level, "clusters": clusters}
     found = evaluate_by(table, **options)
     parts = evaluate_by(table, by, **options) if by else {}

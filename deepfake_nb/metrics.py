@@ -8,11 +8,13 @@ __all__ = [
     "KEYS",
     "USUAL_NAMES",
     "LABEL_WORDS",
+    "IMAGES_IN_FOLDER",
     "METRICS",
     "Undefined",
     "simulated_predictions",
     "check_predictions",
     "read_predictions",
+    "doubts_about",
     "pool",
     "auc",
     "average_precision",
@@ -31,7 +33,9 @@ __all__ = [
 ]
 
 # %% ../nbs/05_metrics.ipynb #b1539542
+import itertools
 import json
+import re
 import numpy as np
 import pandas as pd
 from collections.abc import Callable
@@ -249,13 +253,35 @@ def table_in_json(value, source):
 
 # %% ../nbs/05_metrics.ipynb #4a587d2a
 def read_text_table(path, separator):
-    """A delimited file, all as text: an id such as 007 keeps its zeros."""
-    options = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", "skipinitialspace": True}
-    table = pd.read_csv(path, sep=separator, **options)
-    if separator == "," and table.shape[1] == 1:
-        for other in (";", "\t"):
-            if other in str(table.columns[0]):
-                return pd.read_csv(path, sep=other, **options)
+    """A delimited file, all as text: an id such as 007 keeps its zeros.
+
+    Spreadsheets export UTF-16, a line ``sep=;``, semicolons with decimal commas, and a separator at the end of each row; others
+    begin with comment lines.
+    """
+    with open(path, "rb") as file:
+        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    with open(path, encoding=encoding, newline="") as file:
+        begin = list(itertools.islice(file, 100))
+    preamble = list(itertools.takewhile(lambda line: re.match(r"#|sep=.$|\s*$", line.rstrip("\r\n")), begin))
+    stated = [line[4] for line in preamble if line.startswith("sep=")]
+    header = begin[len(preamble)] if len(begin) > len(preamble) else ""
+    found = stated[0] if stated else max((separator, ",", ";", "\t"), key=header.count)
+    rows = [line.rstrip("\r\n") for line in begin[len(preamble) + 1 :]]
+    trails = not header.rstrip("\r\n").endswith(found) and all(row.endswith(found) for row in rows if row)
+    options = {"index_col": False, "usecols": range(header.count(found) + 1)} if trails else {}
+    table = pd.read_csv(
+        path, sep=found, dtype=str, keep_default_na=False, encoding=encoding, skipinitialspace=True,
+        skiprows=len(preamble), **options,
+    )  # fmt: skip
+    return table if found == "," else with_decimal_points(table)
+
+
+def with_decimal_points(table):
+    """A table of text in which columns of numbers with a decimal comma have points."""
+    for column in table:
+        numbers = table[column].str.fullmatch(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
+        if numbers.all() and table[column].str.contains(",").any():
+            table[column] = table[column].str.replace(",", ".")
     return table
 
 
@@ -265,8 +291,19 @@ def read_json_lines(path):
 
 
 def read_json(path):
-    with open(path, encoding="utf-8-sig") as file:
-        return table_in_json(json.load(file), f"{str(path)!r}")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return table_in_json(json.load(file), f"{str(path)!r}")
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Extra data"):
+            raise
+        return read_json_lines(path)
+
+
+def read_parquet(path):
+    """A Parquet file; an index that has a name is a column."""
+    table = pd.read_parquet(path)
+    return table.reset_index() if any(table.index.names) else table
 
 
 READERS = {
@@ -274,8 +311,8 @@ READERS = {
     ".tsv": lambda path: read_text_table(path, "\t"),
     ".json": read_json,
     ".jsonl": read_json_lines,
-    ".parquet": pd.read_parquet,
-    ".pq": pd.read_parquet,
+    ".parquet": read_parquet,
+    ".pq": read_parquet,
 }
 
 
@@ -295,7 +332,7 @@ def read_predictions(path, label=None, score=None, media_id=None):
     Returns
     -------
     DataFrame
-        Checked by `check_predictions`, all other columns kept.
+        Checked by `check_predictions`, all other columns kept; ``attrs["columns"]`` has the file's names of the three.
 
     Raises
     ------
@@ -314,9 +351,11 @@ def read_predictions(path, label=None, score=None, media_id=None):
     table = pd.DataFrame({**chosen, **{column: table[column] for column in table.columns}})
     table["label"] = [label_of(value) for value in table["label"]]
     try:
-        return check_predictions(with_numbers(table))
+        checked = check_predictions(with_numbers(table))
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+    checked.attrs["columns"] = found
+    return checked
 
 
 # %% ../nbs/05_metrics.ipynb #9b175db6
@@ -344,6 +383,73 @@ def with_numbers(table):
         if numbers.notna().all():
             return table.assign(unit=numbers)
     return table
+
+
+# %% ../nbs/05_metrics.ipynb #7d00b702
+IMAGES_IN_FOLDER = 4  # on average, from which on the images of a folder look like the frames of a video
+
+
+def doubts_about(table):
+    """What looks wrong in a table of predictions.
+
+    Parameters
+    ----------
+    table : DataFrame
+        See `read_predictions`.
+
+    Returns
+    -------
+    list of str
+        A sentence each: scores of 0 to 100, inverted labels or scores, decisions in place of scores, frames as media files.
+    """
+    checks = (doubt_about_scale, doubt_about_direction, doubt_about_decisions, doubt_about_frames)
+    return [sentence for check in checks if (sentence := check(table))]
+
+
+# %% ../nbs/05_metrics.ipynb #7d00b703
+def doubt_about_scale(table):
+    low, high = table.score.min(), table.score.max()
+    if low >= 0 and 1 < high <= 100 and table.score.between(1, 100).mean() > 0.5:
+        return (
+            f"Scores run from {low:g} to {high:g}. If they are percentages, give the threshold as one too, such as "
+            f"--threshold 50."
+        )
+
+
+def doubt_about_direction(table):
+    if table.label.nunique() == 2 and (value := auc(table.label, table.score)) < 0.3:
+        return (
+            f"The AUC is {value:.2f}: fakes have the lower scores. If 1 stands for genuine in this file, or the score is that "
+            f"of being genuine, invert one of them."
+        )
+
+
+def doubt_about_decisions(table):
+    others = table.columns.difference(NEEDED)
+    named = [name for name in others if re.search("prob|score|conf|logit", str(name), re.I)]
+    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in named}
+    graded = [name for name, column in numbers.items() if column.notna().all() and column.nunique() > 2]
+    if graded and table.score.isin([0, 1]).all():
+        return f"The scores are decisions, 0 or 1. Column {graded[0]!r} has more values: --score {graded[0]}."
+
+
+def doubt_about_frames(table):
+    images = table.media_id.astype(str).str.contains(
+        r"[/\\\\].+\.(?:png|jpe?g|bmp|webp)$", case=False, regex=True
+    )
+    if {"unit", "folder"} & set(table.columns) or not images.all():
+        return None
+    n_media, n_folders = table.media_id.nunique(), folder_of(table).nunique()
+    if n_folders > 1 and n_media >= IMAGES_IN_FOLDER * n_folders:
+        return (
+            f"{n_media:,} images lie in {n_folders:,} folders. If a folder holds the frames of one video, the intervals are too "
+            f"narrow: give --clusters folder, or the column that names the video as --id."
+        )
+
+
+def folder_of(table):
+    """The folder of each media file."""
+    return table.media_id.astype(str).str.replace("\\", "/").str.rpartition("/")[0]
 
 
 # %% ../nbs/05_metrics.ipynb #ed2edd8d

@@ -31,6 +31,7 @@ from deepfake_nb.metrics import (
     bootstrap,
     bootstrap_mean,
     check_predictions,
+    doubts_about,
     evaluate,
     evaluate_by,
     expected_calibration_error,
@@ -145,6 +146,65 @@ def test_published_records_by_guessed_columns(published, tmp_path):
     assert {"n", "n_fake", "majority_rate", "threshold", "auc", "average_precision", "f1", "accuracy",
             "equal_error_rate", "confusion_matrix"} <= set(found)  # fmt: skip
     assert isinstance(found["f1"], float) and isinstance(found["equal_error_rate"], float)
+
+
+EXPORTS = {
+    "semicolons and decimal commas": "media_id;label;score\n007;1;0,75\nb;0;1\n",
+    "a line that names the separator": "sep=;\r\nmedia_id;label;score\r\n007;1;0.75\r\nb;0;1\r\n",
+    "a comma behind each row": "media_id,label,score\n007,1,0.75,\nb,0,1,\n",
+    "comment lines": "# run 3\n# 2 files\nmedia_id,label,score\n007,1,0.75\nb,0,1\n",
+    "tabs in a CSV file": "media_id\tlabel\tscore\n007\t1\t0,75\nb\t0\t1\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("text", EXPORTS.values(), ids=EXPORTS)
+def test_what_spreadsheets_export_is_read(tmp_path, text, encoding):
+    (tmp_path / "p.csv").write_bytes(text.encode(encoding))
+    found = read_predictions(tmp_path / "p.csv")
+    assert found[["media_id", "label", "score"]].values.tolist() == [["007", 1, 0.75], ["b", 0, 1.0]]
+
+
+def test_a_comma_in_a_name_is_no_decimal_comma(tmp_path):
+    (tmp_path / "p.csv").write_text("media_id;label;score;note\n1,5;1;0,75;a\nb;0;1;b\n")
+    found = read_predictions(tmp_path / "p.csv")
+    assert found.media_id.tolist() == ["1,5", "b"] and found.score.tolist() == [0.75, 1]
+
+
+def test_json_lines_may_end_in_json_and_ids_may_be_an_index(tmp_path):
+    rows = table(6).set_index("media_id")
+    rows.reset_index().to_json(tmp_path / "p.json", orient="records", lines=True)
+    rows.to_parquet(tmp_path / "p.parquet")
+    for name in ("p.json", "p.parquet"):
+        assert read_predictions(tmp_path / name).media_id.tolist() == list(rows.index)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.assign(score=100 * t.score), "--threshold 50"),
+        (lambda t: t.assign(label=1 - t.label), "invert one of them"),
+        (lambda t: t.assign(prob=t.score, score=(t.score > 0.5).astype(float)), "--score prob"),
+        (lambda t: t.assign(media_id=[f"v{n // 5}/{n}.png" for n in range(len(t))]), "--clusters folder"),
+    ],
+)
+def test_what_looks_wrong_is_said(change, words):
+    label = np.arange(40) % 2
+    good = pd.DataFrame({"media_id": [f"{n}.mp4" for n in range(40)], "label": label, "score": 0.3 + 0.4 * label + np.linspace(0, 0.3, 40) % 0.2})  # fmt: skip
+    assert doubts_about(good) == []
+    (found,) = doubts_about(change(good))
+    assert words in found
+
+
+def test_the_folder_of_frames_can_be_resampled(tmp_path, capsys):
+    frames = pd.DataFrame({"media_id": [f"v{n // 8}/{n}.png" for n in range(80)], "label": [n // 40 for n in range(80)], "score": np.linspace(0.2, 0.8, 80)})  # fmt: skip
+    frames.to_csv(tmp_path / "p.csv", index=False)
+    assert (
+        status_of("evaluate", tmp_path / "p.csv") == 0
+        and "80 images lie in 10 folders" in capsys.readouterr().err
+    )
+    assert status_of("evaluate", tmp_path / "p.csv", "--clusters", "folder") == 0
+    assert "Note" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "json", "jsonl"])
