@@ -63,9 +63,9 @@ class Scan:
     Parameters
     ----------
     dataset : str
-        Name that goes into the manifest's column ``dataset``.
+        Name for the manifest's column ``dataset``.
     rows : list of dict
-        One a usable media file, with the keys of `COLUMNS`.
+        One per usable media file, with the keys of `COLUMNS`.
     rejected : list of dict
         What could not be used: ``path`` relative to the root, and ``reason``.
     """
@@ -82,7 +82,7 @@ class Scan:
     def add(
         self, path, label, *, name=None, method=None, source_id=None, target_id=None, split=None, dataset=None
     ):
-        """Take one media file, given relative to the root; `name` is what its ``media_id`` is made from."""
+        """Add one media file by its path relative to the root; its ``media_id`` is made from `name`."""
         path, kind = PurePosixPath(path), media_kind(path)
         if kind is None:
             self.reject(path, "its ending is neither that of a picture nor of a video")
@@ -93,13 +93,13 @@ class Scan:
         self.rows.append(row | {"target_id": target_id, "split": split, "kind": kind})
 
     def reject(self, path, reason):
-        """Leave one file out, and say why."""
+        """Exclude one file, with the reason."""
         self.rejected.append({"path": str(PurePosixPath(path)), "reason": reason})
 
 
 # %% ../nbs/09_adapters.ipynb #ad2471ec
 def media_id_of(name):
-    """A file name for everything computed from one media file.
+    """Make an id, usable as a file name, for everything computed from one media file.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def media_id_of(name):
 
 # %% ../nbs/09_adapters.ipynb #42478d64
 def as_manifest(rows):
-    """Put rows into a manifest.
+    """Make a manifest from rows.
 
     Parameters
     ----------
@@ -142,15 +142,15 @@ def as_manifest(rows):
 
 # %% ../nbs/09_adapters.ipynb #09a4916e
 def media_files(root, below=".", scan=None):
-    """Media files below a folder, in a fixed order.
+    """List the media files below a folder, in a fixed order.
 
     Parameters
     ----------
     root : Path
     below : str
-        Folder inside `root` to look in.
+        Folder inside `root` to search.
     scan : Scan, optional
-        Where folders that cannot be read are reported.
+        Receives the folders that cannot be read.
 
     Returns
     -------
@@ -162,7 +162,7 @@ def media_files(root, below=".", scan=None):
 
 # %% ../nbs/09_adapters.ipynb #349f7776
 def _walk(root, below=".", scan=None):
-    """Each folder below another one, relative to `root`, and the names of its files."""
+    """Each folder below `below`, relative to `root`, and the names of its files."""
     root, seen = Path(root), set()
 
     def unreadable(error):
@@ -183,7 +183,7 @@ def _walk(root, below=".", scan=None):
 
 # %% ../nbs/09_adapters.ipynb #e542e1cf
 def _subfolder(root, *names):
-    """The folder `names` below `root`, whatever the case of its letters; None when it is not there."""
+    """The folder `names` below `root`, ignoring case; None when it is absent."""
     folder = Path(root)
     for name in names:
         matches = [path for path in _entries(folder) if path.name.lower() == name.lower() and path.is_dir()]
@@ -202,7 +202,7 @@ def _entries(folder):
 
 # %% ../nbs/09_adapters.ipynb #e489ccb9
 def _read_json(root, name, scan, kind=dict):
-    """What a JSON file below `root` holds; an empty `kind` where it is absent, damaged or something else."""
+    """Content of a JSON file below `root`; an empty `kind` where it is absent, damaged or of another type."""
     path = Path(root) / name
     if not path.is_file():
         return kind()
@@ -218,7 +218,7 @@ def _read_json(root, name, scan, kind=dict):
 
 
 def _read_table(path, *needed):
-    """A CSV file as text, the names of its columns in lower case."""
+    """A CSV file as text, with column names in lower case."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -237,7 +237,7 @@ def _read_table(path, *needed):
 
 # %% ../nbs/09_adapters.ipynb #39812234
 def is_outside(path):
-    """Whether a path of a manifest leads out of the folder it is relative to.
+    """Whether a path of a manifest points outside the folder it is relative to.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def is_outside(path):
     Returns
     -------
     bool
-        True for absolute paths and for those that climb above their start with ``..``.
+        True for absolute paths and for those that leave the folder with ``..``.
     """
     path = PurePosixPath(str(path).replace("\\", "/"))
     depth = np.cumsum([-1 if part == ".." else 1 for part in path.parts if part != "."])
@@ -265,7 +265,7 @@ def wrong_root(source, root):
     Returns
     -------
     InputError
-        Says what was expected and what was found.
+        States what was expected and what was found.
     """
     names = [path.name + ("/" if path.is_dir() else "") for path in _entries(root)]
     found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -277,16 +277,16 @@ def wrong_root(source, root):
 
 # %% ../nbs/09_adapters.ipynb #37a5935f
 def scan_ffpp(root, options):
-    """FaceForensics++ and the DeepFakeDetection videos beside it, as downloaded by their script or from Kaggle.
+    """Scan FaceForensics++ and its DeepFakeDetection videos, as downloaded by their script or from Kaggle.
 
     Parameters
     ----------
     root : Path
-        Holds ``original_sequences`` and ``manipulated_sequences``, or ``original`` and a folder a method; optionally
+        Holds ``original_sequences`` and ``manipulated_sequences``, or ``original`` and a folder per method; optionally
         ``train.json``, ``val.json`` and ``test.json`` (also in ``splits/``), and ``conversion_dict.json``.
     options : dict
-        ``compression`` (``raw``, in old downloads ``c0``, ``c23``, ``c40``) and ``methods`` (and ``original``) keep
-        what they list, with commas between.
+        ``compression`` (``raw``, in old downloads ``c0``, ``c23``, ``c40``) and ``methods`` (and ``original``):
+        comma-separated lists of what to keep.
 
     Returns
     -------
@@ -296,7 +296,7 @@ def scan_ffpp(root, options):
     Raises
     ------
     UsageError
-        There are videos, but none of that compression and method.
+        There are videos, but none with that compression and method.
     """
     scan, left_out = Scan("ffpp"), set()
     split_of, person_of = _ffpp_splits(root, scan), _ffpp_people(root, scan)
@@ -323,7 +323,7 @@ FFPP_METHODS = ("Deepfakes", "Face2Face", "FaceShifter", "FaceSwap", "NeuralText
 
 
 def _ffpp_place(folders):
-    """Collection, compression and label that the folders above a video say; None for masks, models and frames."""
+    """Collection, compression and label from the folders above a video; None for masks, models and frames."""
     match folders:
         case ("original_sequences", collection, compression, "videos"):
             return collection, compression, 0
@@ -361,7 +361,7 @@ def _add_ffpp_video(scan, path, place, method, split_of, person_of):
 
 # %% ../nbs/09_adapters.ipynb #b736ee53
 def _ffpp_identities(stem, label):
-    """(person,) of a real sequence or (target, source) of a fake; actors are named apart from sequences."""
+    """(person,) of a real sequence or (target, source) of a fake; actors and sequences have distinct names."""
     pattern = r"(\d+)_(\d+)" if label else r"(\d+)"
     if match := re.fullmatch(pattern, stem):
         return match.groups()
@@ -391,7 +391,7 @@ def _ffpp_people(root, scan):
 
 # %% ../nbs/09_adapters.ipynb #dedd64a2
 def scan_celeb_df(root, options, dataset="celeb-df-v2"):
-    """Celeb-DF, version 1 or 2.
+    """Scan Celeb-DF, version 1 or 2.
 
     Parameters
     ----------
@@ -404,7 +404,7 @@ def scan_celeb_df(root, options, dataset="celeb-df-v2"):
     Returns
     -------
     Scan
-        Files of the test list are ``test``, the others ``train``; without the list there is no split.
+        Files on the test list are ``test``, the others ``train``; without the list there is no split.
         https://github.com/yuezunli/celeb-deepfakeforensics
     """
     scan = Scan(dataset)
@@ -445,7 +445,7 @@ def _add_celeb_df_video(scan, path, folder, people, split):
 
 
 def _celeb_df_files(root, scan):
-    """Each video with the official name of its folder; frames that somebody has cut from them are not media."""
+    """Each video with the official name of its folder; extracted frames are not media."""
     for folder in CELEB_DF_FOLDERS:
         if below := _subfolder(root, folder):
             for path in media_files(root, below.relative_to(root).as_posix(), scan):
@@ -454,7 +454,7 @@ def _celeb_df_files(root, scan):
 
 
 def _celeb_df_test_list(root, scan):
-    """Label, 1 fake, of each file of the official test list, which itself writes 1 for real."""
+    """Label, 1 is fake, of each file on the official test list, where 1 means real."""
     name, labels = "List_of_testing_videos.txt", {}
     path = Path(root) / name
     text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
@@ -470,13 +470,13 @@ def _celeb_df_test_list(root, scan):
 
 # %% ../nbs/09_adapters.ipynb #6d7c5459
 def scan_dfdc(root, options):
-    """The DeepFake Detection Challenge set: folders with a list of their videos each.
+    """Scan the DeepFake Detection Challenge set: folders, each with a list of its videos.
 
     Parameters
     ----------
     root : Path
         Holds part folders such as ``dfdc_train_part_0`` with a ``metadata.json``, or ``validation`` and ``test`` with
-        a ``labels.csv`` (``filename,label``) beside the videos or beside their folder ``videos``; or is one of them.
+        a ``labels.csv`` (``filename,label``) beside the videos or beside their folder ``videos``; or is itself one of them.
     options : dict
         Not used.
 
@@ -531,7 +531,7 @@ def _add_dfdc_entry(scan, root, path, entry):
 
 
 def _split_named(*words):
-    """The first of some words that names a split."""
+    """The first of the words that names a split."""
     return next((SPLIT_NAMES[word.lower()] for word in words if word.lower() in SPLIT_NAMES), None)
 
 
@@ -540,7 +540,7 @@ DFDC_LABELS = {"REAL": 0, "FAKE": 1, "0": 0, "1": 1}
 
 # %% ../nbs/09_adapters.ipynb #35922d34
 def scan_dfdc_preview(root, options):
-    """The DFDC preview set: one ``dataset.json`` for all files.
+    """Scan the DFDC preview set: one ``dataset.json`` for all files.
 
     Parameters
     ----------
@@ -575,7 +575,7 @@ def scan_dfdc_preview(root, options):
 
 # %% ../nbs/09_adapters.ipynb #f4547947
 def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_splits=False):
-    """Files below folders named real and fake, at any depth, optionally below train, val and test.
+    """Scan files below folders named real and fake, at any depth, optionally below train, val and test.
 
     Parameters
     ----------
@@ -587,7 +587,7 @@ def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_s
     identity_pattern : str, optional
         Used where `options` has none.
     needs_splits : bool
-        Whether files outside train, val and test are left out.
+        Whether files outside train, val and test are excluded.
 
     Returns
     -------
@@ -626,7 +626,7 @@ def _compile(pattern):
 
 
 def _folder_index(root, scan):
-    """What index.csv says of each file; of a file that it names twice, the first line counts."""
+    """The row of index.csv for each file; for a file listed twice, the first row counts."""
     path = root / "index.csv"
     table = _read_table(path) if path.is_file() else pd.DataFrame({"file": []})
     if "file" not in table:
@@ -637,7 +637,7 @@ def _folder_index(root, scan):
 
 
 def _named_people(path, label, entry, pattern):
-    """Who is seen: from the index, else from the file name; a real file's person is always the source."""
+    """Person shown, from the index, else from the file name; for a real file always the source."""
     people = {"source": entry.get("source_id") or None, "target": entry.get("target_id") or None}
     if pattern is not None and not any(people.values()) and (match := pattern.fullmatch(path.stem)):
         people |= match.groupdict()
@@ -649,7 +649,7 @@ def _named_people(path, label, entry, pattern):
 
 # %% ../nbs/09_adapters.ipynb #661b215e
 def scan_table(root, options, dataset="zoom"):
-    """Media files listed in a CSV, such as Zoom recordings.
+    """Scan media files listed in a CSV, such as Zoom recordings.
 
     Parameters
     ----------
@@ -691,7 +691,7 @@ def _label_of(text):
 
 
 def _recording_problem(folder, path, entry, seen):
-    """Why a line of the table cannot be used; None when it can."""
+    """Why a row of the table cannot be used; None when it can."""
     split = entry.get("split", "").strip()
     if _label_of(entry["label"]) is None:
         return f"label {entry['label']!r} is none of 0, 1, real, fake"
@@ -714,7 +714,7 @@ def _recordings_table(root):
 
 # %% ../nbs/09_adapters.ipynb #e9121f0d
 def scan_lfw(root, options):
-    """Labeled Faces in the Wild in the layout of scikit-learn's ``data_home``.
+    """Scan Labeled Faces in the Wild in the layout of scikit-learn's ``data_home``.
 
     Parameters
     ----------
@@ -726,7 +726,7 @@ def scan_lfw(root, options):
     Returns
     -------
     Scan
-        All real, the person's folder as identity.
+        All real; the identity is the person's folder.
     """
     scan = Scan("lfw")
     places = ("lfw_home/lfw_funneled", "lfw_funneled", "lfw_home/lfw", ".")
@@ -748,15 +748,15 @@ class Source:
     Parameters
     ----------
     title : str
-        What it is, in a few words.
+        Short description.
     where : str
         Where to get it.
     licence : str
-        What has to be agreed to.
+        Terms to be agreed to.
     layout : str
         The folders and files expected, as a sentence.
     scan : callable
-        From root folder and options to a `Scan`.
+        Maps root folder and options to a `Scan`.
     """
 
     title: str
@@ -878,7 +878,7 @@ SOURCES |= {
 
 # %% ../nbs/09_adapters.ipynb #1639a275
 def scan_source(name, root, options=None):
-    """Read the names below a data set's folder.
+    """Scan a data set's folder, by file names only.
 
     Parameters
     ----------
@@ -899,7 +899,7 @@ def scan_source(name, root, options=None):
     UsageError
         The name is unknown.
     InputError
-        The folder is absent, or it does not have the layout.
+        The folder is absent, or does not have the layout.
     """
     if name not in SOURCES:
         raise UsageError(f"There is no data set {name!r}. Choose one of: {', '.join(SOURCES)}.")
@@ -920,7 +920,7 @@ def scan_source(name, root, options=None):
 
 # %% ../nbs/09_adapters.ipynb #893ccb1a
 def _subfolder_with(source, root, options, most=20):
-    """Name of the first of `most` folders in which a data set's layout is found; None where there is none."""
+    """Name of the first of at most `most` folders that have a data set's layout; None where there is none."""
     for path in [path for path in _entries(root) if path.is_dir()][:most]:
         with suppress(InputError):
             if source.scan(path, options).rows:
@@ -930,7 +930,7 @@ def _subfolder_with(source, root, options, most=20):
 
 # %% ../nbs/09_adapters.ipynb #f528abad
 def leaks(manifest):
-    """Identities that stand in more than one split, as source or as target.
+    """Identities in more than one split, as source or as target.
 
     Parameters
     ----------
@@ -940,7 +940,7 @@ def leaks(manifest):
     Returns
     -------
     DataFrame
-        One row a leaking identity: ``identity``, ``splits`` (as text), ``files``.
+        One row per leaking identity: ``identity``, ``splits`` (as text), ``files``.
     """
     seen = manifest[manifest.split.notna()].melt("split", ["source_id", "target_id"], value_name="identity")
     groups = (
@@ -954,7 +954,7 @@ def leaks(manifest):
 
 # %% ../nbs/09_adapters.ipynb #753411cd
 def assert_no_leak(manifest):
-    """Refuse a manifest in which a person stands on both sides of a split.
+    """Raise for a manifest in which a person is in more than one split.
 
     Parameters
     ----------
@@ -976,7 +976,7 @@ def assert_no_leak(manifest):
 
 # %% ../nbs/09_adapters.ipynb #d1ef6e5b
 def identity_components(manifest):
-    """The group of each row such that no identity is in two groups.
+    """Group the rows such that no identity is in two groups.
 
     Parameters
     ----------
@@ -985,7 +985,7 @@ def identity_components(manifest):
     Returns
     -------
     list of str
-        Name of the component of each row: its first identity, or the ``media_id`` of a row without any.
+        Name of the component of each row: its first identity, or the ``media_id`` of a row without identity.
     """
     parent = {}
 
@@ -1008,21 +1008,21 @@ def _people_of(row):
 
 # %% ../nbs/09_adapters.ipynb #f7456898
 def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
-    """Give each row without a split one, such that no identity crosses.
+    """Assign a split to each row without one, such that no identity is in two splits.
 
     Parameters
     ----------
     manifest : DataFrame
-        Splits already given are kept, and drag their component along.
+        Existing splits are kept, and apply to their whole component.
     ratios : tuple of three float
         Shares of train, val and test; a share of 0 leaves that split empty.
     rng : numpy.random.Generator
-        Order in which components of one size are dealt.
+        Order in which components of equal size are assigned.
 
     Returns
     -------
     DataFrame
-        A copy; ``split`` is None for fakes between people who had to be parted.
+        A copy; ``split`` is None for fakes between people in different splits.
 
     Raises
     ------
@@ -1054,7 +1054,7 @@ def read_shares(text):
     Parameters
     ----------
     text : str
-        Numbers with commas between, as ``0.7,0.15,0.15``.
+        Comma-separated numbers, as ``0.7,0.15,0.15``.
 
     Returns
     -------
@@ -1063,7 +1063,7 @@ def read_shares(text):
     Raises
     ------
     UsageError
-        It is not three numbers of at least 0 that add up to 1.
+        The text is not three non-negative numbers that add up to 1.
     """
     try:
         shares = tuple(float(share) for share in text.split(","))
@@ -1074,7 +1074,7 @@ def read_shares(text):
 
 # %% ../nbs/09_adapters.ipynb #82850efd
 def checked_shares(shares):
-    """Shares of train, val and test as they are; refuses what cannot be dealt by."""
+    """Shares of train, val and test, unchanged; raises for invalid shares."""
     if len(shares) != 3 or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise UsageError(
             f"The shares of train, val and test must be at least 0 and add up to 1, not {shares}."
@@ -1083,11 +1083,11 @@ def checked_shares(shares):
 
 
 # %% ../nbs/09_adapters.ipynb #d033248f
-ACROSS = "across"  # group of the files between people who had to be parted
+ACROSS = "across"  # group of the files between people in different splits
 
 
 def _deal(groups, labels, given, shares, rng):
-    """Split of each group: the one that most lacks what the group has, largest groups first."""
+    """Split of each group: the one with the largest deficit of what the group has, largest groups first."""
     counts = pd.crosstab(groups[groups != ACROSS], labels[groups != ACROSS]).sort_index()
     names, counts = list(counts.index), counts.to_numpy(float)
     order = rng.permutation(len(names)) if rng is not None else np.arange(len(names))
@@ -1105,7 +1105,7 @@ def _deal(groups, labels, given, shares, rng):
 
 
 def _cut_component(rows, shares, rng):
-    """Groups of a component that is too large: its people are dealt out, and rows between them set apart."""
+    """Groups of an oversized component: its people are distributed, rows between splits form a separate group."""
     pairs = [_people_of(row) for row in rows[["source_id", "target_id"]].itertuples(index=False)]
     people = sorted({person for pair in pairs for person in pair})
     order = rng.permutation(len(people)) if rng is not None else range(len(people))
@@ -1117,7 +1117,7 @@ def _cut_component(rows, shares, rng):
 
 # %% ../nbs/09_adapters.ipynb #5f7fa3b9
 def limit_manifest(manifest, limit, order="random", rng=None):
-    """Keep some of the files, half of them fake as far as there are enough.
+    """Keep a limited number of files, half of them fake where there are enough.
 
     Parameters
     ----------

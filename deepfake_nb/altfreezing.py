@@ -62,7 +62,7 @@ BASE_METHODS = {"FaceSwap": "crude", "Deepfakes": "celebrity"}
 
 
 def base_shots(people, pairs, method):
-    """Who is filmed for one method of the base set, and where it goes in FF++'s folders."""
+    """The people filmed for one method of the base set, and its place in FF++'s folders."""
     source_of = dict(zip(pairs.target_id, pairs.source_id, strict=True))
     real = "original_sequences/youtube/c23/videos/{}.mp4"
     fake = f"manipulated_sequences/{method}/c23/videos/{{}}_{{}}.mp4"
@@ -74,7 +74,7 @@ def base_shots(people, pairs, method):
 
 # %% ../nbs/40_altfreezing.ipynb #1858db38
 def base_set(people=150, frames=40, side=256, seed=0, root=None, *, jobs=1, progress=None):
-    """Film and build the base model's data set: rendered people in the studio, real and swapped in two ways.
+    """Render and build the base model's data set: rendered people in the studio, real and swapped by two methods.
 
     Parameters
     ----------
@@ -86,14 +86,14 @@ def base_set(people=150, frames=40, side=256, seed=0, root=None, *, jobs=1, prog
         Height and width in pixels.
     seed : int
     root : Path, optional
-        Folder of the made sets; ``sets`` in the cache by default.
+        Folder of the built sets; default: ``sets`` in the cache.
     jobs, progress
         See `builds.build`.
 
     Returns
     -------
     builds.BuildReport
-        Nobody of it is in another set of the study.
+        None of its people are in another set of the study.
     """
     folder = Path(root or cache_dir() / "sets") / f"ffpp-base-{people}-{frames}-{side}-{seed}"
     names = [f"{number:03d}" for number in range(people + max(2, 2 * people // 15))]
@@ -113,7 +113,7 @@ def base_set(people=150, frames=40, side=256, seed=0, root=None, *, jobs=1, prog
 
 # %% ../nbs/40_altfreezing.ipynb #3823baf6
 def video_trainer(network, settings, hooks=(), folder=None, transform=IMAGENET_NORMALISATION):
-    """A trainer for clips as the first paper has it: ImageNet's normalisation, binary cross-entropy.
+    """A trainer for clips as in the first paper: ImageNet normalisation, binary cross-entropy.
 
     Murphy 2024, sections 3.1 and 4.2.
 
@@ -135,7 +135,7 @@ def video_trainer(network, settings, hooks=(), folder=None, transform=IMAGENET_N
 
 
 def epoch_metrics(validation):
-    """Precision, recall, F1 and AUC after each epoch, as a list of hooks; empty where validation has one label only."""
+    """Precision, recall, F1 and AUC after each epoch, as a list of hooks; empty if validation has only one label."""
     return [EpochMetrics(validation)] if set(np.asarray(validation.labels).tolist()) == {0, 1} else []
 
 
@@ -149,7 +149,7 @@ BASE_AUGMENTATION = Augmentation(
 
 
 def evenly(manifest):
-    """Rows of a manifest, the real ones repeated until they are about as many as the fakes."""
+    """Rows of a manifest, with the real ones repeated to about the number of fakes."""
     real, fake = (manifest[manifest.label == label] for label in (0, 1))
     return pd.concat([*[real] * max(1, round(len(fake) / max(1, len(real)))), fake], ignore_index=True)
 
@@ -158,7 +158,7 @@ def evenly(manifest):
 def train_base(
     faces, settings=BASE_SETTINGS, *, width=16, length=16, size=96, step=8, folder=None, cache=None, hooks=()
 ):
-    """Train a base model from scratch on a build, such as `base_set` makes.
+    """Train a base model from scratch on a build, such as that of `base_set`.
 
     Parameters
     ----------
@@ -168,11 +168,11 @@ def train_base(
     width : int
         Of the network, see `video_resnet.VideoResNet`.
     length, size, step : int
-        Frames and side of the clips, and every how many frames one begins.
+        Frames and side of the clips, and frames between the starts of two clips.
     folder : Path, optional
-        For checkpoints, from which an interrupted training goes on.
+        For checkpoints, from which an interrupted training resumes.
     cache : Path, optional
-        Where cut clips are kept, see `clips.ClipSet`.
+        Cache of cut clips, see `clips.ClipSet`.
     hooks : sequence
         See `training.Trainer`.
 
@@ -197,7 +197,7 @@ def train_base(
 
 # %% ../nbs/40_altfreezing.ipynb #18a041bb
 class BaseModel(NamedTuple):
-    """A network to start from, and what it was trained on, in plain words."""
+    """A pretrained network, and a description of its training data."""
 
     network: torch.nn.Module
     trained_on: str
@@ -209,8 +209,8 @@ def load_base(weights=None):
     Parameters
     ----------
     weights : str or Path, optional
-        AltFreezing's released file, or one that `video_resnet.save_video_resnet` wrote; by default the small one that
-        comes with the package.
+        AltFreezing's released file, or one written by `video_resnet.save_video_resnet`; default: the small one that
+        ships with the package.
 
     Returns
     -------
@@ -219,7 +219,7 @@ def load_base(weights=None):
     Raises
     ------
     InputError
-        The file is absent, damaged, or of another network.
+        The file is missing, damaged, or of another network.
     """
     loaded = load_detector("altfreezing", weights or shipped_file("altfreezing-base.safetensors"))
     return BaseModel(loaded.network, loaded.weights.trained_on)
@@ -234,9 +234,9 @@ def rule_of(rule, protocol="stated", steps=(20, 1), epochs=(0, 1, 2)):
     rule : {"alternate freezing", "gradual unfreezing"}
     protocol : {"stated", "published"}
     steps : (int, int)
-        Of the spatial and the temporal kernels in turn.
+        Alternating steps of the spatial and the temporal kernels.
     epochs : sequence of int
-        How many epochs pass before head, s5 and s4 begin to learn.
+        Epochs after which head, s5 and s4 are unfrozen.
 
     Returns
     -------
@@ -256,7 +256,7 @@ def rule_of(rule, protocol="stated", steps=(20, 1), epochs=(0, 1, 2)):
 
 # %% ../nbs/40_altfreezing.ipynb #a1e7d55e
 class FineTuned(NamedTuple):
-    """A fine-tuned network: its rule, the set it learned from, its trainer with the best weights, its log."""
+    """A fine-tuned network: its rule, its training set, its trainer with the best weights, its log."""
 
     rule: str
     train_set: str
@@ -265,21 +265,21 @@ class FineTuned(NamedTuple):
 
 
 def fine_tune(base, rule, train_set, clips, settings, hooks, folder=None):
-    """Fine-tune a copy of the base model under a rule, keeping the epoch that is best on validation.
+    """Fine-tune a copy of the base model under a rule, keeping the best epoch on validation.
 
     Murphy 2024, section 4.3.
 
     Parameters
     ----------
     base : nn.Module
-        Left as it is.
+        Not changed.
     rule, train_set : str
-        What tables call them.
+        Their names in tables.
     clips : (ClipSet, ClipSet)
-        To train on, and to choose the epoch with.
+        For training, and for choosing the epoch.
     settings : training.TrainingSettings
     hooks : sequence
-        The rule (see `rule_of`), and others; metrics of each epoch are added.
+        The rule (see `rule_of`), and others; the metrics hook is added.
     folder : Path, optional
         For checkpoints.
 
@@ -295,7 +295,7 @@ def fine_tune(base, rule, train_set, clips, settings, hooks, folder=None):
 
 # %% ../nbs/40_altfreezing.ipynb #e448f559
 def videos_needed(difference, standard_error, n, level=0.05, power=0.8):
-    """How many videos would show a difference of this size.
+    """The number of videos needed to detect a difference of this size.
 
     Parameters
     ----------
@@ -304,12 +304,12 @@ def videos_needed(difference, standard_error, n, level=0.05, power=0.8):
         Of the difference, measured on `n` videos.
     n : int
     level, power : float in (0, 1)
-        Chance of seeing a difference that is not there, and of seeing one that is.
+        Probability of a false detection, and of detecting a true difference.
 
     Returns
     -------
     int or None
-        None when the difference is 0.
+        None if the difference is 0.
     """
     if difference == 0:
         return None
@@ -319,7 +319,7 @@ def videos_needed(difference, standard_error, n, level=0.05, power=0.8):
 
 # %% ../nbs/40_altfreezing.ipynb #07fb36bf
 def frame_features(frame, side=64):
-    """Grey levels and edges of one frame.
+    """Grey-level and edge features of one frame.
 
     Murphy 2024, section 3 and Table 2; details from ``adv_logreg_zoom.py`` of github.com/csbrendan/CS229.
 
@@ -327,7 +327,7 @@ def frame_features(frame, side=64):
     ----------
     frame : uint8, shape (H, W, 3), RGB
     side : int
-        To which the frame is brought, a multiple of 16.
+        Side to which the frame is resized, a multiple of 16.
 
     Returns
     -------
@@ -350,24 +350,24 @@ def video_features(clip, side=64):
 
 # %% ../nbs/40_altfreezing.ipynb #348465c6
 def split_scores(features, labels, groups=None, *, rounds=100, share=0.2, seed=0):
-    """AUC of logistic regression on random test shares of a few videos.
+    """AUC of logistic regression on random test splits of a few videos.
 
     Parameters
     ----------
     features : array, shape (N, D)
     labels : int array, shape (N,)
     groups : sequence, shape (N,), optional
-        Videos of one group go to the same side; without it each video is dealt for itself, as the paper's code does.
+        Videos of one group go to the same side; without it each video is assigned separately, as in the paper's code.
     rounds : int
         Random splits.
     share : float
-        Of the videos, or groups, that are tested.
+        Test share of the videos or groups.
     seed : int
 
     Returns
     -------
     float64, shape (at most rounds,)
-        Splits whose test share has one label only give nothing.
+        Splits with only one label in the test share are dropped.
     """
     labels, found = np.asarray(labels), []
     dealer = (ShuffleSplit if groups is None else GroupShuffleSplit)(
@@ -383,14 +383,14 @@ def split_scores(features, labels, groups=None, *, rounds=100, share=0.2, seed=0
 
 # %% ../nbs/40_altfreezing.ipynb #5469736d
 class AugmentedClips:
-    """Labelled clips with an augmentation that is drawn anew for each clip in each epoch; also a hook of the trainer.
+    """Labelled clips with an augmentation resampled for each clip in each epoch; also a hook of the trainer.
 
     Parameters
     ----------
     clips : labelled clips
         See `clips.ClipSet`.
     augment : callable
-        Takes a clip, uint8 (T, S, S, 3), and a `numpy.random.Generator`; gives such a clip.
+        Takes a clip, uint8 (T, S, S, 3), and a `numpy.random.Generator`; returns a clip of that kind.
     seed : int
     """
 
@@ -402,7 +402,7 @@ class AugmentedClips:
         return len(self.clips)
 
     def on_epoch_start(self, trainer, epoch):
-        """Note the epoch, of which the draws depend."""
+        """Store the epoch, on which the random draws depend."""
         self.epoch = epoch
 
     def read(self, indices):
@@ -416,25 +416,25 @@ class AugmentedClips:
 
 # %% ../nbs/40_altfreezing.ipynb #ebb2c1c4
 def clips_after(path, change=None, *, length=32, size=224, frames=None, bitrate=None, detector=None):
-    """Clips of the main person of a video, after something was done to its frames and they were encoded once more.
+    """Clips of the main person of a video, after its frames were changed and re-encoded.
 
     Parameters
     ----------
     path : str or Path
     change : callable, optional
-        Takes frames, uint8 (T, H, W, 3), gives such frames, of whatever size.
+        Takes frames, uint8 (T, H, W, 3), returns such frames, of any size.
     length, size : int
         Of a clip, in frames and pixels.
     frames : int, optional
-        Only so many from the beginning.
+        Maximum number of frames from the beginning.
     bitrate : float, optional
-        Bits a second of the encoder; by default it keeps CRF 18.
+        Bits per second of the encoder; default: CRF 18.
     detector : faces.FaceDetector, optional
 
     Returns
     -------
     uint8, shape (N, length, size, size, 3)
-        They overlap by half; none where no face is found for long enough.
+        They overlap by half; none if no face is found for long enough.
     """
     images = np.stack([frame.image for frame in read_frames(path, max_frames=frames)])
     images = images if change is None else change(images)
@@ -449,7 +449,7 @@ def clips_after(path, change=None, *, length=32, size=224, frames=None, bitrate=
 
 # %% ../nbs/40_altfreezing.ipynb #dd05d07c
 def self_swapped(images, landmarks, rng, quality="live"):
-    """Put a person's face from one frame of a video onto himself in all of them.
+    """Swap a person's face from one frame of a video onto the same person in all frames.
 
     Murphy 2024, section 10.2.
 

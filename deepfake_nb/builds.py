@@ -65,31 +65,31 @@ class BuildSettings:
     Parameters
     ----------
     seed : int
-        For the files a limit keeps, the splits, and swaps.
+        For the files kept under a limit, the splits, and swaps.
     shares : str
         Shares of train, val and test in an identity split.
     limit_order : {"random", "sorted"}
-        Which files a limit keeps; ``sorted`` is what the first paper's code does.
+        Which files are kept under a limit; ``sorted`` as in the first paper's code.
     compression, methods : str
-        FaceForensics++: keep these, separated by commas; empty keeps all.
+        FaceForensics++: keep these, comma-separated; empty keeps all.
     identity_pattern : str
         Folders: regular expression for file stems with groups ``source`` and ``target``.
     download : bool
-        LFW: fetch it by scikit-learn when it is absent.
+        LFW: download it with scikit-learn when it is absent.
     domain, frames : str, int
-        Rendered people: what the videos look like, and how long they are.
+        Rendered people: visual domain and length of the videos.
     frame_stride : int
         Use every k-th frame. Changes tracks.
     max_frames : int
-        Use at most so many frames of a file; 0 uses all. Changes tracks.
+        Maximum number of frames per file; 0 uses all. Changes tracks.
     detect_every : int
-        Detect faces on every k-th used frame and interpolate between. Changes tracks.
+        Detect faces in every k-th used frame and interpolate. Changes tracks.
     crop_size : int
         Side of the aligned crops in pixels. Changes tracks.
     working_size : int
-        Longest side at which faces are looked for, in pixels. Changes tracks.
+        Longest image side for face detection, in pixels. Changes tracks.
     threshold : float
-        Least detection score in [0, 1]. Changes tracks.
+        Minimum detection score in [0, 1]. Changes tracks.
     """
 
     seed: int = 0
@@ -172,7 +172,7 @@ def _truth(value):
 
 # %% ../nbs/09_builds.ipynb #b9309ded
 def plan(source, root, limit=None, splits="official", settings=None):
-    """Decide which files are built, and on which side of the split each stands.
+    """Decide which files are built, and in which split each one is.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def _drop_duplicates(manifest, rejected):
 # %% ../nbs/09_builds.ipynb #d9315d64
 @functools.lru_cache(maxsize=2)
 def _detector(working_size, threshold):
-    """One detector a process. One thread always: sums over more threads differ in the last digit, and then the
+    """One detector per process, with one thread: sums over more threads differ in the last digit, so the
     checksums would depend on the number of jobs and cores."""
     from deepfake_nb.faces import CenterFace
 
@@ -237,7 +237,7 @@ def _detector(working_size, threshold):
 
 
 def _find_tracks(job):
-    """Face tracks of a picture, or of every k-th frame of a video while it streams by; and what was damaged."""
+    """Face tracks of an image, or of every k-th frame of a video read as a stream; and any damage found."""
     from deepfake_nb.faces import face_tracks
     from deepfake_nb.video import media_kind, read_frames
 
@@ -254,7 +254,7 @@ def _find_tracks(job):
 
 
 def _store_tracks(job, tracks):
-    """Write the tracks; what the manifest and the journal say of them."""
+    """Write the tracks; return their entries for the manifest and the journal."""
     from deepfake_nb.faces import write_face_tracks
 
     used = {name: getattr(job.settings, name) for name in TRACK_SETTINGS}
@@ -278,7 +278,7 @@ class _Job:
 
 # %% ../nbs/09_builds.ipynb #c9673561
 def _build_file(job):
-    """Find, store and describe the faces of one media file; never raises for what is in the file."""
+    """Find, store and describe the faces of one media file; never raises for its content."""
     started = time.perf_counter()
     result = {"media_id": job.media_id}
     try:
@@ -294,7 +294,7 @@ def _build_file(job):
 
 # %% ../nbs/09_builds.ipynb #9d439bd5
 def _trouble(error):
-    """Whether an error is the disk's, the file's, or a fault of ours that a later run may not meet again."""
+    """Whether an error comes from the disk, the file, or our code, where a later run may succeed."""
     causes = list(_causes(error))
     if any(isinstance(cause, OSError) and cause.errno in DISK_ERRORS for cause in causes):
         return {"stop": str(next((cause for cause in causes if isinstance(cause, InputError)), error))}
@@ -321,7 +321,7 @@ def _source_state(path):
 
 # %% ../nbs/09_builds.ipynb #d3074ab4
 class _Journal:
-    """Finished files of a build folder, one JSON line each; the last line about a file counts."""
+    """Finished files of a build folder, one JSON line each; the last line for a file counts."""
 
     def __init__(self, folder, digest):
         self.path, self.folder, self.digest = Path(folder) / "journal.jsonl", Path(folder), digest
@@ -333,12 +333,12 @@ class _Journal:
                 self.entries[entry["media_id"]] = entry
 
     def compact(self):
-        """Drop half lines and outdated ones."""
+        """Remove incomplete and outdated lines."""
         with write_atomically(self.path, "w") as file:
             file.writelines(json.dumps(entry, sort_keys=True) + "\n" for entry in self.entries.values())
 
     def add(self, result):
-        """Note one result, at once on disk as far as a killed process is concerned."""
+        """Append one result, flushed at once so that it survives a killed process."""
         entry = {**result, "digest": self.digest}
         self.entries[entry["media_id"]] = entry
         try:
@@ -348,7 +348,7 @@ class _Journal:
             raise _cannot_write(self.path, error) from error
 
     def is_done(self, media_id, media_file, track_file):
-        """Whether a file need not be built again."""
+        """Whether a file is already built."""
         entry = self.entries.get(media_id)
         if entry is None or entry["digest"] != self.digest or entry.get("again"):
             return False
@@ -367,7 +367,7 @@ def _cannot_write(path, error):
 
 
 def _track_digest(settings):
-    """Changes when a setting changes that the content of a track file depends on."""
+    """Digest of the settings that the content of a track file depends on."""
     kept = {name: getattr(settings, name) for name in TRACK_SETTINGS}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -375,23 +375,23 @@ def _track_digest(settings):
 # %% ../nbs/09_builds.ipynb #3613ca26
 @contextlib.contextmanager
 def many_workers(work, jobs=1, scheduler=None, threads=1):
-    """Yield a function from tasks to what `work` makes of them, as it comes, in any order.
+    """Yield a function from tasks to the results of `work`, as they arrive, in any order.
 
     Parameters
     ----------
     work : callable
-        Of one task; both have to be known to other processes.
+        Takes one task; both must be available in other processes.
     jobs : int
-        Processes on this machine; 1 works in this one, -1 starts as many as there are cores.
+        Processes on this machine; 1 uses the current process, -1 one per core.
     scheduler : str, optional
-        Address of a Dask scheduler, whose workers are used instead.
+        Address of a Dask scheduler; its workers are used instead.
     threads : int
-        Of each process.
+        Threads per process.
 
     Raises
     ------
     InputError
-        `jobs` is 0, the cluster does not answer, or a process died.
+        `jobs` is 0, the cluster does not respond, or a process died.
     """
     import joblib
 
@@ -409,14 +409,14 @@ def many_workers(work, jobs=1, scheduler=None, threads=1):
         stack.enter_context(joblib.parallel_config(**backend))
         parallel = joblib.Parallel(return_as="generator_unordered")
         stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message=r"\d+ tasks")  # joblib's, of work that a stop made useless
+        warnings.filterwarnings("ignore", message=r"\d+ tasks")  # joblib's, about work cancelled by a stop
         job = joblib.delayed(functools.partial(_at_work, work, os.getpid()) if scheduler is None else work)
         yield lambda tasks: _living(parallel(job(task) for task in tasks))
 
 
 # %% ../nbs/09_builds.ipynb #9e1f1879
 def _at_work(work, asker, task):
-    """One task in another process, which ends with the one that asked for it."""
+    """Run one task in another process, which ends when its parent ends."""
     _end_with(asker)
     return work(task)
 
@@ -434,7 +434,7 @@ def _end_with(asker):
 # %% ../nbs/09_builds.ipynb #53ce8570
 @contextlib.contextmanager
 def _dask_client(address):
-    """A client of a running cluster; what it asked for and did not get is cancelled when it leaves."""
+    """A client of a running cluster; its pending tasks are cancelled on exit."""
     import distributed
 
     try:
@@ -458,7 +458,7 @@ def _dask_client(address):
 # %% ../nbs/09_builds.ipynb #820bd5db
 @dataclass
 class BuildReport:
-    """What a build did.
+    """Result of a build.
 
     Parameters
     ----------
@@ -468,7 +468,7 @@ class BuildReport:
     rejects : DataFrame
         Columns ``path``, ``reason``.
     built, kept, rejected : int
-        Media files built by this run, kept from an earlier one, and left out.
+        Media files built by this run, kept from an earlier one, and excluded.
     leaking : int
         Identities in more than one split: 0 for an identity split.
     seconds : float
@@ -488,10 +488,10 @@ class BuildReport:
 def build(
     source, root, out, *, limit=None, jobs=1, scheduler=None, splits="official", settings=None, progress=None
 ):
-    """Turn a data set into a manifest and face tracks.
+    """Build a manifest and face tracks from a data set.
 
-    A build that was interrupted goes on where it stopped; a finished one is checked and left as it is. What
-    changed since, a media file or a setting, is done again.
+    An interrupted build resumes where it stopped; a finished one is checked and left unchanged. Files are
+    rebuilt when they or a setting have changed since.
 
     Parameters
     ----------
@@ -502,11 +502,11 @@ def build(
     out : str or Path
         The build's folder. One build at a time may write to it.
     limit : int, optional
-        At most so many media files, half of them fake as far as there are enough.
+        Maximum number of media files, half of them fake where there are enough.
     jobs : int
         Processes on this machine.
     scheduler : str, optional
-        Address of a Dask scheduler, whose workers are used instead.
+        Address of a Dask scheduler; its workers are used instead.
     splits : {"official", "identity"}
         See `plan`.
     settings : dict or BuildSettings, optional
@@ -523,7 +523,7 @@ def build(
     UsageError
         A name or setting does not exist.
     InputError
-        The data set is not there, the folder is in use or cannot be written, or the cluster does not answer.
+        The data set is absent, the folder is in use or not writable, or the cluster does not respond.
     """
     started = time.perf_counter()
     settings = settings if isinstance(settings, BuildSettings) else read_settings(settings)
@@ -553,7 +553,7 @@ MADE_HERE = ("lfw", "rendered")
 
 # %% ../nbs/09_builds.ipynb #eda1ba67
 def _make_media(source, root, out, limit, splits, settings, progress):
-    """Make the media of a source that has none: their folder, and the plan for them."""
+    """Generate the media of a source without media; return their folder and the plan."""
     from deepfake_nb.filming import MAKERS
 
     root, left_out = MAKERS[source](root, out, limit, settings, progress)
@@ -563,7 +563,7 @@ def _make_media(source, root, out, limit, splits, settings, progress):
 
 # %% ../nbs/09_builds.ipynb #0abbc8e2
 def _unfinished(manifest, root, out, journal):
-    """True for rows that have to be built."""
+    """True for rows still to be built."""
     done = [
         journal.is_done(row.media_id, root / row.path, _track_path(out, row.media_id))
         for row in manifest.itertuples()
@@ -576,7 +576,7 @@ def _track_path(out, media_id):
 
 
 def _remove_half_files(folder):
-    """Remove what a killed run left beside the whole files."""
+    """Remove incomplete files left by a killed run."""
     for path in Path(folder).glob(".*.part*"):
         path.unlink(missing_ok=True)
 
@@ -607,7 +607,7 @@ def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
 
 
 def _living(results):
-    """Results of workers, with a sentence for the death of one."""
+    """Results of workers, with an error message when one dies."""
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     try:
@@ -624,7 +624,7 @@ RESULT_COLUMNS = ("tracks", "tracks_sha256", "n_tracks", "n_frames", "media_sha2
 
 
 def _with_results(manifest, rejected, journal):
-    """The manifest of usable files with what was found in each, and the table of the others."""
+    """The manifest of usable files with their results, and the table of rejected ones."""
     results = [journal.entries[media_id] for media_id in manifest.media_id]
     refused = np.array(["rejected" in result for result in results], dtype=bool)
     rejected = [*rejected]
@@ -660,16 +660,16 @@ def _write_build(report, source, root, limit, splits, settings):
 # %% ../nbs/09_builds.ipynb #761854e2
 @dataclass
 class CheckReport:
-    """What was found in a build.
+    """Result of checking a build.
 
     Parameters
     ----------
     counts : DataFrame
-        One row a split: ``split``, ``real``, ``fake``, ``share of fake``, ``frames``, ``people``.
+        One row per split: ``split``, ``real``, ``fake``, ``share of fake``, ``frames``, ``people``.
     problems : list of str
-        What makes the build unfit for use; empty when it is sound.
+        Reasons why the build is unusable; empty when it is sound.
     warnings : list of str
-        What its user should know: one class only, identities unknown.
+        Notes for the user: one class only, identities unknown.
     """
 
     counts: pd.DataFrame
@@ -722,7 +722,7 @@ def _counts(manifest):
 
 
 def _path_problems(manifest):
-    """Paths that lead out of the folder they are relative to: such rows are refused, their files not opened."""
+    """Paths that point outside their base folder: such rows are rejected, their files not opened."""
     problems = []
     for column, what in {"path": "media folder", "tracks": "build folder"}.items():
         outside = manifest[manifest[column].map(is_outside)]
@@ -789,7 +789,7 @@ def _warnings(manifest):
 
 # %% ../nbs/09_builds.ipynb #4a32586c
 def load_manifest(folder):
-    """The manifest of a finished build.
+    """Load the manifest of a finished build.
 
     Parameters
     ----------
@@ -804,7 +804,7 @@ def load_manifest(folder):
     Raises
     ------
     InputError
-        There is no finished build, or the manifest points out of its folders.
+        There is no finished build, or the manifest points outside its folders.
     """
     folder = Path(folder).absolute()
     manifest = _read_manifest(folder)
@@ -836,14 +836,14 @@ def _read_manifest(folder):
 
 # %% ../nbs/09_builds.ipynb #fe02a54c
 class FaceSet:
-    """The faces of a build, one media file at a time, read by memory map.
+    """The faces of a build, one media file at a time, memory-mapped.
 
     Parameters
     ----------
     folder : str or Path
         A folder that `build` wrote.
     split : str, optional
-        Keep the rows of one split.
+        Keep only the rows of one split.
 
     Attributes
     ----------
@@ -871,5 +871,5 @@ class FaceSet:
         return np.asarray(crops[len(crops) // 2])
 
     def clips(self, row, length=32, stride=1, step=None):
-        """Clips of the first track as views, each (length, S, S, 3); `step` is `length` when not given."""
+        """Clips of the first track as views, each (length, S, S, 3); `step` defaults to `length`."""
         return self.tracks(row)[0].clips(length, stride, step or length)

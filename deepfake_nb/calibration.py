@@ -54,7 +54,7 @@ from .weights import REGISTRY, load_detector
 
 # %% ../nbs/09_calibration.ipynb #355b091e
 class Probability(NamedTuple):
-    """P(fake) and the interval that holds 95 % of what other people to calibrate with would have given."""
+    """P(fake) and its 95 % interval over resampled calibration people."""
 
     value: float
     low: float
@@ -64,21 +64,21 @@ class Probability(NamedTuple):
 # %% ../nbs/09_calibration.ipynb #56f68ba7
 @dataclass(frozen=True)
 class Combination:
-    """What some detectors say together, and how that is to be read.
+    """The joint score of a set of detectors, and its calibration.
 
     Parameters
     ----------
     detectors : tuple of str
     calibration : Calibration
-        From the score of all of them together to the share of fakes among the media it was fitted on.
+        Maps their joint score to the share of fakes among the media it was fitted on.
     draws : float array, shape (R, 1 + number of detectors)
-        Weights of the detectors' log-odds and, last, the constant; a line for each draw of people.
+        Weights of the detectors' log-odds and, last, the constant; one row per draw of people.
     genuine, forged : list of list of float
-        Scores of the genuine and of the forged media, a list per person.
+        Scores of the genuine and of the forged media, one list per person.
     wobble : float
-        Standard deviation, in log-odds of the score, of what re-encoding and shortening do to it; see `ladder_effects`.
+        Standard deviation of the score's log-odds under re-encoding and shortening; see `ladder_effects`.
     margin : float
-        So far, in log-odds, a score has to lie from a threshold for the decision to survive that.
+        Distance from a threshold, in log-odds, at which the decision is robust to them.
     """
 
     detectors: tuple
@@ -90,12 +90,12 @@ class Combination:
     margin: float = 0.0
 
     def as_dict(self):
-        """As JSON takes it."""
+        """A dict that JSON can encode."""
         return asdict(self) | {"detectors": list(self.detectors), "draws": in_six_figures(self.draws)}
 
 
 def in_six_figures(numbers):
-    """An array as nested lists, with the figures that it is worth at most."""
+    """An array as nested lists, rounded to six significant figures."""
     return json.loads(
         json.dumps(np.asarray(numbers).tolist()), parse_float=lambda text: float(f"{float(text):.6g}")
     )
@@ -107,7 +107,7 @@ LEAST_PEOPLE = 5
 
 
 def merged_score(calibrations, scores):
-    """The score of several detectors together, (N,), of theirs in order (N, D); that of one is its own."""
+    """The joint score (N,) of detectors from their scores (N, D), in order; that of one is its own."""
     scores = np.asarray(scores, float)
     if len(calibrations) == 1:
         return scores[:, 0]
@@ -116,7 +116,7 @@ def merged_score(calibrations, scores):
 
 
 def line_of(calibrations, last):
-    """Weights of the log-odds of the detectors and the constant, of the lines of all and the one behind them."""
+    """Weights of the detectors' log-odds and the constant, from their lines and the final line on top."""
     if len(calibrations) == 1:
         return np.array([last.parameters["slope"], last.parameters["intercept"]])
     slopes, constants = zip(
@@ -128,7 +128,7 @@ def line_of(calibrations, last):
 
 # %% ../nbs/09_calibration.ipynb #469a76bf
 def fit_lines(names, scores, labels):
-    """Platt's line of each detector, {name: Calibration}, and of all together; scores (N, D)."""
+    """Platt scaling of each detector, {name: Calibration}, and of their joint score; scores (N, D)."""
     own = [fit_calibration(labels, column, split="val") for column in scores.T]
     if len(own) == 1:
         return dict(zip(names, own, strict=True)), own[0]
@@ -137,7 +137,7 @@ def fit_lines(names, scores, labels):
 
 
 def drawn_lines(names, scores, labels, people, draws, rng):
-    """The lines for `draws` draws of people with repetition, shape (draws, D + 1)."""
+    """The lines for `draws` bootstrap draws of people, shape (draws, D + 1)."""
     persons, person = np.unique(people, return_inverse=True)
     kinds = np.zeros((len(persons), 2), int)
     np.maximum.at(kinds, (person, labels), 1)
@@ -152,7 +152,7 @@ def drawn_lines(names, scores, labels, people, draws, rng):
 
 # %% ../nbs/09_calibration.ipynb #3ca67e1c
 def fit_combination(names, table, draws, rng, ladder=None):
-    """The `Combination` of the detectors `names`, of a table with a column for each, ``label`` and ``person``."""
+    """The `Combination` of the detectors `names`, from a table with a column for each, ``label`` and ``person``."""
     table = table.dropna(subset=list(names))
     scores, labels = table[list(names)].to_numpy(float), table.label.to_numpy(int)
     own, last = fit_lines(names, scores, labels)
@@ -176,7 +176,7 @@ def by_person(scores, people):
 
 # %% ../nbs/09_calibration.ipynb #c1287452
 class Threshold(NamedTuple):
-    """From which score on a file is called fake, the false-alarm rate that this keeps to, and that in words."""
+    """The lowest score that is called fake, the false-alarm rate it guarantees, and a description in words."""
 
     score: float
     rate: float
@@ -184,19 +184,19 @@ class Threshold(NamedTuple):
 
 
 def threshold_for(genuine, rate):
-    """The threshold at which genuine media like these are called fake no more often than stated.
+    """The threshold at which genuine media like these are called fake at most at the given rate.
 
     Parameters
     ----------
     genuine : list of list of float
-        Scores of genuine media, a list a person.
+        Scores of genuine media, one list per person.
     rate : float in (0, 1)
         The false-alarm rate.
 
     Returns
     -------
     Threshold
-        With the lowest rate that can be promised where `rate` is below it.
+        With the lowest rate that can be guaranteed if `rate` is below it.
 
     Raises
     ------
@@ -216,12 +216,12 @@ def threshold_for(genuine, rate):
 
 # %% ../nbs/09_calibration.ipynb #121da5c6
 def percent(share):
-    """A share in percent with two figures, such as "5 %"."""
+    """A share in percent with two significant figures, such as "5 %"."""
     return f"{100 * share:.2g} %"
 
 
 def threshold_in_words(score, rate, kept, people):
-    """What a threshold promises, in one sentence or two."""
+    """What a threshold guarantees, in one or two sentences."""
     words = (
         f"{score:.2f} and above is called fake: that happens to at most {percent(kept)} of genuine media like those of the "
         f"calibration."
@@ -235,13 +235,11 @@ def threshold_in_words(score, rate, kept, people):
 
 # %% ../nbs/09_calibration.ipynb #4dadc462
 MISS_RATE = 0.10
-FLIPS = (
-    0.03  # share of genuine media that may be called fake on some rung although the original is called real
-)
+FLIPS = 0.03  # share of genuine media that may be called fake on some rung while the original is called real
 
 
 class Decision(NamedTuple):
-    """From `fake_from` on a score is called fake, below `real_below` real; `rate` and `words` are those of `Threshold`."""
+    """Scores from `fake_from` are called fake, those below `real_below` real; `rate` and `words` as in `Threshold`."""
 
     fake_from: float
     real_below: float
@@ -263,7 +261,7 @@ def decision_for(combination, rate, miss_rate=MISS_RATE):
 
 
 def shifted(score, log_odds):
-    """A score in [0, 1] moved on the scale of log-odds; a threshold above 1 stays where nothing reaches it."""
+    """A score in [0, 1] shifted in log-odds; a threshold above 1, which no score reaches, is unchanged."""
     return (
         score if score > 1 or not log_odds else float(expit(as_logits(np.float64(score), False) + log_odds))
     )
@@ -271,21 +269,21 @@ def shifted(score, log_odds):
 
 # %% ../nbs/09_calibration.ipynb #533a250b
 def ladder_effects(odds, versions):
-    """What the rungs of a ladder do to scores.
+    """The effect of a ladder's rungs on scores.
 
     Parameters
     ----------
     odds : array, shape (N,)
         Log-odds of the scores of all versions.
     versions : DataFrame
-        ``media_id, version, label`` of the same rows; the version "original" is the file as it is.
+        ``media_id, version, label`` of the same rows; the version "original" is the unchanged file.
 
     Returns
     -------
     float
         Standard deviation of a version's log-odds around those of its original.
     Series
-        For each media file, the highest log-odds among its versions less those of its original.
+        For each media file, the highest log-odds among its versions minus those of its original.
     """
     table = versions.assign(odds=np.asarray(odds))
     originals = table[table.version == "original"].set_index("media_id").odds
@@ -311,7 +309,7 @@ def with_ladder(combination, lines, ladder, rate=0.05):
 
 
 def flips(start, rise, lower, upper):
-    """Share of the genuine media called real as they are (below `lower`) that are called fake on some rung (from `upper` on)."""
+    """Share of the genuine media called real as originals (below `lower`) that some rung calls fake (from `upper`)."""
     real = start[start < lower]
     return float((real + rise.reindex(real.index).fillna(0) >= upper).mean()) if len(real) else 0.0
 
@@ -329,19 +327,19 @@ STATISTICS = {
     "texture": tuple(f"filter {number}" for number in range(96)),
 }
 COARSE = sum(len(names) for group, names in STATISTICS.items() if group != "texture")
-EYES = "rendered-faces"  # the detector whose first stages look at texture
+EYES = "rendered-faces"  # the first stages of this detector respond to texture
 
 
 # %% ../nbs/09_calibration.ipynb #d663a218
 def opponent_channels(crops):
-    """Light, red-green and blue-yellow of uint8 crops (N, S, S, 3), each float32 (N, S, S)."""
+    """Luminance, red-green and blue-yellow of uint8 crops (N, S, S, 3), each float32 (N, S, S)."""
     pixels = np.asarray(crops, np.float32) / 255
     light = pixels @ np.float32([0.299, 0.587, 0.114])
     return light, pixels[..., 0] - pixels[..., 1], pixels[..., 2] - light
 
 
 def spectrum(light):
-    """Power of light (N, S, S) by frequency, and the frequencies across and along in cycles a crop."""
+    """Power spectrum of luminance (N, S, S), and horizontal and vertical frequencies in cycles per crop."""
     side = light.shape[-1]
     window = np.hanning(side)[:, None] * np.hanning(side)
     power = np.abs(np.fft.rfft2((light - light.mean((1, 2), keepdims=True)) * window)) ** 2
@@ -349,7 +347,7 @@ def spectrum(light):
 
 
 def detail_statistics(light):
-    """Energy by frequency band, and that of upright over lying structures; columns (N,)."""
+    """Energy per frequency band, and the log ratio of vertical to horizontal structures; columns (N,)."""
     power, across, along = spectrum(light)
     frequency = np.hypot(across, along)
     bands = [
@@ -363,14 +361,14 @@ def detail_statistics(light):
 
 # %% ../nbs/09_calibration.ipynb #ce97a12e
 def residual(channel):
-    """What a slight blur takes out of a channel (N, S, S), without the border."""
+    """What a slight blur removes from a channel (N, S, S), without the border."""
     border = channel.shape[-1] // 8
     rest = [own - cv2.GaussianBlur(own, (5, 5), 1.0) for own in channel]
     return np.stack(rest)[:, border:-border, border:-border]
 
 
 def noise_statistics(light, red, blue):
-    """Strength of what is finest in each channel, and how peaked it is in light; columns (N,)."""
+    """Strength of the noise residual in each channel, and its log kurtosis in luminance; columns (N,)."""
     finest = residual(light)
     square = (finest**2).mean((1, 2))
     peaked = np.log((finest**4).mean((1, 2)) / (square**2 + 1e-12) + 1e-3)
@@ -381,13 +379,13 @@ def noise_statistics(light, red, blue):
 # %% ../nbs/09_calibration.ipynb #1ca63ead
 @functools.cache
 def texture_network():
-    """The network whose first stages look at texture, on the CPU."""
+    """The network for the texture statistics, on the CPU."""
     return load_detector(EYES).network
 
 
 @torch.inference_mode()
 def texture_statistics(crops):
-    """Mean answer of each filter of the first two stages to uint8 crops (N, S, S, 3), shape (N, filters)."""
+    """Mean response of each filter of the first two stages to uint8 crops (N, S, S, 3), shape (N, filters)."""
     network = texture_network()
     pixels = torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 255
     how = {"indices": [1, 2], "intermediates_only": True, "stop_early": True}
@@ -397,14 +395,14 @@ def texture_statistics(crops):
 
 # %% ../nbs/09_calibration.ipynb #a3ec460b
 def face_statistics(crops, sides):
-    """What aligned pictures of faces are made of, in `STATISTICS`' order.
+    """Image statistics of aligned face crops, in the order of `STATISTICS`.
 
     Parameters
     ----------
     crops : uint8, shape (N, FACE_SIZE, FACE_SIZE, 3), RGB
         Cut by `deepfake_nb.frame_network.cut_face`.
     sides : array, shape (N,)
-        Longer side of each face's box in the picture, in pixels.
+        Longer side of each face's box in the image, in pixels.
 
     Returns
     -------
@@ -424,7 +422,7 @@ def face_statistics(crops, sides):
 
 
 # %% ../nbs/09_calibration.ipynb #53cffe3b
-LEAST_SPREAD = 0.005  # what media happen to agree in to the third decimal is no law for others
+LEAST_SPREAD = 0.005  # floor: chance agreement in the third decimal must not exclude other media
 
 
 def fitted_spread(statistics):
@@ -437,12 +435,12 @@ def fitted_spread(statistics):
 
 
 def whitened(statistics, mean, scale, whitening):
-    """Statistics (N, F) as independent numbers of deviation 1; the first `COARSE` of them know nothing of texture."""
+    """Statistics (N, F) decorrelated, with deviation 1; the first `COARSE` do not depend on texture."""
     return ((np.atleast_2d(statistics) - mean) / scale) @ whitening.T
 
 
 def distances_to(seen, points):
-    """How far whitened points (N, F) lie from the nearest of those seen (M, F), without texture and with it, (2, N)."""
+    """Distance of whitened points (N, F) to the nearest one seen (M, F), without texture and with it, (2, N)."""
     return np.array(
         [
             [np.linalg.norm(seen[:, :end] - point[:end], axis=1).min() for point in points]
@@ -454,26 +452,26 @@ def distances_to(seen, points):
 # %% ../nbs/09_calibration.ipynb #116579a0
 @dataclass(frozen=True)
 class Familiarity:
-    """What the media of a calibration looked like.
+    """The distribution of image statistics in a calibration's media.
 
     Parameters
     ----------
     mean : float array, shape (F,)
-        Of the statistics; see `face_statistics`.
+        Mean of the statistics; see `face_statistics`.
     scale : float array, shape (F,)
-        Their deviations.
+        Their standard deviations.
     whitening : float array, shape (F, F), lower triangle
-        Takes standardised statistics to independent ones.
+        Maps standardised statistics to uncorrelated ones.
     seen : float array, shape (N, F)
-        The media, each by its whitened statistics.
+        The whitened statistics of each media file.
     limits : float array, shape (2,)
-        Distances above one of them are unlike: that in everything but texture, and that in all.
+        Media above one of them are out of distribution: the distance without texture, and that in all statistics.
     share : float in (0, 1)
-        Of new people like those of the calibration that stay within both.
+        Share of new people from the calibration's distribution that stay within both.
     n_people : int
-        In these media.
+        Number of people in these media.
     eyes : str
-        SHA-256 of the weights behind the statistics of texture.
+        SHA-256 of the weights for the texture statistics.
     """
 
     mean: np.ndarray
@@ -486,12 +484,12 @@ class Familiarity:
     eyes: str = REGISTRY[EYES].sha256
 
     def distance(self, statistics):
-        """How far statistics (N, F) lie from the nearest media that were seen; 1 is the limit. Shape (N,)."""
+        """Distance of statistics (N, F) to the nearest calibration media; 1 is the limit. Shape (N,)."""
         points = whitened(statistics, self.mean, self.scale, self.whitening)
         return np.max(distances_to(self.seen, points) / self.limits[:, None], axis=0)
 
     def what_differs(self, statistics, most=2):
-        """The groups of `STATISTICS` in which one row (F,) differs most from what is nearest, in words; not those within 1 deviation."""
+        """Names of the groups of `STATISTICS` in which a row (F,) differs most (over 1 deviation) from the nearest media."""
         point = whitened(statistics, self.mean, self.scale, self.whitening)[0]
         nearest = self.seen[np.linalg.norm(self.seen - point, axis=1).argmin()]
         standard = np.abs(np.linalg.solve(self.whitening, point - nearest))
@@ -501,7 +499,7 @@ class Familiarity:
         return " and ".join(far[:most])
 
     def as_dict(self):
-        """As JSON takes it."""
+        """A dict that JSON can encode."""
         numbers = {name: in_six_figures(getattr(self, name)) for name in ("mean", "scale", "limits")}
         numbers["whitening"] = [in_six_figures(row[: at + 1]) for at, row in enumerate(self.whitening)]
         numbers["seen"] = self.seen.round(3).tolist()
@@ -510,7 +508,7 @@ class Familiarity:
 
 # %% ../nbs/09_calibration.ipynb #9329be34
 def distances_of_others(statistics, folds):
-    """Both distances of each fold's rows by a fit on the other folds, shape (2, N)."""
+    """Both distances of each fold's rows, from a fit on the other folds, shape (2, N)."""
     distances = np.zeros((2, len(statistics)))
     for fold in np.unique(folds):
         mine, others = statistics[folds == fold], statistics[folds != fold]
@@ -520,7 +518,7 @@ def distances_of_others(statistics, folds):
 
 
 def limits_of(distances, person, share):
-    """The limits on both distances (2, N) within which the stated share of people stays."""
+    """The limits on both distances (2, N) within which the given share of people stays."""
     by_person = [np.flatnonzero(person == one) for one in range(person.max() + 1)]
     alone = np.array(
         [threshold_for([own[rows].tolist() for rows in by_person], 1 - share).score for own in distances]
@@ -531,20 +529,20 @@ def limits_of(distances, person, share):
 
 # %% ../nbs/09_calibration.ipynb #a0810414
 def fit_familiarity(statistics, people, *, share=0.93, folds=60, rng=None):
-    """Learn what media of a calibration look like.
+    """Fit the distribution of image statistics of a calibration's media.
 
     Parameters
     ----------
     statistics : array, shape (N, F)
-        A row a media file; see `face_statistics`.
+        One row per media file; see `face_statistics`.
     people : sequence, length N
-        Who is in each.
+        The person in each file.
     share : float in (0, 1)
-        Of new people like these that are to stay within the limit.
+        Share of new people from the same distribution that should stay within the limit.
     folds : int
-        Into how many parts people are dealt to find the limit.
+        Number of folds of people for finding the limit.
     rng : numpy.random.Generator, optional
-        Deals people into folds.
+        Assigns people to folds.
 
     Returns
     -------
@@ -582,7 +580,7 @@ def fit_familiarity(statistics, people, *, share=0.93, folds=60, rng=None):
 
 # %% ../nbs/09_calibration.ipynb #cb81f7cd
 def unpacked(value, count):
-    """The numbers of a `Familiarity` from JSON, as arrays; any kind of error where they are none."""
+    """The numbers of a `Familiarity` from JSON, as arrays; raises any kind of error if they are invalid."""
     arrays = {name: np.asarray(value[name], float) for name in ("mean", "scale", "limits", "seen")}
     rows = [np.asarray(row, float) for row in value["whitening"]]
     arrays["whitening"] = np.stack([np.pad(row, (0, count - len(row))) for row in rows])
@@ -590,7 +588,7 @@ def unpacked(value, count):
 
 
 def can_be_used(found, count):
-    """Whether a `Familiarity` from a file is one of these statistics, and its numbers are possible."""
+    """Whether a `Familiarity` from a file uses these statistics, and its numbers are valid."""
     shapes = {"mean": (count,), "scale": (count,), "whitening": (count, count), "limits": (2,)}
     return (
         all(getattr(found, name).shape == shape for name, shape in shapes.items())
@@ -606,7 +604,7 @@ def can_be_used(found, count):
 
 # %% ../nbs/09_calibration.ipynb #462283c2
 def read_familiarity(value):
-    """A `Familiarity` from what `Familiarity.as_dict` gave.
+    """A `Familiarity` from the output of `Familiarity.as_dict`.
 
     Parameters
     ----------
@@ -619,7 +617,7 @@ def read_familiarity(value):
     Raises
     ------
     InputError
-        It is none, or one of other statistics.
+        It is not a `Familiarity`, or one of other statistics.
     """
     count = sum(map(len, STATISTICS.values()))
     try:
@@ -636,10 +634,10 @@ def read_familiarity(value):
 
 # %% ../nbs/09_calibration.ipynb #c24eff52
 class Reading:
-    """What can be asked of a calibration."""
+    """The queries of a calibration."""
 
     def combination(self, detectors):
-        """The `Combination` of some detectors; an `InputError` says when there is none."""
+        """The `Combination` of a set of detectors; raises `InputError` if there is none."""
         unknown = [name for name in detectors if name not in self.calibrations]
         if unknown or not detectors:
             raise InputError(
@@ -648,21 +646,21 @@ class Reading:
         return self.combinations[joined(detectors)]
 
     def score(self, scores):
-        """The score in [0, 1] of detectors together, by their scores {detector: score}; that of one is its own."""
+        """The joint score in [0, 1] of detectors, from their scores {detector: score}; that of one is its own."""
         names = self.combination(scores).detectors
         return float(
             merged_score([self.calibrations[name] for name in names], [[scores[name] for name in names]])[0]
         )
 
     def scores(self, table):
-        """The same for many moments: {detector: array (N,)} to an array (N,)."""
+        """The same for many time points: {detector: array (N,)} to an array (N,)."""
         names = self.combination(table).detectors
         return merged_score(
             [self.calibrations[name] for name in names], np.column_stack([table[name] for name in names])
         )
 
     def probability(self, scores):
-        """The `Probability` of being fake, by the scores {detector: score}."""
+        """The `Probability` of being fake, from the scores {detector: score}."""
         chosen = self.combination(scores)
         odds = as_logits(np.array([scores[name] for name in chosen.detectors], float), False)
         own = line_of([self.calibrations[name] for name in chosen.detectors], chosen.calibration)
@@ -672,21 +670,21 @@ class Reading:
             np.random.default_rng(0).normal(0, chosen.wobble, len(lines))
             * chosen.calibration.parameters["slope"]
         )
-        noise[0] = 0  # the value itself; its draws also hold what re-encoding does to a score
+        noise[0] = 0  # the estimate itself; the draws also include the effect of re-encoding on the score
         drawn = expit(lines[:, :-1] @ odds + lines[:, -1] + noise + logit(self.prior) - logit(here))
         low, high = np.quantile(drawn[1:], [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
         return Probability(float(drawn[0]), float(min(low, drawn[0])), float(max(high, drawn[0])))
 
     def threshold(self, detectors, rate=0.05):
-        """The `Threshold` on the score of some detectors together, for a false-alarm rate."""
+        """The `Threshold` on the joint score of a set of detectors, for a false-alarm rate."""
         return threshold_for(self.combination(detectors).genuine, rate)
 
     def decision(self, detectors, rate=0.05, miss_rate=MISS_RATE):
-        """The `Decision` on the score of some detectors together, for a false-alarm rate and a miss rate."""
+        """The `Decision` on the joint score of a set of detectors, for a false-alarm rate and a miss rate."""
         return decision_for(self.combination(detectors), rate, miss_rate)
 
     def misfit(self, weights):
-        """Why it cannot be used with detectors of these weights, {detector: SHA-256}; empty when it can."""
+        """Why it cannot be used with detectors of these weights, {detector: SHA-256}; empty if it can."""
         for name, sha256 in weights.items():
             if name not in self.weights:
                 return f"it knows nothing of the detector {name!r}"
@@ -703,25 +701,25 @@ def joined(detectors):
 # %% ../nbs/09_calibration.ipynb #d6e39cfb
 @dataclass(frozen=True)
 class MediaCalibration(Reading):
-    """How scores of some detectors on one kind of media are to be read.
+    """The calibration of a set of detectors on one kind of media.
 
     Parameters
     ----------
     kind : {"picture", "video"}
     weights : dict of str to str or None
-        For each detector the SHA-256 of the weight file it belongs to; None where there is no file.
+        SHA-256 of each detector's weight file; None if there is no file.
     calibrations : dict of str to Calibration
-        Platt's line of each detector.
+        Platt scaling of each detector.
     combinations : dict of str to Combination
-        For each set of detectors, by their names in alphabetical order joined by " + ".
+        One per set of detectors, keyed by their names in alphabetical order joined by " + ".
     prior : float in (0, 1)
-        How likely a file is taken to be fake before anything is known of it.
+        Prior probability that a file is fake.
     about : str
         The media it was fitted on, in plain words.
     n, n_fake, n_people : int
-        How many they were.
+        Numbers of media files, of fakes and of people.
     familiarity : Familiarity, optional
-        Without, nothing is ever unlike.
+        Without it, no media are reported as out of distribution.
     """
 
     kind: str
@@ -737,11 +735,11 @@ class MediaCalibration(Reading):
 
     @property
     def words(self):
-        """What it was fitted on."""
+        """A sentence about the media it was fitted on."""
         return f"{self.n} {self.kind}s of {self.n_people} people, {self.n_fake} of them fake: {self.about}"
 
     def as_dict(self):
-        """As JSON takes it."""
+        """A dict that JSON can encode."""
         parts = {
             name: {key: value.as_dict() for key, value in getattr(self, name).items()}
             for name in ("calibrations", "combinations")
@@ -760,7 +758,7 @@ MOST_DETECTORS = 4
 
 
 def checked_table(table):
-    """Refuse a table that nothing can be calibrated on; a row a media file with a column a detector."""
+    """Reject a table unfit for calibration; returns one row per media file and one column per detector."""
     missing = [
         name for name in ("media_id", "label", "score", "detector", "kind", "person") if name not in table
     ]
@@ -783,7 +781,7 @@ def checked_table(table):
 
 
 def check_ladder(ladder, names):
-    """Refuse a ladder without a column that is needed, or without versions of the originals."""
+    """Reject a ladder that lacks a required column or versions of the originals."""
     missing = [name for name in ("media_id", "version", "label", *names) if name not in ladder]
     if missing:
         raise InputError(f"The ladder has no column {missing[0]!r}, which a calibration needs.")
@@ -797,7 +795,7 @@ def check_ladder(ladder, names):
 
 
 def check_numbers(table, names):
-    """Refuse too few people of either class, and too many detectors."""
+    """Reject too few people of either class, and too many detectors."""
     for label, word in ((0, "genuine"), (1, "fake")):
         people = table.person[(table.label == label) & table[names].notna().all(axis=1)].nunique()
         if people < LEAST_PEOPLE:
@@ -821,26 +819,26 @@ def fit_media_calibration(
     rng=None,
     ladder=None,
 ):
-    """Fit a calibration on media that the detectors did not learn from.
+    """Fit a calibration on media that the detectors were not trained on.
 
     Parameters
     ----------
     table : DataFrame
-        ``media_id, label, score, detector, kind, person``, a row a media file and detector; the score is the file's, in
+        ``media_id, label, score, detector, kind, person``, one row per media file and detector; the score is the file's, in
         [0, 1]. With a column ``split``, all must be "val".
     familiarity : Familiarity, optional
     weights : dict of str to str, optional
-        SHA-256 of the weight file of each detector; None for those left out.
+        SHA-256 of the weight file of each detector; None for omitted ones.
     about : str
-        The media in plain words, to be read after "fitted on 120 videos of 60 people, 60 of them fake:".
+        The media in plain words; printed after "fitted on 120 videos of 60 people, 60 of them fake:".
     prior : float in (0, 1)
         See `MediaCalibration`.
     draws : int
-        How often people are drawn for the interval.
+        Number of bootstrap draws of people for the interval.
     rng : numpy.random.Generator, optional
     ladder : DataFrame, optional
         Scores of versions of some of these media, re-encoded, reduced or shortened: ``media_id, version, label, person`` and
-        a column per detector; the version "original" is the file as it is.
+        one column per detector; the version "original" is the unchanged file.
 
     Returns
     -------
@@ -849,8 +847,8 @@ def fit_media_calibration(
     Raises
     ------
     InputError
-        The table is of more than one kind of media, not of validation media, of fewer than five people with genuine or
-        fake media, or a detector cannot tell them apart; or the ladder lacks a column or versions.
+        The table has more than one kind of media, other than validation media, or fewer than five people with genuine
+        or fake media; a detector cannot separate the classes; or the ladder lacks a column or versions.
     UsageError
         The prior is not between 0 and 1, or there are more than four detectors.
     """
@@ -875,7 +873,7 @@ FORMAT = "deepfake-nb calibration 1"
 
 
 def read_combination(value, names):
-    """A `Combination` from JSON; any kind of error when it is none."""
+    """A `Combination` from JSON; raises any kind of error if it is invalid."""
     detectors, draws = tuple(value["detectors"]), np.asarray(value["draws"], float)
     genuine, forged = (
         [[float(s) for s in person] for person in value.get(key, [])] for key in ("genuine", "forged")
@@ -896,7 +894,7 @@ def read_combination(value, names):
 
 # %% ../nbs/09_calibration.ipynb #97ecafed
 def read_one(value):
-    """A `MediaCalibration` from JSON; any kind of error when it is none."""
+    """A `MediaCalibration` from JSON; raises any kind of error if it is invalid."""
     own = {name: read_calibration(line) for name, line in value["calibrations"].items()}
     found = {name: read_combination(each, {*own}) for name, each in value["combinations"].items()}
     sets = {joined(chosen) for size in range(1, len(own) + 1) for chosen in combinations(own, size)}

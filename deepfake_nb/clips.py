@@ -42,7 +42,7 @@ SHORTEST_TRACK = 11
 
 
 def clip_starts(n_frames, length=32, step=16, stride=1):
-    """Where the clips of a track start.
+    """Start frames of the clips of a track.
 
     Parameters
     ----------
@@ -53,17 +53,17 @@ def clip_starts(n_frames, length=32, step=16, stride=1):
     step : int
         Frames between two starts.
     stride : int
-        Frames from one frame of a clip to its next.
+        Step between successive frames of a clip.
 
     Returns
     -------
     int64 array
-        The first is 0; the last clip ends with the track. One start where the track is no longer than a clip.
+        The first is 0; the last clip ends with the track. A single start where the track is no longer than a clip.
 
     Raises
     ------
     InputError
-        The track has fewer than `SHORTEST_TRACK` frames and does not fill a clip either.
+        The track has fewer than `SHORTEST_TRACK` frames and does not fill a clip.
     """
     for name, value in {"length": length, "step": step, "stride": stride}.items():
         if value < 1:
@@ -79,7 +79,7 @@ def clip_starts(n_frames, length=32, step=16, stride=1):
 
 # %% ../nbs/09_clips.ipynb #a1fbccbc
 def clip_rows(n_frames, start, length=32, stride=1):
-    """Which frames of a track a clip shows.
+    """Indices of the frames of a track in a clip.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def clip_rows(n_frames, start, length=32, stride=1):
     Returns
     -------
     int64 array, shape (length,)
-        Beyond the end of the track its frames come back mirrored, the end frames being shown once.
+        Beyond its end the track is mirrored, without repeating the end frames.
 
     Raises
     ------
@@ -113,14 +113,14 @@ def cut_clip(track, start, length=32, *, stride=1, size=None, alignment="clip"):
     Parameters
     ----------
     track : FaceTrack
-        With crops.
+        Must have crops.
     start, length, stride : int
         See `clip_starts`.
     size : int, optional
         Side of the clip in pixels; by default that of the stored crops, and never more.
     alignment : {"clip", "track"}
-        One transform fitted to this clip's landmarks, as AltFreezing's `demo.py` does; or the crops as they are
-        stored, which at full size and within the track is a view.
+        One transform fitted to this clip's landmarks, as in AltFreezing's `demo.py`; or the stored crops, which are
+        a view at full size and within the track.
 
     Returns
     -------
@@ -140,14 +140,14 @@ def cut_clip(track, start, length=32, *, stride=1, size=None, alignment="clip"):
 
 # %% ../nbs/09_clips.ipynb #9c3cc8c4
 def frames_of(track, rows, stride):
-    """A track of some frames of another; its crops are a view where the frames follow one another evenly."""
+    """A track of selected frames of another; its crops are a view where the frames are evenly spaced."""
     even = rows[0] + stride * (len(rows) - 1) == rows[-1]
     rows = slice(rows[0], rows[-1] + 1, stride) if even else rows
     return FaceTrack(*(None if column is None else column[rows] for column in vars(track).values()))
 
 
 def too_small(stored, size):
-    """Why crops cannot be enlarged."""
+    """The error message for crops that would have to be enlarged."""
     return (
         f"The face crops are stored at {stored} pixels and cannot show {size}. Ask for {stored} or less, or build the "
         f"data again with crop_size={size}."
@@ -155,7 +155,7 @@ def too_small(stored, size):
 
 
 def reduced(crops, size):
-    """Crops (T, S, S, 3) at a smaller size, by area averages."""
+    """Downsample crops (T, S, S, 3) by area averaging."""
     stored = crops.shape[1]
     if size == stored:
         return crops
@@ -166,14 +166,14 @@ def reduced(crops, size):
 
 # %% ../nbs/09_clips.ipynb #1e67bec6
 class Clips:
-    """What can be asked of a set whose table stands."""
+    """Access to the clips of a set, given its table."""
 
     def __len__(self):
         return len(self.table)
 
     @property
     def starts(self):
-        """Frame of its track at which each clip starts, int64 (N,)."""
+        """Start frame of each clip in its track, int64 (N,)."""
         return self.table.start.to_numpy()
 
     def clip(self, index):
@@ -204,21 +204,21 @@ class ClipSet(Clips):
     split : str, optional
         Only the rows of one split.
     manifest : DataFrame, optional
-        Rows of the build's manifest to be used instead of all.
+        Rows of the build's manifest to use instead of all.
     size : int, optional
         Side of a clip in pixels; by default that of the stored crops.
     most : int, optional
-        At most so many clips a media file, spread evenly over it.
+        Maximum number of clips per media file, evenly spaced.
     alignment : {"clip", "track"}
         See `cut_clip`.
     cache : str or Path, optional
-        A folder that keeps the cut clips in a file; made now if it is not there.
+        A folder for a file of the cut clips; the file is written if it is absent.
 
     Attributes
     ----------
     table : DataFrame
-        One row a clip: ``media_id, unit, start, label`` and the manifest's other columns; `unit` is the frame of the
-        media file at which the clip starts, `start` that of the track.
+        One row per clip: ``media_id, unit, start, label`` and the manifest's other columns; `unit` is the start
+        frame of the clip in the media file, `start` that in the track.
     labels : int64 tensor, shape (N,)
     media_ids : list of str
     left_out : list of (media_id, reason)
@@ -226,7 +226,7 @@ class ClipSet(Clips):
     Raises
     ------
     InputError
-        There is no such build, its crops are smaller than `size`, or of more than one size.
+        There is no such build, or its crops are smaller than `size` or of different sizes.
     """
 
     def __init__(self, faces, length=32, step=16, *, split=None, manifest=None, size=None, stride=1, most=None,
@@ -246,7 +246,7 @@ class ClipSet(Clips):
 
 # %% ../nbs/09_clips.ipynb #a9c620d6
 def chosen_faces(faces, split, manifest):
-    """A `FaceSet` of some rows of a build."""
+    """A `FaceSet` of selected rows of a build."""
     chosen = copy.copy(faces if isinstance(faces, FaceSet) else FaceSet(faces))
     rows = chosen.manifest if manifest is None else manifest
     rows = rows if split is None else rows[rows.split == split]
@@ -255,7 +255,7 @@ def chosen_faces(faces, split, manifest):
 
 
 def clip_table(faces, length, step, stride, most):
-    """The table of a set's clips, the manifest's row of each, what was left out, and the sides of stored crops."""
+    """Table of a set's clips, manifest row of each, excluded files, and sides of the stored crops."""
     rows, starts, units, left_out, sizes = [], [], [], [], set()
     for row, media_id in enumerate(faces.manifest.media_id):
         tracks = faces.tracks(row)
@@ -278,7 +278,7 @@ def clip_table(faces, length, step, stride, most):
 
 # %% ../nbs/09_clips.ipynb #2312202b
 def spread(starts, most):
-    """At most so many of some starts, evenly spread from the first to the last; the middle one of them for one."""
+    """At most `most` of the starts, evenly spaced from the first to the last; if one, the middle."""
     if most is not None and most < 1:
         raise UsageError(f"At most {most} clips a media file make no set: give 1 or more.")
     if most is None or len(starts) <= most:
@@ -288,7 +288,7 @@ def spread(starts, most):
 
 
 def checked_size(size, sizes):
-    """The side of a set's clips, in pixels, where its crops are stored at `sizes`."""
+    """Side of a set's clips in pixels, for crops stored at `sizes`."""
     if len(sizes) > 1:
         raise InputError(f"The crops of this build are of several sizes, {sorted(sizes)}. Build it again.")
     if None in sizes:
@@ -300,11 +300,11 @@ def checked_size(size, sizes):
 
 
 # %% ../nbs/09_clips.ipynb #fa689989
-CUTTING = 1  # to be raised when the same options cut other pixels
+CUTTING = 1  # increase when the same options yield different pixels
 
 
 def cache_name(clips):
-    """A file name that changes with anything that changes the pixels of a set's clips."""
+    """A file name that depends on everything that affects the pixels of a set's clips."""
     content = clips.faces.manifest.tracks_sha256.iloc[clips.rows].tolist()
     how = [CUTTING, clips.length, clips.stride, clips.size, clips.alignment]
     digest = hashlib.sha256(json.dumps([how, content, clips.starts.tolist()]).encode())
@@ -312,7 +312,7 @@ def cache_name(clips):
 
 
 def kept_file(clips, folder):
-    """The file of all clips of a set, uint8 (N, T, S, S, 3), written if it is not there."""
+    """The file of all clips of a set, uint8 (N, T, S, S, 3), written if absent."""
     path = folder / cache_name(clips)
     if not path.is_file():
         shape = (len(clips), clips.length, clips.size, clips.size, 3)
@@ -326,12 +326,12 @@ def kept_file(clips, folder):
 
 # %% ../nbs/09_clips.ipynb #984fd6d6
 def inference_precision(precision, device):
-    """The number format of a network that only answers, as a context.
+    """A context that sets the number format of a network for inference.
 
     Parameters
     ----------
     precision : {"float32", "bf16", "auto"}
-        ``auto`` is bfloat16 on a GPU or processor that has instructions for it, and float32 elsewhere.
+        ``auto`` is bfloat16 on a GPU or processor with instructions for it, and float32 elsewhere.
     device : torch.device
 
     Returns
@@ -345,16 +345,16 @@ def inference_precision(precision, device):
 
 # %% ../nbs/09_clips.ipynb #80900f8a
 def clip_predictions(network, clips, detector, train_set, eval_set, *, batch_size=8, precision="float32"):
-    """What a video network says of every clip of a set.
+    """Predict every clip of a set with a video network.
 
     Parameters
     ----------
     network : nn.Module
-        Maps normalised clips (N, 3, T, S, S) to logits (N,), higher is more fake, or (N, 2), index 1 fake. It is asked
-        in eval mode, on the device where it is, and left in the mode it was in.
+        Maps normalised clips (N, 3, T, S, S) to logits (N,), higher is more fake, or (N, 2), index 1 is fake. It runs
+        in eval mode on its own device; its mode is restored afterwards.
     clips : ClipSet
     detector, train_set, eval_set : str
-        What tables call the network, what it learnt from, and the set at hand.
+        Names, for tables, of the network, its training set and the evaluation set.
     batch_size : int
     precision : {"float32", "bf16", "auto"}
         See `inference_precision`.
@@ -362,7 +362,7 @@ def clip_predictions(network, clips, detector, train_set, eval_set, *, batch_siz
     Returns
     -------
     DataFrame
-        One row a clip in the set's order: ``media_id, unit, label, score, logit, detector, train_set, eval_set``, then
+        One row per clip in the set's order: ``media_id, unit, label, score, logit, detector, train_set, eval_set``, then
         the other columns of the set's table; the score is P(fake) in [0, 1].
 
     Raises
@@ -385,7 +385,7 @@ def clip_predictions(network, clips, detector, train_set, eval_set, *, batch_siz
 # %% ../nbs/09_clips.ipynb #87c2dbd0
 @contextlib.contextmanager
 def asked(network):
-    """Hold a network in eval mode, without gradients, and leave every part in the mode it was in."""
+    """Set a network to eval mode without gradients, and restore the mode of every part."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         with torch.inference_mode():
@@ -396,7 +396,7 @@ def asked(network):
 
 
 def clip_logits(network, clips, batch_size, precision):
-    """Logits (N,) or (N, 2) on the CPU; the next batch is read while the network works on this one."""
+    """Logits (N,) or (N, 2) on the CPU; the next batch is read while the network processes the current one."""
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     parts = np.split(np.arange(len(clips)), range(batch_size, len(clips), batch_size))
     portions, logits = [Portion(indices, 1.0, True, True) for indices in parts], []
@@ -408,7 +408,7 @@ def clip_logits(network, clips, batch_size, precision):
 
 # %% ../nbs/09_clips.ipynb #e5d00682
 def frame_timeline(starts, length, scores, times_s, stride=1):
-    """What clips say, brought back to the frames they show.
+    """Map the scores of clips to the frames in them.
 
     Parameters
     ----------
@@ -416,15 +416,15 @@ def frame_timeline(starts, length, scores, times_s, stride=1):
     length, stride : int
         See `clip_starts`.
     scores : float array, shape (n_clips,), in [0, 1]
-        A clip whose score is not a number says nothing.
+        A clip with a NaN score is ignored.
     times_s : float array, shape (n_frames,)
-        Of the track's frames.
+        Times of the track's frames.
 
     Returns
     -------
     DataFrame
-        One row a frame: ``time_s``, ``score`` (the mean over the clips that show it, NaN without one) and ``clips`` (how
-        many these are).
+        One row per frame: ``time_s``, ``score`` (the mean over the clips that contain it, NaN without one) and ``clips``
+        (their number).
     """
     sums, counts = np.zeros(len(times_s)), np.zeros(len(times_s), int)
     for start, score in zip(starts, scores, strict=True):
@@ -438,11 +438,11 @@ def frame_timeline(starts, length, scores, times_s, stride=1):
 
 # %% ../nbs/09_clips.ipynb #3aa67936
 def pool_clips(starts, scores):
-    """The mean over the clips at every frame, those that were not computed lying straight between those that were.
+    """Mean score over clips at every start frame; scores between computed clips are linearly interpolated.
 
     Parameters
     ----------
-    starts : int array, shape (n_clips,), rising
+    starts : int array, shape (n_clips,), ascending
         See `clip_starts`.
     scores : float array, shape (n_clips,), in [0, 1]
 

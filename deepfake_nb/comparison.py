@@ -50,7 +50,7 @@ from typing import NamedTuple
 
 # %% ../nbs/05_comparison.ipynb #c9a21a4d
 def placements(labels, scores):
-    """For each fake the share of real ones below it, and for each real one the share of fakes above it."""
+    """For each fake, the share of real items scored below it; for each real item, the share of fakes scored above it."""
     fake = labels == 1
     rank, rank_of_fakes, rank_of_real = rankdata(scores), rankdata(scores[fake]), rankdata(scores[~fake])
     below = (rank[fake] - rank_of_fakes) / (~fake).sum()
@@ -87,7 +87,7 @@ class AreaEstimate(NamedTuple):
     ----------
     auc, variance : float
     low, high : float
-        Ends of the interval, in (0, 1) since it is taken on the scale of the AUC's logit.
+        Bounds of the interval, in (0, 1) since it is computed on the logit scale.
     """
 
     auc: float
@@ -105,13 +105,13 @@ def delong(labels, scores, clusters=None, confidence=0.95):
     labels : array of {0, 1}, shape (N,)
     scores : array, shape (N,)
     clusters : sequence, shape (N,), optional
-        The media file, or the person, of each row (Obuchowski 1997); by default each row is drawn alone.
+        The media file, or the person, of each row (Obuchowski 1997); by default rows are independent.
     confidence : float in (0, 1)
 
     Returns
     -------
     AreaEstimate
-        For an AUC of 0 or 1, whose variance is 0, the interval is the exact one of disjoint pairs.
+        For an AUC of 0 or 1, where the variance is 0, the interval is the exact one for disjoint pairs.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def delong(labels, scores, clusters=None, confidence=0.95):
     (area,), ((variance,),) = structural(labels, scores[:, None], clusters)
     if min(area, 1 - area) < 1e-12:
         media = Sample(labels, scores, clusters).strata
-        trials = min((media != 1).sum(), (media != 0).sum())  # those with both classes count for either
+        trials = min((media != 1).sum(), (media != 0).sum())  # files with both classes count for both
         return AreaEstimate(float(area), 0.0, *interval_at_the_end(area, trials, confidence))
     step = norm.ppf(1 - tail_of(confidence)) * np.sqrt(variance) / (area * (1 - area))
     low, high = expit(logit(area) + np.array([-step, step]))
@@ -132,22 +132,22 @@ def delong(labels, scores, clusters=None, confidence=0.95):
 # %% ../nbs/05_comparison.ipynb #c31fa645
 @dataclass(frozen=True)
 class Difference:
-    """How much better detector b is than a.
+    """Difference in a metric between detectors b and a.
 
     Parameters
     ----------
     metric, method : str
     a, b : float or None
-        What each has.
+        The metric of each detector.
     difference : float or None
-        b - a, between `low` and `high`.
+        b - a, with the interval from `low` to `high`.
     low, high : float or None
     p_value : float or None
-        Two-sided: how often a difference as large comes by chance when there is none.
+        Two-sided: probability of a difference at least as large if there is none.
     n : int
-        Media files.
+        Number of media files.
     reason : str
-        Why something is missing.
+        Why a value is missing.
     """
 
     metric: str
@@ -162,7 +162,7 @@ class Difference:
     reason: str = ""
 
     def as_dict(self):
-        """As JSON takes it."""
+        """Return a JSON-serialisable form."""
         return asdict(self)
 
 
@@ -218,7 +218,7 @@ def bootstrap_test(
     metric : str
         A key of `METRICS`.
     threshold : float or (float, float)
-        Scores from here on are called fake; one for both, or one each.
+        Scores at or above it are classified as fake; one for both, or one each.
     resamples : int
     rng : numpy.random.Generator, optional
         A fixed one by default.
@@ -277,12 +277,12 @@ class Comparison:
     Parameters
     ----------
     n, n_fake : int
-        Media files that both judged.
+        Media files that both detectors scored.
     left_out : int
-        Media files that only one judged.
+        Media files that only one detector scored.
     threshold : float or (float, float)
     tests : list of Difference
-        DeLong's for the AUC first, then the bootstrap's for each metric.
+        DeLong's test for the AUC first, then the bootstrap test for each metric.
     """
 
     n: int
@@ -292,11 +292,11 @@ class Comparison:
     tests: list
 
     def as_dict(self):
-        """As JSON takes it."""
+        """Return a JSON-serialisable form."""
         return {**vars(self), "tests": [test.as_dict() for test in self.tests]}
 
     def table(self):
-        """One row a test."""
+        """One row per test."""
         columns = ["method", "a", "b", "difference", "low", "high", "p_value", "reason"]
         rows = [
             [METRICS[test.metric].title, *(getattr(test, column) for column in columns)]
@@ -310,7 +310,7 @@ COMPARED = ("auc", "average_precision", "equal_error_rate", "accuracy", "f1_fake
 
 
 def matched(a, b):
-    """The media that both tables have, side by side, and how many only one has."""
+    """The media in both tables, side by side, and the number of media in only one."""
     both = a[[*NEEDED]].merge(b[[*NEEDED]], on="media_id", suffixes=("_a", "_b"))
     if not len(both):
         raise InputError(
@@ -328,12 +328,12 @@ def matched(a, b):
 def compare(
     predictions_a, predictions_b, metrics=COMPARED, threshold=0.5, resamples=2000, rng=None, confidence=0.95, how="mean"
 ):  # fmt: skip
-    """Compare two detectors on the media that both judged; differences are b - a.
+    """Compare two detectors on the media that both scored; differences are b - a.
 
     Parameters
     ----------
     predictions_a, predictions_b : DataFrame
-        See `check_predictions`; each of one detector on one test set. Matched by ``media_id``.
+        See `check_predictions`; each holds one detector on one test set. Matched by ``media_id``.
     metrics : str or sequence of str
         Keys of `METRICS`.
     threshold : float or (float, float)
@@ -375,12 +375,12 @@ def holm(p_values):
     Parameters
     ----------
     p_values : sequence of float or None, shape (M,)
-        In [0, 1]; None and NaN are tests without an answer, which do not count.
+        In [0, 1]; None and NaN are tests without a result, which are not counted.
 
     Returns
     -------
     float array, shape (M,)
-        NaN where there was no answer.
+        NaN where there was no result.
     """
     p_values = np.array([np.nan if p is None else p for p in p_values], float)
     order, m = np.argsort(p_values), np.isfinite(p_values).sum()
@@ -392,7 +392,7 @@ def holm(p_values):
 
 # %% ../nbs/05_comparison.ipynb #a8ec7b89
 def paired_tests(pairs, rng=None, resamples=2000):
-    """Differences in AUC (DeLong) and accuracy (bootstrap) between detectors on the same media, with Holm's correction by metric.
+    """Differences in AUC (DeLong) and accuracy (bootstrap) between detectors on the same media, Holm-corrected per metric.
 
     Parameters
     ----------

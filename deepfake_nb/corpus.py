@@ -82,13 +82,13 @@ SWAPPED_FROM_FFPP = ("ffpp", "ffpp_pairs", "swap_stills")
 
 
 def ffpp_person(identity, partners):
-    """The cluster of people that are swapped with each other, such as ``"ffpp-183-253"``."""
+    """The cluster of people swapped with each other, such as ``"ffpp-183-253"``."""
     return "ffpp-" + "-".join(sorted({identity, *partners.get(identity, ())}))
 
 
 # %% ../nbs/09_corpus.ipynb #ac1dd842
 def swap_partners(rows):
-    """For each identity those it is swapped with, in either direction; `rows` hold ``source_id`` and ``target_id``."""
+    """The swap partners of each identity, in either direction; `rows` hold ``source_id`` and ``target_id``."""
     partners = {}
     for row in rows:
         if row["source_id"] and row["target_id"]:
@@ -99,7 +99,7 @@ def swap_partners(rows):
 
 # %% ../nbs/09_corpus.ipynb #4c480bec
 def ffpp_rows(folder):
-    """The videos of a copy of FaceForensics++; c40 is a source of its own."""
+    """The videos of a copy of FaceForensics++; c40 is a separate source."""
     found = scan_ffpp(folder, {}).rows
     partners = swap_partners(found)
     for row in found:
@@ -113,7 +113,7 @@ def ffpp_rows(folder):
 
 
 def celeb_df_rows(folder):
-    """The videos of a copy of Celeb-DF; the person is the one whose scene it is."""
+    """The videos of a copy of Celeb-DF; the person is the target of the swap."""
     for row in scan_celeb_df(folder, {}).rows:
         yield row | {
             "source": "celebdf",
@@ -140,14 +140,14 @@ def read_index(folder):
 
 
 def inner_folder(path):
-    """The folder below ``real`` or ``fake``; None for a file that lies in none."""
+    """The folder below ``real`` or ``fake``; None for a file directly in them."""
     parts = Path(path).parts
     at = max(place for place, part in enumerate(parts) if part.lower() in ("real", "fake"))
     return parts[at + 1] if at + 2 < len(parts) else None
 
 
 def name_in_call(stem):
-    """The streamer in a file name such as ``02_Ava_Example_1``: what is neither number nor underscore at its ends."""
+    """The streamer in a file name such as ``02_Ava_Example_1``, without numbers and underscores at its ends."""
     return stem.strip("0123456789_") or stem
 
 
@@ -174,7 +174,7 @@ def folder_rows(folder):
 
 # %% ../nbs/09_corpus.ipynb #906731e4
 def swap_still_rows(folder):
-    """Stills cut from FaceForensics++; person and source are those of its videos."""
+    """Stills from FaceForensics++; person and source are those of its videos."""
     index = read_index(folder)
     partners = swap_partners(index.values())
     for row in folder_rows(folder):
@@ -182,7 +182,7 @@ def swap_still_rows(folder):
 
 
 def portrait_rows(folder):
-    """Pictures of genuine faces, one a person, in a folder without ``real/`` or ``fake/``."""
+    """Images of genuine faces, one per person, in a folder without ``real/`` or ``fake/``."""
     for path in sorted(Path(folder).rglob("*.jpg")):
         yield {
             "path": path.relative_to(folder).as_posix(), "label": 0, "method": "original", "kind": "image",
@@ -192,7 +192,7 @@ def portrait_rows(folder):
 
 READERS = {"ffpp": ffpp_rows, "ffpp_pairs": ffpp_rows, "celebdf": celeb_df_rows, "dfdc": dfdc_rows,
            "swap_stills": swap_still_rows, "real_faces": portrait_rows}  # fmt: skip
-NOT_SOURCES = ("lfw", "mesonet")  # the people of `lfw` may be those of `real_faces`
+NOT_SOURCES = ("lfw", "mesonet")  # `lfw` and `real_faces` may share people
 
 # %% ../nbs/09_corpus.ipynb #71e419bc
 SAME_PERSON = {
@@ -223,7 +223,7 @@ def read_corpus(root):
     -------
     DataFrame
         ``path, label, task, source, method, person, split, kind``, one row per media file; label 1 is fake. A ``person``
-        is a cluster of people that must stay on one side of a split.
+        is a cluster of people that must stay in one split.
 
     Raises
     ------
@@ -259,12 +259,12 @@ SOURCE_GROUPS = {
 
 
 def stable_number(*names):
-    """A number of some names that is the same in every process and on every machine."""
+    """A number computed from names, identical in every process and on every machine."""
     return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:8], "big")
 
 
 def group_of_source(source, groups=SOURCE_GROUPS["edited"]):
-    """Which group a source belongs to; unknown sources are dealt out by their name."""
+    """The group of a source; unknown sources are assigned by a hash of their name."""
     return next(
         (place for place, group in enumerate(groups) if source in group), stable_number(source) % len(groups)
     )
@@ -272,7 +272,7 @@ def group_of_source(source, groups=SOURCE_GROUPS["edited"]):
 
 # %% ../nbs/09_corpus.ipynb #4057c13c
 def assign_folds(table, groups=SOURCE_GROUPS["edited"]):
-    """Say for every media file which folds leave it out, and why.
+    """Assign to every media file the folds that leave it out, and why.
 
     Parameters
     ----------
@@ -285,12 +285,12 @@ def assign_folds(table, groups=SOURCE_GROUPS["edited"]):
     -------
     DataFrame
         ``source_fold, people_fold`` of the same index: the fold that leaves out its whole source, and the fold that leaves
-        out its person although the source is seen. A fold trains on a file if it is neither.
+        out its person although the source is seen. A fold trains on a file only if it is neither.
 
     Notes
     -----
-    The people of a source are dealt to the other folds in turn, in the order of a hash of their names, so that each
-    fold gets its share. A person of two sources takes the fold of the first.
+    The people of a source are assigned to the other folds in turn, in the order of a hash of their names, so that each
+    fold gets its share. A person in two sources takes the fold of the first.
     """
     source_fold = table.source.map(lambda source: group_of_source(source, groups))
     people_fold = pd.Series(-1, index=table.index)
@@ -304,7 +304,7 @@ def assign_folds(table, groups=SOURCE_GROUPS["edited"]):
 
 # %% ../nbs/09_corpus.ipynb #5093b041
 def is_trained_on(table, folds, fold):
-    """Which files a fold trains on: source and person are seen, and nobody of them is in anything left out.
+    """Which files a fold trains on: source and person are seen, and the person is in no file that is left out.
 
     Parameters
     ----------
@@ -321,22 +321,22 @@ def is_trained_on(table, folds, fold):
 
 
 # %% ../nbs/09_corpus.ipynb #aaa67271
-SIZE, MARGIN = 224, 32  # side of a detector's input, and what is kept around it, in pixels
+SIZE, MARGIN = 224, 32  # side of a detector's input, and the margin stored around it, in pixels
 STORED = SIZE + 2 * MARGIN
 FRAMES_PER_VIDEO = 16
 
 
-TIGHTER = 1.2  # than the crops of the detectors of rendered people
+TIGHTER = 1.2  # relative to the crops of the detectors of rendered people
 
 
 def face_points(size=SIZE):
-    """Where the five landmarks of a face lie in a detector's input, float64 (5, 2), in pixels."""
+    """Positions of the five landmarks of a face in a detector's input, float64 (5, 2), in pixels."""
     centre = (size - 1) / 2
     return centre + TIGHTER * (standard_points(size) - centre)
 
 
 def crop_with_margin(image, landmarks):
-    """An aligned face with a margin, and its landmarks in the crop.
+    """Cut an aligned face with a margin; return it and its landmarks in the crop.
 
     Parameters
     ----------
@@ -363,7 +363,7 @@ def cut_tight(image, box, landmarks, size=SIZE):
     ----------
     image : uint8, shape (H, W, 3)
     box : array, shape (4,)
-        Not used; the landmarks say where the face is.
+        Not used; the landmarks locate the face.
     landmarks : array, shape (5, 2)
         In pixels of `image`.
     size : int
@@ -372,7 +372,7 @@ def cut_tight(image, box, landmarks, size=SIZE):
     Returns
     -------
     uint8, shape (size, size, 3)
-        Black beyond the image.
+        Black outside the image.
     """
     matrix = fit_similarity(face_points(size), np.asarray(landmarks, float))
     return warp(image, cv2.invertAffineTransform(matrix), size)
@@ -421,14 +421,14 @@ def faces_of_video(path, detector, most):
 
 # %% ../nbs/09_corpus.ipynb #39898bb2
 def faces_of_still(path, detector):
-    """Pixels, box and landmarks of the most prominent face of a picture."""
+    """Pixels, box and landmarks of the most prominent face in an image."""
     image = read_image(path)
     for track in face_tracks(image, detector, crop_size=None)[:1]:
         yield image, track.boxes[0], track.landmarks[0]
 
 
 def cut_crops(path, kind, detector, most=FRAMES_PER_VIDEO):
-    """The `Crops` of one media file; empty where no face is found.
+    """Cut the `Crops` of one media file; empty where no face is found.
 
     Parameters
     ----------
@@ -436,7 +436,7 @@ def cut_crops(path, kind, detector, most=FRAMES_PER_VIDEO):
     kind : {"image", "video"}
     detector : FaceDetector
     most : int
-        Faces of a video.
+        Maximum number of faces per video.
 
     Returns
     -------
@@ -459,7 +459,7 @@ def cut_crops(path, kind, detector, most=FRAMES_PER_VIDEO):
 
 # %% ../nbs/09_corpus.ipynb #3e204a14
 def crop_file(folder, path, *how):
-    """Where the crops of a media file are kept: named by its path, size, time of change, and how they are cut."""
+    """Path for the crops of a media file, from its path, size, modification time and the cutting options."""
     path = Path(path)
     stat = path.stat()
     name = stable_number(
@@ -473,7 +473,7 @@ def crop_file(folder, path, *how):
 
 
 def store_crops(path, kind, folder, most, detector):
-    """Write the crops of one media file unless they are there; the number of faces, or what is wrong with the file."""
+    """Write the crops of one media file unless they exist; return their path, or, after ``"! "``, the error."""
     target = crop_file(folder, path)
     if target.is_file():
         return str(target)
@@ -489,7 +489,7 @@ def store_crops(path, kind, folder, most, detector):
 # %% ../nbs/09_corpus.ipynb #f2976db6
 @contextmanager
 def one_opencv_thread():
-    """Keep OpenCV to one thread within a block, beside other processes that work, or where a process is forked."""
+    """Limit OpenCV to one thread within a block, when other processes run or a process is forked."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -500,7 +500,7 @@ def one_opencv_thread():
 
 # %% ../nbs/09_corpus.ipynb #77122bea
 def store_some(task, folder, most):
-    """Store the crops of some files with one face detector, for one process; the task's number comes back with what was made."""
+    """Store the crops of some files with one face detector, for one process; return the task's number with the results."""
     number, rows = task
     detector = CenterFace(threads=1)
     with one_opencv_thread():
@@ -516,18 +516,18 @@ def prepare_crops(table, folder, *, jobs=2, most=FRAMES_PER_VIDEO, tell=None):
     table : DataFrame
         ``path, kind``; see `read_corpus`.
     folder : str or Path
-        Where crops are kept.
+        Where crops are stored.
     jobs : int
         Processes.
     most : int
-        Faces of a video.
+        Maximum number of faces per video.
     tell : callable, optional
-        Receives the number of files that are done.
+        Receives the number of finished files.
 
     Returns
     -------
     list of str
-        For each row the file of its crops, or, behind ``"! "``, why there are none.
+        For each row the file of its crops, or, after ``"! "``, why there are none.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     rows = list(zip(table.path, table.kind, strict=True))
@@ -543,7 +543,7 @@ def prepare_crops(table, folder, *, jobs=2, most=FRAMES_PER_VIDEO, tell=None):
 
 # %% ../nbs/09_corpus.ipynb #c0d0e650
 def read_crops(file):
-    """The `Crops` in a file.
+    """Read the `Crops` in a file.
 
     Parameters
     ----------

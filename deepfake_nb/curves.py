@@ -83,18 +83,18 @@ def why_no_curve(sample):
 
 # %% ../nbs/05_curves.ipynb #d9ea2ad9
 def hits_at(found, false_alarms, grid):
-    """Share of fakes found at each false alarm rate of the grid."""
+    """True-positive rate at each false-positive rate of the grid."""
     return np.interp(grid, false_alarms / false_alarms[-1], found / found[-1])
 
 
 def precision_at(found, false_alarms, grid):
-    """Precision where the share of fakes found first reaches each recall of the grid."""
+    """Precision where recall first reaches each value of the grid."""
     at = np.minimum(np.searchsorted(found, grid * found[-1] - 1e-9), len(found) - 1)
     return found[at] / np.maximum(found[at] + false_alarms[at], 1e-12)
 
 
 def band_of(sample, read, grid, resamples, rng, confidence=0.95):
-    """Ends of the middle of the resampled curves on a grid: (2, len(grid))."""
+    """Bounds of the central interval of the resampled curves on a grid: (2, len(grid))."""
     curves = [
         read(found, false_alarms, grid)
         for counts in draw_counts(sample.strata, resamples, rng, len(sample.code))
@@ -107,7 +107,7 @@ def band_of(sample, read, grid, resamples, rng, confidence=0.95):
 def draw_curves(
     axes, predictions, level, band, resamples, rng, line_of, metric, read, grid, scale=lambda x, y: (x, y)
 ):
-    """Draw one curve, band and legend entry a detector."""
+    """Draw one curve, band and legend entry per detector."""
     rng = as_generator(rng)
     for (name, sample), colour in zip(named_samples(predictions, level), cycle(COLOURS), strict=False):
         why_not = why_no_curve(sample)
@@ -133,7 +133,7 @@ def plot_roc(predictions, axes=None, band=True, level="media", resamples=500, rn
     Parameters
     ----------
     predictions : DataFrame or dict of str to DataFrame
-        A table, whose detectors and sets are drawn one by one, or tables under their names.
+        One table, with a curve per detector and test set, or tables by name.
     axes : matplotlib Axes, optional
     band : bool
         Draw the pointwise 95 % interval over media files.
@@ -144,7 +144,7 @@ def plot_roc(predictions, axes=None, band=True, level="media", resamples=500, rn
     Returns
     -------
     matplotlib Axes
-        A detector without both classes has a legend entry that says so, and no curve.
+        A detector without both classes has no curve, and a legend entry that states why.
     """
     axes = axes_or_new(axes)
 
@@ -190,12 +190,12 @@ RATES = (0.001, 0.01, 0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999)
 
 
 def deviate(rate, n):
-    """Normal deviate of a rate among `n` of a class, kept half a row away from 0 and 1."""
+    """Normal deviate of a rate over `n` rows of a class, clipped half a row away from 0 and 1."""
     return norm.ppf(np.clip(rate, 0.5 / n, 1 - 0.5 / n))
 
 
 def deviate_axes(axes, n):
-    """Name the axes by rates, as far as `n` rows can tell them."""
+    """Label the axes with rates, as far as `n` rows can resolve them."""
     shown = [rate for rate in RATES if min(rate, 1 - rate) >= 0.4 / n]
     ticks, names = norm.ppf(shown), [f"{100 * rate:g} %" for rate in shown]
     axes.set_xticks(ticks, names, fontsize="small")
@@ -216,8 +216,8 @@ def plot_det(predictions, axes=None, band=True, level="media", resamples=500, rn
     Returns
     -------
     matplotlib Axes
-        Rates of 0 and 1 are drawn half a row inside, so that every curve is finite. Where a curve meets the dotted
-        diagonal is the equal error rate.
+        Rates of 0 and 1 are clipped by half a row, so that every curve is finite. A curve crosses the dotted
+        diagonal at the equal error rate.
     """
     axes = axes_or_new(axes)
     n = max(np.bincount(sample.labels).max() for _, sample in named_samples(predictions, level))
@@ -255,7 +255,7 @@ def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
     Returns
     -------
     matplotlib Axes
-        The title says what both areas add to: exactly 1 when one order is the other reversed.
+        The title states the sum of both AUCs: exactly 1 when one ranking is the reverse of the other.
 
     Raises
     ------
@@ -281,12 +281,12 @@ def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
 
 # %% ../nbs/05_curves.ipynb #f45ecdbc
 def plot_confusion(confusion, axes=None):
-    """Draw the four counts of a decision, with the share of each true class.
+    """Draw the confusion matrix, with shares of each true class.
 
     Parameters
     ----------
     confusion : Evaluation, or array of int, shape (2, 2)
-        Rows are true classes, columns what was called; real first.
+        Rows are true classes, columns predicted classes; real first.
     axes : matplotlib Axes, optional
 
     Returns
@@ -310,12 +310,12 @@ def plot_confusion(confusion, axes=None):
 
 # %% ../nbs/05_curves.ipynb #0e56d20b
 def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
-    """Draw how the scores of real and fake media are distributed.
+    """Draw the score distributions of real and fake media.
 
     Parameters
     ----------
     predictions : DataFrame
-        Of one detector.
+        Predictions of one detector.
     threshold : float or sequence of float
         Drawn as lines.
     axes : matplotlib Axes, optional
@@ -325,7 +325,7 @@ def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
     Returns
     -------
     matplotlib Axes
-        Bars are shares of each class, so that classes of different size can be compared.
+        Bars are shares within each class, so that classes of different size can be compared.
     """
     axes = axes_or_new(axes, (5.6, 3.4))
     ((_, sample),) = named_samples({"": predictions}, level)
@@ -345,7 +345,7 @@ def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
 
 # %% ../nbs/05_curves.ipynb #56b1528b
 def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
-    """Draw how often a file is fake against how often its score said so.
+    """Draw the observed share of fakes against the mean score (reliability diagram).
 
     Parameters
     ----------
@@ -353,7 +353,7 @@ def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
         See `plot_roc`; scores in [0, 1].
     axes : matplotlib Axes, optional
     bins : int
-        Of equal width; those with rows are drawn, larger where more rows are.
+        Number of bins of equal width; non-empty ones are drawn, larger where they hold more rows.
     level : {"media", "unit"}
     rng : numpy.random.Generator, optional
 
@@ -383,7 +383,7 @@ def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
 
 # %% ../nbs/05_curves.ipynb #fee0cbac
 def draw_reliability(axes, name, sample, bins, rng, colour):
-    """One detector's points, as large as they are many rows, with their intervals."""
+    """Draw one detector's points, sized by number of rows, with their intervals."""
     points = pd.DataFrame(reliability_points(sample, bins, rng))
     ends = np.maximum(points[["observed", "high"]].to_numpy() - points[["low", "observed"]].to_numpy(), 0).T
     error = expected_calibration_error(sample.labels, sample.scores, bins)
@@ -393,7 +393,7 @@ def draw_reliability(axes, name, sample, bins, rng, colour):
 
 
 def reliability_points(sample, bins, rng):
-    """One row a bin that has rows: mean score, share of fakes, its interval, number of rows."""
+    """One row per non-empty bin: mean score, share of fakes, its interval, number of rows."""
     at = probability_bins(sample.scores, bins)
     for number in np.unique(at):
         inside = at == number

@@ -80,7 +80,7 @@ _SIZES = {
     "fakes":       (0.0, 0.04,  1.0, 1.0),
     "synthetic":   (0.0, 0.09,  1.0, 1.0),
     "dfdc":        (0.0, 0.1,   0.1, 1.0),
-    # files of the rarer label, at the least, in the test split: of sets of stills, and of DFDC
+    # minimum number of files of the rarer label in the test split: of sets of stills, and of DFDC
     "test_files":  (2,   60,    2,   2),
     "dfdc_test":   (2,   65,    65,  65),
     # frames of a video, and height and width in pixels
@@ -88,7 +88,7 @@ _SIZES = {
     "side":        (128, 256,   512, 512),
     "dfdc_frames": (11,  11,    300, 300),
     "dfdc_side":   (128, 128,   512, 512),
-    # pictures of each person in the sets of stills
+    # images of each person in the sets of stills
     "takes":       (2,   10,    1,   1),
     "test_takes":  (2,   2,     1,   1),
 }  # fmt: skip
@@ -116,7 +116,7 @@ def set_sizes(name, profile):
     Returns
     -------
     dict of str to (int, int)
-        At least two of each label a split; in the test splits of stills and of DFDC as many as the profile says.
+        At least two of each label per split; in the test splits of stills and of DFDC as many as the profile says.
     """
     sizes = sizes_for(profile, PROFILE_SIZES)
     full = PAPER[name]
@@ -130,7 +130,7 @@ def set_sizes(name, profile):
 
 # %% ../nbs/10_datasets.ipynb #e56559a1
 def _cast(sizes, seed, name, first=0, width=3):
-    """People of each split, as numbers with leading zeros, and for each of them whose face he will wear."""
+    """People of each split, as numbers with leading zeros, and for each of them the person whose face is swapped in."""
     people, split_of = [], {}
     for split, (real, fake) in sizes.items():
         new = [f"{first + len(people) + i:0{width}d}" for i in range(max(real, fake))]
@@ -141,7 +141,7 @@ def _cast(sizes, seed, name, first=0, width=3):
 
 
 def _ranks(split_of):
-    """Place of each person within his split."""
+    """Rank of each person within their split."""
     seen = {}
     return {person: next(seen.setdefault(split, itertools.count())) for person, split in split_of.items()}
 
@@ -258,7 +258,7 @@ def _stills(sizes, seed, media, name, folders, takes, synthetic=False):
 
 
 def _pictures(count, takes, seed, name):
-    """Person and take of each of `count` pictures, and whose face each person will wear: someone of the next few."""
+    """Person and take of each of `count` images, and the person whose face is swapped onto each: one of a few neighbours."""
     people = max(2, -(-count // takes))
     each = -(-count // people)
     names = [f"{name.split()[-1]}{number:06d}" for number in range(people)]
@@ -272,7 +272,7 @@ def _pictures(count, takes, seed, name):
 
 # %% ../nbs/10_datasets.ipynb #9f3a44c5
 def _write_index(media, shots):
-    """Who is seen in each still, for the guard against leaks."""
+    """Write who is shown in each still, for the guard against leakage."""
     lines = ["file,label,method,source_id,target_id"]
     lines += [f"{real},0,original,{person}," for person, real, _ in shots if real]
     for person, _, fakes in shots:
@@ -310,13 +310,13 @@ class Recipe:
     Parameters
     ----------
     adapter : str
-        A key of `SOURCES`, whose layout is imitated.
+        A key of `SOURCES`; its layout is imitated.
     shots : callable
-        From sizes, seed, media folder and pictures a person in each split to tuples of person, real path, fakes.
+        From sizes, seed, media folder and images per person in each split to tuples of person, real path, fakes.
     camera : dict
         Fields of `filming.Camera` that differ from the default.
     settings : dict
-        Of the build.
+        Settings of the build.
     folder : str
         Where profile ``paper`` looks for the real set below its data root.
     """
@@ -408,7 +408,7 @@ class PaperSet:
 
     @property
     def manifest(self):
-        """Its usable files; sets that are only tested on are all ``test``."""
+        """Its usable files; sets used only for testing are all ``test``."""
         manifest = self.report.manifest
         return manifest if "train" in PAPER[self.name] else manifest.assign(split="test")
 
@@ -417,7 +417,7 @@ class PaperSet:
 def paper_set(
     name, profile="demo", seed=0, root=None, *, protocol="stated", data_root="", jobs=1, progress=None
 ):
-    """Make a paper's set at a profile's size, or find it made.
+    """Make a paper's set at a profile's size, or reuse it if it exists.
 
     Parameters
     ----------
@@ -427,7 +427,7 @@ def paper_set(
         ``paper`` reads the real set below `data_root`.
     seed : int
     root : Path, optional
-        Folder of the made sets; ``sets`` in the cache by default.
+        Folder of the generated sets; ``sets`` in the cache by default.
     protocol : {"stated", "published"}
     data_root : str or Path
         Needed by profile ``paper``.
@@ -479,7 +479,7 @@ def _camera_of(name, recipe, profile, seed, protocol):
 
 # %% ../nbs/10_datasets.ipynb #934f4cd0
 def _recipe_digest(camera, sizes):
-    """Changes with the sizes, the camera, and the code and weights that draw, swap and write."""
+    """A digest of the sizes, the camera, and the code and weights that draw, swap and write."""
     from deepfake_nb.generator import shipped_folder
 
     drawn = camera.truncation is not None
@@ -505,7 +505,7 @@ MAKING_MODULES = (
 
 # %% ../nbs/10_datasets.ipynb #d4c05ef7
 def _rendered_set(name, profile, camera, root, progress=None):
-    """The folder of a rendered set, its media made by one process at a time."""
+    """The folder of a rendered set; its media are made by one process at a time."""
     sizes = set_sizes(name, profile)
     folder = root / f"{name}-{profile}-{camera.seed}-{_recipe_digest(camera, sizes)}"
     with locked_folder(folder):
@@ -531,7 +531,7 @@ def _shoot_set(name, profile, sizes, camera, folder, progress):
 
 # %% ../nbs/10_datasets.ipynb #3a0f7627
 def render_sets(names, profile="demo", seed=0, root=None, *, protocol="stated", jobs=1):
-    """Render the media of several sets side by side, the largest first, for `paper_set` to find.
+    """Render the media of several sets in parallel, the largest first, for `paper_set` to find.
 
     Parameters
     ----------
@@ -540,7 +540,7 @@ def render_sets(names, profile="demo", seed=0, root=None, *, protocol="stated", 
     profile, seed, root, protocol
         See `paper_set`; profile ``paper`` renders nothing.
     jobs : int
-        Processes, of one thread each.
+        Processes, with one thread each.
     """
     if profile == "paper":
         return
@@ -590,7 +590,7 @@ def _real_set(name, recipe, sizes, settings, root, protocol, data_root, options)
 
 # %% ../nbs/10_datasets.ipynb #3e39b414
 def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
-    """Which rows of a manifest a training is validated on.
+    """Which rows of a manifest are used for validation.
 
     Parameters
     ----------
@@ -601,12 +601,12 @@ def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
     share : float
         Of the training files, where ``stated`` finds no validation split.
     rng : numpy.random.Generator, optional
-        Order in which people are taken out.
+        Order in which people are held out.
 
     Returns
     -------
     array of bool, shape (len(manifest),)
-        Under ``stated`` no person of these rows is in the rows that `learning_rows` gives.
+        Under ``stated`` no person of these rows is in the rows that `learning_rows` returns.
     """
     train = (manifest.split == "train").to_numpy()
     if protocol == "published":
@@ -622,7 +622,7 @@ def validation_rows(manifest, protocol="stated", share=0.2, rng=None):
 
 # %% ../nbs/10_datasets.ipynb #d938d01e
 def learning_rows(manifest, validated, protocol="stated"):
-    """Which rows of a manifest a training learns from, beside those that it is validated on.
+    """Which rows of a manifest are used for training, given those used for validation.
 
     Parameters
     ----------
@@ -635,7 +635,7 @@ def learning_rows(manifest, validated, protocol="stated"):
     Returns
     -------
     array of bool, shape (len(manifest),)
-        Under ``stated`` training files in which nobody is seen, as source or target, who is seen in a validated one. Under ``published`` all.
+        Under ``stated`` training files that share no person, as source or target, with the validated ones; else all.
     """
     train = (manifest.split == "train").to_numpy()
     if protocol == "published":

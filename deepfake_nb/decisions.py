@@ -25,17 +25,17 @@ from sklearn.linear_model import LogisticRegression
 # %% ../nbs/05_decisions.ipynb #658d66f3
 @dataclass(frozen=True)
 class Calibration:
-    """A curve from scores to probabilities.
+    """A calibration curve from scores to probabilities.
 
     Parameters
     ----------
     method : {"platt", "temperature", "isotonic"}
     parameters : dict
-        ``slope`` and ``intercept`` on the logits, or ``scores`` and ``probabilities`` of the corners.
+        ``slope`` and ``intercept`` on the logits, or ``scores`` and ``probabilities`` of the breakpoints.
     logits : bool
         Whether scores are logits rather than numbers between 0 and 1.
     n, n_fake : int
-        Rows it was fitted on, and fakes among them: the share of fakes is the prior of its probabilities.
+        Rows it was fitted on, and fakes among them; the share of fakes is the prior of the probabilities.
     """
 
     method: str
@@ -45,9 +45,9 @@ class Calibration:
     n_fake: int
 
     def apply(self, scores):
-        """Probabilities, float64 (N,) in [0, 1], of scores (N,).
+        """Map scores (N,) to probabilities, float64 (N,) in [0, 1].
 
-        Raises `InputError` where a score is not finite, or not between 0 and 1 although the calibration is of such.
+        Raises `InputError` where a score is not finite, or outside [0, 1] where the calibration needs that.
         """
         scores = scores_for_calibration(scores, self.logits)
         if self.method == "isotonic":
@@ -55,7 +55,7 @@ class Calibration:
         return expit(self.parameters["slope"] * as_logits(scores, self.logits) + self.parameters["intercept"])
 
     def as_dict(self):
-        """As JSON takes it, to be shipped with a detector."""
+        """Return a JSON-serialisable form, to be shipped with a detector."""
         return asdict(self)
 
 
@@ -73,7 +73,7 @@ def scores_for_calibration(scores, logits):
 
 
 def as_logits(scores, logits):
-    """Scores on the scale of log odds; 0 and 1 are moved by a millionth."""
+    """Scores as log odds; 0 and 1 are clipped by one millionth."""
     return scores if logits else logit(np.clip(scores, 1e-6, 1 - 1e-6))
 
 
@@ -89,7 +89,7 @@ def fit_line(values, labels, intercept):
 
 
 def fit_staircase(scores, labels):
-    """Corners of an isotonic regression."""
+    """Breakpoints of an isotonic regression."""
     stairs = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, labels)
     return {"scores": stairs.X_thresholds_.tolist(), "probabilities": stairs.y_thresholds_.tolist()}
 
@@ -104,7 +104,7 @@ def fit_calibration(labels, scores, method="platt", *, split, logits=False):
     scores : array, shape (N,)
     method : {"platt", "temperature", "isotonic"}
     split : str or sequence of str
-        Where the rows come from, such as ``predictions.split``; all must be "val".
+        The split of the rows, such as ``predictions.split``; all must be "val".
     logits : bool
         Whether the scores are logits rather than numbers between 0 and 1.
 
@@ -115,7 +115,7 @@ def fit_calibration(labels, scores, method="platt", *, split, logits=False):
     Raises
     ------
     InputError
-        A row is not of the validation split, a class is missing, or scores are not between 0 and 1.
+        A row is not from the validation split, a class is missing, or scores are not between 0 and 1.
     UsageError
         The method is unknown.
     """
@@ -137,7 +137,7 @@ def fit_calibration(labels, scores, method="platt", *, split, logits=False):
 
 # %% ../nbs/05_decisions.ipynb #0db9d1c5
 def read_calibration(value):
-    """A `Calibration` from what `Calibration.as_dict` gave, for instance out of a JSON file.
+    """Rebuild a `Calibration` from the result of `Calibration.as_dict`, for instance from a JSON file.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def read_calibration(value):
     Raises
     ------
     InputError
-        It is none.
+        `value` is not a calibration.
     """
     try:
         found = Calibration(**value)
@@ -170,14 +170,14 @@ def read_calibration(value):
 
 # %% ../nbs/05_decisions.ipynb #c108d30a
 def decision_threshold(prior_fake, cost_false_alarm=1.0, cost_miss=1.0, training_prior=0.5):
-    """The score from which on calling fake costs least (LatentForensics, equations 1 and 2).
+    """The decision threshold of least expected cost (LatentForensics, equations 1 and 2).
 
     Parameters
     ----------
     prior_fake : float in (0, 1)
         Share of fakes where the decision is made.
     cost_false_alarm, cost_miss : float, above 0
-        Of a genuine file called fake, and of a fake called real. The paper's are equal.
+        Cost of a real file classified as fake, and of a fake classified as real. In the paper they are equal.
     training_prior : float in (0, 1)
         Share of fakes for which the scores are calibrated probabilities.
 
@@ -209,7 +209,7 @@ def expected_cost(labels, scores, threshold, prior_fake, cost_false_alarm=1.0, c
     Parameters
     ----------
     labels, scores, threshold
-        See `auc`; scores from the threshold on are called fake.
+        See `auc`; scores at or above the threshold are classified as fake.
     prior_fake, cost_false_alarm, cost_miss
         See `decision_threshold`.
 

@@ -65,7 +65,7 @@ def jpeg(images, quality=80):
     Raises
     ------
     InputError
-        The quality is none.
+        The quality is out of range.
     """
     if not 1 <= quality <= 100:
         raise InputError(f"A JPEG quality is from 1 to 100, not {quality}.")
@@ -87,7 +87,7 @@ def gaussian_blur(images, kernel=5, sigma=0.0):
     kernel : odd int
         Side of the kernel in pixels.
     sigma : float
-        Standard deviation in pixels; 0 takes OpenCV's for the kernel (1.1 for 5).
+        Standard deviation in pixels; 0 uses OpenCV's default for the kernel (1.1 for 5).
 
     Returns
     -------
@@ -96,7 +96,7 @@ def gaussian_blur(images, kernel=5, sigma=0.0):
     Raises
     ------
     InputError
-        The kernel has no middle.
+        The kernel size is not odd and positive.
     """
     if kernel < 1 or kernel % 2 == 0:
         raise InputError(f"The blur kernel must be an odd number of pixels, not {kernel}.")
@@ -111,7 +111,7 @@ def brightness(images, factor):
     ----------
     images : uint8 array, shape (H, W, 3) or (n, H, W, 3)
     factor : float
-        At least 0; the first paper draws from 0.9 to 1.1 (Murphy 2024, section 10.1).
+        At least 0; the first paper samples from 0.9 to 1.1 (Murphy 2024, section 10.1).
 
     Returns
     -------
@@ -155,7 +155,7 @@ def zoom_dlc_augmentation(images, rng, strength=1.0):
 
 # %% ../nbs/03_degradations.ipynb #02d16876
 def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
-    """Let a monitor shine onto the face.
+    """Add glare from a monitor to the face.
 
     Parameters
     ----------
@@ -163,9 +163,9 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     rng : numpy.random.Generator
     strength : float in [0, 1]
     landmarks : array, shape (T, 5, 2), optional
-        Where the face is; without them it is taken to fill the middle of the picture.
+        Where the face is; without them it is assumed to fill the middle of the image.
     frame_rate : float
-        Frames a second, for the slow drift.
+        Frames per second, for the slow drift.
 
     Returns
     -------
@@ -193,7 +193,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
         screen = _soft_box(x, 0.5, 0.5) * _soft_box(y, 0.32, 0.4)
         light = strength * level * (0.45 * wash + 0.4 * screen)
         picture = images[index].astype(np.float32) / 255
-        reflecting = 0.35 + 0.65 * np.sqrt(picture)  # light skin throws back more than hair or a dark wall
+        reflecting = 0.35 + 0.65 * np.sqrt(picture)  # light skin reflects more than hair or a dark wall
         shine = np.clip(light[..., None] * tint.astype(np.float32) * reflecting, 0, 1)
         result[index] = np.round(255 * (1 - (1 - picture) * (1 - shine))).astype(np.uint8)
     return result
@@ -201,7 +201,7 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
 
 # %% ../nbs/03_degradations.ipynb #62c4953e
 def low_light(images, rng, strength=0.5):
-    """Darken the room and let the camera answer with gain and noise.
+    """Darken the room and add the camera's gain and noise.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def low_light(images, rng, strength=0.5):
     array like `images`
     """
     exposure = 40.0**-strength
-    gain = exposure**-0.72  # automatic gain gives most, not all, of it back
+    gain = exposure**-0.72  # automatic gain restores most, not all, of it
     full_well = 1500.0  # photons of a white pixel in good light
     read_noise = 2.5 * strength  # electrons
     cast = 1 + strength * np.array([0.10, 0.0, -0.14], np.float32)  # lamps are warmer than daylight
@@ -254,14 +254,14 @@ def far_subject(images, scale, landmarks=None, masks=None):
     ----------
     images : array, shape (T, H, W, 3), uint8 RGB
     scale : float in (0, 1]
-        Size of the subject relative to before.
+        Size of the subject relative to the original.
     landmarks : array, shape (T, 5, 2), optional
     masks : array, shape (T, H, W), optional
 
     Returns
     -------
     Degraded
-        Pictures of the same size, and where given landmarks and masks moved alike.
+        Images of the same size; landmarks and masks, where given, are moved likewise.
     """
     if not 0 < scale <= 1:
         raise InputError(f"A subject can be moved away (scale above 0, at most 1), not to scale {scale}.")
@@ -294,16 +294,16 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     ----------
     images : array, shape (T, H, W, 3), uint8 RGB
     strength : float in [0, 1]
-        1 is a window of 9:16; between, the borders are narrower. A picture that is upright already is made
-        smaller instead of cut.
+        1 is a window of 9:16; below 1, the borders are narrower. An image already in portrait format is
+        reduced instead of cropped.
     landmarks : array, shape (T, 5, 2), optional
-        The window is cut around the face.
+        The window is placed around the face.
     masks : array, shape (T, H, W), optional
 
     Returns
     -------
     Degraded
-        Pictures of the same size, and where given landmarks and masks moved alike.
+        Images of the same size; landmarks and masks, where given, are moved likewise.
 
     Notes
     -----
@@ -337,7 +337,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
 # %% ../nbs/03_degradations.ipynb #f985770d
 @dataclass
 class Degraded:
-    """Pictures after a degradation, with what is known of them.
+    """Images after a degradation, with their landmarks and masks.
 
     Parameters
     ----------
@@ -353,13 +353,13 @@ class Degraded:
 
 # %% ../nbs/03_degradations.ipynb #feee14c3
 def _placement(inner, corner, size):
-    """The 2x3 matrix of a picture of `size` (width, height) that is made as small as `inner` and laid at `corner` (left, top)."""
+    """The 2x3 matrix that reduces an image of `size` (width, height) to `inner` and places it at `corner` (left, top)."""
     factor = np.divide(inner, size)
     return np.column_stack([np.diag(factor), np.asarray(corner) + factor / 2 - 0.5])
 
 
 def _moved(images, matrix, landmarks, masks, interpolation):
-    """Bundle pictures with landmarks and masks moved by a 2x3 matrix."""
+    """Bundle images with landmarks and masks moved by a 2x3 matrix."""
     if landmarks is not None:
         landmarks = transform_points(matrix, landmarks).astype(np.float32)
     if masks is not None:
@@ -382,7 +382,7 @@ def _moved(images, matrix, landmarks, masks, interpolation):
 
 # %% ../nbs/03_degradations.ipynb #e7f7ff84
 def frozen_indices(count, rng, probability, mean_length=4.0):
-    """Tell which frame is shown at each moment when some freeze.
+    """Choose which frame is shown at each moment when some freeze.
 
     Parameters
     ----------
@@ -397,7 +397,7 @@ def frozen_indices(count, rng, probability, mean_length=4.0):
     Returns
     -------
     array, shape (count,), int64
-        Index of the frame shown; never ahead of its time, and the first frame always arrives.
+        Index of the frame shown; never a later one, and the first frame always arrives.
     """
     if not 0 <= probability <= 1:
         raise InputError(f"The share of frames lost must be from 0 to 1, not {probability}.")
@@ -413,7 +413,7 @@ def frozen_indices(count, rng, probability, mean_length=4.0):
 
 # %% ../nbs/03_degradations.ipynb #929086df
 def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, masks=None):
-    """Let a call freeze: lost frames show the last one that arrived.
+    """Simulate a freezing call: lost frames repeat the last one that arrived.
 
     Parameters
     ----------
@@ -440,15 +440,15 @@ def drop_frames(images, rng, probability=0.2, mean_length=4.0, landmarks=None, m
 # %% ../nbs/03_degradations.ipynb #f0b43c7b
 @dataclass(frozen=True)
 class Line:
-    """How good a call's connection is.
+    """Quality of a call's connection.
 
     Parameters
     ----------
     scale : float in (0, 1]
-        Share of the picture's lines that is sent.
+        Share of the image's lines that is sent.
     bits_per_pixel : float
-        Bits for a sent pixel at 720p, where 0.05 is 1.2 Mbit/s at 25 frames/s. Smaller pictures need more for a pixel:
-        the rate falls with the power 0.75 of their area, a rule of thumb among encoders.
+        Bits per sent pixel at 720p, where 0.05 is 1.2 Mbit/s at 25 frames/s. Smaller images need more per pixel:
+        the bit rate falls with the power 0.75 of their area, a rule of thumb for encoders.
     loss : float in [0, 1]
         Share of frames that freeze.
     """
@@ -467,14 +467,14 @@ CONFERENCE_LINES = {
 
 
 def _to_and_fro(place, count):
-    """Fold any whole number into 0 .. count - 1 as a pendulum does."""
+    """Fold any whole number into 0 .. count - 1 by going back and forth."""
     place = abs(place) % max(1, 2 * count - 2)
     return min(place, 2 * count - 2 - place) if count > 1 else 0
 
 
 # %% ../nbs/03_degradations.ipynb #e3157394
 def conference_line(strength):
-    """The line of a video call that is as bad as wanted.
+    """The line of a video call, degraded by `strength`.
 
     Parameters
     ----------
@@ -490,7 +490,7 @@ def conference_line(strength):
 
 # %% ../nbs/03_degradations.ipynb #f44f4f35
 def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, masks=None):
-    """Send a clip through a video call: fewer lines, few bits, frozen frames.
+    """Send a clip through a simulated video call: fewer lines, few bits, frozen frames.
 
     Parameters
     ----------
@@ -498,7 +498,7 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
     rng : numpy.random.Generator
     line : {"good", "fair", "poor", "bad"} or Line
     frame_rate : float
-        Frames a second.
+        Frames per second.
     landmarks : array, shape (T, 5, 2), optional
     masks : array, shape (T, H, W), optional
 
@@ -520,12 +520,12 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
     if len(images) == 0:
         return sent
     height, width = images.shape[1:3]
-    # even sizes of at least 16 are what 4:2:0 H.264 can hold
+    # 4:2:0 H.264 needs even sizes of at least 16
     small = tuple(max(16, 2 * round(side * line.scale / 2)) for side in (width, height))
     area = small[0] * small[1]
     bitrate = max(4000, round(line.bits_per_pixel * area * (1280 * 720 / area) ** 0.25 * frame_rate))
     frames = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in sent.images]
-    # A call has been running for a while: a second played to and fro before the clip lets the rate settle.
+    # A call has been running for a while: one second played back and forth before the clip lets the bit rate settle.
     lead = [frames[_to_and_fro(place, len(frames))] for place in range(-round(frame_rate), 0)]
     decoded = recompress_frames(lead + frames, frame_rate, bitrate=bitrate)[len(lead) :]
     sent.images = np.stack(
@@ -537,7 +537,7 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
 # %% ../nbs/03_degradations.ipynb #03a09e1d
 @dataclass(frozen=True)
 class Degradation:
-    """One named way a picture gets worse.
+    """One named image degradation.
 
     Parameters
     ----------
@@ -545,7 +545,7 @@ class Degradation:
     describe : function of strength to str
         What the strength means, for axes and tables.
     moves_pixels : bool
-        Whether landmarks and masks change place.
+        Whether landmarks and masks move.
     apply : function of (images, strength, rng, landmarks, masks, frame_rate) to Degraded
     """
 
@@ -651,7 +651,7 @@ DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_CALL)}
 
 # %% ../nbs/03_degradations.ipynb #c1b0c0c5
 def _checked_call(name, images, strength, **given):
-    """Pictures as (T, H, W, 3), landmarks and masks alike, and whether it was one still."""
+    """Images as (T, H, W, 3), landmarks and masks likewise, and whether the input was one still."""
     if name not in DEGRADATIONS:
         raise InputError(f"Unknown degradation {name!r}: it is one of {', '.join(DEGRADATIONS)}.")
     if not 0 <= strength <= 1:
@@ -682,7 +682,7 @@ def _checked_call(name, images, strength, **given):
 
 # %% ../nbs/03_degradations.ipynb #03fbd84b
 def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_rate=25):
-    """Degrade pictures by a named effect of the table `DEGRADATIONS`.
+    """Degrade images by a named effect of the table `DEGRADATIONS`.
 
     Parameters
     ----------

@@ -58,18 +58,18 @@ class DetectorSettings:
     Parameters
     ----------
     steps : int
-        Batches.
+        Number of batches.
     pairs : int
-        Self-blended pairs in a batch.
+        Self-blended pairs per batch.
     forgeries : int
-        Real forgeries in a batch, each with a genuine face of its source.
+        Real forgeries per batch, each with a genuine face from its source.
     learning_rate, head_learning_rate : float
-        The highest; both rise over `warmup` steps and fall along a cosine to a tenth.
+        Peak values; both rise over `warmup` steps and decay along a cosine to a tenth.
     warmup : int
     weight_decay : float
         Of the encoder's weights.
     patch_dropout : float in [0, 1)
-        Share of a ViT's patches that is left out in training.
+        Share of a ViT's patches dropped in training.
     seed : int
     """
 
@@ -84,7 +84,7 @@ class DetectorSettings:
     seed: int = 1
 
     def rate_at(self, step):
-        """The share of the highest learning rate in a step."""
+        """Learning rate in a step, relative to its peak."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -93,17 +93,17 @@ class DetectorSettings:
 
 # %% ../nbs/09_detector_training.ipynb #a80bb375
 class Batches(Dataset):
-    """The batches of a training, by step.
+    """The batches of a training run, by step.
 
     Parameters
     ----------
     table : DataFrame
-        ``label, source, method, person, crops``, one row per media file to train on; ``crops`` is the file of its stored faces.
+        ``label, source, method, person, crops``, one row per training media file; ``crops`` is the file of its faces.
     settings : DetectorSettings
     source_weights : dict of str to float, optional
-        How often a source of forgeries is drawn, beside the others; 1 where it is not named.
+        Relative sampling weight of a source of forgeries; 1 where it is not named.
     portraits : float in [0, 1]
-        Share of the self-blended pairs that are made from still images, where there are videos too.
+        Share of the self-blended pairs made from still images, where there are also videos.
     """
 
     def __init__(self, table, settings, source_weights=None, portraits=0.5):
@@ -139,21 +139,21 @@ class Batches(Dataset):
 
 # %% ../nbs/09_detector_training.ipynb #8d5d1efb
 def grouped(table, columns):
-    """Row numbers of a table by nested values of some columns, as nested dictionaries of arrays."""
+    """Row numbers of a table, grouped by columns, as nested dictionaries of arrays."""
     if not columns:
         return table.index.to_numpy()
     return {value: grouped(rows, columns[1:]) for value, rows in table.groupby(columns[0])}
 
 
 def drawn(tree, rng):
-    """A row number of nested groups: each level is drawn evenly, so that large groups count no more than small ones."""
+    """Sample a row number from nested groups, uniformly at each level, so that large groups do not dominate."""
     while isinstance(tree, dict):
         tree = tree[list(tree)[rng.integers(len(tree))]]
     return int(tree[rng.integers(len(tree))])
 
 
 def drawn_face(file, rng):
-    """A face of a file with its landmarks, and another one of the same file; None where it has only one."""
+    """Sample a face of a file with its landmarks, and another from the same file; None if there is only one."""
     crops = read_crops(file)
     place, other = (int(number) for number in rng.integers(len(crops), size=2))
     again = Donor(crops.faces[other], crops.landmarks[other]) if other != place else None
@@ -162,7 +162,7 @@ def drawn_face(file, rng):
 
 # %% ../nbs/09_detector_training.ipynb #4479835f
 def blended_pair(self, rng):
-    """A genuine face and its self-blended forgery after the same changes."""
+    """A genuine face and its self-blended forgery, with the same augmentations."""
     rows = self.stills
     if self.videos and (rng.random() >= self.portraits or not len(rows)):
         rows = self.videos[list(self.videos)[rng.integers(len(self.videos))]]
@@ -178,7 +178,7 @@ def blended_pair(self, rng):
 
 
 def forgery_and_genuine(self, rng):
-    """A real forgery and a genuine face of its source, of the same person where there is one, each changed on its own."""
+    """A real forgery and a genuine face from its source, of the same person if possible, augmented separately."""
     source = list(self.tree)[rng.choice(len(self.tree), p=self.weights)]
     forged = self.forged.loc[drawn(self.tree[source], rng)]
     rows = self.of_person.get((source, forged.person), self.beside.get(source, self.stills))
@@ -193,7 +193,7 @@ Batches.blended_pair, Batches.forgery_and_genuine = blended_pair, forgery_and_ge
 
 # %% ../nbs/09_detector_training.ipynb #e7c4946d
 def parameter_groups(body, head, settings):
-    """Optimizer groups of the encoder's and the head's parameters."""
+    """Optimizer groups for the parameters of encoder and head."""
     return [
         {"params": body, "lr": settings.learning_rate, "peak": settings.learning_rate, "weight_decay": settings.weight_decay},
         {"params": head, "lr": settings.head_learning_rate, "peak": settings.head_learning_rate, "weight_decay": 1e-4},
@@ -201,7 +201,7 @@ def parameter_groups(body, head, settings):
 
 
 def one_worker(_):
-    """Keep the process that makes batches to one thread."""
+    """Limit the process that makes batches to one thread."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
@@ -218,21 +218,21 @@ def step_batches(batches, start):
 def train_detector(
     network, body, head, batches, folder, *, compute=None, state=None, checkpoint_every=20, tell=None
 ):
-    """Train a network on batches, going on where an earlier call stopped.
+    """Train a network on batches, resuming where an earlier call stopped.
 
     Parameters
     ----------
     network : torch.nn.Module
         Maps faces (N, 3, S, S) in [0, 1] to logits (N,).
     body, head : list of Parameter
-        What is trained, in two groups with learning rates of their own.
+        Trained parameters, in two groups with separate learning rates.
     batches : Batches
     folder : str or Path
         For ``checkpoint.pt`` and ``log.jsonl``.
     compute : callable, optional
-        What computes the logits in place of `network`, such as its compiled form.
+        Computes the logits in place of `network`, such as its compiled form.
     state : torch.nn.Module, optional
-        Whose buffers, such as the running statistics of batch normalisation, belong into a checkpoint too.
+        Module with buffers, such as batch-norm running statistics, that are also saved in a checkpoint.
     checkpoint_every : int
         Steps.
     tell : callable, optional
@@ -246,7 +246,7 @@ def train_detector(
     Raises
     ------
     InputError
-        The folder holds the checkpoint of another training.
+        The folder contains the checkpoint of another training run.
     """
     folder, settings = Path(folder), batches.settings
     folder.mkdir(parents=True, exist_ok=True)
@@ -278,7 +278,7 @@ def train_detector(
 
 # %% ../nbs/09_detector_training.ipynb #61d086f9
 def save(folder, settings, changing, optimizer, records):
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint atomically."""
     content = {
         "settings": asdict(settings), "tensors": [tensor.detach() for tensor in changing],
         "optimizer": optimizer.state_dict(), "records": json.dumps(records),
@@ -288,7 +288,7 @@ def save(folder, settings, changing, optimizer, records):
 
 
 def restore(folder, settings, changing, optimizer):
-    """Put the last checkpoint into changing tensors and optimizer; the records so far, empty where there is none."""
+    """Load the last checkpoint into `changing` and optimizer; return the records, empty without a checkpoint."""
     path = folder / "checkpoint.pt"
     if not path.is_file():
         return []
@@ -310,11 +310,11 @@ def restore(folder, settings, changing, optimizer):
 
 
 # %% ../nbs/09_detector_training.ipynb #cfae8134
-HELD_OUT_PORTRAITS = 5  # one portrait in so many is left for calibration and tests
+HELD_OUT_PORTRAITS = 5  # one portrait in 5 is held out for calibration and tests
 
 
 def training_portraits(table):
-    """The genuine stills that a detector may train on: those of training splits, and four fifths of those without a split."""
+    """Genuine stills for training: those of training splits, and four fifths of those without a split."""
     free = pd.Series(
         [stable_number("portrait", person) % HELD_OUT_PORTRAITS != 0 for person in table.person], table.index
     )
@@ -327,7 +327,7 @@ def training_portraits(table):
 
 
 def training_media(table, fold=None):
-    """What the second stage trains on: portraits, and the edited and genuine media that a fold may see; None sees all."""
+    """Training data of the second stage: portraits, and edited and genuine media of a fold; all media for None."""
     edited = table[(table.task == "edited") & (table.source != "real_faces")]
     if fold is not None:
         edited = edited[is_trained_on(edited, assign_folds(edited), fold)]
@@ -337,25 +337,25 @@ def training_media(table, fold=None):
 # %% ../nbs/09_detector_training.ipynb #93df21ed
 @torch.inference_mode()
 def predict_files(network, files, *, most=12, batch_size=32, output=None, tell=None):
-    """What a network says of the stored faces of media files.
+    """Predict the stored faces of media files with a network.
 
     Parameters
     ----------
     network : torch.nn.Module
     files : sequence of str
-        Of `deepfake_nb.corpus.prepare_crops`.
+        From `deepfake_nb.corpus.prepare_crops`.
     most : int
-        Evenly spaced faces of a file.
+        Maximum number of evenly spaced faces per file.
     batch_size : int
     output : callable, optional
-        In place of the network, such as ``network.forward_features``.
+        Used in place of the network, such as ``network.forward_features``.
     tell : callable, optional
         Receives the number of faces so far.
 
     Returns
     -------
     list of float32 array
-        For each file the outputs, shape (faces, ...).
+        Outputs for each file, shape (faces, ...).
     """
     output, found, waiting, owners = output or network, [[] for _ in files], [], []
 

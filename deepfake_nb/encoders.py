@@ -42,7 +42,7 @@ OTHER_STAGES |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
 
 # %% ../nbs/08_encoders.ipynb #de333ae0
 def efficientnet_names(state_dict, stages):
-    """Released tensors of an EfficientNet-Lite under the names of timm.
+    """Rename the released tensors of an EfficientNet-Lite to the names of timm.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def efficientnet_names(state_dict, stages):
     Returns
     -------
     dict of str to tensor
-        A name that is not one of the release stays as it is.
+        Names that are not in the release are kept.
     """
     places = [(stage, block) for stage, length in enumerate(stages) for block in range(length)]
     renamed = {}
@@ -75,7 +75,7 @@ def efficientnet_lite0():
     Returns
     -------
     torch.nn.Module
-        Knows the tensor names of the release.
+        Accepts the tensor names of the release.
     """
     return _efficientnet("tf_efficientnet_lite0")
 
@@ -86,7 +86,7 @@ def efficientnet_lite2():
     Returns
     -------
     torch.nn.Module
-        Knows the tensor names of the release.
+        Accepts the tensor names of the release.
     """
     return _efficientnet("tf_efficientnet_lite2")
 
@@ -175,7 +175,7 @@ LAYERS = {
 
 
 def clip_names(tensors):
-    """Tensors of the CLIP image encoder from the names of ``transformers`` to those of timm."""
+    """Rename the tensors of the CLIP image encoder from ``transformers`` to timm."""
     tensors = dict(tensors)
     named = {"cls_token": tensors.pop("embeddings.class_embedding").reshape(1, 1, -1)}
     named["pos_embed"] = tensors.pop("embeddings.position_embedding.weight")[None]
@@ -189,7 +189,7 @@ def clip_names(tensors):
 
 
 def in_timm(name):
-    """The name of one tensor in timm; a name that is not known stays as it is."""
+    """The name of one tensor in timm; an unknown name is kept."""
     layer, _, leaf = name.rpartition(".")
     block = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", layer)
     prefix, inner = (f"blocks.{block[1]}.", block[2]) if block else ("", layer)
@@ -212,7 +212,7 @@ def clip_state_dict_from_onnx(path):
     Raises
     ------
     InputError
-        The file cannot be read, or is not such a graph.
+        The file cannot be read, or is not this graph.
     """
     import onnx
 
@@ -223,7 +223,7 @@ def clip_state_dict_from_onnx(path):
         raise InputError(
             f"The weight file {str(path)!r} cannot be opened: {error.strerror or error}."
         ) from error
-    except Exception as error:  # protobuf has several classes of its own for a file that is no ONNX
+    except Exception as error:  # protobuf raises several classes of its own for a file that is not ONNX
         raise InputError(
             f"{str(path)!r} is not the int8 ONNX file of CLIP's image encoder "
             f"({type(error).__name__}: {str(error)[:80]}). Get it with `deepfake-nb weights fetch clip-vit-b16`."
@@ -232,7 +232,7 @@ def clip_state_dict_from_onnx(path):
 
 # %% ../nbs/08_encoders.ipynb #d3ea9e90
 def clip_vit_b16():
-    """An untrained image encoder of CLIP ViT-B/16 of timm, with the projection to 512 numbers.
+    """An untrained image encoder of CLIP ViT-B/16 of timm, with the projection to 512 dimensions.
 
     Returns
     -------
@@ -250,7 +250,7 @@ def load_clip(path):
     Parameters
     ----------
     path : str or Path
-        The int8 ONNX file, or a safetensors file with timm's names; as ``fetch("clip-vit-b16")`` gives it.
+        The int8 ONNX file, or a safetensors file with timm's names; as returned by ``fetch("clip-vit-b16")``.
 
     Returns
     -------
@@ -293,7 +293,7 @@ def layer_norms(model):
     Parameters
     ----------
     model : torch.nn.Module
-        Such as a ViT of timm.
+        For example a ViT of timm.
 
     Returns
     -------
@@ -316,12 +316,12 @@ def load_layer_norms(model, state):
     ----------
     model : torch.nn.Module
     state : dict of str to tensor
-        As `layer_norms` gave it.
+        As returned by `layer_norms`.
 
     Raises
     ------
     InputError
-        The tensors are those of another encoder; then nothing was replaced.
+        The tensors belong to another encoder; nothing is replaced.
     """
     ours = layer_norms(model)
     for name in [*ours, *(name for name in state if name not in ours)]:

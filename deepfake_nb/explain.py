@@ -48,7 +48,7 @@ from .study import InputError, random_seed
 
 # %% ../nbs/07_explain.ipynb #0ec16051
 def checked_logits(logits, count):
-    """Logits as (N,) or (N, K); refuses anything else, and answers that are no numbers."""
+    """Logits as (N,) or (N, K); rejects other shapes and non-finite values."""
     if not isinstance(logits, torch.Tensor) or logits.ndim not in (1, 2) or len(logits) != count:
         shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
         raise InputError(f"The network answers {count} inputs with {shape}; logits are (N,) or (N, classes).")
@@ -76,7 +76,7 @@ def class_scores(logits, classes=None, score="logit"):
 # %% ../nbs/07_explain.ipynb #023abaf7
 @contextlib.contextmanager
 def undisturbed(network):
-    """Hold a network in eval mode with frozen parameters, and leave it as it was found."""
+    """Hold a network in eval mode with frozen parameters, and restore its state afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
     try:
@@ -106,7 +106,7 @@ def checked_inputs(inputs):
 
 
 def checked_classes(classes, count, score):
-    """Classes as an integer tensor (N,), or None; refuses another kind of score."""
+    """Classes as an integer tensor (N,), or None; rejects unknown kinds of score."""
     if score not in ("logit", "margin"):
         raise InputError(f"The score to explain is 'logit' or 'margin', not {score!r}.")
     if classes is None:
@@ -118,7 +118,7 @@ def checked_classes(classes, count, score):
 
 
 def device_batches(network, inputs, classes, batch_size):
-    """Batches of inputs that take a gradient, and their classes, where the network is."""
+    """Batches of inputs that require a gradient, and their classes, on the network's device."""
     tensor = next(network.parameters(), torch.zeros(()))
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size].detach().to(tensor.device, tensor.dtype).clone()
@@ -128,30 +128,30 @@ def device_batches(network, inputs, classes, batch_size):
 
 # %% ../nbs/07_explain.ipynb #46fedca2
 def saliency(network, inputs, classes=None, *, score="logit", batch_size=32):
-    """Saliency maps: for each pixel, the largest magnitude over colours of the class score's gradient.
+    """Saliency maps: the largest absolute gradient of the class score over the colour channels, for each pixel.
 
     Parameters
     ----------
     network : nn.Module
-        Answers logits (N,), higher is more fake, or (N, 2), index 1 fake. It is left as it was found.
+        Outputs logits (N,), higher is more fake, or (N, 2), index 1 fake. Its state is restored.
     inputs : float tensor or array, shape (N, C, H, W) or (N, C, T, H, W)
         What the network takes.
     classes : int or array of int, shape (N,), optional
-        The class to explain: 0 real, 1 fake; the paper takes the true labels. By default what the network says.
+        The class to explain: 0 real, 1 fake; the paper takes the true labels. By default the predicted class.
     score : {"logit", "margin"}
-        What is differentiated: the class's logit (published), or its logit less the other's. With one logit both
+        What is differentiated: the class's logit (published), or its logit minus the other. With one logit both
         are the same.
     batch_size : int
 
     Returns
     -------
     float32 array, shape (N, H, W) or (N, T, H, W)
-        At least 0, in units of logits per unit of input. All 0 where the answer does not depend on the input.
+        At least 0, in units of logits per unit of input. All 0 where the output does not depend on the input.
 
     Raises
     ------
     InputError
-        Inputs or classes are of another kind, or the network's answer is no number.
+        Inputs or classes are invalid, or the network's output is not finite.
 
     Notes
     -----
@@ -178,24 +178,24 @@ def input_gradient(scores, batch):
 
 # %% ../nbs/07_explain.ipynb #2a2aea82
 def scaled(maps, how="maximum"):
-    """Bring each map to the range from 0 to 1.
+    """Scale each map to the range from 0 to 1.
 
     Parameters
     ----------
     maps : array, shape (N, ...), at least 0
     how : {"maximum", "range", "none"}
         Divide by the map's largest value, so that 0 stays 0; or stretch from its smallest to its largest value,
-        as the papers' code and pytorch-grad-cam do; or leave it.
+        as the papers' code and pytorch-grad-cam do; or leave it unchanged.
 
     Returns
     -------
     float32 array, shape (N, ...)
-        A map that is 0 everywhere stays so.
+        A map that is 0 everywhere is unchanged.
 
     Raises
     ------
     InputError
-        `how` is none of these.
+        `how` is unknown.
     """
     maps = np.asarray(maps, np.float32)
     if how == "none" or not maps.size:
@@ -217,9 +217,9 @@ class MeanMap(NamedTuple):
     ----------
     map : float64 array, shape (H, W) or (T, H, W)
     n : int
-        Pictures of the class.
+        Number of images of the class.
     n_empty : int
-        Those among them whose map is 0 everywhere; they count in the mean.
+        How many of them have a map of only zeros; they count in the mean.
     """
 
     map: np.ndarray
@@ -229,7 +229,7 @@ class MeanMap(NamedTuple):
 
 # %% ../nbs/07_explain.ipynb #9a767c1f
 def mean_saliency(network, batches, *, scale="range", **options):
-    """The mean saliency map of each class over a whole set, one batch in memory at a time.
+    """The mean saliency map of each class over a whole set, with one batch in memory at a time.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def mean_saliency(network, batches, *, scale="range", **options):
     batches : iterable of (inputs, labels)
         Inputs as `saliency` takes them, labels 0 (real) or 1 (fake). The label is the class explained.
     scale : {"range", "maximum", "none"}
-        What is done to each map before it is averaged; see `scaled`. "range" is as published.
+        Scaling of each map before averaging; see `scaled`. "range" is as published.
     **options
         See `saliency`.
 
@@ -285,7 +285,7 @@ class RawGradCAM(GradCAM):
         return self.get_cam_image(input_tensor, self.target_layers[0], targets, *grids, eigen_smooth)
 
     def aggregate_multi_layers(self, maps):
-        """The map of the one layer, where it speaks for the class."""
+        """The positive part of the layer's map: evidence for the class."""
         return np.maximum(maps, 0)
 
 
@@ -303,7 +303,7 @@ class ClassScore:
 
 
 def resized(maps, size):
-    """Maps (N, ...) in another size, by linear interpolation between the middles of their cells."""
+    """Maps (N, ...) resized by linear interpolation between cell centres."""
     mode = "trilinear" if maps.ndim == 4 else "bilinear"
     tensor = torch.from_numpy(np.ascontiguousarray(maps, np.float32))[:, None]
     return functional.interpolate(tensor, size=tuple(size), mode=mode, align_corners=False)[:, 0].numpy()
@@ -318,23 +318,23 @@ def grad_cam(
     Parameters
     ----------
     network, inputs, classes, score, batch_size
-        See `saliency`. The network is left as it was found, without hooks.
+        See `saliency`. The network's state is restored, and hooks are removed.
     layer : nn.Module or str, optional
         The layer, or its name in the network (``"conv3"``); `target_layer` chooses by default.
     scale : {"maximum", "range", "none"}
         See `scaled`; "range" is as published.
     size : tuple of int, optional
-        (H, W) or (T, H, W) of the maps; that of the inputs by default.
+        (H, W) or (T, H, W) of the maps; by default that of the inputs.
 
     Returns
     -------
     float32 array, shape (N, H, W) or (N, T, H, W)
-        In [0, 1] unless `scale` is "none"; all 0 where nothing in the layer speaks for the class.
+        In [0, 1] unless `scale` is "none"; all 0 where the layer holds no evidence for the class.
 
     Raises
     ------
     InputError
-        The layer does not exist, did not run exactly once, or gives no maps; or see `saliency`.
+        The layer does not exist, did not run exactly once, or does not output maps; or see `saliency`.
 
     Notes
     -----
@@ -353,7 +353,7 @@ def grad_cam(
 
 # %% ../nbs/07_explain.ipynb #94fd6f0e
 def raw_grad_cams(network, inputs, layer, classes, score, batch_size):
-    """Grad-CAM maps of one batch after the other, at the layer's own size and scale."""
+    """Grad-CAM maps batch by batch, at the layer's own size and scale."""
     cam = RawGradCAM(network, layer)
     try:
         for batch, chosen in device_batches(network, inputs, classes, batch_size):
@@ -365,7 +365,7 @@ def raw_grad_cams(network, inputs, layer, classes, score, batch_size):
 
 
 def find_layer(network, layer):
-    """A module of the network, by itself or by its dotted name."""
+    """Find a module of the network, given the module or its dotted name."""
     if isinstance(layer, str):
         modules = dict(network.named_modules())
         if layer not in modules or not layer:
@@ -385,7 +385,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @contextlib.contextmanager
 def forward_hook(modules, hook):
-    """Hold a forward hook on modules."""
+    """Register a forward hook on modules within a block."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield
@@ -395,7 +395,7 @@ def forward_hook(modules, hook):
 
 
 def layers_in_order(network, batch):
-    """The modules that gave maps of more than one cell, in the order in which they finished."""
+    """The modules with output maps of more than one cell, in order of execution."""
     finished = []
 
     def note(module, _, output):
@@ -408,20 +408,20 @@ def layers_in_order(network, batch):
 
 
 def passes_all(network, layer, batch):
-    """Whether the answer depends on the input through this layer alone."""
+    """Whether the output depends on the input only through this layer."""
     with forward_hook([layer], lambda module, inputs, output: output.detach()):
         return not network(batch.clone()).requires_grad
 
 
 # %% ../nbs/07_explain.ipynb #dd889019
 def target_layer(network, inputs):
-    """The layer that Grad-CAM is made for: at or behind the last convolution, all evidence passes through it.
+    """The layer to apply Grad-CAM to: at or after the last convolution, with all evidence passing through it.
 
     Parameters
     ----------
     network : nn.Module
     inputs : float tensor, shape (N, C, H, W) or (N, C, T, H, W)
-        What the network takes; one input is looked at.
+        What the network takes; only the first input is used.
 
     Returns
     -------
@@ -451,20 +451,20 @@ FACE_PARTS = ("eyes", "nose", "mouth", "rest of the face", "outside")
 
 
 def face_parts(landmarks, shape):
-    """Divide pictures of faces into parts.
+    """Segment face images into parts.
 
     Parameters
     ----------
     landmarks : array, shape (N, 5, 2)
         Left and right eye, nose tip, left and right corner of the mouth; x and y in pixels.
     shape : (int, int)
-        Height and width of the pictures.
+        Height and width of the images.
 
     Returns
     -------
     dict of str to bool array, shape (N, H, W)
-        Keys as in `FACE_PARTS`; every pixel belongs to one part. Eyes include brows; "outside" is what lies
-        outside of the outline from brows to chin, hair and neck too.
+        Keys as in `FACE_PARTS`; every pixel belongs to one part. Eyes include brows; "outside" is everything
+        outside the outline from brows to chin, hair and neck included.
 
     Raises
     ------
@@ -485,7 +485,7 @@ def face_parts(landmarks, shape):
 
 # %% ../nbs/07_explain.ipynb #39116fab
 def parts_of_face(points, shape):
-    """Areas of one face, (H, W) each; where they overlap, the first one counts."""
+    """Masks of the parts of one face, (H, W) each; where they overlap, the first one takes precedence."""
     eyes, mouth = points[:2].mean(0), points[3:].mean(0)
     height = max(float(np.linalg.norm(mouth - eyes)), 1e-6)
     down = (mouth - eyes) / height
@@ -513,24 +513,24 @@ COLOURS = "viridis"
 
 
 def overlay(picture, map, strength=0.75):
-    """Lay a map over a picture.
+    """Overlay a map on an image.
 
     Parameters
     ----------
     picture : uint8 array, shape (H, W, 3)
     map : array, shape (H, W), in [0, 1]
     strength : float in [0, 1]
-        How opaque the colour is where the map is 1; where it is 0, there is none.
+        Opacity of the colour where the map is 1; it is 0 where the map is 0.
 
     Returns
     -------
     uint8 array, shape (H, W, 3)
-        The picture in grey, under the map in the colours of `COLOURS`.
+        The image in grey, overlaid with the map in `COLOURS`.
 
     Raises
     ------
     InputError
-        Map and picture differ in size, or the map is not in [0, 1].
+        Map and image differ in size, or the map is not in [0, 1].
     """
     picture, map = np.asarray(picture), np.asarray(map, np.float64)
     if picture.shape != (*map.shape, 3) or picture.dtype != np.uint8:
@@ -545,7 +545,7 @@ def overlay(picture, map, strength=0.75):
 
 # %% ../nbs/07_explain.ipynb #80e6b505
 def show_maps(pictures, maps, titles=None, masks=None, *, full_at=1.0, row_titles=None):
-    """Show pictures, and below each the maps made of it.
+    """Show images, with the maps of each below it.
 
     Parameters
     ----------
@@ -553,11 +553,11 @@ def show_maps(pictures, maps, titles=None, masks=None, *, full_at=1.0, row_title
     maps : array, shape (N, H, W), at least 0, or list of them
         One row of the figure for each array.
     titles, row_titles : sequence of str, optional
-        One for each picture, and for each row of maps.
+        One for each image, and one for each row of maps.
     masks : bool array, shape (N, H, W), optional
         Areas to outline, such as the forged ones.
     full_at : float in (0, 1]
-        The quantile of each map that gets the brightest colour. Saliency has a few pixels far above the others.
+        The quantile of each map shown in the brightest colour; saliency maps have a few outlying pixels.
 
     Returns
     -------
@@ -586,13 +586,13 @@ def show_maps(pictures, maps, titles=None, masks=None, *, full_at=1.0, row_title
 
 # %% ../nbs/07_explain.ipynb #7ef3f663
 def cut_off(map, full_at):
-    """A map over its quantile `full_at`, at most 1."""
+    """A map divided by its quantile `full_at`, clipped at 1."""
     largest = np.quantile(map, full_at) or map.max()
     return np.clip(map / largest, 0, 1) if largest > 0 else np.zeros_like(map)
 
 
 def add_scale(figure, axes, full_at):
-    """A colour bar that says what the brightest colour is."""
+    """Add a colour bar that states the value of the brightest colour."""
     shown = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOURS)
     top = "largest value" if full_at == 1 else f"{100 * full_at:g} % quantile"
     figure.colorbar(shown, ax=axes, shrink=0.9, aspect=30).set_label(f"map over its\n{top}", fontsize="small")
@@ -615,10 +615,10 @@ def coverage(maps, masks):
     Returns
     -------
     pandas.DataFrame
-        One row a map, values in [0, 1]. ``pointing``: whether the highest pixel lies inside, or the share of the
+        One row per map, values in [0, 1]. ``pointing``: whether the highest pixel lies inside, or the share of the
         highest ones that do. ``energy_inside``: share of the map's sum. ``auc``: ties counting half, chance is 0.5.
-        ``mask_share``: the mask's share of the picture, which is the chance level of the first two. Missing, with
-        the ``reason``, where there is nothing to cover or no map.
+        ``mask_share``: the mask's share of the image, which is the chance level of the first two. Missing, with
+        the ``reason``, where the mask is empty or full, or the map is all 0.
 
     Raises
     ------
@@ -665,7 +665,7 @@ def cover(map, mask):
 
 # %% ../nbs/07_explain.ipynb #f2d35965
 def summarise(table, clusters=None, rng=None, **options):
-    """Means of a table with one row a picture, with intervals.
+    """Means over a table with one row per image, with intervals.
 
     Parameters
     ----------
@@ -680,7 +680,7 @@ def summarise(table, clusters=None, rng=None, **options):
     Returns
     -------
     pandas.DataFrame
-        One row a measure: ``value``, ``low``, ``high``, ``n`` (clusters with a value), ``left_out`` (rows without
+        One row per measure: ``value``, ``low``, ``high``, ``n`` (clusters with a value), ``left_out`` (rows without
         one) and the ``reason`` for what is missing.
 
     Raises
@@ -707,17 +707,17 @@ def summarise(table, clusters=None, rng=None, **options):
 
 # %% ../nbs/07_explain.ipynb #4fc0da21
 def compare(table, other):
-    """Differences of two coverages of the same pictures, for `summarise`.
+    """Differences of two coverages of the same images, for `summarise`.
 
     Parameters
     ----------
     table, other : pandas.DataFrame
-        Two results of `coverage`, row by row of the same pictures.
+        Two results of `coverage`, with the same images in the same rows.
 
     Returns
     -------
     pandas.DataFrame
-        `table` less `other`, in the columns of `MEASURES`; missing, with the ``reason``, where one of them is.
+        `table` minus `other`, in the columns of `MEASURES`; missing, with the ``reason``, where one of them is.
 
     Raises
     ------
@@ -735,22 +735,22 @@ def compare(table, other):
 
 # %% ../nbs/07_explain.ipynb #0c0d9e5f
 def effect_of_restoring(network, forged, originals, masks, *, batch_size=32):
-    """How far "fake" falls when a part of each forgery is replaced by its original.
+    """Drop of the "fake" margin when a part of each forgery is replaced by its original.
 
     Parameters
     ----------
     network : nn.Module
-        See `saliency`. It is left as it was found.
+        See `saliency`. Its state is restored.
     forged, originals : float tensor, shape (N, C, H, W) or (N, C, T, H, W)
-        Pairs of inputs that differ by the forgery alone.
+        Pairs of inputs that differ only in the forgery.
     masks : bool array, shape (N, H, W) or (N, T, H, W)
-        What is put back.
+        Pixels to restore.
 
     Returns
     -------
     pandas.DataFrame
-        One row a pair. ``effect``: margin for "fake" of the forgery, less that with the part put back. ``whole``:
-        the same with all put back. Both in logits.
+        One row per pair. ``effect``: margin for "fake" of the forgery, minus that with the part restored. ``whole``:
+        the same with all pixels restored. Both in logits.
 
     Raises
     ------
@@ -787,21 +787,21 @@ def fake_margins(network, inputs, batch_size):
 
 # %% ../nbs/07_explain.ipynb #86112c9c
 def reinitialised(network, seed=0, layers=None):
-    """A copy of a network that has forgotten what it learnt.
+    """A copy of a network with reinitialised parameters.
 
     Parameters
     ----------
     network : nn.Module
     seed : int
-        Does not repeat the weights of a network built after ``torch.manual_seed(seed)``.
+        The weights differ from those of a network built after ``torch.manual_seed(seed)``.
     layers : iterable of str, optional
-        Names of the modules that forget; all by default.
+        Names of the modules to reinitialise; all by default.
 
     Returns
     -------
     nn.Module
-        In the same mode. Modules are drawn anew by their own ``reset_parameters``; one without it has the values of
-        each of its parameters shuffled.
+        In the same mode. Modules are reinitialised by their ``reset_parameters``; in modules without it, the values
+        of each parameter are shuffled.
     """
     other = copy.deepcopy(network)
     modules = dict(other.named_modules())
@@ -818,7 +818,7 @@ def reinitialised(network, seed=0, layers=None):
 
 # %% ../nbs/07_explain.ipynb #e4dc8d64
 def learnt_layers(network):
-    """Names of the modules that hold parameters of their own, in the order of the network.
+    """Names of the modules with parameters of their own, in network order.
 
     Parameters
     ----------
@@ -833,7 +833,7 @@ def learnt_layers(network):
 
 # %% ../nbs/07_explain.ipynb #b767aa6f
 def map_similarity(maps, others):
-    """Spearman's rank correlation of two maps of each picture.
+    """Spearman's rank correlation of two maps of each image.
 
     Parameters
     ----------
@@ -842,7 +842,7 @@ def map_similarity(maps, others):
     Returns
     -------
     pandas.DataFrame
-        ``rank_correlation`` in [-1, 1]; missing, with the ``reason``, where a map is the same everywhere.
+        ``rank_correlation`` in [-1, 1]; missing, with the ``reason``, where a map is constant.
 
     Raises
     ------
@@ -865,7 +865,7 @@ def map_similarity(maps, others):
 
 # %% ../nbs/07_explain.ipynb #757ec1c6
 def randomisation_check(network, inputs, method, *, layers=None, seed=0, clusters=None, rng=None):
-    """Do maps change when the network forgets, layer by layer from its answer down to its input?
+    """Measure how maps change as layers are reinitialised one by one, from output to input.
 
     The cascading randomisation of Adebayo et al. 2018, arXiv:1810.03292, section 3.1.
 
@@ -874,22 +874,22 @@ def randomisation_check(network, inputs, method, *, layers=None, seed=0, cluster
     network, inputs
         See `saliency`.
     method : callable
-        Makes maps (N, ...) of a network and inputs; fix the class in it: ``partial(saliency, classes=1)``.
+        Maps network and inputs to maps (N, ...); fix the class in it: ``partial(saliency, classes=1)``.
     layers : sequence of str, optional
-        Where to look, in the order of the network; at each of `learnt_layers` with a weight matrix by default.
+        Layers to evaluate, in network order; by default each of `learnt_layers` with a weight matrix.
     seed, clusters, rng
         See `reinitialised` and `summarise`.
 
     Returns
     -------
     pandas.DataFrame
-        One row a layer, from the last to the first: mean rank correlation with the maps of the network as it is,
-        once this layer and all behind it have forgotten. Columns as in `summarise`.
+        One row per layer, from the last to the first: mean rank correlation with the maps of the trained network,
+        after this layer and all later ones are reinitialised. Columns as in `summarise`.
 
     Raises
     ------
     InputError
-        A layer of `layers` has no parameters, or is not there.
+        A layer of `layers` has no parameters, or does not exist.
     """
     modules = dict(network.named_modules())
     names = learnt_layers(network)

@@ -39,15 +39,15 @@ from .training import has_bf16
 
 # %% ../nbs/08_face_encoder.ipynb #46eb9c27
 class MixedLayerNorm(nn.LayerNorm):
-    """A LayerNorm that computes in float32 whatever the format of its input; its small steps are lost in bfloat16."""
+    """A LayerNorm that computes in float32 for any input format; small weight updates are lost in bfloat16."""
 
     def forward(self, x):
-        """`x` normalised, in the format of `x`."""
+        """Normalise `x`; the output has the format of `x`."""
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
 def with_mixed_precision(network):
-    """A network with bfloat16 weights, but for its LayerNorms, which stay float32; changed in place."""
+    """Convert a network to bfloat16 weights in place, except its LayerNorms, which stay float32."""
     network.to(torch.bfloat16)
     for module in network.modules():
         if isinstance(module, nn.LayerNorm):
@@ -57,7 +57,7 @@ def with_mixed_precision(network):
 
 
 def in_precision(network, precision, device="cpu"):
-    """A network in "float32", "mixed" or, with "auto", mixed precision where a device is quick at it; changed in place."""
+    """Convert a network in place to "float32", "mixed" or, with "auto", mixed precision where a device is fast at it."""
     if precision == "mixed" or (precision == "auto" and has_bf16(torch.device(device))):
         return with_mixed_precision(network)
     return network
@@ -65,7 +65,7 @@ def in_precision(network, precision, device="cpu"):
 
 # %% ../nbs/08_face_encoder.ipynb #3aaaa295
 class FaceEncoder(nn.Module):
-    """An image encoder with one linear head for faces of values in [0, 1].
+    """An image encoder with one linear head, for faces with values in [0, 1].
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ class FaceEncoder(nn.Module):
 
 # %% ../nbs/08_face_encoder.ipynb #462c923f
 def freeze_all_but_norms(network):
-    """Let only LayerNorms and the head of a `FaceEncoder` be trained.
+    """Freeze all of a `FaceEncoder` but its LayerNorms and the head.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def freeze_all_but_norms(network):
     Returns
     -------
     list of Parameter, list of Parameter
-        Those of the LayerNorms, and those of the head.
+        Parameters of the LayerNorms and of the head.
     """
     network.requires_grad_(False)
     norms = [
@@ -144,7 +144,7 @@ def tuned_tensors(network):
 
 
 def load_tuned(network, tensors):
-    """Put tuned tensors into a network in place.
+    """Load tuned tensors into a network in place.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def load_tuned(network, tensors):
     Raises
     ------
     InputError
-        They are of another encoder; nothing was changed.
+        They belong to another encoder; nothing is changed.
     """
     head = {
         name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")
@@ -175,7 +175,7 @@ def average_tensors(states):
 
     Notes
     -----
-    Networks that were tuned from the same weights can be averaged (Wortsman et al. 2022, arXiv:2203.05482).
+    Networks fine-tuned from the same weights can be averaged (Wortsman et al. 2022, arXiv:2203.05482).
     """
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
 
@@ -194,25 +194,25 @@ def norm_names(depth=DEPTH):
 
 
 class OnClip(nn.Module):
-    """A detector that stands on CLIP's image encoder."""
+    """A detector built on CLIP's image encoder."""
 
     base = ENCODER
 
     def attach(self, encoder, precision):
-        """Take an encoder, in bfloat16 where that is wanted and quick."""
+        """Attach an encoder, in bfloat16 where that is requested and fast."""
         self.encoder = in_precision(encoder, precision).requires_grad_(False).eval()
         for name, values in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         return self.eval()
 
     def pixels(self, faces):
-        """Faces (N, 3, 224, 224) in [0, 1] as the encoder takes them."""
+        """Convert faces (N, 3, 224, 224) in [0, 1] to the encoder's input."""
         return ((faces.float() - self.mean) / self.std).to(self.encoder.patch_embed.proj.weight.dtype)
 
 
 # %% ../nbs/08_face_encoder.ipynb #b9fa19db
 class TunedClip(OnClip):
-    """CLIP with tuned LayerNorms and one linear head; see `FaceEncoder`, which it is trained as.
+    """CLIP with tuned LayerNorms and one linear head, trained as a `FaceEncoder`.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ class TunedClip(OnClip):
         )
 
     def complete(self, clip_file, precision="auto"):
-        """Add the encoder of a file and put the tuned LayerNorms into it; an `InputError` says when they do not fit."""
+        """Add the encoder from a file and load the tuned LayerNorms into it; an `InputError` if they do not fit."""
         encoder = load_clip(clip_file)
         state = self.norms.state_dict().items()
         load_layer_norms(encoder, {name.replace("-", "."): tensor for name, tensor in state})
@@ -246,7 +246,7 @@ class TunedClip(OnClip):
 
 
 def as_tuned_clip(tensors):
-    """The `TunedClip` without its encoder of what `tuned_tensors` gave."""
+    """The `TunedClip`, without its encoder, for the output of `tuned_tensors`."""
     network = TunedClip()
     names = {f"encoder.{name}": f"norms.{name.replace('.', '-')}" for name in norm_names()}
     renamed = {names.get(key.rpartition(".")[0], key.rpartition(".")[0]) + "." + key.rpartition(".")[2]: t
@@ -257,12 +257,12 @@ def as_tuned_clip(tensors):
 
 # %% ../nbs/08_face_encoder.ipynb #66d9c1c3
 class ClipProbe(OnClip):
-    """One linear head on the class tokens of some blocks of CLIP, whose weights stay as they are.
+    """One linear head on the class tokens of some blocks of CLIP, with its weights frozen.
 
     Parameters
     ----------
     blocks : sequence of int
-        After which blocks the class token is read, counted from 0.
+        Blocks after which the class token is read, counted from 0.
     width : int
         Of the encoder.
     """
@@ -272,7 +272,7 @@ class ClipProbe(OnClip):
         self.blocks, self.head = list(blocks), nn.Linear(width * len(blocks), 1)
 
     def complete(self, clip_file, precision="auto"):
-        """Add the encoder of a file; an `InputError` says when it has no such blocks."""
+        """Add the encoder from a file; an `InputError` if it lacks these blocks."""
         encoder = load_clip(clip_file)
         if not {*self.blocks} <= {*range(len(encoder.blocks))}:
             raise InputError(
@@ -304,11 +304,11 @@ def load_face_encoder(clip_file, tensors=None, precision="float32"):
     Parameters
     ----------
     clip_file : str or Path
-        As ``fetch("clip-vit-b16")`` gives it.
+        As returned by ``fetch("clip-vit-b16")``.
     tensors : dict of str to tensor, optional
         See `tuned_tensors`; without them the LayerNorms are CLIP's own and the head is random.
     precision : {"float32", "mixed", "auto"}
-        "mixed" holds all but the LayerNorms and the head in bfloat16; "auto" does where the processor is quick at it.
+        "mixed" keeps all but the LayerNorms and the head in bfloat16; "auto" does so where the processor is fast at it.
 
     Returns
     -------
@@ -318,7 +318,7 @@ def load_face_encoder(clip_file, tensors=None, precision="float32"):
     Raises
     ------
     InputError
-        A file or the tensors are not of this encoder.
+        A file or the tensors do not belong to this encoder.
     """
     network = FaceEncoder(load_clip(clip_file))
     if tensors is not None:
@@ -329,7 +329,7 @@ def load_face_encoder(clip_file, tensors=None, precision="float32"):
 
 @contextmanager
 def patch_dropout(encoder, share):
-    """Show the encoder a random share of the patches less, while the block runs: training costs less and overfits less.
+    """Drop a random share of the encoder's patches within the context: training costs less and overfits less.
 
     Notes
     -----

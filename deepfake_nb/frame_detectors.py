@@ -53,7 +53,7 @@ from .weights import read_state_dict
 
 # %% ../nbs/20_frame_detectors.ipynb #340703eb
 class Stills(NamedTuple):
-    """A set of pictures: name, manifest, folder of the files, folder of forged areas or None, and what it shows."""
+    """A set of images: name, manifest, folder of the files, folder of forgery masks or None, and a description."""
 
     name: str
     manifest: pd.DataFrame
@@ -63,7 +63,7 @@ class Stills(NamedTuple):
 
 
 def stills_of(name, profile, seed, protocol="stated", data_root="", folder=""):
-    """A paper's set of stills, rendered or found below `data_root`.
+    """A paper's set of still images, rendered or found below `data_root`.
 
     Parameters
     ----------
@@ -74,17 +74,17 @@ def stills_of(name, profile, seed, protocol="stated", data_root="", folder=""):
     data_root : str or Path
         Folder of the user's own sets.
     folder : str
-        Where the set lies below `data_root`.
+        Folder of the set below `data_root`.
 
     Returns
     -------
     Stills
-        Its manifest names a split for every picture.
+        Its manifest assigns a split to every image.
 
     Raises
     ------
     InputError
-        There is no usable set, or somebody stands on both sides of a split.
+        There is no usable set, or an identity is in more than one split.
     """
     if data_root:
         return own_stills(Path(data_root) / folder, seed)
@@ -94,7 +94,7 @@ def stills_of(name, profile, seed, protocol="stated", data_root="", folder=""):
 
 # %% ../nbs/20_frame_detectors.ipynb #351d9daf
 def own_stills(folder, seed=0):
-    """A user's set of stills in the course's layout, or in folders named real and fake.
+    """A user's set of still images in the course's layout, or in folders named real and fake.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def own_stills(folder, seed=0):
     Raises
     ------
     InputError
-        The folder is absent, has no pictures of both labels in train and test, or leaks an identity.
+        The folder is absent, has no images of both labels in train and test, or leaks an identity.
     """
     folder = Path(folder)
     manifest = scan_pictures(folder)
@@ -125,7 +125,7 @@ def own_stills(folder, seed=0):
 
 # %% ../nbs/20_frame_detectors.ipynb #c1e2fa7e
 def scan_pictures(folder):
-    """The manifest of the pictures in a folder; videos beside them are left alone."""
+    """The manifest of the images in a folder; videos are ignored."""
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in folder.parent.glob("*/"))) or "nothing"
         raise InputError(
@@ -138,7 +138,7 @@ def scan_pictures(folder):
 
 # %% ../nbs/20_frame_detectors.ipynb #a997a688
 def checked(stills):
-    """The stills, if every split has both labels and no identity stands in two of them."""
+    """Return the stills if every split has both labels and no identity is in two splits."""
     counts = stills.manifest.groupby(["split", "label"]).size()
     for split in ("train", "val", "test"):
         for label, word in enumerate(("real", "fake")):
@@ -158,7 +158,7 @@ def checked(stills):
 
 # %% ../nbs/20_frame_detectors.ipynb #11c826c3
 class FacesDataset(PictureSet):
-    """Real pictures first, label 0, then fakes, label 1.
+    """Real images first, label 0, then fakes, label 1.
 
     Geva and Naftali 2022, question 1.
 
@@ -166,7 +166,7 @@ class FacesDataset(PictureSet):
     ----------
     real_paths, fake_paths : sequence of str or Path
     size : int
-        Side to which pictures are brought, in pixels.
+        Side to which images are resized, in pixels.
     **options
         Of `pictures.PictureSet`.
     """
@@ -177,7 +177,7 @@ class FacesDataset(PictureSet):
         super().__init__([*real_paths, *fake_paths], labels, size, **options)
 
     def __getitem__(self, index):
-        """One picture, uint8 (S, S, 3), and its label."""
+        """One image, uint8 (S, S, 3), and its label."""
         return self.read([index])[0], int(self.labels[index])
 
 
@@ -217,19 +217,19 @@ class SimpleNet(nn.Module):
 
 # %% ../nbs/20_frame_detectors.ipynb #a6b78e6a
 def count_parameters(module):
-    """How many learnable numbers a module has."""
+    """Number of trainable parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 # %% ../nbs/20_frame_detectors.ipynb #1731fca2
 def face_transform(protocol="stated"):
-    """What is done to uint8 faces on their way into a detector.
+    """Preprocessing of uint8 faces for a detector.
 
     Parameters
     ----------
     protocol : {"stated", "published"}
-        Values to [-1, 1] and nothing else; or random crop, mirror and CIFAR-10's constants, as the code of the
-        second paper does (``utils.py``), which its text does not say.
+        Only scaling to [-1, 1]; or random crop, mirroring and CIFAR-10's constants, as in the code of the
+        second paper (``utils.py``) but not in its text.
 
     Returns
     -------
@@ -242,7 +242,7 @@ def face_transform(protocol="stated"):
 
 # %% ../nbs/20_frame_detectors.ipynb #fcc0cd2d
 class Trained(NamedTuple):
-    """A detector with the best weights on validation, and how it came to them."""
+    """A detector with its best weights on validation, and its training log."""
 
     name: str
     trained_on: str
@@ -256,26 +256,26 @@ def train_detector(
     name, network, train_set, faces, epochs, *, pixels=256, batch=32, learning_rate=1e-3, precision="float32", seed=0,
     protocol="stated", folder=None,
 ):  # fmt: skip
-    """Train a detector as the second paper does, keeping the epoch that is best on validation.
+    """Train a detector as in the second paper, keeping the best epoch on validation.
 
     Parameters
     ----------
     name, train_set : str
-        What tables call the detector, and the set it learns from.
+        Names of the detector and of its training set in tables.
     network : nn.Module
     faces : dict of str to FacesDataset
-        ``train``, ``val`` and ``test``; the test set is looked at in each epoch for the curves and decides nothing.
+        ``train``, ``val`` and ``test``; the test set is evaluated each epoch for the curves, never for selection.
     epochs, batch : int
     pixels : int
         Side of the network's input.
     learning_rate : float
-        The paper's is 1e-3.
+        1e-3 in the paper.
     precision : {"float32", "bf16", "auto"}
         See `training.TrainingSettings`.
     seed, protocol
         See the section's parameters.
     folder : Path, optional
-        For checkpoints, from which an interrupted training goes on.
+        For checkpoints, from which interrupted training resumes.
 
     Returns
     -------
@@ -293,14 +293,14 @@ def train_detector(
 
 # %% ../nbs/20_frame_detectors.ipynb #a97da9d1
 def person_of(manifest):
-    """Whose picture each file is, indexed by media_id: the target of a swap, else the source; the file itself where unknown."""
+    """The person in each file, indexed by media_id: target of a swap, else the source; the file itself if unknown."""
     rows = manifest.set_index("media_id")
     return rows.target_id.fillna(rows.source_id).fillna(pd.Series(rows.index, index=rows.index)).astype(str)
 
 
 # %% ../nbs/20_frame_detectors.ipynb #dfd713f5
 def predictions_of(trained, stills, faces, split="test", eval_set=None):
-    """What a trained detector says of every picture of a split.
+    """Predictions of a trained detector on every image of a split.
 
     Parameters
     ----------
@@ -309,13 +309,13 @@ def predictions_of(trained, stills, faces, split="test", eval_set=None):
     faces : dict of str to FacesDataset
     split : str
     eval_set : str, optional
-        What tables call the set; the name of `stills` when not given.
+        Name of the set in tables; by default the name of `stills`.
 
     Returns
     -------
     DataFrame
-        One row a picture: ``media_id, unit, label, score, logit_real, logit_fake, person, detector, train_set,
-        eval_set``; the score is P(fake) in [0, 1], the person is whose picture it is, before anything was planted in it.
+        One row per image: ``media_id, unit, label, score, logit_real, logit_fake, person, detector, train_set,
+        eval_set``; the score is P(fake) in [0, 1], the person is the one in the image before manipulation.
     """
     logits = trained.trainer.predict(faces[split])
     return pd.DataFrame({
@@ -334,7 +334,7 @@ def predictions_of(trained, stills, faces, split="test", eval_set=None):
 
 # %% ../nbs/20_frame_detectors.ipynb #9595f5c3
 def both_areas(predictions):
-    """The areas under the ROC of the *fake* and the *real* score, by probabilities and by raw logits.
+    """AUC of the *fake* and the *real* score, from probabilities and from raw logits.
 
     Parameters
     ----------
@@ -344,7 +344,7 @@ def both_areas(predictions):
     Returns
     -------
     DataFrame
-        Rows ``softmax`` and ``logits``, columns ``fake, real, sum``; None where only one label is there.
+        Rows ``softmax`` and ``logits``, columns ``fake, real, sum``; None where there is only one label.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -368,7 +368,7 @@ def both_areas(predictions):
 
 # %% ../nbs/20_frame_detectors.ipynb #9ec0c81a
 class Collapse(NamedTuple):
-    """Whether a detector says the same of everything: its word, the share of pictures it says it of, and how scores spread."""
+    """Whether a detector predicts one class for everything: the class, its share of predictions, the score spread."""
 
     collapsed: bool
     word: str
@@ -378,7 +378,7 @@ class Collapse(NamedTuple):
 
 # %% ../nbs/20_frame_detectors.ipynb #794b11d7
 def collapse_of(labels, scores, threshold=0.5, share=0.99):
-    """Whether a detector calls (nearly) everything by one word although both labels are there.
+    """Whether a detector predicts one class for (nearly) all images although both labels are present.
 
     Geva and Naftali 2022, question 16.
 
@@ -388,9 +388,9 @@ def collapse_of(labels, scores, threshold=0.5, share=0.99):
     scores : float array, shape (N,)
         P(fake) in [0, 1].
     threshold : float
-        Scores from here on are called fake.
+        Scores at or above it are classified as fake.
     share : float
-        Of equal words, from which on we call it a collapse.
+        Share of equal predictions from which on it counts as a collapse.
 
     Returns
     -------
@@ -400,7 +400,7 @@ def collapse_of(labels, scores, threshold=0.5, share=0.99):
     Raises
     ------
     InputError
-        There is only one label: then one word for all would be right.
+        There is only one label, so that one prediction for all would be correct.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, float)
     if len(set(labels.tolist())) < 2:
@@ -439,7 +439,7 @@ XCEPTION_NAME = "legacy_xception"
 
 
 class Backbone(NamedTuple):
-    """A network, and what its weights are in plain words."""
+    """A network, and a description of its weights."""
 
     network: nn.Module
     weights: str
@@ -455,10 +455,10 @@ def xception_detector(weights="hub", seed=0):
     Parameters
     ----------
     weights : str or Path
-        ``hub`` takes timm's ImageNet weights where they can be reached, ``none`` starts at random, anything else is
-        a file of timm's ``legacy_xception``.
+        ``hub`` takes timm's ImageNet weights if available, ``none`` initialises at random, anything else is
+        a weight file of timm's ``legacy_xception``.
     seed : int
-        Of the random weights: the new head's, and the backbone's where it has none.
+        Of the random weights: those of the new head, and of the backbone if it is not pretrained.
 
     Returns
     -------
@@ -483,7 +483,7 @@ def xception_detector(weights="hub", seed=0):
 
 # %% ../nbs/20_frame_detectors.ipynb #aad750b4
 def hub_xception():
-    """Xception with timm's ImageNet weights; at random, and said so, where they cannot be reached."""
+    """Xception with timm's ImageNet weights; random, and described as such, if they are not available."""
     try:
         return Backbone(timm.create_model(XCEPTION_NAME, pretrained=True), "pretrained on ImageNet (timm)")
     except (OSError, RuntimeError) as error:
@@ -492,7 +492,7 @@ def hub_xception():
 
 
 def xception_from_file(path):
-    """Xception with the backbone's tensors of a file; its last layer is not used."""
+    """Xception with backbone weights from a file; its last layer is not used."""
     network = timm.create_model(XCEPTION_NAME)
     tensors = {
         key: value

@@ -21,7 +21,7 @@ from .xception import deepfakebench_points
 
 # %% ../nbs/08_frame_network.ipynb #5316e3a1
 def standard_points(size=112):
-    """Where the five points of a face lie in a crop.
+    """Positions of the five landmarks of a face in a crop.
 
     Parameters
     ----------
@@ -35,21 +35,21 @@ def standard_points(size=112):
 
     Notes
     -----
-    ArcFace's template (Deng et al. 2019, arXiv:1801.07698) with a margin: DeepfakeBench's crop of 128 pixels, less 8 on
-    every side.
+    ArcFace's template (Deng et al. 2019, arXiv:1801.07698) with a margin: DeepfakeBench's crop of 128 pixels minus 8 on
+    each side.
     """
     return (deepfakebench_points(128) - 8) * size / 112
 
 
 # %% ../nbs/08_frame_network.ipynb #880bcc2e
 def cut_face(image, box, landmarks, size=112):
-    """Cut a face upright, its five points at `standard_points`.
+    """Cut an upright face with its five landmarks at `standard_points`.
 
     Parameters
     ----------
     image : uint8, shape (H, W, 3)
     box : array, shape (4,)
-        Not used; the points say where the face is.
+        Not used; the landmarks locate the face.
     landmarks : array, shape (5, 2)
         Eyes, nose tip, corners of the mouth; pixels.
     size : int
@@ -58,7 +58,7 @@ def cut_face(image, box, landmarks, size=112):
     Returns
     -------
     uint8, shape (size, size, 3)
-        Black beyond the picture; a large face is reduced by area averages, so that its texture does not alias.
+        Black outside the image; a large face is downsampled by area averaging, so that its texture does not alias.
     """
     matrix = fit_similarity(standard_points(size), np.asarray(landmarks, float))
     return warp(image, cv2.invertAffineTransform(matrix), size)
@@ -66,28 +66,28 @@ def cut_face(image, box, landmarks, size=112):
 
 # %% ../nbs/08_frame_network.ipynb #68d29b91
 class FrameNetwork(nn.Module):
-    """A backbone of timm with one output, for faces of values in [0, 1].
+    """A backbone of timm with one output, for faces with values in [0, 1].
 
     Parameters
     ----------
     backbone : str
         A name of `timm.list_models()`.
     channels : sequence of int, optional
-        Widths of the four stages, for a ResNet that is to be slimmer than its name says.
+        Widths of the four stages, for a ResNet narrower than its name implies.
     stem_width : int, optional
-        Half the width of what comes before them, likewise.
+        Half the width of the stem, likewise.
     size : int
-        Side S of the input in pixels, as the network was trained; kept for those who cut faces.
+        Side S of the input in pixels, as in training; stored for cutting faces.
 
     Attributes
     ----------
     num_features : int
-        Numbers that `forward_features` gives for each face.
+        Number of features per face from `forward_features`.
 
     Raises
     ------
     InputError
-        timm has no such backbone, or it cannot be made like this.
+        timm has no such backbone, or cannot build it with these options.
     """
 
     def __init__(self, backbone="resnet10t", channels=None, stem_width=None, size=112):
@@ -101,7 +101,7 @@ class FrameNetwork(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def forward_features(self, faces):
-        """What the last layer sees of faces (N, 3, S, S) in [0, 1]: a tensor (N, num_features)."""
+        """Input of the last layer for faces (N, 3, S, S) in [0, 1]: a tensor (N, num_features)."""
         scaled = ((faces - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = self.backbone.forward_features(scaled)
         return self.backbone.forward_head(maps, pre_logits=True)
@@ -113,7 +113,7 @@ class FrameNetwork(nn.Module):
 
 # %% ../nbs/08_frame_network.ipynb #cc4166ab
 def new_backbone(name, options, size):
-    """A backbone of timm with one output and random weights; told the input's size if it has to know."""
+    """A backbone of timm with one output and random weights; it receives the input size if it requires one."""
     if name not in backbone_names():
         raise InputError(f"timm has no backbone {name!r}. timm.list_models() gives their names.")
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
@@ -126,5 +126,5 @@ def new_backbone(name, options, size):
 
 @functools.cache
 def backbone_names():
-    """The names that timm itself can make, without a tag for weights."""
+    """The names of models that timm can build, without a tag for weights."""
     return frozenset(timm.list_models())

@@ -31,7 +31,7 @@ from .video_resnet import kernel_groups, named_groups
 
 # %% ../nbs/09_freezing.ipynb #ef6a4c1a
 def set_learning(network, learns):
-    """Let the parameters of a network learn for whose name `learns` is true; the others lose their gradient."""
+    """Unfreeze the parameters with names accepted by `learns`; freeze the others and drop their gradient."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(learns(name))
         if not parameter.requires_grad:
@@ -40,32 +40,32 @@ def set_learning(network, learns):
 
 # %% ../nbs/09_freezing.ipynb #7f26d369
 def hold_norms(network, held):
-    """Put the norms of a network for whose name `held` is true in test mode, so that their statistics stay."""
+    """Set the norms with names accepted by `held` to eval mode, so that their statistics do not change."""
     for name, module in network.named_modules():
         if getattr(module, "running_mean", None) is not None and held(name):
             module.eval()
 
 
 def check_choice(name, value, choices):
-    """Refuse a value that is none of the choices."""
+    """Reject a value that is not among the choices."""
     if value not in choices:
         raise UsageError(f"{name} is {value!r}. Choose one of: {', '.join(map(repr, choices))}.")
 
 
 # %% ../nbs/09_freezing.ipynb #9b9fd070
 class Rule:
-    """What both rules share: all parameters learn again behind an epoch; a checkpoint is refused by another rule."""
+    """Common base of both rules: unfreezes everything after an epoch; rejects a checkpoint of another rule."""
 
     def on_epoch_end(self, trainer, epoch, record):
-        """Let all parameters learn again."""
+        """Unfreeze all parameters."""
         trainer.network.requires_grad_(True)
 
     def state_dict(self):
-        """What a checkpoint notes of the rule."""
+        """The record of the rule for a checkpoint."""
         return {"rule": repr(self)}
 
     def load_state_dict(self, state):
-        """Refuse a checkpoint of another rule."""
+        """Reject a checkpoint of another rule."""
         if state["rule"] != repr(self):
             raise InputError(
                 f"The checkpoint was written under {state['rule']}, but this run has {self!r}. "
@@ -75,14 +75,14 @@ class Rule:
 
 # %% ../nbs/09_freezing.ipynb #687b816a
 class Memory:
-    """What an optimizer remembers of the turn that waits, while that of the other turn is in use."""
+    """The optimizer state of the inactive phase, while that of the other phase is in use."""
 
     def __init__(self):
         self.optimizer, self.names, self.loaded = None, {}, None
         self.in_use, self.waiting = "spatial", defaultdict(dict)
 
     def belongs_to(self, trainer):
-        """Begin with nothing to remember for a new trainer, or with what its checkpoint held."""
+        """Start with an empty state for a new trainer, or with the state in its checkpoint."""
         if trainer.optimizer is self.optimizer and not self.loaded:
             return
         loaded = self.loaded or {"in_use": "spatial", "waiting": {}}
@@ -95,13 +95,13 @@ class Memory:
                 self.waiting[parameter] = {key: value.to(parameter.device) for key, value in values}
 
     def change_to(self, turn):
-        """Give the optimizer what it remembers of a turn."""
+        """Load the state of a phase into the optimizer."""
         if turn != self.in_use:
             self.optimizer.state, self.waiting = self.waiting, self.optimizer.state
             self.in_use = turn
 
     def state_dict(self):
-        """What waits, by the names of parameters."""
+        """The inactive state, by parameter name."""
         waiting = {self.names[parameter]: dict(values) for parameter, values in self.waiting.items()}
         return {"in_use": self.in_use, "waiting": waiting}
 
@@ -112,35 +112,35 @@ GROUPINGS = {"kernel": kernel_groups, "name": named_groups}
 
 # %% ../nbs/09_freezing.ipynb #5b47f838
 class Turns(Rule):
-    """What follows from the lengths of turns, from groups and memory; `AlternateFreezing` says what these are."""
+    """The schedule of phases, given their lengths, groups and optimizer state; see `AlternateFreezing`."""
 
     def turn(self, step):
-        """Which group learns in a step, counted from 1: "spatial" or "temporal"."""
+        """The group trained in a step, counted from 1: "spatial" or "temporal"."""
         cycle = self.spatial_steps + self.temporal_steps
         return "spatial" if (step - 1) % cycle < self.spatial_steps else "temporal"
 
     def learning(self, network, step):
-        """The names of the parameters that learn in a step, a set of str."""
+        """The names of the parameters trained in a step, a set of str."""
         groups = GROUPINGS[self.groups](network)
         return groups["shared"].keys() | groups[self.turn(step)].keys()
 
     def on_epoch_start(self, trainer, epoch):
-        """Hold the norms where that was chosen."""
+        """Freeze the norms if so configured."""
         hold_norms(trainer.network, lambda name: self.norm_statistics == "still")
         self.memory.belongs_to(trainer)
 
     def on_step_start(self, trainer, step):
-        """Hold one group, let the other learn."""
+        """Freeze one group and unfreeze the other."""
         set_learning(trainer.network, self.learning(trainer.network, step).__contains__)
         if self.separate_moments:
             self.memory.change_to(self.turn(step))
 
     def state_dict(self):
-        """The rule, and the optimizer memory of the turn that is waiting."""
+        """The rule, and the optimizer state of the inactive phase."""
         return super().state_dict() | {"memory": self.memory.state_dict()}
 
     def load_state_dict(self, state):
-        """Refuse a checkpoint of another rule; take up the memory that was waiting."""
+        """Reject a checkpoint of another rule; restore the inactive optimizer state."""
         super().load_state_dict(state)
         self.memory.loaded = state["memory"]
 
@@ -148,26 +148,26 @@ class Turns(Rule):
 # %% ../nbs/09_freezing.ipynb #77969c82
 @dataclass
 class AlternateFreezing(Turns):
-    """Hold the temporal parameters for some steps, then the spatial ones, and so on; a hook of the `Trainer`.
+    """Freeze the temporal parameters for some steps, then the spatial ones, and so on; a hook of the `Trainer`.
 
-    Wang et al. 2023, AltFreezing, arXiv:2307.08317. A group that is held keeps its weights and its optimizer's running
-    means; shared parameters learn in both turns. Behind each epoch everything may learn again, and evaluation is untouched.
+    Wang et al. 2023, AltFreezing, arXiv:2307.08317. A frozen group keeps its weights and its optimizer's running
+    means; shared parameters are trained in both phases. Everything is unfrozen after each epoch; evaluation is unaffected.
 
     Parameters
     ----------
     spatial_steps, temporal_steps : int
-        Length of each turn, at least 1; the spatial turn comes first. Steps, not batches, where gradients accumulate.
+        Length of each phase, at least 1; the spatial phase comes first. Steps, not batches, where gradients accumulate.
     groups : {"kernel", "name"}
-        By shape of kernel, as the method says, or by name, as the conferencing paper's code has it.
+        By kernel shape, as in the method, or by name, as in the conferencing paper's code.
     norm_statistics : {"move", "still"}
-        Whether running means and variances of batch norms learn, or are kept and used.
+        Whether running means and variances of batch norms are updated, or kept and used.
     separate_moments : bool, optional
-        Whether each turn has an optimizer memory of its own; by default only with ``groups="name"``, as in that code.
+        Whether each phase has its own optimizer state; by default only with ``groups="name"``, as in that code.
 
     Raises
     ------
     UsageError
-        A turn has no steps, or a choice is unknown.
+        A phase has no steps, or a choice is unknown.
     """
 
     spatial_steps: int = 20
@@ -191,7 +191,7 @@ class AlternateFreezing(Turns):
 
 # %% ../nbs/09_freezing.ipynb #4e827d19
 def within(name, modules):
-    """Whether a parameter or module of a network lies in one of some modules."""
+    """Whether a parameter or module of a network is inside one of the modules."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
@@ -205,15 +205,15 @@ PUBLISHED_STAGES = {
 
 # %% ../nbs/09_freezing.ipynb #0fa92c60
 class Stages(Rule):
-    """What follows from stages, epochs and learning rates; `GradualUnfreezing` says what these are."""
+    """The schedule given by stages, epochs and learning rates; see `GradualUnfreezing`."""
 
     def learning_modules(self, epoch):
-        """The modules that learn in an epoch, counted from 1: a tuple of str."""
+        """The modules trained in an epoch, counted from 1: a tuple of str."""
         begun = (stage for stage, after in zip(self.stages, self.epochs, strict=True) if epoch > after)
         return sum(begun, ())
 
     def parameter_groups(self, network, learning_rate):
-        """One parameter group a stage with its own learning rate, for the `Trainer`'s ``parameters``.
+        """One parameter group per stage with its own learning rate, for the `Trainer`'s ``parameters``.
 
         Parameters
         ----------
@@ -229,7 +229,7 @@ class Stages(Rule):
         Raises
         ------
         UsageError
-            The network has no module of that name.
+            The network has no module with that name.
         """
         self.refuse_unknown(network)
         named = list(network.named_parameters())
@@ -240,7 +240,7 @@ class Stages(Rule):
         ]
 
     def refuse_unknown(self, network):
-        """Raise for modules that a network has not; the published rule is as tolerant as its code."""
+        """Raise for modules that a network lacks; the published rule ignores them, like its code."""
         known = {name for name, _ in network.named_modules()}
         for name in sum(self.stages, ()):
             if name not in known and not self.published:
@@ -253,24 +253,24 @@ class Stages(Rule):
 # %% ../nbs/09_freezing.ipynb #be1769d3
 @dataclass
 class GradualUnfreezing(Stages):
-    """Let the head learn first, and further stages from later epochs on; a hook of the `Trainer`.
+    """Train the head first, and further stages from later epochs on; a hook of the `Trainer`.
 
-    What has not begun to learn has no optimizer memory, so each stage starts with an empty one. Modules in no stage never
-    learn; behind each epoch their parameters may be trained by others again.
+    Each stage starts with an empty optimizer state, since it has none while frozen. Modules in no stage are never
+    trained; after each epoch their parameters are unfrozen for other uses.
 
     Parameters
     ----------
     stages : sequence of sequences of str
-        Names of modules, as ``"head"`` or ``"s5"``, that begin to learn together.
+        Names of modules, as ``"head"`` or ``"s5"``, unfrozen together.
     epochs : sequence of int
-        How many epochs pass before each stage begins: ascending, the first one 0.
+        Number of epochs before each stage begins: ascending, the first one 0.
     learning_rates : sequence of float, optional
         Factor of each stage's learning rate; see `parameter_groups`.
     frozen_norms : {"still", "move"}
-        Whether norms that do not learn keep and use their running statistics, or go on averaging.
+        Whether frozen norms keep and use their running statistics, or keep updating them.
     published : bool
-        As the conferencing paper's code does it: two of three stages have names that the network has not, so only the
-        head learns, and all norms move. Replaces the other parameters.
+        As in the conferencing paper's code: two of three stages have names that the network lacks, so only the
+        head is trained, and all norms move. Replaces the other parameters.
 
     Raises
     ------
@@ -298,7 +298,7 @@ class GradualUnfreezing(Stages):
             )
 
     def on_epoch_start(self, trainer, epoch):
-        """Hold what is not to learn yet."""
+        """Freeze the stages that have not begun."""
         self.refuse_unknown(trainer.network)
         if self.learning_rates and len(trainer.optimizer.param_groups) != len(self.stages):
             raise UsageError(
@@ -313,17 +313,17 @@ class GradualUnfreezing(Stages):
 
 # %% ../nbs/09_freezing.ipynb #c3cfb5d8
 class Watch:
-    """A hook that notes at each step which tensors have changed since the step before."""
+    """A hook that records at each step which tensors have changed since the previous step."""
 
     def __init__(self):
         self.before, self.moved = None, []
 
     def on_step_start(self, trainer, step):
-        """Look before the step."""
+        """Compare before the step."""
         self.look(trainer.network)
 
     def look(self, network):
-        """Note which tensors are not what they were."""
+        """Record which tensors have changed."""
         now = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
         if self.before:
             self.moved.append([name for name in now if not torch.equal(now[name], self.before[name])])
@@ -332,13 +332,13 @@ class Watch:
 
 # %% ../nbs/09_freezing.ipynb #e00a3797
 def noise_clips(n, seed=0):
-    """So many labelled clips of noise, 4 frames of 32 x 32 pixels."""
+    """Labelled clips of noise, `n` of them, 4 frames of 32 x 32 pixels."""
     rng = np.random.default_rng(seed)
     return ArraySet(rng.integers(0, 256, (n, 4, 32, 32, 3), dtype=np.uint8), np.arange(n) % 2)
 
 
 def awake(network):
-    """A copy whose norms all let something through, as in a trained network; fresh ones silence whole branches."""
+    """A copy with all norm scales set to one; in a new network the zero scales give branches with zero output."""
     network = copy.deepcopy(network)
     for module in network.modules():
         if getattr(module, "running_mean", None) is not None:
@@ -348,24 +348,24 @@ def awake(network):
 
 # %% ../nbs/09_freezing.ipynb #8d1392d9
 def moved_parameters(rule, network, steps, steps_per_epoch=None, counted_in=None):
-    """How many parameters move in each step, found by training a copy on noise and comparing its weights.
+    """Number of parameters that change in each step, from training a copy on noise and comparing its weights.
 
     Parameters
     ----------
     rule : AlternateFreezing, GradualUnfreezing or None
         None for plain training.
     network : VideoResNet
-        Is copied; a narrow one will do, with `counted_in`.
+        Is copied; with `counted_in`, a narrow one is enough.
     steps : int
     steps_per_epoch : int, optional
         By default all steps are one epoch.
     counted_in : nn.Module, optional
-        The network of the same layers, of whatever width, whose parameters are counted; by default `network`.
+        A network with the same layers, of any width, to count parameters in; by default `network`.
 
     Returns
     -------
     DataFrame
-        Columns ``step``, from 1, and ``moved``: parameters in tensors that were not the same before and after.
+        Columns ``step``, from 1, and ``moved``: parameters in tensors that changed.
     """
     import pandas as pd
 
@@ -387,14 +387,14 @@ def moved_parameters(rule, network, steps, steps_per_epoch=None, counted_in=None
 
 # %% ../nbs/09_freezing.ipynb #2b4ee47d
 def plot_moved_parameters(tables, total=None, axes=None):
-    """How many parameters learn at each step, a panel for each rule.
+    """Plot the number of parameters trained at each step, one panel per rule.
 
     Parameters
     ----------
     tables : dict of str to DataFrame
-        Of `moved_parameters`, by name of the rule.
+        From `moved_parameters`, by name of the rule.
     total : int, optional
-        Parameters of the network, for a line to compare with.
+        Parameters of the network, for a reference line.
     axes : sequence of matplotlib Axes, optional
         As many as tables; by default in rows of two.
 
@@ -422,7 +422,7 @@ def plot_moved_parameters(tables, total=None, axes=None):
 
 # %% ../nbs/09_freezing.ipynb #5b45f6cb
 def draw_moved(ax, table, total):
-    """One panel: a bar a step, and above the first step of each height how many parameters these are."""
+    """One panel: a bar per step, and the number of parameters above the first step of each height."""
     ax.bar(table.step, table.moved / 1e6, width=1.0, color="C0", edgecolor="C0", linewidth=0.8)
     highest = (total or table.moved.max()) / 1e6
     if total:
@@ -450,14 +450,14 @@ PUBLISHED = {
 
 # %% ../nbs/09_freezing.ipynb #2f3ff89f
 def stated_settings(**changes):
-    """How the conferencing paper says that it fine-tuned (section 4.2), for both rules; the loss is binary cross-entropy.
+    """Fine-tuning settings stated in the conferencing paper (section 4.2), for both rules; binary cross-entropy loss.
 
-    Its largest number of epochs (10, as in its code) and the patience of its schedule (1) are not stated.
+    The maximum number of epochs (10, as in its code) and the patience of its schedule (1) are not stated.
 
     Parameters
     ----------
     **changes
-        Fields of `TrainingSettings` that a profile sets otherwise.
+        Fields of `TrainingSettings` that a profile overrides.
 
     Returns
     -------
@@ -467,7 +467,7 @@ def stated_settings(**changes):
 
 
 def published_settings(rule, **changes):
-    """How the conferencing paper's code fine-tunes: Adam at 1e-4 without decay, batches of 4, the best accuracy kept.
+    """Fine-tuning settings of the conferencing paper's code: Adam at 1e-4, no decay, batches of 4, best accuracy kept.
 
     ``ft_zoom_altfrz_stage2.py`` and ``ft_zoom_unfrz_stage2.py`` of github.com/csbrendan/CS229. Neither stops early; only
     gradual unfreezing has a schedule and clips its gradients.
@@ -476,7 +476,7 @@ def published_settings(rule, **changes):
     ----------
     rule : {"alternate", "gradual"}
     **changes
-        Fields of `TrainingSettings` that a profile sets otherwise.
+        Fields of `TrainingSettings` that a profile overrides.
 
     Returns
     -------
@@ -495,19 +495,19 @@ def published_settings(rule, **changes):
 class EpochMetrics:
     """Adds precision, recall, F1 (of fakes, at 0.5) and AUC of a set to each epoch's record; a hook of the `Trainer`.
 
-    Costs one more pass over the set an epoch, unless the trainer tests that very set. The names in the record are
+    Costs one more pass over the set per epoch, unless the trainer tests that same set. The names in the record are
     ``val_precision`` and so on.
 
     Parameters
     ----------
-    dataset : labelled pictures or clips
+    dataset : labelled images or clips
     name : str
-        Of the set in the record.
+        Name of the set in the record.
 
     Raises
     ------
     InputError
-        The set has no real or no fake media, so that these numbers do not exist.
+        The set has no real or no fake media, so that these metrics are undefined.
     """
 
     def __init__(self, dataset, name="val"):
@@ -520,11 +520,11 @@ class EpochMetrics:
             )
 
     def on_epoch_start(self, trainer, epoch):
-        """Forget what the network said before."""
+        """Discard the stored predictions."""
         self.logits = None
 
     def on_tested(self, trainer, dataset, logits):
-        """Keep what the network says of the set when the trainer tests it."""
+        """Store the network's predictions when the trainer tests the set."""
         if dataset is self.dataset:
             self.logits = logits
 

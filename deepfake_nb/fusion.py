@@ -141,12 +141,12 @@ from .weights import fetch, import_mesonet, read_state_dict
 
 # %% ../nbs/30_fusion.ipynb #7f065a1c
 def cross_stills(folder):
-    """A set that is only tested on: its test split, or all of it where it has no splits.
+    """A test-only set: its test split, or all of it if it has no splits.
 
     Parameters
     ----------
     folder : str or Path
-        With pictures in folders named real and fake.
+        With images in folders named real and fake.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def cross_stills(folder):
     Raises
     ------
     InputError
-        The folder is absent, or a label has no pictures.
+        The folder is absent, or a label has no images.
     """
     folder = Path(folder)
     manifest = scan_pictures(folder)
@@ -172,7 +172,7 @@ def cross_stills(folder):
 
 # %% ../nbs/30_fusion.ipynb #e20f86cc
 def pictures_of(stills, split, size):
-    """The pictures of one split that can be read, real ones first.
+    """The readable images of one split, real ones first.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def pictures_of(stills, split, size):
     Raises
     ------
     InputError
-        No picture of a label can be read.
+        No image of a label can be read.
     """
     rows = stills.manifest[stills.manifest.split == split].sort_values(["label", "path"], kind="stable")
     paths = [stills.media / path for path in rows.path]
@@ -206,12 +206,12 @@ def pictures_of(stills, split, size):
 MESONETS = {"meso4": (Meso4, "meso4-df"), "mesoinception4": (MesoInception4, "mesoinception-df")}
 TIMM_NAMES = {"densenet121": "densenet121", "xception": "legacy_xception", "resnet50": "resnet50"}
 FEATURE_SIZES = {"meso4": 16, "mesoinception4": 16, "densenet121": 1024, "xception": 2048, "resnet50": 2048}
-FOUR = ("meso4", "densenet121", "xception", "resnet50")  #: the paper's, in the order of our names
+FOUR = ("meso4", "densenet121", "xception", "resnet50")  #: the paper's backbones, in the order of our names
 TITLES = {"meso4": "Mesonet", "mesoinception4": "MesoInception-4", "densenet121": "DenseNet-121", "xception": "Xception", "resnet50": "ResNet"}  # fmt: skip
 
 
 def check_names(names):
-    """Refuse names of backbones that nobody knows."""
+    """Reject unknown names of backbones."""
     for name in names:
         if name not in FEATURE_SIZES:
             raise UsageError(f"There is no backbone {name!r}. Choose from: {', '.join(FEATURE_SIZES)}.")
@@ -232,7 +232,7 @@ class MesoFeatures(nn.Module):
 
 
 def new_network(name, pixels=256, **options):
-    """A backbone without its last layer; timm's `options` go to timm."""
+    """A backbone without its last layer; `options` are passed to timm."""
     if name in MESONETS:
         return MesoFeatures(MESONETS[name][0](pixels))
     return timm.create_model(TIMM_NAMES[name], num_classes=0, **options)
@@ -240,7 +240,7 @@ def new_network(name, pixels=256, **options):
 
 # %% ../nbs/30_fusion.ipynb #1a833736
 def answers(url, timeout=4.0):
-    """Whether somebody answers at an address, even with a refusal."""
+    """Whether a server responds at an address, even with an error."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
     except urllib.error.HTTPError:
@@ -251,7 +251,7 @@ def answers(url, timeout=4.0):
 
 
 def in_cache(published):
-    """The file of timm's published weights where it was downloaded before, or None."""
+    """The file of timm's published weights if already downloaded, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     found = None
@@ -267,7 +267,7 @@ ON_IMAGENET = "pretrained on ImageNet (timm)"
 
 
 def hub_network(name):
-    """One of timm's backbones with its ImageNet weights, and what they are in words; at random where there are none."""
+    """One of timm's backbones with ImageNet weights, random if unavailable, and a description of them."""
     from huggingface_hub import constants
 
     published = timm.models.get_pretrained_cfg(TIMM_NAMES[name])
@@ -284,7 +284,7 @@ def hub_network(name):
 
 # %% ../nbs/30_fusion.ipynb #2a37611c
 def hub_mesonet(name, pixels):
-    """Meso-4 or MesoInception-4 with its authors' weights; at random where there are none."""
+    """Meso-4 or MesoInception-4 with its authors' weights; random if unavailable."""
     fits = MESONETS[name][0]().image_size
     if pixels != fits:
         words = f"not pretrained: the published weights are for {fits} pixels, not {pixels}"
@@ -298,7 +298,7 @@ def hub_mesonet(name, pixels):
 
 # %% ../nbs/30_fusion.ipynb #1849a08e
 def network_from_file(name, folder, pixels):
-    """A backbone with weights from the file of a folder that is named like it."""
+    """A backbone with weights from the file in a folder that has its name."""
     files = sorted(path for path in Path(folder).glob(f"{name}.*") if path.is_file())
     if not files:
         return new_network(name, pixels), f"not pretrained: no file {name}.* in the folder"
@@ -323,7 +323,7 @@ def network_from_file(name, folder, pixels):
 
 # %% ../nbs/30_fusion.ipynb #e28ddad1
 class Backbone(NamedTuple):
-    """A network without its last layer: name, network, number of features, and what its weights are in plain words."""
+    """A network without its last layer: name, network, number of features, and a description of its weights."""
 
     name: str
     network: nn.Module
@@ -332,7 +332,7 @@ class Backbone(NamedTuple):
 
     @property
     def is_pretrained(self):
-        """Whether its weights have been trained on anything."""
+        """Whether its weights are pretrained."""
         return self.weights.startswith("pretrained")
 
 
@@ -347,11 +347,11 @@ def make_backbone(name, weights="hub", pixels=256, seed=0):
     name : str
         A key of `FEATURE_SIZES`.
     weights : str or Path
-        ``hub``, where it can be reached; ``none``; or a folder with files named like the backbones.
+        ``hub``, if available; ``none``; or a folder with files named after the backbones.
     pixels : int
         Side of the input.
     seed : int
-        Of random weights.
+        Of the random weights.
 
     Returns
     -------
@@ -380,13 +380,13 @@ def make_backbone(name, weights="hub", pixels=256, seed=0):
 
 # %% ../nbs/30_fusion.ipynb #8a7485bb
 def combinations_of(names=FOUR, largest=None):
-    """Every combination of backbones, the small ones first.
+    """All combinations of backbones, smaller ones first.
 
     Parameters
     ----------
     names : sequence of str
     largest : int, optional
-        So many in one at most.
+        Maximum number of backbones in one.
 
     Returns
     -------
@@ -404,7 +404,7 @@ def combination_of(text, names=FOUR):
 
 
 def name_of(combination):
-    """What tables call a combination."""
+    """Name of a combination in tables."""
     return " + ".join(combination)
 
 
@@ -426,11 +426,11 @@ class FusionNet(nn.Module):
     Parameters
     ----------
     backbones : sequence of Backbone
-        Their networks become part of this one.
+        Their networks become submodules of this one.
     head : nn.Module, optional
         From all features (N, F) to (N, 1); a new `fusion_head` by default.
     frozen : bool
-        The backbones keep their weights and the statistics of their norms, whatever is trained.
+        The backbones keep their weights and normalisation statistics during training.
     """
 
     def __init__(self, backbones, head=None, frozen=False):
@@ -442,7 +442,7 @@ class FusionNet(nn.Module):
         self.train(self.training)
 
     def train(self, mode=True):
-        """Switch to training; frozen backbones stay as they are."""
+        """Switch to training mode; frozen backbones stay in eval mode."""
         super().train(mode)
         if self.frozen:
             self.backbones.eval()
@@ -460,13 +460,13 @@ AUGMENTATION = Augmentation(UNIT, flip=True, rotation=15, zoom=0.2, brightness=0
 
 
 def view_draws(n, view, seed=0):
-    """The random numbers of an augmented view of `n` pictures, float32 (n, 9) in [0, 1)."""
+    """The random numbers of an augmented view of `n` images, float32 (n, 9) in [0, 1)."""
     return torch.from_numpy(random_stream(seed, "view", view).random((n, AUGMENTATION.n_draws), np.float32))
 
 
 # %% ../nbs/30_fusion.ipynb #bcec6ed9
 def weights_digest(network):
-    """A digest of every number in a network."""
+    """A digest of all tensors of a network."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())
@@ -475,14 +475,14 @@ def weights_digest(network):
 
 
 def pictures_digest(pictures):
-    """A digest of the files of a picture set, by path, size and time of change."""
+    """A digest of the files of an image set, by path, size and modification time."""
     status = [(str(path.absolute()), *((s := path.stat()).st_size, s.st_mtime_ns)) for path in pictures.paths]
     return hashlib.sha256(json.dumps([pictures.size, status]).encode()).hexdigest()[:16]
 
 
 @cache
 def code_digest():
-    """A digest of the code between a picture file and its features, as it was when first asked for."""
+    """A digest of the code from image file to features, computed on first use."""
     names = ("video", "pictures", "training", "mesonet", "fusion")
     modules = [sha256_of(find_spec(f"deepfake_nb.{name}").origin) for name in names]
     return hashlib.sha256(json.dumps([modules, version("timm"), version("torch")]).encode()).hexdigest()[:16]
@@ -490,16 +490,16 @@ def code_digest():
 
 # %% ../nbs/30_fusion.ipynb #e8dc1ad8
 class Features(NamedTuple):
-    """Features of a picture set.
+    """Features of an image set.
 
     Parameters
     ----------
     arrays : dict of str to array, float32, shape (views, N, n_features)
-        One a backbone, mapped to memory.
+        One per backbone, memory-mapped.
     computed : dict of str to str
-        Why a backbone's were computed; those found in the cache are not here.
+        Why features of a backbone were computed; cached ones are absent.
     seconds : float
-        Spent in reading, augmenting and passing.
+        Spent on reading, augmentation and forward passes.
     """
 
     arrays: dict
@@ -515,7 +515,7 @@ class Features(NamedTuple):
 
 
 def feature_key(pictures, backbone, views, seed, precision):
-    """What features depend on, in named parts."""
+    """What features depend on, by name."""
     how = f"{views} of {AUGMENTATION!r}, seed {seed}" if views else f"as they are, {UNIT!r}"
     parts = {"pictures": pictures_digest(pictures), "weights": weights_digest(backbone.network), "views": how}
     return parts | {"code": code_digest(), "precision": precision}
@@ -523,7 +523,7 @@ def feature_key(pictures, backbone, views, seed, precision):
 
 # %% ../nbs/30_fusion.ipynb #21c817b1
 def find_features(folder, name, key):
-    """The cached file for a key and why it has to be made; the reason is empty where the file is whole."""
+    """The cached file for a key, and why it must be computed; the reason is empty if the file is intact."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     file, note = folder / f"{name}-{digest}.npy", folder / f"{name}.json"
     with suppress(OSError, ValueError, EOFError):
@@ -541,7 +541,7 @@ def find_features(folder, name, key):
 
 
 def forget_older(folder, name, file, key):
-    """Note what the newest features depend on, and remove those that they replace."""
+    """Record what the newest features depend on, and remove those they replace."""
     for older in folder.glob(f"{name}-" + "[0-9a-f]" * 16 + ".npy"):
         if older != file:
             older.unlink(missing_ok=True)
@@ -550,7 +550,7 @@ def forget_older(folder, name, file, key):
 
 # %% ../nbs/30_fusion.ipynb #11b2ee54
 def extract(pictures, backbones, targets, views, seed, batch, precision):
-    """Fill `targets`, one array (views, N, n_features) a backbone, passing every view of every picture once."""
+    """Fill `targets`, one array (views, N, n_features) per backbone, with one pass of every view of every image."""
     device = next(backbones[0].network.parameters()).device
     portions = [Portion(part, 1.0, True, True) for part in cut_batches(np.arange(len(pictures)), batch, 1)]
     for view in range(max(1, views)):
@@ -566,7 +566,7 @@ def extract(pictures, backbones, targets, views, seed, batch, precision):
 # %% ../nbs/30_fusion.ipynb #0fb2260d
 @torch.no_grad()
 def features_of(pictures, backbones, folder, name, *, views=0, seed=0, batch=32, precision="float32"):
-    """The features of a picture set, from the cache where they are there.
+    """The features of an image set, from the cache if available.
 
     Parameters
     ----------
@@ -574,16 +574,16 @@ def features_of(pictures, backbones, folder, name, *, views=0, seed=0, batch=32,
     backbones : sequence of Backbone
         In eval mode, all on one device.
     folder : Path
-        Of the cache.
+        Cache folder.
     name : str
-        Of the picture set; a file in the cache is named by it and the backbone.
+        Name of the image set; cache files are named after it and the backbone.
     views : int
-        Augmented views of each picture; 0 for the picture as it is.
+        Augmented views of each image; 0 for the original image.
     seed : int
         Of the views.
     batch : int
     precision : {"float32", "bf16"}
-        Of the passes.
+        Of the forward passes.
 
     Returns
     -------
@@ -602,7 +602,7 @@ def features_of(pictures, backbones, folder, name, *, views=0, seed=0, batch=32,
 
 # %% ../nbs/30_fusion.ipynb #fbbd2c4d
 def make_features(pictures, backbones, files, views, seed, batch, precision):
-    """Compute features into new files, which take their names only when all are whole."""
+    """Compute features into temporary files, renamed only when all are complete."""
     with ExitStack() as stack:
         temporary = [stack.enter_context(atomic_path(file)) for file in files]
         shapes = [(max(1, views), len(pictures), b.n_features) for b in backbones]
@@ -618,7 +618,7 @@ def make_features(pictures, backbones, files, views, seed, batch, precision):
 # %% ../nbs/30_fusion.ipynb #ec56b9c0
 @torch.no_grad()
 def measure_norms(backbone, pictures, count=128, batch=32):
-    """Set the batch norms of a backbone to the means and variances of some pictures.
+    """Set the batch-norm statistics of a backbone from some images.
 
     Parameters
     ----------
@@ -626,12 +626,12 @@ def measure_norms(backbone, pictures, count=128, batch=32):
         Changed in place.
     pictures : pictures.PictureSet
     count, batch : int
-        Pictures, spread over the set, and how many of them at a time.
+        Number of images, spread over the set, and the batch size.
 
     Returns
     -------
     Backbone
-        In eval mode; its `weights` say what was done.
+        In eval mode; its `weights` describe the change.
     """
     norms = [module for module in backbone.network.modules() if isinstance(module, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
@@ -655,7 +655,7 @@ class HeadStack(nn.Module):
     Parameters
     ----------
     combinations : sequence of tuple of str
-        K of them.
+        K combinations.
     tensors : dict of str to tensor
         ``inputs/<backbone>`` (heads that use it, 256, n_features), ``hidden_bias`` (K, 256), ``outputs`` (K, 256) and
         ``output_bias`` (K,); see `initial_heads`. They are not copied.
@@ -668,7 +668,7 @@ class HeadStack(nn.Module):
         self.tensors = nn.ParameterDict(tensors)
 
     def forward(self, features, kept=None):
-        """Logits (N, K) of features (N, n_features) a backbone; `kept` (N, 256) scales hidden units, for dropout."""
+        """Logits (N, K) of features (N, n_features) per backbone; `kept` (N, 256) scales hidden units, for dropout."""
         hidden = [bias.expand(len(next(iter(features.values()))), -1) for bias in self.tensors["hidden_bias"]]
         for name, heads in self.users.items():
             weight = self.tensors[f"inputs/{name}"]
@@ -681,14 +681,14 @@ class HeadStack(nn.Module):
 
 
 def users_of(combinations):
-    """For each backbone the places of the combinations that use it."""
+    """For each backbone, the indices of the combinations that use it."""
     names = dict.fromkeys(name for parts in combinations for name in parts)
     return {name: [at for at, parts in enumerate(combinations) if name in parts] for name in names}
 
 
 # %% ../nbs/30_fusion.ipynb #8dcdbb9f
 def initial_heads(combinations, n_features, seed=0):
-    """First weights of heads: each those of a `fusion_head` of its own, whatever heads are beside it.
+    """Initial weights of heads: each as in its own `fusion_head`, independent of the other heads.
 
     Parameters
     ----------
@@ -745,7 +745,7 @@ def single_head(stack, combination):
 
 # %% ../nbs/30_fusion.ipynb #ae3015ca
 class HeadTraining:
-    """Heads that still learn, their optimizer, and what has been found: logs and best weights."""
+    """Heads still in training, their optimizer, logs and best weights."""
 
     def __init__(self, combinations, n_features, settings, device):
         check_head_settings(settings)
@@ -764,7 +764,7 @@ class HeadTraining:
                 self.best.tensors[name][target[name][0]].copy_(self.stack.tensors[name][row])
 
     def cut_off_stopped(self):
-        """Go on with the heads that have not stopped."""
+        """Continue only with heads that have not stopped."""
         active = [parts for parts in self.stack.combinations if not self.logs[parts].stopped]
         if active and len(active) < len(self.stack.combinations):
             rows, old, before = rows_of(self.stack, active), self.stack, self.optimizer
@@ -826,7 +826,7 @@ def head_logits(stack, features, batch=1024):
 
 # %% ../nbs/30_fusion.ipynb #33530f05
 def judge_heads(training, epoch, learned, validation, labels):
-    """Note an epoch in each head's log, keep the weights of those that are best, stop those that stand still."""
+    """Log an epoch for each head, keep the weights of new best heads, and stop heads without progress."""
     (losses, accuracies), rate = learned
     logits = head_logits(training.stack, validation)
     tested = head_losses(logits, labels).mean(0).tolist()
@@ -853,7 +853,7 @@ def judge_heads(training, epoch, learned, validation, labels):
 
 # %% ../nbs/30_fusion.ipynb #645f2daf
 def check_head_settings(settings):
-    """Refuse settings that heads cannot share."""
+    """Reject settings that heads cannot share."""
     if settings.optimizer != "adam" or settings.weight_decay or settings.schedule not in (None, "step"):
         raise UsageError(
             "Heads are trained together by Adam without weight decay, with the schedule 'step' or none."
@@ -861,7 +861,7 @@ def check_head_settings(settings):
 
 
 def views_of_epochs(train, epochs, device):
-    """Yield each epoch, from 1, and the view of the features that it learns from."""
+    """Yield each epoch, from 1, and the view of the features used for training."""
     views, shown = len(next(iter(train.arrays.values()))), None
     for epoch in range(1, epochs + 1):
         if shown is None or views > 1:
@@ -872,16 +872,16 @@ def views_of_epochs(train, epochs, device):
 # %% ../nbs/30_fusion.ipynb #329fc0fb
 def train_heads(train, train_labels, validation, validation_labels, combinations, settings, dropout=0.5,
                 device=None):  # fmt: skip
-    """Train the heads of many combinations together on kept features; each ends as it would alone, within rounding.
+    """Train heads of many combinations together on cached features; each as if trained alone, within rounding.
 
     Parameters
     ----------
     train, validation : Features
-        Epoch e learns view (e - 1) modulo the number of views of `train`; `validation` has one view.
+        Epoch e uses view (e - 1) modulo the number of views of `train`; `validation` has one view.
     train_labels, validation_labels : array of {0, 1}
     combinations : sequence of tuple of str
     settings : training.TrainingSettings
-        Of Adam, with the schedule ``step`` or none; early stopping counts for each head.
+        For Adam, with the schedule ``step`` or none; early stopping applies per head.
     dropout : float
     device : torch.device, optional
 
@@ -893,7 +893,7 @@ def train_heads(train, train_labels, validation, validation_labels, combinations
     Raises
     ------
     UsageError
-        The settings ask for what heads cannot do together.
+        The settings are not supported for joint training of heads.
     InputError
         A loss is not a number.
     """
@@ -913,9 +913,9 @@ def train_heads(train, train_labels, validation, validation_labels, combinations
 
 # %% ../nbs/30_fusion.ipynb #1d517cbc
 def head_settings(epochs=40, batch=128, seed=0):
-    """How heads are trained; what the paper does not state is ours.
+    """Training settings of the heads; values that the paper does not state are ours.
 
-    Nurgozhin 2025, section 2.4: steps of the learning rate, early stopping, the best model kept.
+    Nurgozhin 2025, section 2.4: step schedule of the learning rate, early stopping, the best model kept.
 
     Parameters
     ----------
@@ -933,7 +933,7 @@ def head_settings(epochs=40, batch=128, seed=0):
 
 # %% ../nbs/30_fusion.ipynb #9527259c
 def learn_side_by_side(trainers, train, epoch):
-    """One epoch of several networks on the same batches: an `EpochResult` each."""
+    """Train several networks for one epoch on the same batches: one `EpochResult` each."""
     tallies = [Tally(trainer, f"in epoch {epoch}") for trainer in trainers]
     for batch in batches(trainers[0], train, epoch):
         for trainer, tally in zip(trainers, tallies, strict=True):
@@ -953,7 +953,7 @@ def learn_side_by_side(trainers, train, epoch):
 # %% ../nbs/30_fusion.ipynb #4bb5005d
 @torch.no_grad()
 def answers_side_by_side(trainers, pictures):
-    """Logits (N,) of several networks in float32, every picture read once."""
+    """Logits (N,) of several networks in float32, reading every image once."""
     found = [[] for _ in trainers]
     for batch in batches(trainers[0], pictures):
         for trainer, logits in zip(trainers, found, strict=True):
@@ -972,7 +972,7 @@ def tested_on(logits, labels):
 
 # %% ../nbs/30_fusion.ipynb #cc35ff08
 def groups_within(sizes, budget):
-    """Names in groups whose sizes (dict of name to bytes) add up to no more than a budget, at least one each."""
+    """Names in groups of at least one, with total sizes (dict of name to bytes) within a budget where possible."""
     groups, room = [], 0
     for name, size in sizes.items():
         if not groups or size > room:
@@ -985,16 +985,16 @@ def groups_within(sizes, budget):
 
 # %% ../nbs/30_fusion.ipynb #c7d022a3
 def train_together(makers, train, validation, settings, memory_budget=8 << 30):
-    """Train networks on the same pictures, each as if it were alone.
+    """Train networks on the same images, each as if trained alone.
 
     Parameters
     ----------
     makers : dict of name to callable
-        Each makes a network whose answers are logits (N,).
-    train, validation : labelled pictures
+        Each makes a network that outputs logits (N,).
+    train, validation : labelled images
     settings : training.TrainingSettings
     memory_budget : int
-        Bytes for weights, gradients and optimizers of the networks that are trained side by side.
+        Bytes for weights, gradients and optimizers of the networks trained side by side.
 
     Returns
     -------
@@ -1036,7 +1036,7 @@ def train_group(networks, train, validation, settings):
 
 # %% ../nbs/30_fusion.ipynb #2a7424d0
 def network_maker(combination, pixels=256, seed=0):
-    """A function that makes a `FusionNet` of a combination at random, the same each time.
+    """A function that makes a randomly initialised `FusionNet` of a combination, the same each time.
 
     Parameters
     ----------
@@ -1058,7 +1058,7 @@ def network_maker(combination, pixels=256, seed=0):
 
 # %% ../nbs/30_fusion.ipynb #56f2a298
 def predictions_of(pictures, logits, detector, train_set, eval_set):
-    """One row a picture: ``media_id, unit, label, score, detector, train_set, eval_set``.
+    """One row per image: ``media_id, unit, label, score, detector, train_set, eval_set``.
 
     Parameters
     ----------
@@ -1095,7 +1095,7 @@ def paper_tables():
     Returns
     -------
     dict of str to dict
-        Numbers by table, title of the row and title of the column, in the paper's order.
+        Values by table, row title and column title, in the paper's order.
     """
     tables = {}
     for line in published_lines():
@@ -1107,13 +1107,13 @@ def paper_tables():
 
 # %% ../nbs/30_fusion.ipynb #b97b4afe
 def paper_titles():
-    """What the paper calls its ten combinations of backbones, by combination, in its order."""
+    """The paper's titles of its ten combinations of backbones, by combination, in its order."""
     titles = paper_tables()["Table 3.1"]
     return {combination_of("+".join(PARTS[part] for part in title.split(" + "))): title for title in titles}
 
 
 def title_of(combination):
-    """What the paper calls a combination, or would."""
+    """The paper's title of a combination, or one in its style."""
     ours = " + ".join(TITLES[name].removesuffix("-121") for name in combination)
     return paper_titles().get(combination, ours)
 
@@ -1122,24 +1122,24 @@ def title_of(combination):
 def feasible_confusions(
     n_real, n_fake, accuracy=None, precision=(None, None), recall=(None, None), decimals=(4, 2), slack=0.0
 ):
-    """All confusion matrices that agree with printed rates.
+    """All confusion matrices consistent with printed metrics.
 
     Parameters
     ----------
     n_real, n_fake : int
-        Test pictures of each class.
+        Test images of each class.
     accuracy : float, optional
     precision, recall : pair of float or None
         For class 0, real, and class 1, fake.
     decimals : pair of int
-        Printed digits of the accuracy, and of the others.
+        Printed decimals of the accuracy, and of the others.
     slack : float
-        So much more than rounding that precision and recall may be off.
+        Deviation of precision and recall allowed beyond rounding.
 
     Returns
     -------
     int array, shape (M, 4)
-        Real called real, real called fake, fake called real, fake called fake; empty when the row cannot be.
+        True negatives, false positives, false negatives, true positives (fake is positive); empty when infeasible.
     """
     right_real, right_fake = (
         np.flatnonzero(agrees(np.arange(n + 1) / n, rate, decimals[1], slack))
@@ -1159,7 +1159,7 @@ def feasible_confusions(
 
 # %% ../nbs/30_fusion.ipynb #331730d3
 def agrees(rates, printed, decimals, slack=0.0):
-    """Whether rates, an array, round to what is printed; all do where nothing is."""
+    """Whether each of an array of rates rounds to the printed value; all do if none is printed."""
     if printed is None:
         return np.ones(len(rates), bool)
     return np.abs(rates - printed) <= 0.5 * 10.0**-decimals + slack + 1e-9
@@ -1173,7 +1173,7 @@ def detector_table(predictions, combination, which, eval_set):
 
 
 def best_part(validation, combination, which):
-    """The part of a fusion with the highest AUC on validation, as a combination of one; the lower loss decides ties."""
+    """The part of a fusion with the highest AUC on validation, as a combination of one; ties are resolved by lower loss."""
 
     def rank(name):
         rows = detector_table(validation, (name,), which, "validation")
@@ -1184,7 +1184,7 @@ def best_part(validation, combination, which):
 
 # %% ../nbs/30_fusion.ipynb #46b087a6
 def late_fusion(tables):
-    """The mean score of several detectors on the same pictures.
+    """The mean score of several detectors on the same images.
 
     Parameters
     ----------
@@ -1194,12 +1194,12 @@ def late_fusion(tables):
     Returns
     -------
     DataFrame
-        As the first, with the mean scores.
+        The first table, with the mean scores.
 
     Raises
     ------
     InputError
-        The tables are not about the same pictures.
+        The tables do not hold the same images.
     """
     first, *others = (table.set_index("media_id") for table in tables)
     if any(set(table.index) != set(first.index) for table in others):
@@ -1214,7 +1214,7 @@ def late_fusion(tables):
 
 # %% ../nbs/30_fusion.ipynb #70256d02
 def error_overlap(labels, scores_a, scores_b, threshold=0.5):
-    """Of the pictures that at least one detector gets wrong, the share that both do.
+    """Share of images misclassified by both detectors, among those misclassified by at least one.
 
     Parameters
     ----------
@@ -1226,7 +1226,7 @@ def error_overlap(labels, scores_a, scores_b, threshold=0.5):
     Returns
     -------
     float or None
-        None where neither errs.
+        None where neither makes an error.
     """
     wrong_a, wrong_b = (
         (np.asarray(scores) >= threshold) != np.asarray(labels) for scores in (scores_a, scores_b)
@@ -1237,7 +1237,7 @@ def error_overlap(labels, scores_a, scores_b, threshold=0.5):
 
 # %% ../nbs/30_fusion.ipynb #2c924b03
 def unbiased_products(first, second):
-    """HSIC of two Gram matrices (N, N) without diagonals, unbiased; Song et al. 2012, equation 5."""
+    """Unbiased HSIC of two Gram matrices (N, N) without diagonals; Song et al. 2012, equation 5."""
     n = len(first)
     trace, sums = (first * second).sum(), first.sum() * second.sum()
     return (trace + sums / ((n - 1) * (n - 2)) - 2 / (n - 2) * (first.sum(0) @ second.sum(0))) / (n * (n - 3))
@@ -1245,7 +1245,7 @@ def unbiased_products(first, second):
 
 # %% ../nbs/30_fusion.ipynb #2d7da36f
 def linear_cka(features_a, features_b):
-    """How alike two sets of features arrange the same pictures.
+    """Linear CKA: similarity of two sets of features of the same images.
 
     Parameters
     ----------
@@ -1269,7 +1269,7 @@ def linear_cka(features_a, features_b):
 
 # %% ../nbs/30_fusion.ipynb #a57d2e14
 def rank_correlation(predictor, outcomes):
-    """Spearman's correlation of one value a row with each of many outcomes.
+    """Spearman's correlation of a predictor with each row of outcomes.
 
     Parameters
     ----------
@@ -1290,7 +1290,7 @@ def rank_correlation(predictor, outcomes):
 
 
 def resampled_areas(tables, seed, resamples):
-    """AUC of several detectors on the same resamples of the same pictures: (resamples, detectors)."""
+    """AUC of several detectors on the same resamples of the same images: (resamples, detectors)."""
     return np.column_stack([
         bootstrap(table, ("auc",), resamples=resamples, rng=random_stream(seed, "gain")).auc for table in tables
     ])  # fmt: skip
@@ -1298,7 +1298,7 @@ def resampled_areas(tables, seed, resamples):
 
 # %% ../nbs/30_fusion.ipynb #f3bfb125
 def pareto_front(costs, values):
-    """Which choices are not beaten: none is as cheap and better, or cheaper and as good.
+    """The non-dominated choices: no other is as cheap and better, or cheaper and as good.
 
     Parameters
     ----------
@@ -1316,7 +1316,7 @@ def pareto_front(costs, values):
 
 
 def milliseconds_a_picture(network, inputs, turns=3):
-    """The fastest of some passes of a batch, in milliseconds a picture."""
+    """The fastest of several forward passes of a batch, in milliseconds per image."""
     taken = []
     with torch.inference_mode():
         for _ in range(turns + 1):

@@ -66,12 +66,12 @@ from .training import has_bf16
 
 # %% ../nbs/09_generator.ipynb #19709240
 def portraits(identities, size, domain="wild", seed=0, device=None):
-    """Render one small picture of each person, cut as FFHQ's pictures are.
+    """Render one small image per person, cropped as in FFHQ.
 
     Parameters
     ----------
     identities : sequence of Identity
-        A person given twice gets two different pictures.
+        A person given twice gets two different images.
     size : int
         Side in pixels. People are rendered at twice the size and reduced by area averages.
     domain, seed, device
@@ -90,27 +90,27 @@ def portraits(identities, size, domain="wild", seed=0, device=None):
 def training_pictures(
     people=2400, takes=2, size=64, *, domain="wild", seed=0, folder=None, device=None, progress=None
 ):
-    """Pictures of a generator's own cast.
+    """Training images of a generator's own identities.
 
     Parameters
     ----------
     people, takes : int
-        How many people, and how many pictures of each.
+        How many people, and how many images of each.
     size : int
         Side in pixels.
     domain : str
         A key of `scenes.DOMAINS`.
     seed : int
-        Draws people and scenes.
+        For sampling people and scenes.
     folder : str or Path, optional
-        Where portions of 16 people are kept and found again.
+        Cache of portions of 16 people each.
     device, progress
         See `train_networks`.
 
     Returns
     -------
     array, shape (people * takes, size, size, 3), uint8
-        All takes of a person stand together.
+        All takes of a person are consecutive.
     """
     task = progress.add_task("rendering people to learn from", total=people) if progress else None
     about, parts = {"takes": takes, "size": size, "domain": domain, "seed": seed}, []
@@ -124,14 +124,14 @@ def training_pictures(
 
 # %% ../nbs/09_generator.ipynb #b493e3f9
 def render_portion(start, people, takes, size, domain, seed, device):
-    """All takes of some people of the cast."""
+    """All takes of a portion of the people."""
     cast = [random_identity(random_seed(seed, "generator cast", start + n)) for n in range(people)]
     some = [person for person in cast for _ in range(takes)]
     return portraits(some, size, domain, random_seed(seed, "generator takes", start), device)
 
 
 def kept_portion(folder, start, about, device):
-    """A portion of the training pictures, from its file where there is a whole one."""
+    """A portion of the training images, read from its file if that is complete."""
     if folder is None:
         return render_portion(start, device=device, **about)
     digest = hashlib.sha256(json.dumps([about, renderer_digest()], sort_keys=True).encode()).hexdigest()[:8]
@@ -147,7 +147,7 @@ def kept_portion(folder, start, about, device):
 
 @functools.cache
 def renderer_digest():
-    """Changes with the code that draws people."""
+    """A digest of the code that renders people."""
     places = [
         Path(find_spec(f"deepfake_nb.{name}").origin) for name in ("heads", "scenes", "rendered", "faces")
     ]
@@ -156,7 +156,7 @@ def renderer_digest():
 
 # %% ../nbs/09_generator.ipynb #aab239bb
 def as_inputs(pictures):
-    """Bytes to numbers in [-1, 1].
+    """Convert bytes to numbers in [-1, 1].
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def as_inputs(pictures):
 
 
 def as_pictures(images):
-    """Numbers in [-1, 1] to bytes; what lies outside is cut.
+    """Convert numbers in [-1, 1] to bytes; values outside are clipped.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def as_pictures(images):
 
 # %% ../nbs/09_generator.ipynb #d4ed8d58
 class Batches:
-    """Endless batches (B, 3, S, S) of pictures, half of them mirrored; the same for the same seed."""
+    """Endless batches (B, 3, S, S) of images, half of them mirrored; deterministic in the seed."""
 
     def __init__(self, pictures, size, seed, device):
         self.pictures, self.size, self.device = pictures, size, device
@@ -202,19 +202,19 @@ class Batches:
 
 # %% ../nbs/09_generator.ipynb #1cb8ac8a
 class Resumable:
-    """Something whose networks, optimizers, chance numbers and step can be put away."""
+    """A training that can save its networks, optimizers, random state and step."""
 
     networks = ()  # names of attributes
 
     def state_dict(self):
-        """All that the next steps depend on."""
+        """Everything that the next steps depend on."""
         state = {name: getattr(self, name).state_dict() for name in self.networks}
         state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
         state["chance"] = [chance.get_state() for chance in (self.batches.chance, self.chance, self.noise)]
         return state | {"step": self.step}
 
     def load_state_dict(self, state):
-        """Go on where `state_dict` was taken."""
+        """Resume from the output of `state_dict`."""
         for name in self.networks:
             getattr(self, name).load_state_dict(state[name])
         for optimizer, content in zip(self.optimizers, state["optimizers"], strict=True):
@@ -227,7 +227,7 @@ class Resumable:
 
 # %% ../nbs/09_generator.ipynb #2cb17b9e
 class Learner(Resumable):
-    """What is common to the three trainings."""
+    """The common base of the three trainings."""
 
     def __init__(self, pictures, settings, seed, device, name):
         self.settings, self.device, self.step = settings, torch.device(device), 0
@@ -239,18 +239,18 @@ class Learner(Resumable):
         self.optimizers, self.bf16 = [], has_bf16(self.device)
 
     def fast(self):
-        """Products in bf16 where that is fast."""
+        """Autocast to bf16 where that is fast."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def placed(self, *networks):
-        """Networks on the device; a generator's norms want each channel in one piece, convolutions do not."""
+        """Networks on the device; a generator's norms need contiguous channels, convolutions do not."""
         layouts = {Generator: torch.contiguous_format}
         layouts = [layouts.get(type(network), torch.channels_last) for network in networks]
         pairs = zip(networks, layouts, strict=True)
         return [network.to(self.device, memory_format=layout) for network, layout in pairs]
 
     def learn(self, optimizer, loss):
-        """One step down a loss; the loss as a number."""
+        """One optimizer step; returns the loss as a number."""
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -259,14 +259,14 @@ class Learner(Resumable):
 
 # %% ../nbs/09_generator.ipynb #6c1e2c67
 def slope_at(discriminator, images):
-    """The mean squared slope of a discriminator at pictures (N, 3, S, S), in float32."""
+    """The mean squared gradient norm of a discriminator at images (N, 3, S, S), in float32."""
     images = images.detach().requires_grad_(True)
     (slope,) = torch.autograd.grad(discriminator(images).sum(), images, create_graph=True)
     return slope.square().sum(dim=(1, 2, 3)).mean()
 
 
 def teach_discriminator(learner, real, drawn):
-    """One step towards telling pictures from drawings; what it gave."""
+    """One discriminator step on real and generated images; returns its report."""
     settings = learner.settings
     with learner.fast():
         of_real, of_drawn = (learner.discriminator(images).float() for images in (real, drawn.detach()))
@@ -282,7 +282,7 @@ def teach_discriminator(learner, real, drawn):
 
 
 def taken_for_real(learner, drawn):
-    """The non-saturating loss: small where a discriminator that does not learn now takes drawings for pictures."""
+    """The non-saturating loss: small if the discriminator, now frozen, takes generated images for real ones."""
     learner.discriminator.requires_grad_(False)
     with learner.fast():
         logits = learner.discriminator(drawn).float()
@@ -293,7 +293,7 @@ def taken_for_real(learner, drawn):
 # %% ../nbs/09_generator.ipynb #5e98f202
 @dataclass(frozen=True)
 class StyleGANSettings:
-    """Sizes of a generator and its discriminator, and how they learn.
+    """Sizes of a generator and its discriminator, and how they are trained.
 
     Parameters
     ----------
@@ -301,15 +301,15 @@ class StyleGANSettings:
         See `stylegan.Generator`.
     batch_size : int
     learning_rate : float
-        Of Adam with momentum 0 and 0.99; the mapping's is a hundredth of it, as in StyleGAN.
+        Of Adam with betas 0 and 0.99; the mapping's is a hundredth of it, as in StyleGAN.
     penalty : float
-        Weight (gamma) of R1; half of it times the squared slope is added to the loss.
+        Weight (gamma) of R1; half of it times the squared gradient norm is added to the loss.
     penalty_every : int
-        R1 is computed at every so many steps, and weighs as many times more.
+        R1 is computed every so many steps, with its weight multiplied by that number.
     mixing : float
-        Share of drawings with two styles, in [0, 1].
+        Probability of style mixing, in [0, 1].
     half_life : int
-        After so many pictures, a weight's share in the running mean has halved; less at the beginning.
+        Half-life of the running mean of the weights, in images; shorter at the beginning.
     """
 
     resolution: int = 64
@@ -327,7 +327,7 @@ class StyleGANSettings:
 
 # %% ../nbs/09_generator.ipynb #395aa7dc
 def new_pair(settings, seed):
-    """A generator and a discriminator that know nothing."""
+    """An untrained generator and discriminator."""
     sizes = {"channels_base": settings.channels_base, "max_channels": settings.max_channels}
     own = {"style_size": settings.style_size, "mapping_layers": settings.mapping_layers}
     with torch.random.fork_rng(devices=[]):
@@ -338,7 +338,7 @@ def new_pair(settings, seed):
 
 @torch.no_grad()
 def follow_mean(duel):
-    """Move the running mean of a generator's weights a step; quicker at the beginning."""
+    """Update the running mean of a generator's weights; faster at the beginning."""
     size, seen = duel.settings.batch_size, (duel.step + 1) * duel.settings.batch_size
     decay = 0.5 ** (size / min(duel.settings.half_life, 0.05 * seen))
     for mean, value in zip(duel.average.parameters(), duel.generator.parameters(), strict=True):
@@ -349,7 +349,7 @@ def follow_mean(duel):
 
 # %% ../nbs/09_generator.ipynb #82552c8d
 class Duel(Learner):
-    """A generator, the running mean of its weights, and the discriminator that it learns from."""
+    """A generator, the running mean of its weights, and the discriminator that trains it."""
 
     networks = ("generator", "discriminator", "average")
 
@@ -364,7 +364,7 @@ class Duel(Learner):
         self.optimizers = [torch.optim.Adam(network.parameters(), **options) for network in pair]
 
     def draw(self):
-        """A batch of drawings, some of two styles."""
+        """A batch of generated images, some with style mixing."""
         s, layers = self.settings, self.generator.layer_count
         z = torch.randn(2, s.batch_size, s.style_size, generator=self.chance).to(self.device)
         crossover = torch.randint(1, layers, (s.batch_size,), generator=self.chance)
@@ -376,7 +376,7 @@ class Duel(Learner):
         return self.generator.synthesis(w_plus, noise="random", generator=self.noise)
 
     def advance(self):
-        """One step of both."""
+        """One training step of both."""
         with self.fast():
             drawn = self.draw()
         report = teach_discriminator(self, next(self.batches), drawn)
@@ -387,17 +387,17 @@ class Duel(Learner):
 
 
 # %% ../nbs/09_generator.ipynb #99ebf0c0
-LOG_EVERY = 50  # steps of which the means are one row of the log
+LOG_EVERY = 50  # number of steps averaged in one row of the log
 
 
 def pictures_digest(pictures):
-    """Sixteen hexadecimal digits that change with any of the pictures."""
+    """A digest of the images, sixteen hexadecimal digits."""
     pictures = np.ascontiguousarray(pictures)
     return hashlib.sha256(f"{pictures.shape}".encode() + pictures.tobytes()).hexdigest()[:16]
 
 
 def check_pictures(pictures, resolution):
-    """Refuse what is no array of training pictures."""
+    """Reject anything but an array of training images."""
     shape, kind = getattr(pictures, "shape", None), getattr(pictures, "dtype", None)
     expected = (resolution, resolution, 3)
     if shape is None or len(shape) != 4 or shape[1:] != expected or kind != np.uint8 or not len(pictures):
@@ -408,13 +408,13 @@ def check_pictures(pictures, resolution):
 
 # %% ../nbs/09_generator.ipynb #c02e885b
 class Desk:
-    """Where a training is put away: one file of a folder, or nowhere."""
+    """The checkpoint of a training: one file in a folder, or none."""
 
     def __init__(self, folder, name, identity):
         self.path, self.identity = folder and Path(folder) / f"{name}.checkpoint", identity
 
     def take(self):
-        """What was put away, or None."""
+        """The checkpoint, or None."""
         if self.path is None or not self.path.exists():
             return None
         try:
@@ -433,7 +433,7 @@ class Desk:
         return content
 
     def put(self, learner, log, seconds):
-        """Put a training away."""
+        """Write a checkpoint."""
         if self.path is not None:
             content = {
                 "identity": self.identity,
@@ -466,7 +466,7 @@ def summary(learner, reports, seconds):
 
 # %% ../nbs/09_generator.ipynb #2b3ae355
 def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
-    """Let a learner advance to a number of steps; its log (DataFrame, a row every 50 steps)."""
+    """Train a learner up to a number of steps; returns its log (DataFrame, one row per 50 steps)."""
     content, log, seconds, reports = desk.take(), [], 0.0, []
     if content:
         learner.load_state_dict(content["learner"])
@@ -497,7 +497,7 @@ def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
 def train_stylegan(
     pictures, settings=None, steps=13_200, *, seed=0, folder=None, device=None, watch=None, progress=None
 ):
-    """Teach a StyleGAN generator to draw pictures like these.
+    """Train a StyleGAN generator on images.
 
     Parameters
     ----------
@@ -505,28 +505,28 @@ def train_stylegan(
     settings : StyleGANSettings, optional
         Its `resolution` is S. Default: the settings of the shipped generator.
     steps : int
-        In all, those of an earlier run in `folder` among them.
+        In total, including those of an earlier run in `folder`.
     seed : int
-        Draws first weights, batches and noise.
+        For initial weights, batches and noise.
     folder : str or Path, optional
-        Where the training is put away every three minutes and taken up again.
+        For a checkpoint every three minutes, from which training resumes.
     device, progress
         See `train_networks`; the CPU by default.
     watch : function, optional
-        Is given the learner after each step; its ``average`` is the network that would be returned.
+        Receives the learner after each step; its ``average`` is the network that would be returned.
 
     Returns
     -------
     generator : Generator
         The running mean of the weights, in eval mode, on the CPU.
     log : DataFrame
-        Means of fifty steps a row: ``step``, ``pictures`` and ``seconds`` so far, losses, ``slope``, ``real_found``
-        and ``drawn_found`` (shares that the discriminator told).
+        One row per fifty steps, with their means: ``step``, ``pictures`` and ``seconds`` so far, losses, ``slope``,
+        ``real_found`` and ``drawn_found`` (shares that the discriminator classified correctly).
 
     Raises
     ------
     InputError
-        The pictures do not fit the settings, the folder holds a training of other pictures or settings, or a loss is no number.
+        The images do not fit the settings, the folder holds a training on other images or settings, or a loss is NaN.
     """
     settings = settings or StyleGANSettings()
     check_pictures(pictures, settings.resolution)
@@ -538,14 +538,14 @@ def train_stylegan(
 
 # %% ../nbs/09_generator.ipynb #37c16cd6
 def identity_of(pictures, settings, seed):
-    """What a training must have in common with one that it goes on with."""
+    """What a training must share with the one that it resumes."""
     return {"pictures": pictures_digest(pictures), "settings": json.dumps(asdict(settings)), "seed": seed}
 
 
 # %% ../nbs/09_generator.ipynb #5d42f1d5
 @dataclass(frozen=True)
 class EncoderSettings:
-    """Sizes of an encoder, and how it learns.
+    """Sizes of an encoder, and how it is trained.
 
     Parameters
     ----------
@@ -553,9 +553,9 @@ class EncoderSettings:
         See `stylegan.Encoder`.
     batch_size : int
     learning_rate : float
-        Of Adam with momentum 0.9 and 0.99.
+        Of Adam with betas 0.9 and 0.99.
     perceptual, adversarial : float
-        Weights of these terms; that of the squared difference of pixels is 1.
+        Weights of these terms; the squared pixel difference has weight 1.
     penalty, penalty_every
         See `StyleGANSettings`.
     """
@@ -572,14 +572,14 @@ class EncoderSettings:
 
 # %% ../nbs/09_generator.ipynb #20077339
 def feature_difference(first, second):
-    """How two lists of maps (N, C, H, W) differ: vectors of length 1 at each place, squared distances, means."""
+    """Distance of two lists of maps (N, C, H, W): unit vectors at each position, squared distances, means."""
     pairs = zip(first, second, strict=True)
     levels = [functional.normalize(a.float()) - functional.normalize(b.float()) for a, b in pairs]
     return torch.stack([difference.square().sum(dim=1).mean() for difference in levels]).mean()
 
 
 def new_encoder(settings, of_generator, seed):
-    """An encoder for a generator of some settings, and a discriminator of its size, that know nothing."""
+    """An untrained encoder for a generator of given settings, and a discriminator of its size."""
     resolution = of_generator["resolution"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -591,7 +591,7 @@ def new_encoder(settings, of_generator, seed):
 
 @torch.no_grad()
 def start_from_codes(encoder, generator, seed):
-    """Give an encoder's codes the mean and the deviation of the generator's own."""
+    """Match the mean and deviation of an encoder's codes to the generator's own."""
     z = torch.randn(4096, generator.style_size, generator=torch.Generator().manual_seed(seed))
     w = generator.mapping(z.to(generator.truncation.mean_style.device))
     codes = generator.truncation.expand(w).flatten(1)
@@ -601,7 +601,7 @@ def start_from_codes(encoder, generator, seed):
 
 # %% ../nbs/09_generator.ipynb #88d908de
 class EncoderTraining(Learner):
-    """An encoder in front of a fixed generator, and a discriminator of what comes out."""
+    """An encoder in front of a fixed generator, and a discriminator of its output."""
 
     networks = ("encoder", "discriminator")
 
@@ -645,7 +645,7 @@ def train_encoder(
     generator, pictures, settings=None, steps=3_000, *, perceptual, seed=0, folder=None, device=None, watch=None,
     progress=None,
 ):  # fmt: skip
-    """Teach an encoder to guess the codes from which a fixed generator draws given pictures.
+    """Train an encoder to predict the codes from which a fixed generator reconstructs given images.
 
     Parameters
     ----------
@@ -655,7 +655,7 @@ def train_encoder(
     settings : EncoderSettings, optional
     steps : int
     perceptual : Module
-        Pictures (N, 3, S, S) in [-1, 1] to a list of maps; see `inversion.perceptual_network`.
+        Maps images (N, 3, S, S) in [-1, 1] to a list of maps; see `inversion.perceptual_network`.
     seed, folder, device, watch, progress
         See `train_stylegan`.
 
@@ -681,7 +681,7 @@ def train_encoder(
 
 # %% ../nbs/09_generator.ipynb #9cb8d5af
 def network_digest(network):
-    """Sixteen hexadecimal digits that change with any weight."""
+    """A digest of the weights, sixteen hexadecimal digits."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     return hashlib.sha256(to_safetensors(tensors)).hexdigest()[:16]
 
@@ -689,7 +689,7 @@ def network_digest(network):
 # %% ../nbs/09_generator.ipynb #e15145f9
 @dataclass(frozen=True)
 class VQVAESettings:
-    """Sizes of a VQ-VAE-2, and how it learns.
+    """Sizes of a VQ-VAE-2, and how it is trained.
 
     Parameters
     ----------
@@ -699,9 +699,9 @@ class VQVAESettings:
     learning_rate : float
         Of Adam.
     reset_every, resets_until : int
-        Steps between two looks at the codebooks, and the step after which there are no more.
+        Steps between two checks of the codebooks, and the step after which there are none.
     least_usage : float
-        A code chosen less often than this in a step, on the running mean, is moved.
+        A code with a running mean of uses per step below this is moved.
     """
 
     channels: int = 64
@@ -731,7 +731,7 @@ class VQVAETraining(Learner):
         self.optimizers = [torch.optim.Adam(self.vqvae.parameters(), settings.learning_rate)]
 
     def reset(self, images):
-        """Move codes that are not used; all of them before the first step."""
+        """Move unused codes; all of them before the first step."""
         least = self.settings.least_usage if self.step else float("inf")
         with self.fast():
             return sum(self.vqvae.reset_dead_codes(images, least, self.chance).values())
@@ -753,7 +753,7 @@ class VQVAETraining(Learner):
 def train_vqvae(
     pictures, settings=None, steps=4_000, *, seed=0, folder=None, device=None, watch=None, progress=None
 ):
-    """Teach a VQ-VAE-2 to write pictures in symbols.
+    """Train a VQ-VAE-2 to encode images as discrete symbols.
 
     Parameters
     ----------
@@ -787,7 +787,7 @@ def train_vqvae(
 # %% ../nbs/09_generator.ipynb #055a053f
 @dataclass
 class Networks:
-    """What was trained together: generator, encoder, VQ-VAE-2, and the card that says how.
+    """Networks trained together: generator, encoder, VQ-VAE-2, and their model card.
 
     Parameters
     ----------
@@ -824,7 +824,7 @@ def save_network(path, network):
 
 # %% ../nbs/09_generator.ipynb #215f5442
 def load_network(path, kind):
-    """Read what `save_network` wrote.
+    """Read a network written by `save_network`.
 
     Parameters
     ----------
@@ -897,7 +897,7 @@ def load_networks(folder):
 
 # %% ../nbs/09_generator.ipynb #8248500f
 def shipped_folder():
-    """Where the networks lie in the package.
+    """The folder of the networks in the package.
 
     Returns
     -------
@@ -908,12 +908,12 @@ def shipped_folder():
 
 @functools.cache
 def shipped_networks():
-    """The networks that lie in the package; read on first use.
+    """The networks shipped in the package; read on first use.
 
     Returns
     -------
     Networks
-        Shared by all who ask: copy a network before you change it.
+        Shared by all callers: copy a network before you change it.
     """
     return load_networks(shipped_folder())
 
@@ -921,17 +921,17 @@ def shipped_networks():
 # %% ../nbs/09_generator.ipynb #69cfa841
 @torch.no_grad()
 def draw_faces(generator, n, rng, *, strength=0.7, batch_size=64):
-    """Draw faces of nobody.
+    """Generate faces of people who do not exist.
 
     Parameters
     ----------
     generator : Generator
-        Without a style of its own for each layer.
+        Without a separate style per layer.
     n : int
     rng : numpy.random.Generator
-        Draws z and noise.
+        For sampling z and noise.
     strength : float
-        What is left of the distance to the mean style, from 0 (one face) to 1 (all that was learned, failures too).
+        Truncation psi: factor on the distance to the mean style, from 0 (one face) to 1 (no truncation, failures too).
     batch_size : int
 
     Returns
@@ -961,19 +961,19 @@ STYLEGAN_SIZES = {
 # %% ../nbs/09_generator.ipynb #621e91cb
 @dataclass(frozen=True)
 class Lesson:
-    """What is learned from, and for how long.
+    """The training data of the networks, and the training lengths.
 
     Parameters
     ----------
     resolution : int
         32, 64, 128 or 256.
     people, takes : int
-        How many rendered people, and pictures of each.
+        How many rendered people, and images of each.
     domain : str
         A key of `scenes.DOMAINS`.
     seed : int
     steps, encoder_steps, vqvae_steps : int
-        Of the three trainings.
+        Numbers of steps of the three trainings.
     """
 
     resolution: int = 64
@@ -1001,23 +1001,23 @@ def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=Non
     Parameters
     ----------
     out : str or Path
-        Gets ``generator.safetensors``, ``encoder.safetensors``, ``vqvae.safetensors``, ``card.json``, and in ``training`` all that is needed to go
-        on after an interruption.
+        Gets ``generator.safetensors``, ``encoder.safetensors``, ``vqvae.safetensors``, ``card.json``, and in
+        ``training`` the checkpoints for resuming.
     lesson : Lesson, optional
     perceptual : (Module, str), optional
-        A network for `train_encoder` and what it is in words. Default: VGG16 where its weights can be reached, else the package's own.
+        A network for `train_encoder` and its description. Default: VGG16 if available, else the package's own.
     resume : bool
-        Go on with trainings that `out` holds; otherwise begin them anew.
+        Resume trainings found in `out`; otherwise start from scratch.
     device : torch.device or str, optional
-        CUDA when it is there.
+        CUDA if available.
     progress : object, optional
         With ``add_task``, ``advance`` and ``update``, as `rich.progress.Progress` has.
 
     Returns
     -------
     Networks
-        As they were written. Their card has ``command``, ``lesson``, ``data``, ``pictures_digest``, ``perceptual``, ``device``, and of each
-        training ``settings``, ``steps``, ``pictures_seen``, ``hours`` and ``losses`` (at most a hundred rows of the log).
+        As written. Their card has ``command``, ``lesson``, ``data``, ``pictures_digest``, ``perceptual``, ``device``,
+        and for each training ``settings``, ``steps``, ``pictures_seen``, ``hours`` and ``losses`` (at most 100 log rows).
 
     Raises
     ------
@@ -1037,7 +1037,7 @@ def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=Non
 
 # %% ../nbs/09_generator.ipynb #fc64eab3
 def learned(lesson, folder, perceptual, device, progress):
-    """Pictures, three trainings, and the card."""
+    """Run the three trainings on the images; returns networks and card."""
     pictures = training_pictures(
         lesson.people, lesson.takes, lesson.resolution, domain=lesson.domain, seed=lesson.seed,
         folder=folder / "pictures", device=device, progress=progress,
@@ -1058,7 +1058,7 @@ def learned(lesson, folder, perceptual, device, progress):
 
 # %% ../nbs/09_generator.ipynb #bfa8b640
 def usual_perceptual():
-    """The perceptual network of inversion, and what it is in words."""
+    """The perceptual network of inversion, and its description."""
     from deepfake_nb.inversion import perceptual_network
 
     found = perceptual_network("hub")
@@ -1067,7 +1067,7 @@ def usual_perceptual():
 
 # %% ../nbs/09_generator.ipynb #70759f2c
 def losses_of(log, most=100):
-    """Rows of a log, evenly chosen, without needless digits."""
+    """Evenly spaced rows of a log, rounded."""
     chosen = log.iloc[np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int))]
     rows = chosen.to_dict("records")
     return [{name: float(f"{v:.4g}") for name, v in row.items() if pd.notna(v)} for row in rows]
@@ -1075,7 +1075,7 @@ def losses_of(log, most=100):
 
 # %% ../nbs/09_generator.ipynb #c07ae01f
 def card_of(lesson, settings, pictures, words, logs, device):
-    """How networks were made."""
+    """The model card of the networks."""
     card = {
         "command": f"deepfake-nb train-generator --out OUT {arguments_of(lesson)}",
         "lesson": asdict(lesson),
@@ -1097,5 +1097,5 @@ def card_of(lesson, settings, pictures, words, logs, device):
 
 # %% ../nbs/09_generator.ipynb #0d86685e
 def arguments_of(lesson):
-    """A lesson as the command line says it."""
+    """A lesson as command-line arguments."""
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(lesson).items())

@@ -90,12 +90,12 @@ SKIN_TONES = np.array(  # linear RGB albedo, from little melanin to much
 # %% ../nbs/04_heads.ipynb #f3f7e09f
 @dataclass(frozen=True)
 class Identity:
-    """One rendered person: what stays the same in every picture of them.
+    """One rendered person: what stays the same in every image of them.
 
     Parameters
     ----------
     seed : int
-        The number the person was drawn from.
+        The seed from which the person was generated.
     traits : tuple of (str, value)
         Face shape (factors around 1 or offsets in decimetres), colours (linear RGB in [0, 1]), hair, beard, glasses, age.
     """
@@ -111,7 +111,7 @@ class Identity:
 
 # %% ../nbs/04_heads.ipynb #ddbf4c56
 def _around(rng, centre, spread):
-    """A normal draw, cut at 2.2 standard deviations."""
+    """A normal sample, clipped at 2.2 standard deviations."""
     return float(np.clip(rng.normal(centre, spread), centre - 2.2 * spread, centre + 2.2 * spread))
 
 
@@ -217,7 +217,7 @@ def _draw_colours(rng, build, melanin):
 
 # %% ../nbs/04_heads.ipynb #07cfa249
 def random_identity(seed):
-    """Draw a person.
+    """Generate a random person.
 
     Parameters
     ----------
@@ -276,7 +276,9 @@ def texture_grid(x, y, z):
 # %% ../nbs/04_heads.ipynb #b51c9eb0
 def bump(distance, width):
     scaled = distance / width
-    return torch.exp(-(scaled * scaled).clamp(max=16.0))  # no denormal numbers: they are twenty times slower
+    return torch.exp(
+        -(scaled * scaled).clamp(max=16.0)
+    )  # no denormal numbers: they are twenty times slower to compute
 
 
 def smooth_step(low, high, value):
@@ -467,7 +469,7 @@ def _strand_noise(lattice, across, along, width, length):
 
 # %% ../nbs/04_heads.ipynb #705c640a
 def _hair_line(azimuth, x, style, t, jag, wide=False):
-    """Height under which there is no hair, by the angle from the face (0 = front)."""
+    """Height below which there is no hair, by the angle from the face (0 = front)."""
     a = azimuth.abs()
     long = style["side_end"] < -0.3
     side_end = -0.3 + (style["side_end"] + 0.3) * t["hair_length"] if long else style["side_end"]
@@ -646,7 +648,7 @@ def _redness(x, y, t, noise):
 
 
 def _darkness(x, y, z, t, noise):
-    """How much pigment lies in the skin (size, size): around the eyes, in freckles, moles and the spots of age."""
+    """How much pigment lies in the skin (size, size): around the eyes, in freckles, moles and age spots."""
     ax, age = x.abs(), max(0.0, (t["age"] - 25) / 45)
     ex, ey = t["eye_distance"], t["eye_height"]
     shade = (
@@ -713,7 +715,9 @@ class Person:
     static: torch.Tensor  # 9: normal, gloss, hair, hair tangent, face
     points: torch.Tensor  # (points, 3): five landmarks, then the outline of the face
     direction: torch.Tensor  # 3: where each texel lies, seen from the middle of the head
-    openness: torch.Tensor  # (SKY_DIRECTIONS, 96, 96): how much of the surroundings each point sees
+    openness: (
+        torch.Tensor
+    )  # (SKY_DIRECTIONS, 96, 96): how much of the surroundings is visible from each point
 
     def to(self, device):
         names = ("radius", "normal", "albedo", "static", "points", "direction", "openness")
@@ -722,7 +726,7 @@ class Person:
 
 # %% ../nbs/04_heads.ipynb #c540f9f6
 def _noise_set(generator, size):
-    """Noises of one person, as pictures (size, size)."""
+    """Noises of one person, as images (size, size)."""
     curls = _value_noise(generator, 90, size)
     return {
         "broad": _value_noise(generator, 9, size),
@@ -864,7 +868,7 @@ def sky_directions():
 
 
 def visibility(radius, position, direction, sharpness=7.0, reach=0.9, steps=9):
-    """How much of a light in `direction` points see past the head: (h, w) in [0, 1], with a soft edge."""
+    """How much of a light in `direction` is visible from points past the head: (h, w) in [0, 1], with a soft edge."""
     seen = torch.ones_like(position[0])
     start, growth = 0.03, (reach / 0.03) ** (1 / (steps - 1))
     for k in range(steps):
@@ -896,7 +900,7 @@ def _openness(radius, direction_map, size=96):
 # %% ../nbs/04_heads.ipynb #357774cd
 @functools.lru_cache(maxsize=12)
 def build_person(identity, size):
-    """Model and paint one person, once; see `Person`."""
+    """Model and paint one person, cached; see `Person`."""
     t, style = identity.trait, HAIR_STYLES[identity.trait["hair_style"]]
     generator = torch.Generator().manual_seed(
         int(random_stream(identity.seed, "skin and hair").integers(2**62))

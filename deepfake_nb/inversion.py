@@ -71,7 +71,7 @@ from .weights import read_state_dict, shipped_file
 
 # %% ../nbs/09_inversion.ipynb #f5cbc078
 class PatchNetwork(nn.Module):
-    """A small convolutional network of typical patches; pictures (N, 3, R, R) in [-1, 1] to a list of maps.
+    """A small convolutional network of typical patches; images (N, 3, R, R) in [-1, 1] to a list of maps.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class PatchNetwork(nn.Module):
             inputs = width
 
     def forward(self, images):
-        """Maps of each level: (N, widths[i], R / 2^i, R / 2^i), none below 0."""
+        """Non-negative maps of each level: (N, widths[i], R / 2^i, R / 2^i)."""
         found = []
         for level in self.levels:
             images = functional.relu(level(functional.avg_pool2d(images, 2) if found else images))
@@ -106,7 +106,7 @@ def random_patches(maps, count, rng):
 
 
 def typical_patches(patches, count, seed):
-    """Directions (count, D) around which patches (n, D) gather, by k-means."""
+    """Directions (count, D) of the cluster centres of patches (n, D), by k-means."""
     from sklearn.cluster import MiniBatchKMeans
 
     lengths = np.linalg.norm(patches, axis=1)
@@ -119,7 +119,7 @@ def typical_patches(patches, count, seed):
 # %% ../nbs/09_inversion.ipynb #bce09aa1
 @torch.no_grad()
 def fit_patch_network(images, widths=(16, 32, 64, 96), seed=0, patches=40_000):
-    """Fill a `PatchNetwork` level by level; every channel gets variance 1 on the way.
+    """Fit a `PatchNetwork` level by level; every channel is scaled to variance 1.
 
     Parameters
     ----------
@@ -127,12 +127,12 @@ def fit_patch_network(images, widths=(16, 32, 64, 96), seed=0, patches=40_000):
     widths : sequence of int
     seed : int
     patches : int
-        How many are looked at for each level.
+        Number of patches used per level.
 
     Returns
     -------
     PatchNetwork
-        In eval mode, its weights fixed.
+        In eval mode, with fixed weights.
     """
     network, rng, maps = PatchNetwork(widths), np.random.default_rng(seed), images
     for at, level in enumerate(network.levels):
@@ -140,7 +140,7 @@ def fit_patch_network(images, widths=(16, 32, 64, 96), seed=0, patches=40_000):
         found = random_patches(maps, patches, rng)
         found -= (
             found.mean(0) if at else found.mean(1, keepdims=True)
-        )  # pixels count against their neighbours alone
+        )  # only differences to neighbouring pixels count
         kernels = typical_patches(found, level.out_channels, seed)
         level.weight.copy_(torch.from_numpy(kernels).reshape(level.weight.shape))
         level.bias.zero_()
@@ -153,17 +153,17 @@ def fit_patch_network(images, widths=(16, 32, 64, 96), seed=0, patches=40_000):
 
 # %% ../nbs/09_inversion.ipynb #06686257
 def rendered_faces(count, size=64, seed=0, cast="patches", domains=("wild", "studio")):
-    """Faces of rendered people, cut as FFHQ's pictures are.
+    """Faces of rendered people, cropped as in FFHQ.
 
     Parameters
     ----------
     count : int
-        How many people; one picture of each.
+        How many people; one image of each.
     size : int
         Side in pixels; people are rendered at twice the size.
     seed : int
     cast : str
-        People of one name are the same people.
+        The same name gives the same people.
     domains : sequence of str
         Keys of `scenes.DOMAINS`, in turn.
 
@@ -189,14 +189,14 @@ FIRST_NORMALISATION = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
 
 
 class VGG16Features(nn.Module):
-    """The five blocks of VGG16 before their poolings; pictures (N, 3, R, R) in [-1, 1] to a list of maps.
+    """The five blocks of VGG16 before their pooling layers; images (N, 3, R, R) in [-1, 1] to a list of maps.
 
     Parameters
     ----------
     normalisation : pair of 3 float
         Mean and deviation of each colour on a scale of [0, 1].
     state_dict : dict, optional
-        Of torchvision's ``vgg16``; tensors of its classifier are not used.
+        Of torchvision's ``vgg16``; its classifier is not used.
     """
 
     def __init__(self, normalisation=LPIPS_NORMALISATION, state_dict=None):
@@ -226,7 +226,7 @@ class VGG16Features(nn.Module):
 
 # %% ../nbs/09_inversion.ipynb #80b52975
 class Perceptual(NamedTuple):
-    """A network whose maps are compared, what it is in words, and a factor on the maps that idinvert's loss looks at."""
+    """A network for comparing feature maps, its description, and a factor on the maps used by idinvert's loss."""
 
     network: nn.Module
     words: str
@@ -237,12 +237,12 @@ EMBEDDED = "the package's own patch network, not VGG16"
 
 
 def embedded_perceptual():
-    """The network that lies in the package; see `fit_patch_network`.
+    """The network shipped in the package; see `fit_patch_network`.
 
     Returns
     -------
     Perceptual
-        Its features have variance 1, those of the first VGG16 some 100 times 100: hence the scale.
+        Its features have variance 1, those of the original VGG16 about 100 times 100: hence the scale.
     """
     tensors = read_state_dict(shipped_file("perceptual.safetensors"))
     network = PatchNetwork([len(tensors[f"levels.{at}.bias"]) for at in range(len(tensors) // 2)])
@@ -252,13 +252,13 @@ def embedded_perceptual():
 
 # %% ../nbs/09_inversion.ipynb #43e1c6e4
 def ship_patch_network(path, count=240, size=64, seed=0):
-    """Make the file that lies in the package: ``python -c "from deepfake_nb.inversion import *; ship_patch_network(FILE)"``.
+    """Write the file shipped in the package: ``python -c "from deepfake_nb.inversion import *; ship_patch_network(FILE)"``.
 
     Parameters
     ----------
     path : str or Path
     count, size, seed : int
-        People it learns from, side of their pictures in pixels, and seed.
+        Number of people it is fitted on, side of their images in pixels, and seed.
     """
     network = fit_patch_network(as_inputs(rendered_faces(count, size, seed)), seed=seed)
     tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
@@ -274,7 +274,7 @@ def ship_patch_network(path, count=240, size=64, seed=0):
 
 # %% ../nbs/09_inversion.ipynb #fb6046ec
 def answers(url, timeout=4.0):
-    """Whether somebody answers at an address."""
+    """Whether a server responds at an address."""
     import urllib.request
 
     try:
@@ -285,7 +285,7 @@ def answers(url, timeout=4.0):
 
 
 def hub_vgg16(use):
-    """VGG16 with the weights a use needs, from torch's cache or its hub; None where they cannot be had."""
+    """VGG16 with the weights a use needs, from torch's cache or its hub; None if they are not available."""
     published = torchvision.models.VGG16_Weights
     weights, normalisation, name = {
         "lpips": (published.IMAGENET1K_V1, LPIPS_NORMALISATION, "VGG16 (torchvision, ImageNet)"),
@@ -303,14 +303,14 @@ def hub_vgg16(use):
 
 # %% ../nbs/09_inversion.ipynb #92f8676c
 def perceptual_network(weights="hub", use="lpips"):
-    """The network by which pictures are compared.
+    """The perceptual network for comparing images.
 
     Parameters
     ----------
     weights : {"hub", "embedded"}
-        VGG16 where its weights can be reached, else ours; or ours at once.
+        VGG16 if its weights are available, else ours; or always ours.
     use : {"lpips", "idinvert"}
-        For the paper's stated distance, or for in-domain inversion's published loss.
+        For the distance stated in the paper, or for the published loss of in-domain inversion.
 
     Returns
     -------
@@ -331,7 +331,7 @@ def perceptual_network(weights="hub", use="lpips"):
 
 # %% ../nbs/09_inversion.ipynb #0905c14a
 def unit_vectors(maps, epsilon=1e-3):
-    """Maps (N, C, H, W) with each place's vector of channels brought to length 1 (0 stays 0)."""
+    """Maps (N, C, H, W) with the channel vector at each position normalised to length 1 (0 stays 0)."""
     return maps / (maps.square().sum(dim=1, keepdim=True).sqrt() + epsilon)
 
 
@@ -344,19 +344,19 @@ def distance_to_units(maps, units, epsilon=1e-3):
 
 
 def perceptual_distance(perceptual, first, second, batch_size=64):
-    """How different pictures look, by LPIPS without fitted channel weights (Zhang et al. 2018, equation 1).
+    """Perceptual distance of images: LPIPS without fitted channel weights (Zhang et al. 2018, equation 1).
 
     Parameters
     ----------
     perceptual : Perceptual
     first, second : tensors, shape (N, 3, R, R), in [-1, 1]
-        On any device; compared on the network's.
+        On any device; compared on the network's device.
     batch_size : int
 
     Returns
     -------
     float32 tensor, shape (N,)
-        0 for equal pictures; at most 2.
+        0 for equal images; at most 2.
     """
     found, device = [], next(perceptual.network.parameters()).device
     with torch.no_grad():
@@ -387,19 +387,19 @@ class StatedLoss:
         self.perceptual, self.pixel_weight = perceptual, pixel_weight
 
     def describe(self):
-        """What decides the loss, in words."""
+        """A description of all that determines the loss."""
         return f"stated: LPIPS by {self.perceptual.words} + {self.pixel_weight:g} x MSE"
 
     def networks(self):
-        """The networks that it looks through."""
+        """The networks used by the loss."""
         return [self.perceptual.network]
 
     def targets(self, images):
-        """What is remembered of pictures (N, 3, R, R): a list of tensors, the first axis N."""
+        """Precomputed targets of images (N, 3, R, R): a list of tensors with first axis N."""
         return [images, *map(unit_vectors, self.perceptual.network(images))]
 
     def __call__(self, made, codes, targets):
-        """Losses (N,) of pictures made from codes."""
+        """Losses (N,) of images generated from codes."""
         images, *units = targets
         levels = [
             distance_to_units(maps, unit)
@@ -434,11 +434,11 @@ class PublishedLoss:
         self.feature_weight, self.code_weight = feature_weight, code_weight
 
     def describe(self):
-        """What decides the loss, in words."""
+        """A description of all that determines the loss."""
         return f"published: MSE + {self.feature_weight:g} x MSE of features by {self.perceptual.words} + {self.code_weight:g} x encoder"
 
     def networks(self):
-        """The networks that it looks through."""
+        """The networks used by the loss."""
         return [self.perceptual.network, self.encoder]
 
     def features(self, images):
@@ -446,11 +446,11 @@ class PublishedLoss:
         return self.perceptual.network(images)[3] * self.perceptual.scale
 
     def targets(self, images):
-        """What is remembered of pictures (N, 3, R, R): a list of tensors, the first axis N."""
+        """Precomputed targets of images (N, 3, R, R): a list of tensors with first axis N."""
         return [images, self.features(images)]
 
     def __call__(self, made, codes, targets):
-        """Losses (N,) of pictures made from codes."""
+        """Losses (N,) of images generated from codes."""
         images, features = targets
         losses = mean_square(made - images) + self.feature_weight * mean_square(
             self.features(made) - features
@@ -488,23 +488,24 @@ def inversion_loss(protocol, encoder, weights="hub"):
 # %% ../nbs/09_inversion.ipynb #f8a7ddb4
 @dataclass(frozen=True)
 class InversionSettings:
-    """How codes are searched; the defaults are the papers' (Delmas et al. 2023, section 3.2; Zhu et al. 2020, code).
+    """Settings of the code search; the defaults are the papers' (Delmas et al. 2023, section 3.2; Zhu et al. 2020, code).
 
-    Parameters
-    ----------
-    steps : int
-        Of Adam; 0 keeps the encoder's guess.
-    learning_rate : float
-    batch_size : int
-        Pictures that descend together; changes nothing but the time.
-    stall : int
-        Stop a picture when so many steps gained too little; 0 never does.
-    least_gain : float
-        Share of the loss that `stall` steps have to gain.
-    precision : {"float32", "bf16", "auto"}
-        ``auto`` is bf16 on GPUs that have it, and float32 on processors: maps this small gain nothing there. The last loss is always taken in float32.
-    capture : bool
-        On CUDA, record a step once and replay it (not with `stall`).
+        Parameters
+        ----------
+        steps : int
+            Of Adam; 0 keeps the encoder's prediction.
+        learning_rate : float
+        batch_size : int
+            Images optimised together; affects only the run time.
+        stall : int
+            Stop an image after this many steps with too little gain; 0 disables early stopping.
+        least_gain : float
+            Relative decrease of the loss required over `stall` steps.
+        precision : {"float32", "bf16", "auto"}
+            ``auto`` is bf16 on GPUs that support it, and float32 on CPUs, where such small maps gain nothing. The final
+    loss is always computed in float32.
+        capture : bool
+            On CUDA, record a step once and replay it (not with `stall`).
     """
 
     steps: int = 100
@@ -534,17 +535,17 @@ class InversionSettings:
 
 # %% ../nbs/09_inversion.ipynb #4b139ca8
 class Inversion(NamedTuple):
-    """Codes of pictures and how they were found, on the CPU.
+    """Codes of images with the record of their search, on the CPU.
 
     Parameters
     ----------
     codes : float32 tensor, shape (N, layers, style_size)
     reconstructions : float32 tensor, shape (N, 3, R, R)
-        What the generator draws from them.
+        Images generated from them.
     losses : float32 tensor, shape (N, steps + 1)
-        After 0, 1, 2, ... steps; NaN after a picture stopped.
+        After 0, 1, 2, ... steps; NaN after an image stopped.
     steps : int64 tensor, shape (N,)
-        Steps that each picture took.
+        Number of steps per image.
     """
 
     codes: torch.Tensor
@@ -561,7 +562,7 @@ class Inversion(NamedTuple):
 # %% ../nbs/09_inversion.ipynb #53e57f66
 @contextlib.contextmanager
 def fixed(networks):
-    """Networks in eval mode and without gradients of their weights, within a block."""
+    """Context manager: networks in eval mode, without gradients of their weights."""
     modules = [module for network in networks for module in network.modules()]
     modes = [module.training for module in modules]
     learning = [p for network in networks for p in network.parameters() if p.requires_grad]
@@ -578,7 +579,7 @@ def fixed(networks):
 
 # %% ../nbs/09_inversion.ipynb #c5875321
 class Descent:
-    """A batch of codes on its way down: what each picture needs, and one step of Adam for all."""
+    """Gradient descent on a batch of codes: the state of each image, and one step of Adam for all."""
 
     def __init__(self, generator, loss, settings, codes, targets):
         self.generator, self.loss, self.settings = generator, loss, settings
@@ -592,7 +593,7 @@ class Descent:
         return self.loss(self.generator.synthesis(codes), codes, self.targets)
 
     def step(self):
-        """The losses (N,) before a step, and the step (Kingma and Ba 2015, algorithm 1)."""
+        """Take a step (Kingma and Ba 2015, algorithm 1); returns the losses (N,) before it."""
         codes, device = self.codes.detach().requires_grad_(), self.codes.device.type
         with (
             torch.enable_grad(),
@@ -609,18 +610,18 @@ class Descent:
         return losses.detach()
 
     def keep(self, rows):
-        """Go on with some of the pictures."""
+        """Continue with a subset of the images."""
         self.codes, self.first, self.second = self.codes[rows], self.first[rows], self.second[rows]
         self.targets = [target[rows] for target in self.targets]
 
 
 # %% ../nbs/09_inversion.ipynb #dbd3394a
 class ReplayedDescent(Descent):
-    """A descent on CUDA whose step is recorded once and replayed, so that Python launches nothing."""
+    """A descent on CUDA with one step recorded as a graph and replayed, without kernel launches from Python."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.targets = [target.clone() for target in self.targets]  # `begin` writes over them
+        self.targets = [target.clone() for target in self.targets]  # `begin` overwrites them
         state = (self.codes, self.first, self.second, self.count)
         before = [tensor.clone() for tensor in state]
         aside = torch.cuda.Stream()
@@ -636,12 +637,12 @@ class ReplayedDescent(Descent):
             tensor.copy_(value)
 
     def step(self):
-        """The losses (N,) before a step, and the step."""
+        """Take a step; returns the losses (N,) before it."""
         self.graph.replay()
         return self.recorded.clone()
 
     def begin(self, codes, targets):
-        """Take other pictures, as many as before."""
+        """Switch to other images, as many as before."""
         self.codes.copy_(codes)
         for kept, new in zip(self.targets, targets, strict=True):
             kept.copy_(new)
@@ -651,7 +652,7 @@ class ReplayedDescent(Descent):
 
 # %% ../nbs/09_inversion.ipynb #e2412d0d
 def descend(descent):
-    """All steps of a batch: the losses (N, steps + 1), NaN where a picture had stopped, codes and steps taken."""
+    """All steps of a batch: the losses (N, steps + 1), NaN where an image had stopped, codes and steps taken."""
     settings, codes = descent.settings, descent.codes.clone()
     losses = torch.full((len(codes), settings.steps + 1), torch.nan, device=codes.device)
     taken, active = torch.full((len(codes),), settings.steps), torch.arange(len(codes), device=codes.device)
@@ -672,20 +673,20 @@ def descend(descent):
 
 # %% ../nbs/09_inversion.ipynb #f1e5d6a5
 def invert(images, generator, encoder, loss, settings=None, *, starts=None):
-    """Find the codes from which a generator draws pictures: the encoder's guess, improved by gradient descent.
+    """Invert images into a generator's codes: the encoder's prediction, refined by gradient descent.
 
-    Delmas et al. 2023, section 3.2, after Zhu et al. 2020 (arXiv:2004.00049). The networks stay as they are.
+    Delmas et al. 2023, section 3.2, after Zhu et al. 2020 (arXiv:2004.00049). The networks are not changed.
 
     Parameters
     ----------
     images : tensor, shape (N, 3, R, R), RGB in [-1, 1]
     generator : Generator
-        On the device that shall be used.
+        On the device to use.
     encoder : Encoder
     loss : StatedLoss or PublishedLoss
     settings : InversionSettings, optional
     starts : tensor, shape (N, layers, style_size), optional
-        Where each search begins; at the encoder's guess by default.
+        Initial codes; the encoder's predictions by default.
 
     Returns
     -------
@@ -694,7 +695,7 @@ def invert(images, generator, encoder, loss, settings=None, *, starts=None):
     Raises
     ------
     InputError
-        The networks do not belong together, the pictures are of another size or not finite, or the starts are not theirs.
+        The networks do not match, the images have another size or are not finite, or the starts do not fit.
     """
     settings = settings or InversionSettings()
     require_same_codes(generator, encoder)
@@ -718,7 +719,7 @@ def invert(images, generator, encoder, loss, settings=None, *, starts=None):
 
 # %% ../nbs/09_inversion.ipynb #9c1fd0ea
 def check_starts(starts, count, generator):
-    """Refuse starts that are not one code of this generator for each picture."""
+    """Reject starts other than one code of this generator per image."""
     if starts is None:
         return
     require_styles(starts, generator.resolution, generator.layer_count, generator.style_size)
@@ -727,7 +728,7 @@ def check_starts(starts, count, generator):
 
 
 def no_inversion(generator, settings):
-    """What is found for no pictures."""
+    """The result for no images."""
     side = generator.resolution
     sizes = (0, generator.layer_count, generator.style_size), (0, 3, side, side), (0, settings.steps + 1)
     return Inversion(*map(torch.zeros, sizes), torch.zeros(0, dtype=torch.int64))
@@ -745,7 +746,7 @@ class BatchSearch:
         self.recorded = None
 
     def descent(self, codes, targets):
-        """A descent for a batch; a recorded one where it was recorded for as many pictures."""
+        """A descent for a batch; reuses a recorded one for the same number of images."""
         arguments = (self.generator, self.loss, self.settings, codes, targets)
         if not self.replays:
             return Descent(*arguments)
@@ -756,7 +757,7 @@ class BatchSearch:
         return self.recorded
 
     def __call__(self, images, begin=None):
-        """Codes, reconstructions, losses and steps of pictures on the device; the encoder's guess without a start."""
+        """Codes, reconstructions, losses and steps of images on the device; starts from the encoder by default."""
         targets = self.loss.targets(images)
         begin = self.encoder(images) if begin is None else begin.to(images)
         losses, codes, taken = descend(self.descent(begin, targets))
@@ -767,7 +768,7 @@ class BatchSearch:
 
 # %% ../nbs/09_inversion.ipynb #6a9edc67
 def weights_digest(*networks):
-    """Sixteen hexadecimal digits that change with any weight of networks."""
+    """A digest of the networks' weights, sixteen hexadecimal digits."""
     digest = hashlib.sha256()
     for network in networks:
         for name, tensor in sorted(network.state_dict().items()):
@@ -776,23 +777,23 @@ def weights_digest(*networks):
 
 
 def picture_keys(pictures):
-    """A name for each picture (N, H, W, 3) of bytes, from its bytes."""
+    """A key for each uint8 image (N, H, W, 3), computed from its bytes."""
     return [hashlib.sha256(np.ascontiguousarray(picture).tobytes()).hexdigest()[:32] for picture in pictures]
 
 
 # %% ../nbs/09_inversion.ipynb #e26355a6
 def write_codes(path, codes, generator, **tensors):
-    """Write codes to a file that knows whose they are.
+    """Write codes to a file, with the digest of their generator.
 
     Parameters
     ----------
     path : str or Path
-        To end in ``.safetensors``.
+        Must end in ``.safetensors``.
     codes : tensor, shape (N, layers, style_size)
     generator : Generator or str
-        Whose codes they are, or its `weights_digest`.
+        The generator of the codes, or its `weights_digest`.
     **tensors
-        What else belongs to them.
+        Further tensors to store.
     """
     digest = generator if isinstance(generator, str) else weights_digest(generator)
     content = {name: tensor.contiguous() for name, tensor in {"codes": codes, **tensors}.items()}
@@ -802,13 +803,13 @@ def write_codes(path, codes, generator, **tensors):
 
 # %% ../nbs/09_inversion.ipynb #8cb12aa9
 def read_codes(path, generator):
-    """Read what `write_codes` wrote.
+    """Read codes written by `write_codes`.
 
     Parameters
     ----------
     path : str or Path
     generator : Generator or str
-        Whose codes they have to be, or its `weights_digest`.
+        The expected generator of the codes, or its `weights_digest`.
 
     Returns
     -------
@@ -818,7 +819,7 @@ def read_codes(path, generator):
     Raises
     ------
     InputError
-        The file is absent, damaged, no file of codes, or holds codes of another generator.
+        The file is missing, damaged, not a file of codes, or holds codes of another generator.
     """
     digest = generator if isinstance(generator, str) else weights_digest(generator)
     try:
@@ -839,7 +840,7 @@ def read_codes(path, generator):
 
 # %% ../nbs/09_inversion.ipynb #a67a44f6
 class FoundCodes(NamedTuple):
-    """Codes of many pictures, on the CPU.
+    """Codes of many images, on the CPU.
 
     Parameters
     ----------
@@ -847,9 +848,9 @@ class FoundCodes(NamedTuple):
     losses : float32 tensor, shape (N, steps + 1)
     steps : int64 tensor, shape (N,)
     seconds : float32 tensor, shape (N,)
-        That the search for each picture took, its share of its batch; as it was when the code was found.
+        Search time per image (its share of its batch), at the time the code was found.
     kept : int
-        Pictures whose codes had been found before.
+        Number of images with codes found earlier.
     """
 
     codes: torch.Tensor
@@ -864,7 +865,7 @@ KEPT = ("codes", "losses", "steps", "seconds")
 
 # %% ../nbs/09_inversion.ipynb #a0cc7c41
 class SearchTask(NamedTuple):
-    """A batch of pictures with all that a worker on another machine needs, and the places of the pictures."""
+    """A batch of images with all that a worker on another machine needs, and the indices of the images."""
 
     pictures: np.ndarray
     places: list
@@ -875,7 +876,7 @@ class SearchTask(NamedTuple):
 
 
 def search(task):
-    """The codes of a task's pictures: places, and what is kept of each."""
+    """The codes of a task's images: indices, and the tensors stored for each."""
     began = time.perf_counter()
     device = next(task.generator.parameters()).device
     found = invert(
@@ -898,7 +899,7 @@ def store_of(folder, generator, encoder, loss, settings):
 
 
 def read_kept(path, digest, steps):
-    """What is kept of one picture; None where that is nothing, or half a file."""
+    """The stored result of one image; None if it is missing or incomplete."""
     if not path.is_file():
         return None
     with contextlib.suppress(InputError, KeyError):
@@ -910,7 +911,7 @@ def read_kept(path, digest, steps):
 def find_codes(
     pictures, generator, encoder, loss, settings=None, *, folder=None, jobs=1, scheduler=None, progress=None
 ):
-    """Invert many pictures, each once.
+    """Invert many images, each once.
 
     Parameters
     ----------
@@ -918,11 +919,11 @@ def find_codes(
     generator, encoder, loss, settings
         See `invert`.
     folder : str or Path, optional
-        Where codes are kept; they are not by default. What is there already is not searched for again.
+        Cache of codes; none by default. Codes found in it are not searched for again.
     jobs : int
         Processes on this machine.
     scheduler : str, optional
-        Address of a Dask scheduler, whose workers are used instead.
+        Address of a Dask scheduler; its workers are used instead.
     progress : object, optional
         With ``add_task(description, total)`` and ``advance(task, count)``, such as `rich.progress.Progress`.
 
@@ -933,7 +934,7 @@ def find_codes(
     Raises
     ------
     InputError
-        See `invert`; the folder cannot be written, or the cluster does not answer.
+        See `invert`; the folder cannot be written, or the cluster does not respond.
     """
     settings = settings or InversionSettings()
     require_same_codes(generator, encoder)
@@ -958,7 +959,7 @@ def find_codes(
 
 # %% ../nbs/09_inversion.ipynb #eab486ba
 def searched(pictures, missing, networks, jobs, scheduler):
-    """The codes of missing pictures, batch by batch as they come."""
+    """The codes of missing images, batch by batch as they finish."""
     if not missing:
         return
     size = networks[-1].batch_size
@@ -969,7 +970,7 @@ def searched(pictures, missing, networks, jobs, scheduler):
 
 
 def joined(kept, generator, settings):
-    """Codes, losses, steps and seconds of all pictures as tensors."""
+    """Codes, losses, steps and seconds of all images as tensors."""
     if kept:
         return [torch.stack(values) for values in zip(*kept, strict=True)]
     nothing = no_inversion(generator, settings)
@@ -978,7 +979,7 @@ def joined(kept, generator, settings):
 
 @torch.no_grad()
 def draw(generator, codes, batch_size=64):
-    """What a generator draws from codes (N, layers, style_size): bytes (N, R, R, 3)."""
+    """Generate images from codes (N, layers, style_size): bytes (N, R, R, 3)."""
     if not len(codes):
         return np.empty((0, generator.resolution, generator.resolution, 3), np.uint8)
     device = next(generator.parameters()).device
@@ -989,7 +990,7 @@ def draw(generator, codes, batch_size=64):
 
 # %% ../nbs/09_inversion.ipynb #dd6ef9c3
 def networks_from_files(generator_file, encoder_file):
-    """Generator and encoder from two files of released or own weights.
+    """Load generator and encoder from two weight files, released or own.
 
     Parameters
     ----------
@@ -1003,7 +1004,7 @@ def networks_from_files(generator_file, encoder_file):
     Raises
     ------
     InputError
-        A file cannot be used, or the two do not belong together.
+        A file cannot be used, or the two networks do not match.
     """
     generator = restore_generator(tensors_of(generator_file))
     encoder = restore_encoder(tensors_of(encoder_file))
@@ -1013,7 +1014,7 @@ def networks_from_files(generator_file, encoder_file):
 
 # %% ../nbs/09_inversion.ipynb #6f80fbc2
 def tensors_of(path):
-    """The tensors of a file, with a way out where it holds objects."""
+    """The tensors of a file; an error with a remedy if it holds objects."""
     try:
         return read_state_dict(path)
     except InputError as error:

@@ -70,7 +70,7 @@ from .video import media_kind, probe, read_frames, read_image
 
 # %% ../nbs/50_latent.ipynb #21342d26
 class LatentNetworks(NamedTuple):
-    """What turns faces into codes and back: StyleGAN's generator, its encoder, VQ-VAE-2, and what they are in words."""
+    """The networks between faces and codes: StyleGAN's generator, its encoder, VQ-VAE-2, and their description."""
 
     generator: nn.Module
     encoder: nn.Module
@@ -79,7 +79,7 @@ class LatentNetworks(NamedTuple):
 
 
 def latent_networks(generator_file="", encoder_file="", device="cpu"):
-    """The networks of the package, or a generator and an encoder from files beside its VQ-VAE-2.
+    """The networks of the package, or a generator and an encoder from files with its VQ-VAE-2.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def latent_networks(generator_file="", encoder_file="", device="cpu"):
     Raises
     ------
     InputError
-        A file cannot be used, or the two do not belong together.
+        A file cannot be used, or the two networks do not match.
     """
     shipped = shipped_networks()
     generator, encoder, words = (
@@ -111,7 +111,7 @@ def latent_networks(generator_file="", encoder_file="", device="cpu"):
 
 # %% ../nbs/50_latent.ipynb #b365d737
 class AlignedFaces(NamedTuple):
-    """Faces of a set: one row a frame, and their pictures.
+    """Faces of a set: one row per frame, and their images.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class AlignedFaces(NamedTuple):
         ``media_id, unit, label, split, person, method``; the unit is the frame's number.
     pictures : uint8 array or memory map, shape (N, S, S, 3)
     left_out : DataFrame
-        ``media_id, frames``: how many sampled frames of a video have no face; and rejected videos, with all of theirs.
+        ``media_id, frames``: number of sampled frames of a video without a face; rejected videos with all frames.
     """
 
     table: pd.DataFrame
@@ -129,7 +129,7 @@ class AlignedFaces(NamedTuple):
 
 # %% ../nbs/50_latent.ipynb #ee81cb74
 def aligned_faces(made, size, folder):
-    """Cut the faces of a built set by FFHQ's protocol, or find them cut.
+    """Crop the faces of a built set by FFHQ's protocol, or read cached crops.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def aligned_faces(made, size, folder):
     Raises
     ------
     InputError
-        A split has no faces of both labels.
+        A split lacks faces of one label.
     """
     faces, manifest = FaceSet(made.folder), made.manifest
     named = hashlib.sha256(
@@ -192,14 +192,14 @@ def frames_of(row, track):
 
 # %% ../nbs/50_latent.ipynb #e248df78
 def frames_at(path, indices):
-    """Pictures of a media file at frame indices."""
+    """Images of a media file at frame indices."""
     if media_kind(path) == "image":
         return [read_image(path)] * len(indices)
     return [frame.image for frame in read_frames(path, indices=[int(index) for index in indices])]
 
 
 def write_pictures(path, media, manifest, tracks, size):
-    """Cut every tracked face into one array file."""
+    """Crop every tracked face into one array file."""
     total, at = sum(len(track) for track in tracks), 0
     pictures = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(total, size, size, 3))
     for row, track in zip(manifest.itertuples(), tracks, strict=True):
@@ -211,7 +211,7 @@ def write_pictures(path, media, manifest, tracks, size):
 
 
 def frames_without(made, manifest, tracks):
-    """Sampled frames without a face in the first track, by video; and videos without any."""
+    """Sampled frames without a face in the first track, by video; including videos without any face."""
     rows, settings = [], json.loads((made.folder / "build.json").read_text(encoding="utf-8"))["settings"]
     for row, track in zip(manifest.itertuples(), tracks, strict=True):
         count = 1 if row.kind == "image" else probe(made.media / row.path).frame_count or 0
@@ -224,7 +224,7 @@ def frames_without(made, manifest, tracks):
 
 # %% ../nbs/50_latent.ipynb #107d2bcc
 def first_frames(faces, count, split="train"):
-    """Keep the first frames of each video of a split, and all of the others.
+    """Keep the first frames of each video of a split, and all frames of the other splits.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def first_frames(faces, count, split="train"):
     Returns
     -------
     AlignedFaces
-        Its pictures in memory where some are dropped, the rows numbered anew.
+        With images in memory if some are dropped, and rows renumbered.
     """
     table = faces.table
     kept = np.flatnonzero((table.split != split) | (table.groupby("media_id").cumcount() < count))
@@ -249,16 +249,16 @@ def first_frames(faces, count, split="train"):
 
 # %% ../nbs/50_latent.ipynb #2873353e
 def validation_people(table, rng, share=0.2):
-    """Training people whose faces choose the epoch instead of being learnt.
+    """Training people held out for choosing the epoch.
 
     Parameters
     ----------
     table : DataFrame
         With ``person``, ``split`` and ``label``; see `AlignedFaces`.
     rng : numpy.random.Generator
-        Draws them.
+        For sampling them.
     share : float in (0, 1)
-        Of the training people; at least one.
+        Share of the training people; at least one.
 
     Returns
     -------
@@ -267,7 +267,7 @@ def validation_people(table, rng, share=0.2):
     Raises
     ------
     InputError
-        What is left, or what is taken out, has not both labels.
+        The remaining or the held-out faces have only one label.
     """
     train = table[table.split == "train"]
     people = sorted(train.person.unique())
@@ -282,7 +282,7 @@ def validation_people(table, rng, share=0.2):
 
 # %% ../nbs/50_latent.ipynb #35377914
 class Projection(NamedTuple):
-    """Faces through one projector.
+    """Codes of faces from one projector.
 
     Parameters
     ----------
@@ -290,7 +290,7 @@ class Projection(NamedTuple):
     codes : array, shape (N, D), or (N, layers, style_size) for StyleGAN
     reconstructions : uint8 array, shape (N, R, R, 3)
     seconds : float
-        A picture.
+        Per image.
     """
 
     name: str
@@ -300,7 +300,7 @@ class Projection(NamedTuple):
 
 
 def resized(pictures, size):
-    """Pictures (N, S, S, 3) of bytes at another side, by area when they shrink."""
+    """Resize uint8 images (N, S, S, 3) to another side, by area when downscaling."""
     if len(pictures) == 0 or pictures.shape[1] == size:
         return np.array(pictures)
     how = cv2.INTER_AREA if size < pictures.shape[1] else cv2.INTER_LINEAR
@@ -309,15 +309,15 @@ def resized(pictures, size):
 
 # %% ../nbs/50_latent.ipynb #c9f0c5c3
 def fit_pca(pictures, components=512, batch_size=768):
-    """Principal components of pictures by incremental PCA (Ross et al. 2008; LatentForensics, section 3.2).
+    """Principal components of images by incremental PCA (Ross et al. 2008; LatentForensics, section 3.2).
 
     Parameters
     ----------
     pictures : array, shape (N, R, R, 3), uint8
     components : int
-        As many as there are pictures at most.
+        At most the number of images.
     batch_size : int
-        Pictures looked at together, at least as many as components.
+        Images per batch, at least as many as components.
 
     Returns
     -------
@@ -354,7 +354,7 @@ def project_vqvae(network, pictures, batch_size=64):
 
 @torch.no_grad()
 def project_encoder(networks, pictures, batch_size=64):
-    """Faces as the encoder's first guess of their code, without a step of descent: a `Projection`."""
+    """Faces as the encoder's prediction of their code, without optimisation steps: a `Projection`."""
     device, codes, seconds = next(networks.encoder.parameters()).device, [], 0.0
     for start in range(0, len(pictures), batch_size):
         images = as_inputs(pictures[start : start + batch_size]).to(device)
@@ -366,7 +366,7 @@ def project_encoder(networks, pictures, batch_size=64):
 
 
 def project_stylegan(networks, pictures, loss, settings, **options):
-    """Faces as StyleGAN's style vectors; `options` are those of `inversion.find_codes`: a `Projection`, and what was found."""
+    """Faces as StyleGAN's style vectors; `options` as in `inversion.find_codes`: a `Projection`, and the search result."""
     found = find_codes(pictures, networks.generator, networks.encoder, loss, settings, **options)
     return Projection(
         "SG", found.codes.numpy(), draw(networks.generator, found.codes), float(found.seconds.mean())
@@ -399,14 +399,14 @@ def light_network(inputs, head):
 
 # %% ../nbs/50_latent.ipynb #8c8c77f7
 class Scale(NamedTuple):
-    """Mean and deviation of each number of training codes."""
+    """Mean and standard deviation of each dimension of training codes."""
 
     mean: np.ndarray
     deviation: np.ndarray
 
     @classmethod
     def of(cls, codes):
-        """From codes (N, D); what never varies is left at scale 1."""
+        """From codes (N, D); constant dimensions keep scale 1."""
         deviation = codes.std(0)
         return cls(codes.mean(0), np.where(deviation > 1e-6, deviation, 1.0))
 
@@ -416,13 +416,13 @@ class Scale(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """Quantiles (levels - 1, D) of training codes, between which each number of a code has a rank."""
+    """Quantiles (levels - 1, D) of training codes, which map each dimension of a code to a rank."""
 
     edges: np.ndarray
 
     @classmethod
     def of(cls, codes, levels):
-        """From codes (N, D) and how many ranks there shall be; whole numbers, such as indices, are left as they are."""
+        """From codes (N, D) and the number of ranks; integers, such as indices, are unchanged."""
         whole = np.issubdtype(codes.dtype, np.integer)
         shares = np.linspace(0, 1, 2 if whole else levels + 1)[1:-1]
         return cls(np.quantile(codes, shares, axis=0))
@@ -437,7 +437,7 @@ class Ranks(NamedTuple):
 
 # %% ../nbs/50_latent.ipynb #caeb9bf1
 class LightHead(NamedTuple):
-    """A trained classifier of codes and how it came about."""
+    """A trained classifier of codes and its training record."""
 
     name: str
     model: object
@@ -460,29 +460,30 @@ def train_head(
 ):  # fmt: skip
     """Train one of the paper's classifiers on codes (LatentForensics, section 4.2.2).
 
-    Parameters
-    ----------
-    name : {"RF", "LR", "MLP-2", "MLP-5"}
-    codes, labels : arrays, shapes (N, D) and (N,)
-    validation : tuple of codes and labels
-        Chooses the epoch of a network; a forest does not look at it.
-    epochs, patience, batch_size, momentum
-        Of networks, at the paper's rate of 5e-4: passes at most, passes without a lower validation loss after which they stop.
-    seed, trees, levels, jobs : int
-        Trees of a forest, ranks between which they may cut (see `Ranks`), and threads that grow it; -1 for all cores.
-    device : torch.device or str
-        Where a network learns; a forest grows on the processor.
+        Parameters
+        ----------
+        name : {"RF", "LR", "MLP-2", "MLP-5"}
+        codes, labels : arrays, shapes (N, D) and (N,)
+        validation : tuple of codes and labels
+            For choosing a network's epoch; not used by a forest.
+        epochs, patience, batch_size, momentum
+            Of networks, at the paper's learning rate of 5e-4: maximum number of epochs, epochs without a lower validation
+    loss before early stopping.
+        seed, trees, levels, jobs : int
+            Trees of a forest, ranks available as split points (see `Ranks`), and threads for fitting; -1 for all cores.
+        device : torch.device or str
+            Device for training a network; a forest is fitted on the CPU.
 
-    Returns
-    -------
-    LightHead
+        Returns
+        -------
+        LightHead
 
-    Raises
-    ------
-    UsageError
-        There is no such classifier.
-    InputError
-        The training codes have one label only, or codes hold values that are no numbers.
+        Raises
+        ------
+        UsageError
+            There is no such classifier.
+        InputError
+            The training codes have only one label, or codes contain NaN or infinite values.
     """
     check_lesson(name, labels)
     began = time.perf_counter()
@@ -500,7 +501,7 @@ def train_head(
 
 # %% ../nbs/50_latent.ipynb #88fa1866
 def check_lesson(name, labels):
-    """Raise where nothing can be learnt."""
+    """Raise an error if training is impossible."""
     if name != "RF" and name not in HIDDEN:
         raise UsageError(f"There is no classifier {name!r}. Choose one of: RF, {', '.join(HIDDEN)}.")
     if len(np.unique(labels)) < 2:
@@ -513,7 +514,7 @@ def as_tensors(scale, codes, labels, device):
 
 
 def descend_to_best(network, optimizer, train, validation, epochs, patience, batch_size):
-    """Train a network in place and leave it as it was in its best epoch; the losses of every epoch."""
+    """Train a network in place and restore its best epoch; returns the losses of every epoch."""
     log, best = [], (np.inf, None, 0)
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(train[0]))
@@ -534,7 +535,7 @@ def descend_to_best(network, optimizer, train, validation, epochs, patience, bat
 
 
 def learn(network, optimizer, train, rows):
-    """One step on some rows; its loss."""
+    """One training step on a batch of rows; returns the loss."""
     optimizer.zero_grad()
     loss = functional.binary_cross_entropy_with_logits(network(train[0][rows]), train[1][rows])
     loss.backward()
@@ -556,7 +557,7 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
     pictures : array, shape (N, S, S, 3), uint8
     labels : int array, shape (N,)
     train, val : int arrays
-        Rows to learn from, and those that choose the epoch.
+        Rows for training, and rows for choosing the epoch.
     epochs, seed, batch_size : int
 
     Returns
@@ -572,7 +573,7 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
         )
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 0.1  # Keras' 0.01 needs more steps to arrive than so few faces give
+            layer.momentum = 0.1  # Keras' 0.01 needs more steps to converge than so few faces allow
     settings = TrainingSettings(
         epochs=epochs, batch_size=batch_size, learning_rate=1e-3 if name == "MesoNet" else 3e-4, monitor="val_loss",
         precision="auto" if name == "XCeptionNet" else "float32", seed=seed,
@@ -586,25 +587,25 @@ def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch
 
 # %% ../nbs/50_latent.ipynb #70376ed2
 def pixel_scores(trainer, pictures):
-    """P(fake) (N,) of pictures (N, S, S, 3) of bytes."""
+    """P(fake) (N,) of uint8 images (N, S, S, 3)."""
     return fake_scores(trainer.predict(ArraySet(pictures, np.zeros(len(pictures), int))))
 
 
 # %% ../nbs/50_latent.ipynb #2af884d8
 def detectable_area(measured, power=0.8):
-    """The smallest area under the ROC that a test as large as this one would tell from chance.
+    """The smallest AUC that a test of this size would distinguish from chance.
 
     Parameters
     ----------
     measured : metrics.Measured
-        An area with its 95 % interval, of which half is 1.96 standard errors.
+        An AUC with its 95 % interval; half its width is 1.96 standard errors.
     power : float in (0, 1)
-        Share of studies that shall find it.
+        Share of studies that should detect it.
 
     Returns
     -------
     float or None
-        None where there is no interval.
+        None if there is no interval.
     """
     if measured.low is None or measured.high is None:
         return None
@@ -614,7 +615,7 @@ def detectable_area(measured, power=0.8):
 
 # %% ../nbs/50_latent.ipynb #97d080b1
 def prior_errors(labels, scores, priors, training_prior=None):
-    """Equation 1's mean error under shares of fakes, deciding as equation 2 says or at one half.
+    """Equation 1's mean error under given shares of fakes, with the threshold of equation 2 or one half.
 
     Parameters
     ----------
@@ -622,7 +623,7 @@ def prior_errors(labels, scores, priors, training_prior=None):
     scores : array, shape (N,), P(fake) in [0, 1]
     priors : array of float in (0, 1)
     training_prior : float, optional
-        The share that the scores were learnt under; with it the threshold follows equation 2, else it is one half.
+        Share of fakes in training; if given, the threshold follows equation 2, else it is one half.
 
     Returns
     -------
@@ -645,7 +646,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
     ----------
     made : datasets.PaperSet
     rows : DataFrame
-        Of its manifest.
+        Rows of its manifest.
     name, strength
         See `degradations.degrade`.
     size : int
@@ -655,7 +656,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
     Returns
     -------
     list of arrays, shape (n, size, size, 3), uint8
-        For each file, the same frames as its track has.
+        For each file, the same frames as in its track.
     """
     faces, found = FaceSet(made.folder), []
     places = {media_id: at for at, media_id in enumerate(faces.manifest.media_id)}
@@ -675,7 +676,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
 
 # %% ../nbs/50_latent.ipynb #acd5f653
 def between(track, indices):
-    """Landmarks (T, 5, 2) at frame indices, straight between those that a track knows."""
+    """Landmarks (T, 5, 2) at frame indices, linearly interpolated between those of a track."""
     flat = track.landmarks.reshape(len(track), -1)
     return np.stack([np.interp(indices, track.frame_indices, column) for column in flat.T], 1).reshape(
         -1, 5, 2

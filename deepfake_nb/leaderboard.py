@@ -72,35 +72,35 @@ from .video_resnet import VideoResNet
 
 # %% ../nbs/60_leaderboard.ipynb #4c1378e3
 def escaped(text):
-    """Text as a cell of Markdown shows it, whatever it holds."""
+    """Any text, escaped for a Markdown cell."""
     marks = {ord(mark): f"&#{ord(mark)};" for mark in "|*_`[]\\~"}
     return " ".join(html.escape(str(text)).split()).translate(marks)
 
 
 def in_figure(text):
-    """Text as Matplotlib shows it, without reading formulas into it."""
+    """Text for Matplotlib, escaped so that it is not parsed as formulas."""
     return str(text).replace("$", r"\$")
 
 
 # %% ../nbs/60_leaderboard.ipynb #ac075d2c
 @dataclass(frozen=True)
 class Reports:
-    """What the sections of a study left behind.
+    """The results stored by the sections of a study.
 
     Parameters
     ----------
     folder : Path
     predictions : DataFrame
-        Of all sections, one row a media file, detector and test set (the mean over its frames or clips), with ``section`` and
-        ``test_set``: the section's name for it, and the section where two share a name.
+        Of all sections, one row per media file, detector and test set (mean over frames or clips), with ``section`` and
+        ``test_set``: the section's name for it, and the section if two share a name.
     robustness : DataFrame
-        The same of worsened pictures, with ``axis``, ``level``, ``strength``; without rows where no section wrote any.
+        The same for degraded images, with ``axis``, ``level``, ``strength``; empty if no section wrote any.
     results : DataFrame
         See `study.load_results`.
     runs : dict of str to dict
         ``run.json`` of each section.
     status : DataFrame
-        One row a section: whether it was run, in which profile, and how many predictions it left.
+        One row per section: whether it was run, in which profile, and the number of its predictions.
     """
 
     folder: Path
@@ -118,12 +118,12 @@ OTHER_SECTIONS = [
 
 
 def read_reports(folder):
-    """Read what the sections of a study left in a folder.
+    """Read the results of a study's sections from a folder.
 
     Parameters
     ----------
     folder : str or Path
-        Such as ``reports/demo``: one folder a section.
+        Such as ``reports/demo``: one folder per section.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def read_reports(folder):
     Raises
     ------
     InputError
-        No section left predictions there.
+        There are no predictions of any section.
     """
     folder = Path(folder)
     runs = {section: run_of(folder / section) for section in OTHER_SECTIONS}
@@ -154,7 +154,7 @@ def read_reports(folder):
 
 # %% ../nbs/60_leaderboard.ipynb #07ae67f2
 def run_of(folder):
-    """A section's run record; None where it was not run to its end."""
+    """A section's run record; None if its run is incomplete."""
     try:
         return json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -200,7 +200,7 @@ NOT_TUNED = "not tuned here"
 
 
 def completed(table):
-    """Predictions whose sets all have a name."""
+    """Predictions with a name for every set."""
     missing = {"train_set": NOT_TUNED, "eval_set": "its own", "detector": "unnamed"}
     for column, word in missing.items():
         if column not in table.columns:
@@ -210,7 +210,7 @@ def completed(table):
 
 
 def with_test_sets(tables):
-    """The tables of all sections in one; a test set of two sections is called by both names."""
+    """The tables of all sections in one; a test set name shared by two sections gets the section added."""
     if not tables:
         return pd.DataFrame(columns=[*ENTRY, "eval_set", "media_id", "label", "score", "axis", "level"])
     owners = pd.concat([table[["eval_set", "section"]].drop_duplicates() for table in tables.values()])
@@ -228,7 +228,7 @@ def is_home(train_set, test_set):
     Parameters
     ----------
     train_set, test_set : str
-        A name, and behind a comma, a space or in brackets what was done to it: ``dfdc train``, ``zoom-dlc, glare``.
+        A name, followed after a comma, a space or in brackets by its variant: ``dfdc train``, ``zoom-dlc, glare``.
 
     Returns
     -------
@@ -248,7 +248,7 @@ MEASURED = {
 
 
 def drawn_by(rows):
-    """The column to draw by: people where each file has one, else files."""
+    """The column to resample by: people if every file has one, else files."""
     return "person" if "person" in rows and rows.person.notna().all() else "media_id"
 
 
@@ -280,19 +280,19 @@ def measure_detectors(predictions, resamples=2000, seed=0):
         See `Reports`.
     resamples : int
     seed : int
-        Each detector and set has a stream of its own, so that a row stays when others come.
+        Each detector and set has its own random stream, so that a row does not change when others are added.
 
     Returns
     -------
     DataFrame
-        One row a detector and test set: ``section, test_set, detector, train_set, at_home, n, n_fake, majority_rate, drawn_by``, then
-        ``auc, auc_low, auc_high`` and so for average precision, equal error rate and accuracy (missing numbers are NaN), and
-        ``resampled``, the AUC in each resample, shape (resamples,).
+        One row per detector and test set: ``section, test_set, detector, train_set, at_home, n, n_fake, majority_rate,
+        drawn_by``, then ``auc, auc_low, auc_high`` and likewise average precision, equal error rate and accuracy
+        (missing numbers are NaN), and ``resampled``, the AUC in each resample, shape (resamples,).
 
     Raises
     ------
     Undefined
-        A test set has files of one label only.
+        A test set has only one label.
     """
     rows = []
     for names, part in predictions.groupby(ENTRY, sort=False):
@@ -308,20 +308,20 @@ def measure_detectors(predictions, resamples=2000, seed=0):
 
 # %% ../nbs/60_leaderboard.ipynb #1e646695
 def paired_differences(predictions, resamples=2000):
-    """Compare each two detectors of each test set on the media that both judged.
+    """Compare each pair of detectors per test set on the media scored by both.
 
     Parameters
     ----------
     predictions : DataFrame
         See `Reports`.
     resamples : int
-        Of the bootstrap that stands in where DeLong's test has no answer.
+        Of the bootstrap used where DeLong's test is undefined.
 
     Returns
     -------
     DataFrame
-        One row a pair: ``test_set``, ``a`` and ``b`` (each detector and training set), ``difference`` in AUC (b - a), ``low``, ``high``,
-        ``p_value``, ``p_holm`` (over the pairs of the test set), ``n`` media; numbers that cannot be told are NaN.
+        One row per pair: ``test_set``, ``a`` and ``b`` (each detector and training set), ``difference`` in AUC (b - a),
+        ``low``, ``high``, ``p_value``, ``p_holm`` (over the pairs of the test set), ``n`` media; undefined numbers are NaN.
     """
     tables = []
     for test_set, part in predictions.groupby("test_set", sort=False):
@@ -341,7 +341,7 @@ TOLD = ("difference", "low", "high", "p_value", "n")
 
 
 def difference_of(media, a, b, resamples):
-    """AUC of scores b less that of scores a on the media that have both, as a dict of `TOLD`."""
+    """AUC of scores b minus that of scores a on the media with both, as a dict of `TOLD`."""
     both = (a.notna() & b.notna()).to_numpy()
     media, scores = media[both], (a[both], b[both])
     clusters = media.person if drawn_by(media) == "person" else media.index
@@ -349,7 +349,7 @@ def difference_of(media, a, b, resamples):
         test = delong_test(media.label, *scores, clusters=clusters)
         if test.p_value is None:
             test = bootstrap_test(media.label, *scores, clusters=clusters, resamples=resamples)
-    except InputError:  # too few to be compared
+    except InputError:  # too few for a comparison
         return dict.fromkeys(TOLD) | {"n": len(media)}
     return {name: getattr(test, name) for name in TOLD} | {"n": len(media)}
 
@@ -366,7 +366,7 @@ def ranks_with_ties(areas, p_values, level=LEVEL):
     areas : array, shape (K,)
         Higher is better.
     p_values : array, shape (K, K), symmetric
-        Corrected p-values of the pairs; NaN where there is no test, which counts as no difference.
+        Corrected p-values of the pairs; NaN if there is no test, which counts as no difference.
     level : float in (0, 1)
 
     Returns
@@ -399,7 +399,7 @@ def with_ranks(board, differences, level=LEVEL):
     Returns
     -------
     DataFrame
-        With ``rank`` and ``above_chance`` (the interval of the AUC lies above 0.5), each test set from its best down.
+        With ``rank`` and ``above_chance`` (the interval of the AUC lies above 0.5), sorted from best to worst per test set.
     """
     parts = []
     for test_set, part in board.groupby("test_set", sort=False):
@@ -415,14 +415,14 @@ def with_ranks(board, differences, level=LEVEL):
 
 # %% ../nbs/60_leaderboard.ipynb #72e062b6
 def as_text(value, low=None, high=None):
-    """A number and its interval as tables show them; missing ends stay away, and a missing number is a dash."""
+    """A number and its interval as text; missing bounds are omitted, and a missing number is a dash."""
     if pd.isna(value):
         return "–"
     return f"{value:.2f}" + ("" if pd.isna(low) or pd.isna(high) else f" [{low:.2f}, {high:.2f}]")
 
 
 def readable(table, formats=None):
-    """A table for people: a line a row, numbers short, missing ones as a dash, and all text escaped."""
+    """A table for display: rounded numbers, missing ones as a dash, and escaped text."""
     styler = table.style.format(formats, precision=2, na_rep="–", escape="html").hide(axis="index")
     left = {"white-space": "nowrap", "text-align": "left", "font-size": "85%"}
     headers = [{"selector": "th", "props": list(left.items())}]
@@ -431,7 +431,7 @@ def readable(table, formats=None):
 
 # %% ../nbs/60_leaderboard.ipynb #54d9bb96
 def table_to_read(board):
-    """The leaderboard for people: numbers with their intervals as text.
+    """The leaderboard for display: numbers with their intervals as text.
 
     Parameters
     ----------
@@ -453,20 +453,20 @@ def table_to_read(board):
 
 # %% ../nbs/60_leaderboard.ipynb #a30467b4
 def entry_names(part):
-    """A line for each row of some rows of the board: its detector, and what it learnt from where that differs."""
+    """A label per row of the board: its detector, and its training set if these differ."""
     several = part.train_set.nunique() > 1
     pairs = zip(part.detector, part.train_set, strict=True)
     return [in_figure(f"{detector} ← {train_set}" if several else detector) for detector, train_set in pairs]
 
 
 def learnt_from(part):
-    """What stands below a title where all detectors learnt from the same."""
+    """The subtitle if all detectors share a training set."""
     return f"\nall trained on {in_figure(part.train_set.iloc[0])}" if part.train_set.nunique() == 1 else ""
 
 
 # %% ../nbs/60_leaderboard.ipynb #25a9c45e
 def draw_ranks(axes, part):
-    """AUCs of one test set with their intervals, the best on top."""
+    """Plot the AUCs of one test set with their intervals, best on top."""
     places = np.arange(len(part))[::-1]
     for place, row in zip(places, part.itertuples(), strict=True):
         colour = COLOURS[1] if row.at_home else COLOURS[0]
@@ -489,7 +489,7 @@ def draw_ranks(axes, part):
 
 # %% ../nbs/60_leaderboard.ipynb #52858f79
 def plot_ranks(board):
-    """Every detector on every test set, best on top; a panel a test set.
+    """Plot every detector on every test set, best on top; one panel per test set.
 
     Parameters
     ----------
@@ -517,7 +517,7 @@ def plot_ranks(board):
 
 # %% ../nbs/60_leaderboard.ipynb #c72892bd
 def draw_matrix(axes, part):
-    """Training sets against test sets, the AUC and its interval in each cell."""
+    """Plot training sets against test sets, with AUC and interval in each cell."""
     rows = part.drop_duplicates(["detector", "train_set"]).sort_values("detector", kind="stable")
     entries, sets = list(zip(rows.detector, rows.train_set, strict=True)), list(part.test_set.unique())
     axes.imshow(part.pivot_table("auc", ["detector", "train_set"], "test_set").reindex(entries)[sets],
@@ -545,7 +545,7 @@ def draw_matrix(axes, part):
 
 # %% ../nbs/60_leaderboard.ipynb #bc97c2cd
 def plot_generalisation(board):
-    """Training set against test set for every detector, a panel a section.
+    """Plot training set against test set for every detector, one panel per section.
 
     Parameters
     ----------
@@ -555,7 +555,7 @@ def plot_generalisation(board):
     Returns
     -------
     matplotlib.figure.Figure
-        Each cell holds the AUC and its 95 % interval; framed where both sets come from one source.
+        Each cell holds the AUC and its 95 % interval; framed if both sets come from one source.
     """
     sections = [part for _, part in board.groupby("section", sort=False)]
     heights = [0.8 + 0.24 * len(part[["detector", "train_set"]].drop_duplicates()) for part in sections]
@@ -568,7 +568,7 @@ def plot_generalisation(board):
 
 # %% ../nbs/60_leaderboard.ipynb #a0dd7534
 def generalisation_gaps(board):
-    """What each detector loses on sets it was not trained on.
+    """The loss of AUC of each detector on sets it was not trained on.
 
     Parameters
     ----------
@@ -578,8 +578,8 @@ def generalisation_gaps(board):
     Returns
     -------
     DataFrame
-        One row a detector that was asked at home and elsewhere: ``home`` and ``away`` (mean AUC over such test sets), ``lost`` (home less
-        away), ``low, high`` (95 % interval).
+        One row per detector tested in domain and across domains: ``home`` and ``away`` (mean AUC over such test
+        sets), ``lost`` (home minus away), ``low, high`` (95 % interval).
     """
     rows = []
     for entry, part in board.groupby(["section", "detector", "train_set"], sort=False):
@@ -595,7 +595,7 @@ def generalisation_gaps(board):
 
 # %% ../nbs/60_leaderboard.ipynb #8d5ff56c
 def section_sizes(section, profile):
-    """The sizes that a section's notebook gives a profile."""
+    """The sizes of a profile in a section's notebook."""
     cells = json.loads(section_notebook(section).read_text(encoding="utf-8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     for source in (source for source in sources if source.lstrip().startswith("PROFILE_SIZES = {")):
@@ -604,7 +604,7 @@ def section_sizes(section, profile):
 
 
 def network_like(section, detector, profile):
-    """A new network of a detector's shape, the shape of its input and what that is; None for other detectors."""
+    """A new network with a detector's architecture, its input shape and input type; None for other detectors."""
     if section == "frame_detectors" and detector.startswith("simplenet"):
         return SimpleNet(), (3, 256, 256), "face"
     if section == "frame_detectors" and detector.startswith("xception"):
@@ -625,7 +625,7 @@ RECORDED = {
 
 
 def fusion_title(detector):
-    """What the fusion section calls a configuration in its table of costs."""
+    """The fusion section's name for a configuration in its table of costs."""
     return title_of(combination_of(detector.partition(",")[0].replace(" ", "")))
 
 
@@ -645,21 +645,21 @@ def recorded_costs(results, section, detector):
 
 # %% ../nbs/60_leaderboard.ipynb #5e4410bb
 def detector_costs(reports, turns=3, device="cpu"):
-    """What each detector costs.
+    """The costs of each detector.
 
     Parameters
     ----------
     reports : Reports
     turns : int
-        Passes timed where a section recorded no time; the fastest counts.
+        Timed passes if a section recorded no time; the fastest counts.
     device : torch.device or str
-        Where they are timed.
+        Device for timing.
 
     Returns
     -------
     DataFrame
-        One row a detector: ``section, detector, parameters, milliseconds, of`` ("face" or "clip"), ``training_seconds`` and
-        ``measured``: where. Missing numbers are NaN.
+        One row per detector: ``section, detector, parameters, milliseconds, of`` ("face" or "clip"), ``training_seconds``,
+        ``measured`` (source of the time). Missing numbers are NaN.
     """
     rows, timed = [], {}
     pairs = reports.predictions[["section", "detector"]].drop_duplicates()
@@ -695,7 +695,7 @@ def time_network(network, shape, of, turns, device):
 
 # %% ../nbs/60_leaderboard.ipynb #2d324041
 def draw_cost(axes, part, middle):
-    """AUC against milliseconds on one test set, the Pareto front in colour; names stand left of points beyond the middle."""
+    """Plot AUC against milliseconds on one test set, the Pareto front in colour; labels left of points beyond `middle`."""
     part = part.assign(front=pareto_front(part.milliseconds, part.auc)).sort_values("milliseconds")
     for row in part.itertuples():
         colour = COLOURS[1] if row.front else "0.55"
@@ -716,7 +716,7 @@ def draw_cost(axes, part, middle):
 
 # %% ../nbs/60_leaderboard.ipynb #2b7bab33
 def plot_costs(board, costs):
-    """AUC beside the time of an answer, a panel a test set.
+    """Plot AUC against inference time, one panel per test set.
 
     Parameters
     ----------
@@ -728,7 +728,7 @@ def plot_costs(board, costs):
     Returns
     -------
     matplotlib.figure.Figure
-        Round points look at faces, square ones at clips.
+        Circles are face detectors, squares are clip detectors.
     """
     both = board.merge(costs.dropna(subset="milliseconds"), on=["section", "detector"])
     parts = [part for _, part in both.groupby(["test_set", "of"], sort=False)]
@@ -750,7 +750,7 @@ def plot_costs(board, costs):
 
 # %% ../nbs/60_leaderboard.ipynb #566fb8b0
 def robustness_of(reports, resamples=2000, rng=None):
-    """Curves and areas of every detector that met worn pictures.
+    """Curves and mean AUCs of every detector tested on degraded images.
 
     Parameters
     ----------
@@ -761,7 +761,7 @@ def robustness_of(reports, resamples=2000, rng=None):
     Returns
     -------
     (DataFrame, DataFrame)
-        See `robustness.robustness_curves` and `robustness.area_under_robustness`, with ``section``; without rows where there are none.
+        See `robustness.robustness_curves` and `robustness.area_under_robustness`, with ``section``; empty if there are none.
     """
     rng, curves, areas = np.random.default_rng(0) if rng is None else rng, [], []
     for section, table in reports.robustness.groupby("section", sort=False):
@@ -776,7 +776,7 @@ def robustness_of(reports, resamples=2000, rng=None):
 
 # %% ../nbs/60_leaderboard.ipynb #d6295f9c
 def areas_to_read(areas):
-    """What wear costs each detector: its AUC on untouched faces, the mean over all axes, what is lost, and where most.
+    """Effect of degradation per detector: AUC on untouched faces, mean over all axes, the loss, and the worst axis.
 
     Parameters
     ----------
@@ -802,7 +802,7 @@ def areas_to_read(areas):
 
 # %% ../nbs/60_leaderboard.ipynb #b0752b21
 def plot_areas(areas):
-    """The mean AUC of every detector along every axis, as a heatmap.
+    """Plot the mean AUC of every detector along every axis as a heatmap.
 
     Parameters
     ----------
@@ -812,7 +812,7 @@ def plot_areas(areas):
     Returns
     -------
     matplotlib.figure.Figure
-        Each cell holds the area; before them stands the AUC on untouched faces.
+        Each cell holds the mean AUC; the first column is the AUC on untouched faces.
     """
     keys = ["section", "detector", "train_set", "eval_set"]
     wide = areas.pivot_table(
@@ -839,14 +839,14 @@ def plot_areas(areas):
 
 # %% ../nbs/60_leaderboard.ipynb #0c3f36ca
 def plot_best_curves(curves, most=6):
-    """Along each axis, the curves of the best detectors: on each test set the one with the highest AUC on untouched faces.
+    """Plot the curves of the best detectors along each axis: per test set the one with the highest AUC on untouched faces.
 
     Parameters
     ----------
     curves : DataFrame
         See `robustness_of`.
     most : int
-        Curves that are drawn at most, those of the highest.
+        Maximum number of curves, the highest ones.
 
     Returns
     -------
@@ -857,7 +857,7 @@ def plot_best_curves(curves, most=6):
     best = untouched.sort_values("auc", ascending=False).drop_duplicates(["section", "eval_set"]).head(most)
     best = best.sort_values(
         "axes", ascending=False, kind="stable"
-    )  # so that a detector has one colour in all panels
+    )  # a detector has the same colour in all panels
     figure = plot_robustness(best[keys].merge(curves, on=keys))
     lines, names = figure.axes[0].get_legend_handles_labels()
     figure.legends[0].remove()
@@ -880,7 +880,7 @@ def headline(board):
     Returns
     -------
     DataFrame
-        Two rows a test set, where it has both: ``section, test_set, side`` (a value of `SIDES`), ``detector, train_set, auc, auc_low,
+        Up to two rows per test set: ``section, test_set, side`` (a value of `SIDES`), ``detector, train_set, auc, auc_low,
         auc_high, n, majority_rate`` and ``among``, the detectors of that side.
     """
     columns = [
@@ -905,7 +905,7 @@ def headline(board):
 
 # %% ../nbs/60_leaderboard.ipynb #706ae87b
 def headline_table(folder):
-    """The headline of a study as Markdown, from what its leaderboard wrote down.
+    """The headline of a study as Markdown, from the record of its leaderboard.
 
     Parameters
     ----------
@@ -915,12 +915,12 @@ def headline_table(folder):
     Returns
     -------
     str
-        A table, a row a test set, and a line on where the numbers come from. Names are escaped.
+        A table, one row per test set, and a line on the origin of the numbers. Names are escaped.
 
     Raises
     ------
     InputError
-        No leaderboard was written there.
+        There is no leaderboard.
     """
     results = load_results(folder)
     mine = results[(results.section == "leaderboard") & (results.table == "Headline")]
@@ -956,7 +956,7 @@ def headline_cells(test_set, part):
 
 
 def words_below(mine):
-    """Where the numbers of a headline come from."""
+    """The origin of a headline's numbers."""
     parts = {
         name: ", ".join(sorted(set(map(str, mine[name])))) for name in ("data", "profile", "protocol", "seed")
     }

@@ -43,7 +43,7 @@ def convolution_step(inputs, outputs, size, pooling):
 
 # %% ../nbs/08_mesonet.ipynb #1443cce4
 class MesoNet(nn.Module):
-    """What Meso-4 and MesoInception-4 share: two dense layers on the maps of a convolutional body.
+    """The common part of Meso-4 and MesoInception-4: two dense layers on the maps of a convolutional body.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class MesoNet(nn.Module):
         self.head = nn.Linear(self.num_features, 1)
 
     def forward_features(self, images):
-        """What the last layer sees of faces (N, 3, S, S) with values in [0, 1]: a tensor (N, 16)."""
+        """Input of the last layer for faces (N, 3, S, S) with values in [0, 1]: a tensor (N, 16)."""
         flat = self.body(images).flatten(1)
         return functional.leaky_relu(self.dense(self.dropout(flat)), 0.1)
 
@@ -79,7 +79,7 @@ class Meso4(MesoNet):
     """Meso-4: four convolutions and two dense layers, 27,977 parameters at 256 pixels.
 
     Afchar et al. 2018, arXiv:1809.00888, section 3.1. Input (N, 3, S, S) in [0, 1], output logits (N,), higher
-    is more fake; `forward_features` gives 16 numbers a face.
+    is more fake; `forward_features` returns 16 features per face.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Meso4(MesoNet):
 
 # %% ../nbs/08_mesonet.ipynb #22620f6d
 class InceptionModule(nn.Module):
-    """Four branches on the same input, joined channel by channel; ReLU behind every convolution."""
+    """Four branches on the same input, concatenated along the channels; ReLU after every convolution."""
 
     def __init__(self, inputs, widths):
         super().__init__()
@@ -120,7 +120,7 @@ class MesoInception4(MesoNet):
     """MesoInception-4: two inception modules, two convolutions, two dense layers; 28,615 parameters at 256 pixels.
 
     Afchar et al. 2018, arXiv:1809.00888, section 3.2. Input (N, 3, S, S) in [0, 1], output logits (N,), higher
-    is more fake; `forward_features` gives 16 numbers a face.
+    is more fake; `forward_features` returns 16 features per face.
 
     Parameters
     ----------

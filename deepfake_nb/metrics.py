@@ -62,24 +62,24 @@ KEYS = ("detector", "train_set", "eval_set", "split")
 
 
 class Undefined(InputError):
-    """A metric has no value on these labels and scores; the sentence says why."""
+    """A metric is undefined on these labels and scores; the message states why."""
 
 
 # %% ../nbs/05_metrics.ipynb #11427ce8
 def simulated_predictions(
     rng, n_media=60, n_frames=1, separation=1.5, of_media=1.0, of_frame=0.0, detector="simulated"
 ):
-    """Predictions of a made-up detector whose AUC is known; the first half of the media is real.
+    """Predictions of a simulated detector with known AUC; the first half of the media is real.
 
     Parameters
     ----------
     rng : numpy.random.Generator
     n_media, n_frames : int
-        Media files, and frames of each.
+        Media files, and frames per file.
     separation : float
         Distance of the mean logits of fake and real frames.
     of_media, of_frame : float
-        Standard deviations of a logit from video to video, and within one.
+        Standard deviations of the logit between videos, and within a video.
     detector : str
 
     Returns
@@ -118,7 +118,7 @@ def present(table, columns=KEYS):
 
 
 def named_columns(table, columns):
-    """`columns` as a list, also of one name; a `UsageError` names the first that the table has not."""
+    """`columns` as a list, also for a single name; a `UsageError` names the first missing from the table."""
     columns = [columns] if isinstance(columns, str) else list(columns)
     for column in columns:
         if column not in table.columns:
@@ -129,7 +129,7 @@ def named_columns(table, columns):
 
 
 def check_ids(table):
-    """Refuse media files with two labels, and units that are there twice."""
+    """Reject media files with two labels, and duplicate units."""
     groups = table.groupby(present(table, ("eval_set", "media_id")), sort=False, dropna=False, observed=True)[
         "label"
     ]
@@ -148,7 +148,7 @@ def check_ids(table):
 
 # %% ../nbs/05_metrics.ipynb #92d4a8ca
 def check_predictions(predictions):
-    """Check a table of predictions, and give it the right types.
+    """Validate a table of predictions and convert its types.
 
     Parameters
     ----------
@@ -158,13 +158,13 @@ def check_predictions(predictions):
     Returns
     -------
     DataFrame
-        A copy: ids as text, labels int64, scores float64, rows numbered from 0.
+        A copy with ids as text, labels int64, scores float64 and rows numbered from 0.
 
     Raises
     ------
     InputError
         A column is missing, there are no rows, a label is not 0 or 1, a score is not finite, a media file has two
-        labels, or a unit is there twice. The first such row is named.
+        labels, or a unit is duplicated. The message names the first such row.
     """
     missing = [column for column in NEEDED if column not in predictions.columns]
     if missing:
@@ -204,7 +204,7 @@ LABEL_WORDS = {
 
 # %% ../nbs/05_metrics.ipynb #d893c8f1
 def pick_column(table, role, wanted, source):
-    """The column of the file that plays a role: the one wanted, or the first of the usual names."""
+    """The column of the file for a role: the requested one, or the first with a usual name."""
     columns = [str(column) for column in table.columns]
     if wanted is not None:
         if wanted in columns:
@@ -222,7 +222,7 @@ def pick_column(table, role, wanted, source):
 
 
 def label_of(value):
-    """0 or 1 for the words people use, the value itself where it is none of them."""
+    """0 or 1 for common label words; any other value is returned unchanged."""
     return LABEL_WORDS.get(str(value).strip().lower(), value)
 
 
@@ -232,7 +232,7 @@ def is_records(value):
 
 
 def table_in_json(value, source):
-    """Find the table in what a JSON file holds."""
+    """Find the table in the content of a JSON file."""
     if is_records(value):
         return pd.DataFrame(value)
     if isinstance(value, dict):
@@ -253,10 +253,10 @@ def table_in_json(value, source):
 
 # %% ../nbs/05_metrics.ipynb #4a587d2a
 def read_text_table(path, separator):
-    """A delimited file, all as text: an id such as 007 keeps its zeros.
+    """Read a delimited file as text, so that an id such as 007 keeps its zeros.
 
-    Spreadsheets export UTF-16, a line ``sep=;``, semicolons with decimal commas, and a separator at the end of each row; others
-    begin with comment lines.
+    Spreadsheets export UTF-16, a line ``sep=;``, semicolons with decimal commas, and a separator at the end of each row;
+    others begin with comment lines.
     """
     with open(path, "rb") as file:
         encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -277,7 +277,7 @@ def read_text_table(path, separator):
 
 
 def with_decimal_points(table):
-    """A table of text in which columns of numbers with a decimal comma have points."""
+    """Convert decimal commas to points in the numeric columns of a table of text."""
     for column in table:
         numbers = table[column].str.fullmatch(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
         if numbers.all() and table[column].str.contains(",").any():
@@ -301,7 +301,7 @@ def read_json(path):
 
 
 def read_parquet(path):
-    """A Parquet file; an index that has a name is a column."""
+    """Read a Parquet file; a named index becomes a column."""
     table = pd.read_parquet(path)
     return table.reset_index() if any(table.index.names) else table
 
@@ -323,23 +323,23 @@ def read_predictions(path, label=None, score=None, media_id=None):
     Parameters
     ----------
     path : str or Path
-        JSON may be a list of records, such a list under any key, a record for each media file, or a list for each
+        JSON may be a list of records, such a list under any key, one record per media file, or one list per
         column.
     label, score, media_id : str, optional
-        The file's names of these columns; the usual ones are found without (`USUAL_NAMES`). Labels may be 0 and
-        1, true and false, or words such as "fake" and "real".
+        Names of these columns in the file; usual names are found automatically (`USUAL_NAMES`). Labels may be 0
+        and 1, true and false, or words such as "fake" and "real".
 
     Returns
     -------
     DataFrame
-        Checked by `check_predictions`, all other columns kept; ``attrs["columns"]`` has the file's names of the three.
+        Checked by `check_predictions`, with all other columns kept; ``attrs["columns"]`` holds the original three names.
 
     Raises
     ------
     UsageError
-        A column that was named is not there.
+        A requested column is missing.
     InputError
-        The file cannot be read, has no such columns, or fails `check_predictions`.
+        The file cannot be read, lacks these columns, or fails `check_predictions`.
     """
     path = Path(path)
     source = f"{str(path)!r}"
@@ -360,7 +360,7 @@ def read_predictions(path, label=None, score=None, media_id=None):
 
 # %% ../nbs/05_metrics.ipynb #9b175db6
 def read_any(path, source):
-    """Read a file by its ending; any failure of a reader becomes a sentence."""
+    """Read a file by its extension; any failure of a reader becomes an error message."""
     if path.suffix.lower() not in READERS:
         raise InputError(f"{source} is not one of {', '.join(READERS)}: predictions are read from these.")
     if not path.is_file():
@@ -377,7 +377,7 @@ def read_any(path, source):
 
 
 def with_numbers(table):
-    """Units as numbers where all of them are; text stays text."""
+    """Convert units to numbers where all are numeric; otherwise they stay text."""
     if "unit" in table.columns:
         numbers = pd.to_numeric(table["unit"], errors="coerce")
         if numbers.notna().all():
@@ -386,11 +386,11 @@ def with_numbers(table):
 
 
 # %% ../nbs/05_metrics.ipynb #7d00b702
-IMAGES_IN_FOLDER = 4  # on average, from which on the images of a folder look like the frames of a video
+IMAGES_IN_FOLDER = 4  # mean per folder from which on its images look like frames of a video
 
 
 def doubts_about(table):
-    """What looks wrong in a table of predictions.
+    """List what looks wrong in a table of predictions.
 
     Parameters
     ----------
@@ -400,7 +400,8 @@ def doubts_about(table):
     Returns
     -------
     list of str
-        A sentence each: scores of 0 to 100, inverted labels or scores, decisions in place of scores, frames as media files.
+        One sentence per doubt: scores of 0 to 100, inverted labels or scores, decisions in place of scores, frames as
+        media files.
     """
     checks = (doubt_about_scale, doubt_about_direction, doubt_about_decisions, doubt_about_frames)
     return [sentence for check in checks if (sentence := check(table))]
@@ -454,7 +455,7 @@ def folder_of(table):
 
 # %% ../nbs/05_metrics.ipynb #ed2edd8d
 def top_quarter(scores):
-    """Mean of the highest quarter of the scores, at least of one."""
+    """Mean of the highest quarter of the scores, at least one score."""
     return np.sort(scores)[-max(1, round(len(scores) / 4)) :].mean()
 
 
@@ -463,7 +464,7 @@ POOLINGS = {"mean": "mean", "median": "median", "max": "max", "top_quarter": top
 
 # %% ../nbs/05_metrics.ipynb #587979aa
 def pool(predictions, how="mean", by=()):
-    """Pool the scores of frames or clips into one score a media file.
+    """Pool the scores of frames or clips into one score per media file.
 
     Parameters
     ----------
@@ -472,13 +473,13 @@ def pool(predictions, how="mean", by=()):
     how : {"mean", "median", "max", "top_quarter"}
         "top_quarter" is the mean of the highest quarter of a media file's scores.
     by : str or sequence of str
-        Further columns that keep rows apart; `KEYS` always do.
+        Further columns to group by, besides `KEYS`.
 
     Returns
     -------
     DataFrame
-        One row a media file, in order of first appearance; ``n_units`` counts what was pooled, and of the other
-        columns those stay that have one value a media file.
+        One row per media file, in order of first appearance; ``n_units`` counts the pooled units. Other columns are
+        kept if they have one value per media file.
 
     Raises
     ------
@@ -502,7 +503,7 @@ def pool(predictions, how="mean", by=()):
 
 # %% ../nbs/05_metrics.ipynb #8a3589eb
 def as_arrays(labels, scores):
-    """Labels int64 and scores float64, both (N,), from whatever holds such numbers; else an `InputError`."""
+    """Labels int64 and scores float64, both (N,), from any array-like; `InputError` otherwise."""
     try:
         labels, scores = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
     except (TypeError, ValueError):
@@ -533,7 +534,7 @@ def need_probabilities(scores):
 
 # %% ../nbs/05_metrics.ipynb #24859c58
 def auc(labels, scores):
-    """Area under the ROC curve: how often a fake scores higher than a real one, ties counting half.
+    """Area under the ROC curve: probability that a fake scores higher than a real item, ties counting half.
 
     Parameters
     ----------
@@ -560,7 +561,7 @@ def average_precision(labels, scores):
     Returns
     -------
     float in [0, 1]
-        The share of fakes is what a detector without skill gets.
+        A random detector gets the share of fakes.
     """
     labels, scores = as_arrays(labels, scores)
     need(labels, 0, 1)
@@ -569,7 +570,7 @@ def average_precision(labels, scores):
 
 # %% ../nbs/05_metrics.ipynb #39b8ba48
 def crossing(false_alarm_rate, miss_rate):
-    """Where two curves of shape (..., G), one rising and one falling along G, meet on straight lines."""
+    """Value where a rising and a falling curve, each (..., G), cross along G, by linear interpolation."""
     gap = miss_rate - false_alarm_rate
     after = np.argmax(gap <= 0, axis=-1)[..., None]
     before = np.maximum(after - 1, 0)
@@ -580,19 +581,19 @@ def crossing(false_alarm_rate, miss_rate):
 
 
 def highest_at(false_alarm_rate, hit_rate, allowed):
-    """The highest hit rate whose false alarm rate is allowed, along the last axis."""
+    """The highest hit rate at an allowed false-alarm rate, along the last axis."""
     at = (false_alarm_rate <= allowed + 1e-12).sum(axis=-1, keepdims=True) - 1
     return np.take_along_axis(hit_rate, at, -1)[..., 0]
 
 
 # %% ../nbs/05_metrics.ipynb #2d727296
 def equal_error_rate(labels, scores):
-    """The rate at which missed fakes and false alarms are equally frequent; see `auc` for the arguments.
+    """The equal error rate, where miss rate and false-alarm rate are equal; see `auc` for the arguments.
 
     Returns
     -------
     float in [0, 1]
-        By straight lines between the points of the ROC curve.
+        By linear interpolation between the points of the ROC curve.
     """
     labels, scores = as_arrays(labels, scores)
     need(labels, 0, 1)
@@ -601,19 +602,19 @@ def equal_error_rate(labels, scores):
 
 
 def true_positive_rate_at(labels, scores, false_positive_rate):
-    """The share of fakes found by the best threshold whose false alarms are rare enough.
+    """The true-positive rate at the best threshold within a limit on the false-positive rate.
 
     Parameters
     ----------
     labels, scores
         See `auc`.
     false_positive_rate : float in [0, 1]
-        Largest share of real ones that may be called fake. Below 1 / (number of real ones) that means none.
+        Largest share of real items that may be classified as fake. Below 1 / (number of real items) that is none.
 
     Returns
     -------
     float in [0, 1]
-        At a threshold that exists, without interpolation.
+        At an existing threshold, without interpolation.
     """
     labels, scores = as_arrays(labels, scores)
     need(labels, 0, 1)
@@ -623,18 +624,18 @@ def true_positive_rate_at(labels, scores, false_positive_rate):
 
 # %% ../nbs/05_metrics.ipynb #ffd5f0ee
 def probability_bins(scores, bins):
-    """Bin number of each probability: equally wide bins, 1.0 in the last."""
+    """Bin number of each probability: bins of equal width, 1.0 in the last."""
     return np.minimum((scores * bins).astype(int), bins - 1)
 
 
 def gap_of_sums(n, sum_of_scores, sum_of_labels):
-    """Expected calibration error from sums a bin, over the last axis."""
+    """Expected calibration error from sums per bin, over the last axis."""
     return np.abs(sum_of_scores - sum_of_labels).sum(-1) / n.sum(-1)
 
 
 # %% ../nbs/05_metrics.ipynb #664546ab
 def expected_calibration_error(labels, scores, bins=10):
-    """Mean distance between what is announced and what happens, over bins of equal width (Naeini et al. 2015).
+    """Mean gap between predicted probability and observed share, over bins of equal width (Naeini et al. 2015).
 
     Parameters
     ----------
@@ -645,7 +646,7 @@ def expected_calibration_error(labels, scores, bins=10):
     Returns
     -------
     float in [0, 1]
-        Even a perfectly calibrated detector does not get 0 on few media; see the text.
+        On few media it is above 0 even for a perfectly calibrated detector; see the text.
 
     Raises
     ------
@@ -662,18 +663,18 @@ def expected_calibration_error(labels, scores, bins=10):
 # %% ../nbs/05_metrics.ipynb #d273bb14
 @dataclass(frozen=True)
 class Measured:
-    """A number and how sure one can be of it.
+    """A value with its confidence interval.
 
     Parameters
     ----------
     value : float or None
         None where it is undefined.
     low, high : float or None
-        Ends of the interval; None where the data cannot tell them.
+        Bounds of the interval; None where the data do not determine them.
     n : int or None
-        Media files it rests on.
+        Number of media files behind it.
     reason : str
-        Why `value`, or else `low` and `high`, are missing, or where they come from if not from resampling.
+        Why `value`, or else `low` and `high`, are missing, or their source if not resampling.
     """
 
     value: float | None
@@ -683,7 +684,7 @@ class Measured:
     reason: str = ""
 
     def as_dict(self):
-        """As JSON takes it; a missing number is None."""
+        """Return a JSON-serialisable form; a missing number is None."""
         return asdict(self)
 
     def __str__(self):
@@ -697,7 +698,7 @@ CELLS = 2_000_000
 
 
 def cluster_codes(clusters, n):
-    """The number of each row's cluster, (n,) from 0, and how many clusters there are; without, each row is its own."""
+    """Cluster index of each row, (n,) from 0, and the number of clusters; by default each row is its own."""
     if clusters is None:
         return np.arange(n), n
     code, names = pd.factorize(np.asarray(clusters))
@@ -709,12 +710,12 @@ def cluster_codes(clusters, n):
 
 
 def draw_counts(strata, resamples, rng, rows=None):
-    """How often each media file is drawn: stratified bootstrap, in blocks that fit a processor's cache.
+    """Draw counts per media file of a stratified bootstrap, in blocks that fit a CPU cache.
 
     Parameters
     ----------
     strata : int array, shape (M,)
-        Files are drawn within their stratum, as many as it has.
+        Files are drawn within their stratum, as many as it contains.
     resamples : int, at least 1
     rng : numpy.random.Generator
     rows : int, optional
@@ -741,20 +742,20 @@ def draw_counts(strata, resamples, rng, rows=None):
 
 # %% ../nbs/05_metrics.ipynb #56f1e3f8
 def tail_of(confidence):
-    """What an interval leaves out on either side: 0.025 of one that holds 0.95."""
+    """Tail probability on either side of an interval: 0.025 for a confidence of 0.95."""
     if not 0 < confidence < 1:
         raise UsageError(f"confidence is {confidence}, but must lie between 0 and 1, such as 0.95.")
     return (1 - confidence) / 2
 
 
 def interval_at_the_end(value, trials, confidence):
-    """Clopper and Pearson's interval when all independent `trials` had the same outcome, 0 or 1."""
+    """Clopper-Pearson interval when all independent `trials` had the same outcome, 0 or 1."""
     reached = tail_of(confidence) ** (1 / trials)
     return (reached, 1.0) if value > 0.5 else (0.0, 1 - reached)
 
 
 def middle(drawn, confidence):
-    """The middle of resampled values, shape (R, ...), along the first axis: its two ends, shape (2, ...)."""
+    """Bounds, shape (2, ...), of the central interval of resampled values (R, ...) along the first axis."""
     tail = tail_of(confidence)
     return np.quantile(drawn, [tail, 1 - tail], axis=0)
 
@@ -782,22 +783,22 @@ def measured(value, drawn, n, confidence, trials=None, turned=False):
 
 # %% ../nbs/05_metrics.ipynb #c75d25b6
 def bootstrap_mean(values, clusters=None, rng=None, resamples=2000, confidence=0.95, bounds=None):
-    """A mean over rows, with an interval from drawing media files again.
+    """A mean over rows, with an interval from resampling media files.
 
     Parameters
     ----------
     values : array, shape (N,), finite
     clusters : sequence, shape (N,), optional
-        The media file of each row; by default each row is one of its own.
+        The media file of each row; by default each row is its own.
     rng, resamples, confidence
         See `evaluate`.
     bounds : (float, float), optional
-        Range of the values. Where all of them lie on one end, the interval is exact instead of missing.
+        Range of the values. Where all of them equal one bound, the interval is exact instead of missing.
 
     Returns
     -------
     Measured
-        `n` counts clusters. Without values `value` is None, with one cluster `low` and `high` are.
+        `n` counts clusters. Without values, `value` is None; with one cluster, `low` and `high` are None.
 
     Raises
     ------
@@ -826,7 +827,7 @@ def as_generator(rng):
 
 
 def within_bounds(mean, drawn, n, confidence, bounds):
-    """`measured` for values between bounds, which are brought to 0 and 1 so that their ends are known."""
+    """`measured` for values between bounds, rescaled to [0, 1] so that both ends are known."""
     if bounds is None:
         return measured(mean, drawn, n, confidence)
     low, width = bounds[0], bounds[1] - bounds[0]
@@ -837,15 +838,15 @@ def within_bounds(mean, drawn, n, confidence, bounds):
 
 # %% ../nbs/05_metrics.ipynb #16046ad0
 class Sample:
-    """Labels and scores sorted by falling score, and what is drawn together: the rows of a media file, or a person.
+    """Labels and scores sorted by descending score, with the clusters resampled together: media files or people.
 
     Parameters
     ----------
     labels, scores : arrays, shape (N,)
     clusters : sequence, shape (N,), optional
-        By default each row is drawn alone.
+        By default rows are independent.
     threshold : float
-        Scores from here on are called fake.
+        Scores at or above it are classified as fake.
     """
 
     def __init__(self, labels, scores, clusters=None, threshold=0.5):
@@ -853,15 +854,15 @@ class Sample:
         code, self.n_clusters = cluster_codes(clusters, len(labels))
         self.threshold = threshold
         n_rows, n_fake = np.bincount(code), np.bincount(code, labels)
-        self.strata = np.where(n_fake == 0, 0, np.where(n_fake == n_rows, 1, 2))  # 2: real and fake ones
+        self.strata = np.where(n_fake == 0, 0, np.where(n_fake == n_rows, 1, 2))  # 2: both classes
         order = np.argsort(-scores, kind="stable")
         self.labels, self.scores, self.code = labels[order], scores[order], code[order]
-        self.parts = self.labels, self.scores, threshold  # what the plain form of a metric takes
+        self.parts = self.labels, self.scores, threshold  # arguments of a metric's plain form
         last_of_ties = np.append(np.diff(self.scores) != 0, True)
         self.ends = np.append(0, np.flatnonzero(last_of_ties) + 1)
 
     def curve(self, counts):
-        """Fakes found and false alarms from the highest score down, both (B, G + 1), for weights (B, M)."""
+        """True and false positives from the highest score down, both (B, G + 1), for weights (B, M)."""
         found, false_alarms = np.zeros((2, len(counts), len(self.code) + 1))
         weights = counts[:, self.code]
         for of_class, label in ((found, 1), (false_alarms, 0)):
@@ -878,23 +879,23 @@ class Sample:
 # %% ../nbs/05_metrics.ipynb #13c98809
 @dataclass(frozen=True)
 class Metric:
-    """A metric in its plain form and in its form for many resamples.
+    """A metric, in a plain form and a form for many resamples.
 
     Parameters
     ----------
     title : str
     plain : callable
-        Takes labels, scores, threshold; gives a float or raises `Undefined`.
+        Takes labels, scores, threshold; returns a float or raises `Undefined`.
     from_curve : callable, optional
-        Takes fakes found and false alarms, each (B, G + 1), gives (B,).
+        Takes true and false positives, each (B, G + 1), returns (B,).
     columns, finish : callable, optional
-        `columns` takes labels, scores, threshold and gives (N, K) numbers whose sums, (B, K), `finish` turns
-        into (B,).
+        `columns` takes labels, scores, threshold and returns (N, K) numbers; `finish` maps their sums, (B, K),
+        to (B,).
     trials : callable, optional
-        Takes the labels of the media and whether each is called fake; gives the number of independent trials that
-        a value of 0 or 1 rests on.
+        Takes the labels of the media and whether each is classified as fake; returns the number of independent
+        trials behind a value of 0 or 1.
     turned : bool
-        Whether the metric is biased upwards on few media, so that the interval has to be turned around the value.
+        Whether the metric is biased upwards on few media, so that the interval has to be reflected around the value.
     """
 
     title: str
@@ -908,7 +909,7 @@ class Metric:
 
 # %% ../nbs/05_metrics.ipynb #1127b6d8
 def ratio(part, whole):
-    """Division that gives NaN where there is nothing to divide by."""
+    """Division that returns NaN where the denominator is 0."""
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
 
 
@@ -964,7 +965,7 @@ WORDS = ("real", "fake")
 
 
 def by_scikit_learn(function, label):
-    """A per-class metric of scikit-learn that says when it is undefined."""
+    """A per-class metric of scikit-learn that raises `Undefined` where it is undefined."""
 
     def plain(labels, scores, threshold):
         labels, scores = as_arrays(labels, scores)
@@ -986,7 +987,7 @@ def mean_by_scikit_learn(function):
 
 # %% ../nbs/05_metrics.ipynb #455a02ee
 def trials_of(function, label):
-    """How many media files a precision or recall of 0 or 1 rests on; F1 is no share of anything."""
+    """Number of media files behind a precision or recall of 0 or 1; F1 is not a proportion."""
     if function is precision_score:
         return lambda labels, called: int((called == label).sum())
     return (lambda labels, called: int((labels == label).sum())) if function is recall_score else None
@@ -1032,13 +1033,13 @@ def of_probabilities(function):
 
 
 def calibration_columns(labels, scores, threshold, bins=10):
-    """For each bin: is it this one, the score, the label; (N, 3 * bins)."""
+    """For each bin: membership, score and label; (N, 3 * bins)."""
     inside = probability_bins(scores, bins)[:, None] == np.arange(bins)
     return np.hstack([inside, inside * scores[:, None], inside * labels[:, None]]).astype(float)
 
 
 def mean_column(column):
-    """Columns and finish of a metric that is a mean over rows."""
+    """`columns` and `finish` of a metric that is a mean over rows."""
     return {
         "columns": lambda *arguments: np.hstack([column(*arguments), np.ones((len(arguments[0]), 1))]),
         "finish": lambda sums: sums[:, 0] / sums[:, 1],
@@ -1118,7 +1119,7 @@ METRICS = RANKING | DECISIONS | PROBABILITIES
 
 # %% ../nbs/05_metrics.ipynb #cb22791b
 class Resampler:
-    """Some metrics of one sample, for many weights of its media at once."""
+    """Metrics of one sample for many weightings of its media at once."""
 
     def __init__(self, sample, names):
         self.sample = sample
@@ -1138,7 +1139,7 @@ class Resampler:
 
 
 def resampled(samples, names, resamples, rng):
-    """Metrics of the same resamples of one or more samples of the same media: a list of {name: (R,)}."""
+    """Metrics of samples of the same media on the same resamples: a list of {name: (R,)}."""
     resamplers = [Resampler(sample, names) for sample in samples]
     rows = max(len(sample.code) for sample in samples)
     drawn = [
@@ -1153,12 +1154,12 @@ def resampled(samples, names, resamples, rng):
 
 # %% ../nbs/05_metrics.ipynb #a940bc9a
 def mixed(table, columns=KEYS):
-    """Columns that have several values."""
+    """Columns with several values."""
     return [column for column in present(table, columns) if table[column].nunique(dropna=False) > 1]
 
 
 def one_of_each(table):
-    """Refuse predictions that mix detectors, training sets, test sets or splits."""
+    """Reject predictions that mix detectors, training sets, test sets or splits."""
     for column in mixed(table):
         values = ", ".join(map(str, table[column].unique()[:5]))
         raise InputError(
@@ -1169,7 +1170,7 @@ def one_of_each(table):
 
 
 def column_of(rows, name):
-    """A column to draw by."""
+    """A column to resample by."""
     if name not in rows.columns or rows[name].isna().any():
         raise UsageError(f"There is no column {name!r} that has one value for each media file.")
     return rows[name]
@@ -1177,7 +1178,7 @@ def column_of(rows, name):
 
 # %% ../nbs/05_metrics.ipynb #2e9a5b59
 def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=None, clusters="media_id"):
-    """Metrics of many resamples, media files being drawn again within real and fake.
+    """Metrics on many resamples of the media files, stratified by class.
 
     Parameters
     ----------
@@ -1186,17 +1187,17 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
     metrics : str or sequence of str
         Keys of `METRICS`.
     threshold : float
-        Scores from here on are called fake.
+        Scores at or above it are classified as fake.
     resamples : int
     rng : numpy.random.Generator, optional
         A fixed one by default.
     clusters : str
-        The column whose values are drawn, with all their rows: media files, or the people in them.
+        Column to resample by, with all rows of a value: media files, or the people in them.
 
     Returns
     -------
     DataFrame, `resamples` rows
-        One column a metric; NaN where a resample leaves it undefined.
+        One column per metric; NaN where it is undefined on a resample.
 
     Raises
     ------
@@ -1205,7 +1206,7 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
     InputError
         See `check_predictions`; or detectors, sets or splits are mixed.
     Undefined
-        A metric that needs both classes, or probabilities, has none.
+        A metric needs both classes, or probabilities, and the table lacks them.
     """
     names = names_of(metrics)
     rows = one_of_each(check_predictions(predictions))
@@ -1217,7 +1218,7 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
 
 # %% ../nbs/05_metrics.ipynb #d2a8a79f
 def names_of(metrics):
-    """Keys of `METRICS` as a list, also of one; a `UsageError` where there is none or one is unknown."""
+    """Keys of `METRICS` as a list, also for one name; a `UsageError` where none is given or one is unknown."""
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
         if name not in METRICS:
@@ -1237,13 +1238,13 @@ def is_defined(name, sample):
 
 
 def smallest_stratum(strata):
-    """How many can be drawn where the fewest can."""
+    """Number of clusters in the smallest stratum."""
     return int(np.unique(strata, return_counts=True)[1].min())
 
 
 # %% ../nbs/05_metrics.ipynb #b1bd8f65
 def measure(name, sample, drawn, confidence):
-    """One metric of a sample: value, interval, or why not."""
+    """One metric of a sample: value and interval, or the reason for their absence."""
     metric, n = METRICS[name], sample.n_clusters
     try:
         value = metric.plain(*sample.parts)
@@ -1255,7 +1256,7 @@ def measure(name, sample, drawn, confidence):
 
 
 def trials_behind(metric, sample):
-    """Independent trials behind a value of 0 or 1; None where that is not known."""
+    """Independent trials behind a value of 0 or 1; None where unknown."""
     if metric.trials is None or (sample.strata == 2).any():
         return None
     called = np.zeros(sample.n_clusters, np.int64)
@@ -1272,7 +1273,7 @@ def measure_all(sample, resamples, rng, confidence):
 
 # %% ../nbs/05_metrics.ipynb #d0efeb4d
 def auc_by_person(rows, resamples=2000, rng=None, score="score"):
-    """AUC of some files with an interval from drawing people.
+    """AUC over files, with an interval from resampling people.
 
     Parameters
     ----------
@@ -1300,7 +1301,7 @@ def auc_by_person(rows, resamples=2000, rng=None, score="score"):
 
 # %% ../nbs/05_metrics.ipynb #19d50a3b
 def counts_of(sample):
-    """How many, of what, and called what."""
+    """Row counts, threshold, majority rate and confusion matrix of a sample."""
     if not np.isfinite(sample.threshold):
         raise UsageError(f"The threshold is {sample.threshold}, but must be a finite number.")
     called = sample.scores >= sample.threshold
@@ -1314,14 +1315,14 @@ def counts_of(sample):
 
 
 def rows_at(level, table, how="mean"):
-    """The rows that are judged: media files, or units as they are."""
+    """The rows to evaluate: media files, or the units themselves."""
     if level not in ("media", "unit"):
         raise UsageError(f"There is no level {level!r}. Choose media or unit.")
     return pool(table, how) if level == "media" else table
 
 
 def plain_value(value):
-    """A cell of a table as JSON takes it."""
+    """A table cell as a JSON-serialisable value."""
     if value is None or (isinstance(value, float) and np.isnan(value)) or value is pd.NA:
         return None
     return value.item() if isinstance(value, np.generic) else value
@@ -1330,21 +1331,21 @@ def plain_value(value):
 # %% ../nbs/05_metrics.ipynb #e233b735
 @dataclass(frozen=True)
 class Evaluation:
-    """What one detector did on one test set.
+    """Results of one detector on one test set.
 
     Parameters
     ----------
     n, n_fake, n_media : int
-        Rows judged (media files, or units), fakes among them, and media files.
+        Evaluated rows (media files, or units), fakes among them, and media files.
     majority_rate : float in [0.5, 1]
-        Accuracy of whoever always says the more frequent class.
+        Accuracy of always predicting the more frequent class.
     threshold : float
-        Scores from here on are called fake.
+        Scores at or above it are classified as fake.
     level : {"media", "unit"}
     confidence : float
     values : dict of str to Measured
     confusion_matrix : list of list of int
-        ``[[real called real, real called fake], [fake called real, fake called fake]]``.
+        ``[[true negatives, false positives], [false negatives, true positives]]``, fake being positive.
     of : dict
         Detector, training set, test set and split, where the table names them.
     """
@@ -1361,17 +1362,17 @@ class Evaluation:
     of: dict = field(default_factory=dict)
 
     def as_dict(self):
-        """As JSON: the headline with intervals, plain numbers beside it, and all metrics under ``metrics``."""
+        """As JSON: main metrics with intervals, plain numbers, and all metrics under ``metrics``."""
         return headline(self.values) | {key: value for key, value in vars(self).items() if key != "values"}
 
     def table(self):
-        """One row a metric: value, low, high, reason; a missing number is None."""
+        """One row per metric: value, low, high, reason; a missing number is None."""
         return table_of(self.values)
 
 
 # %% ../nbs/05_metrics.ipynb #a827e4cd
 def headline(values):
-    """Measured metrics as JSON takes them."""
+    """Measured metrics in a JSON-serialisable form."""
     metrics = {name: number.as_dict() for name, number in values.items()}
     return {
         **{name: metrics[name] for name in ("auc", "average_precision")},
@@ -1399,12 +1400,12 @@ def evaluate(
     predictions : DataFrame
         See `check_predictions`; of one detector on one test set.
     threshold : float
-        Scores from here on are called fake.
+        Scores at or above it are classified as fake.
     level : {"media", "unit"}
-        Judge media files, their scores pooled; or frames or clips as they are.
+        Evaluate media files, with pooled scores; or single frames or clips.
     resamples, confidence : int, float in (0, 1)
     rng : numpy.random.Generator, optional
-        A fixed one by default: same table, same intervals.
+        Fixed by default, so that the same table gives the same intervals.
     how, clusters : str
         See `pool` and `bootstrap`.
 
@@ -1430,14 +1431,14 @@ GENUINE = {"", "original", "real", "genuine", "pristine", "none"}
 
 
 def shares_genuine(table, column):
-    """Whether a column divides only the fakes, the real ones being "original" or without value."""
+    """Whether a column divides only the fakes: real rows are "original" or empty in it."""
     words = table[column].astype(object).where(table[column].notna(), "").astype(str).str.lower()
     real, fake = (set(words[table["label"] == label]) for label in (0, 1))
     return column not in KEYS and bool(real) and real <= GENUINE and not real & fake
 
 
 def genuine_beside(table, values):
-    """The real rows that have these values, {column: value}; a missing value is one, too."""
+    """The real rows with these values, {column: value}; a missing value counts as a value."""
     beside = table["label"] == 0
     for column, value in values.items():
         beside &= table[column].isna() if pd.isna(value) else table[column] == value
@@ -1461,27 +1462,27 @@ def groups_of(table, by):
 
 # %% ../nbs/05_metrics.ipynb #02ba5af8
 def evaluate_by(predictions, by=(), **options):
-    """Evaluate each detector on each test set, and each value of further columns.
+    """Evaluate each detector on each test set, and for each value of further columns.
 
     Parameters
     ----------
     predictions : DataFrame
         See `check_predictions`.
     by : str or sequence of str
-        Columns to divide by, besides those of `KEYS` that have several values. Where a column is "original" or
-        empty for all real rows, as ``method`` is, each of its values is judged against all of these.
+        Columns to group by, besides those of `KEYS` with several values. Where a column is "original" or
+        empty for all real rows, as ``method`` is, each of its values is evaluated against all of these.
     **options
         See `evaluate`.
 
     Returns
     -------
     dict of str to Evaluation
-        In order of appearance; ``of`` names the values.
+        In order of appearance; ``of`` holds the values.
 
     Raises
     ------
     UsageError
-        There is no such column.
+        A column does not exist.
     InputError
         See `check_predictions`.
     """
@@ -1497,20 +1498,20 @@ def evaluate_by(predictions, by=(), **options):
 
 # %% ../nbs/05_metrics.ipynb #d3d71ed0
 def record_of(evaluations, parts=None, comparison=None):
-    """What ``deepfake-nb evaluate --json`` writes.
+    """Build the output of ``deepfake-nb evaluate --json``.
 
     Parameters
     ----------
     evaluations : dict of str to Evaluation
-        Of the whole table, or of each detector and set in it; see `evaluate_by`.
+        For the whole table, or for each detector and set in it; see `evaluate_by`.
     parts : dict of str to Evaluation, optional
-        Of further columns.
+        For further columns.
     comparison : Comparison, optional
 
     Returns
     -------
     dict
-        The first evaluation's; all of them under ``groups`` when there are several, the comparison under
+        The first evaluation; all of them under ``groups`` if there are several, the comparison under
         ``comparison``.
     """
     record = next(iter(evaluations.values())).as_dict()

@@ -49,7 +49,7 @@ def checked_labels(labels, n, what):
 
 # %% ../nbs/06_pictures.ipynb #e4c03ed5
 class ArraySet:
-    """Labelled pictures or clips that lie in an array.
+    """Labelled images or clips in an array.
 
     Parameters
     ----------
@@ -58,12 +58,12 @@ class ArraySet:
     labels : sequence of int, shape (N,)
         0 real, 1 fake.
     media_ids : sequence of str, optional
-        The media file of each; by default each is its own.
+        The media file of each; by default each item is its own.
 
     Raises
     ------
     InputError
-        Pictures, labels and ids do not fit together.
+        Images, labels and ids do not match.
     """
 
     def __init__(self, pictures, labels, media_ids=None):
@@ -80,13 +80,13 @@ class ArraySet:
         return len(self.labels)
 
     def read(self, indices):
-        """Pictures as a uint8 tensor (B, ..., H, W, 3)."""
+        """Images as a uint8 tensor (B, ..., H, W, 3)."""
         return torch.from_numpy(np.ascontiguousarray(self.pictures[np.asarray(indices)]))
 
 
 # %% ../nbs/06_pictures.ipynb #6944772b
 def checked_ids(media_ids, default):
-    """One media id of type str for each picture."""
+    """One media id of type str for each image."""
     ids = [str(media_id) for media_id in (default if media_ids is None else media_ids)]
     if len(ids) != len(default):
         raise InputError(f"There are {len(default)} pictures, but {len(ids)} media ids. Give one for each.")
@@ -95,7 +95,7 @@ def checked_ids(media_ids, default):
 
 # %% ../nbs/06_pictures.ipynb #99565ab0
 def centre_square(picture, size):
-    """Scale the shorter side of a picture (H, W, 3) to `size` and keep the middle (size, size, 3)."""
+    """Scale the shorter side of an image (H, W, 3) to `size` and crop the centre (size, size, 3)."""
     height, width = picture.shape[:2]
     scale = size / min(height, width)
     if scale != 1:
@@ -107,7 +107,7 @@ def centre_square(picture, size):
 
 
 def read_square(path, size):
-    """The middle square of a picture file, uint8 (size, size, 3) RGB."""
+    """The centre square of an image file, uint8 (size, size, 3) RGB."""
     try:
         content = Path(path).read_bytes()
     except OSError:
@@ -120,12 +120,12 @@ def read_square(path, size):
 
 
 # %% ../nbs/06_pictures.ipynb #5f3a594c
-QUICKLY_READ = 1 << 27  # pixels; whatever is larger takes the careful way
+QUICKLY_READ = 1 << 27  # pixels; larger images go through `read_image`
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of ITU T.81, table B.1
 
 
 def stated_pixels(content):
-    """How many pixels the header of a JPEG states; 0 for what is no JPEG."""
+    """Number of pixels according to a JPEG header; 0 if the file is not a JPEG."""
     at = 2 if content.startswith(b"\xff\xd8") else len(content)
     while at + 9 <= len(content) and content[at] == 0xFF:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
@@ -138,26 +138,26 @@ def stated_pixels(content):
 
 # %% ../nbs/06_pictures.ipynb #6af1fb2a
 class PictureSet:
-    """Labelled stills in JPEG, PNG or other picture files, decoded by several threads.
+    """Labelled stills in JPEG, PNG or other image files, decoded by several threads.
 
     Parameters
     ----------
     paths, labels, media_ids : sequences of equal length
-        Files, and what `ArraySet` takes; by default the media id of a picture is its path.
+        Files, and labels and ids as in `ArraySet`; by default the media id of an image is its path.
     size : int
-        Side of the square pictures in pixels.
+        Side of the square images in pixels.
     cache : "memory", path or None
-        Keep decoded pictures in memory while all fit in `memory_budget` bytes; or in a memory-mapped file of this
-        folder, made now if it is not there; or not at all.
+        Keep decoded images in memory if all fit in `memory_budget` bytes; or in a memory-mapped file in this
+        folder, created now if it is missing; or not at all.
     leave_out_unreadable : bool
-        Read all pictures now; those that fail go to ``left_out``, a list of (path, reason), instead of raising.
+        Read all images now and list those that fail in ``left_out``, as (path, reason), instead of raising.
     threads : int, optional
-        As many as cores by default.
+        By default the number of cores.
 
     Raises
     ------
     InputError
-        Labels or ids do not fit; or a picture cannot be read, which is found out when it is needed first.
+        Labels or ids do not fit; or an image cannot be read (raised when it is first needed).
     """
 
     def __init__(self, paths, labels, size=256, *, media_ids=None, cache="memory", leave_out_unreadable=False,
@@ -174,13 +174,13 @@ class PictureSet:
         return len(self.paths)
 
     def read(self, indices):
-        """Pictures as a uint8 tensor (B, size, size, 3), RGB."""
+        """Images as a uint8 tensor (B, size, size, 3), RGB."""
         return torch.from_numpy(read_kept(self, np.asarray(indices)))
 
 
 # %% ../nbs/06_pictures.ipynb #3e4fb8a7
 def decode(pictures, indices, target, rows):
-    """Decode pictures of a set side by side, each into its row of `target`, uint8 (N, size, size, 3)."""
+    """Decode images of a set in parallel, each into its row of `target`, uint8 (N, size, size, 3)."""
 
     def decode_some(first):
         for index, row in zip(
@@ -193,7 +193,7 @@ def decode(pictures, indices, target, rows):
 
 
 def unreadable(pictures):
-    """Index and reason of each picture that cannot be read."""
+    """Index and reason of each image that cannot be read."""
 
     def problem(path):
         try:
@@ -206,7 +206,7 @@ def unreadable(pictures):
 
 
 def leave_out(pictures, problems):
-    """Take the pictures at the keys of `problems` out of a set."""
+    """Remove the images at the keys of `problems` from a set."""
     stay = [at for at in range(len(pictures)) if at not in problems]
     pictures.left_out = [(pictures.paths[at], why) for at, why in problems.items()]
     pictures.labels = pictures.labels[stay]
@@ -216,7 +216,7 @@ def leave_out(pictures, problems):
 
 # %% ../nbs/06_pictures.ipynb #df1e43b8
 def make_room(pictures, cache, memory_budget):
-    """Where decoded pictures are kept, and which of them are there already; None and None for nowhere."""
+    """The store of decoded images, and a mask of those already in it; None and None without a store."""
     shape = (len(pictures), pictures.size, pictures.size, 3)
     if cache == "memory":
         fits = math.prod(shape) <= memory_budget
@@ -227,7 +227,7 @@ def make_room(pictures, cache, memory_budget):
 
 
 def read_kept(pictures, indices):
-    """Pictures (B, size, size, 3), decoded only where they were not kept before."""
+    """Images (B, size, size, 3), decoding only those not yet in the store."""
     if pictures.kept is None:
         batch = np.empty((len(indices), pictures.size, pictures.size, 3), np.uint8)
         decode(pictures, indices, batch, range(len(indices)))
@@ -240,7 +240,7 @@ def read_kept(pictures, indices):
 
 # %% ../nbs/06_pictures.ipynb #48412a5c
 def open_cache(pictures, folder, shape):
-    """The decoded pictures of a set as a memory map (N, size, size, 3), made if it is not there."""
+    """The decoded images of a set as a memory map (N, size, size, 3), created if missing."""
     digest = hashlib.sha256(str(pictures.size).encode())
     for path in pictures.paths:
         status = path.stat() if path.is_file() else None
@@ -256,7 +256,7 @@ def open_cache(pictures, folder, shape):
 
 # %% ../nbs/06_pictures.ipynb #b339bdcf
 def clouds(n, seed, size=32):
-    """Pictures uint8 (n, size, size, 3) and labels: soft clouds, and in turn such with a faint grid over them."""
+    """Images uint8 (n, size, size, 3) and labels: soft clouds, every second one with a faint grid over it."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(60, 200, (n, 5, 5, 3)).astype(np.float32)
     pictures = np.stack([cv2.resize(c, (size, size), interpolation=cv2.INTER_CUBIC) for c in coarse])
@@ -268,17 +268,17 @@ def clouds(n, seed, size=32):
 
 # %% ../nbs/06_pictures.ipynb #30b1d45d
 def to_device(tensor, device):
-    """Move a tensor; to a GPU without making the processor wait for it."""
+    """Move a tensor to a device; asynchronously to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 # %% ../nbs/06_pictures.ipynb #5bea3c3b
-IN_CACHE = 1 << 21  # numbers of 4 bytes that stay in a processor's cache from one operation to the next
+IN_CACHE = 1 << 21  # 4-byte numbers that stay in the CPU cache between operations
 
 
 @dataclass(frozen=True)
 class Normalise:
-    """Turn uint8 pictures into a network's input: channels first, scaled to [0, 1], minus mean, over deviation.
+    """Convert uint8 images to network input: channels first, scaled to [0, 1], standardised by mean and deviation.
 
     Parameters
     ----------
@@ -291,12 +291,12 @@ class Normalise:
     n_draws: ClassVar[int] = 0
 
     def __call__(self, pictures, draws=None):
-        """Float32 (B, 3, H, W) or (B, 3, T, H, W) of uint8 or float pictures (B, ..., H, W, 3) in [0, 255]."""
+        """Float32 (B, 3, H, W) or (B, 3, T, H, W) of uint8 or float images (B, ..., H, W, 3) in [0, 255]."""
         device, width = pictures.device, pictures.shape[-2]
         scale = [1 / (255 * std) for std in self.std]
         shift = [mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         scale, shift = (to_device(torch.tensor(row).repeat(width), device) for row in (scale, shift))
-        given = pictures.flatten(-2)  # whole rows are quicker than one channel of each
+        given = pictures.flatten(-2)  # whole rows are faster than single channels
         rows = torch.empty(given.shape, dtype=torch.float32, device=device)
         at_once = max(1, IN_CACHE // math.prod(given.shape[1:]))
         for some, target in zip(given.split(at_once), rows.split(at_once), strict=True):
@@ -317,27 +317,27 @@ HALF_NORMALISATION = Normalise((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # %% ../nbs/06_pictures.ipynb #4c2dc77a
 @dataclass(frozen=True)
 class Augmentation:
-    """Change pictures at random, then normalise them; all frames of a clip alike.
+    """Augment images at random, then normalise them; all frames of a clip get the same change.
 
-    With rotation or zoom, pictures are sampled bilinearly, and edge pixels are repeated outwards.
+    With rotation or zoom, images are resampled bilinearly, with replicated edge pixels.
 
     Notes
     -----
-    ``padding=4, flip=True`` is the faces paper's code; ``rotation=15, zoom=0.2, brightness=0.2, channel_shift=...,
+    ``padding=4, flip=True`` is the code of the faces paper; ``rotation=15, zoom=0.2, brightness=0.2, channel_shift=...,
     flip=True`` is the fusion paper's section 2.2, which does not state the range of its channel shift.
     """
 
     normalise: Normalise
-    padding: int = 0  #: shift by up to so many pixels each way, as a random crop of a padded picture does
-    flip: bool = False  #: mirror half of the pictures
-    rotation: float = 0.0  #: turn by up to so many degrees each way
+    padding: int = 0  #: shift by up to this many pixels each way, as a random crop of a padded image
+    flip: bool = False  #: mirror half of the images
+    rotation: float = 0.0  #: rotate by up to this many degrees each way
     zoom: float = 0.0  #: enlarge by a factor in [1 - zoom, 1 + zoom]
     brightness: float = 0.0  #: multiply by a factor in [1 - brightness, 1 + brightness]
-    channel_shift: float = 0.0  #: add to red, green and blue up to this share of full scale each, up or down
+    channel_shift: float = 0.0  #: add to each channel up to this share of full scale, up or down
     n_draws: ClassVar[int] = 9
 
     def __call__(self, pictures, draws=None):
-        """Input (B, 3, H, W) or (B, 3, T, H, W) of uint8 pictures; `draws` (B, 9) in [0, 1), None for no change."""
+        """Input (B, 3, H, W) or (B, 3, T, H, W) of uint8 images; `draws` (B, 9) in [0, 1), None for no change."""
         if draws is None:
             return self.normalise(pictures)
         move = change_position if self.rotation or self.zoom else shift_and_mirror
@@ -349,7 +349,7 @@ class Augmentation:
 
 # %% ../nbs/06_pictures.ipynb #5d9c4fc7
 class Position(NamedTuple):
-    """Where each picture of a batch goes: numpy arrays (B,)."""
+    """Geometric transform of each image of a batch: numpy arrays (B,)."""
 
     right: np.ndarray
     down: np.ndarray
@@ -359,7 +359,7 @@ class Position(NamedTuple):
 
     @classmethod
     def drawn(cls, ranges, draws):
-        """Positions in the ranges of an `Augmentation`, of draws (B, 5) in [0, 1)."""
+        """Map draws (B, 5) in [0, 1) to the ranges of an `Augmentation`."""
         draws = np.asarray(draws, np.float64).T
         right, down = (np.floor(d * (2 * ranges.padding + 1)).astype(int) - ranges.padding for d in draws[:2])
         spread = 2 * draws[3:] - 1
@@ -374,7 +374,7 @@ class Position(NamedTuple):
 
 # %% ../nbs/06_pictures.ipynb #91a84bfc
 def shift_and_mirror(pictures, position):
-    """Mirror pictures (B, ..., H, W, 3), then shift them by whole pixels; black comes in."""
+    """Mirror images (B, ..., H, W, 3), then shift them by whole pixels, padding with black."""
     moved = torch.zeros_like(pictures)
     height, width = pictures.shape[-3:-1]
     on_cpu = pictures.device.type == "cpu"
@@ -409,7 +409,7 @@ def lookup_matrices(position, height, width):
 
 
 def change_position(pictures, position):
-    """Mirror, scale, rotate and shift pictures (B, ..., H, W, 3): float32 of the same shape."""
+    """Mirror, scale, rotate and shift images (B, ..., H, W, 3): float32 of the same shape."""
     height, width = pictures.shape[-3:-1]
     planes = pictures.movedim(-1, 1).reshape(len(pictures), -1, height, width).float()
     matrices = to_device(lookup_matrices(position, height, width), planes.device)
@@ -419,7 +419,7 @@ def change_position(pictures, position):
 
 
 def change_colour(pictures, draws, brightness, channel_shift):
-    """Scale and shift the values of pictures (B, ..., 3), clipped to [0, 255], of draws (B, 4)."""
+    """Scale and shift the values of images (B, ..., 3), clipped to [0, 255], by draws (B, 4)."""
     spread = to_device(2 * draws.float() - 1, pictures.device)
     shape = (len(pictures),) + (1,) * (pictures.ndim - 2)
     factor = 1 + brightness * spread[:, 0].view(*shape, 1)

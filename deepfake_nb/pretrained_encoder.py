@@ -73,9 +73,9 @@ class Encoder(NamedTuple):
     name, trained_on : str
     network : torch.nn.Module
     blocks : tuple of str
-        What its outputs are called, first to last.
+        Names of its outputs, first to last.
     digest : str
-        Changes with any weight, and with the format of the numbers.
+        Depends on every weight, and on the number format.
     """
 
     name: str
@@ -124,7 +124,7 @@ def load_encoder(name, device="cpu"):
 # %% ../nbs/55_pretrained_encoder.ipynb #903f9652
 @torch.inference_mode()
 def embed(encoder, faces):
-    """What each block of an encoder outputs for stored faces.
+    """The outputs of each block of an encoder for stored faces.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def embed(encoder, faces):
 
 
 def wider(faces, share=1.2, side=112):
-    """The middle of stored faces as the small network was trained on them: `share` times `corpus.SIZE`, reduced to `side` pixels."""
+    """Centre crops of stored faces as the small network was trained on: `share` times `corpus.SIZE`, at `side` pixels."""
     edge = (STORED - round(share * SIZE)) // 2
     inner = faces[:, edge : STORED - edge, edge : STORED - edge]
     return np.stack([cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in inner])
@@ -169,9 +169,9 @@ def features_of(encoder, files, most=1, folder=None, batch_size=32):
         Stored faces, see `corpus.read_crops`.
     most : int
     folder : Path, optional
-        Where features are kept; ``encoder_features`` in the cache by default.
+        Cache of features; default: ``encoder_features`` in the cache folder.
     batch_size : int
-        Files that are embedded at once.
+        Files per batch.
 
     Returns
     -------
@@ -187,14 +187,14 @@ def features_of(encoder, files, most=1, folder=None, batch_size=32):
 
 # %% ../nbs/55_pretrained_encoder.ipynb #77c096a7
 def kept_features(encoder, file, most, folder):
-    """Where the features of a file are kept: named by the encoder, and by path, size and time of the file."""
+    """The cache path of a file's features, from the encoder and from path, size and time of the file."""
     stat = Path(file).stat()
     about = (encoder.digest, str(Path(file).absolute()), str(stat.st_size), str(stat.st_mtime_ns), str(most))
     return folder / f"{stable_number(*about):016x}.npz"
 
 
 def read_features(path):
-    """The features of a file, block by block; None where they are not kept yet, or damaged."""
+    """The cached features of a file, block by block; None if they are missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return list(content.values())
@@ -203,7 +203,7 @@ def read_features(path):
 
 
 def embed_files(encoder, missing, most):
-    """Embed some files at once and keep the means of each; `missing` holds (file, where its features go)."""
+    """Embed a batch of files and cache the means of each; `missing` holds (file, path of its features)."""
     faces = [read_crops(file).faces for file, _ in missing]
     faces = [some[np.unique(np.linspace(0, len(some) - 1, most).astype(int))] for some in faces]
     found = embed(encoder, np.concatenate(faces))
@@ -219,7 +219,7 @@ RENDERED_GENERATORS = ("StyleGAN", "StyleGAN, truncated", "VQ-VAE-2")
 
 
 def generated_faces(portraits, rng):
-    """Faces of nobody by generator, uint8 (N, 64, 64, 3) each, for as many portraits; VQ-VAE-2 codes the portraits themselves."""
+    """Generated faces by generator, uint8 (N, 64, 64, 3) each, one per portrait; VQ-VAE-2 encodes the portraits."""
     networks = shipped_networks()
     with torch.inference_mode():
         coded = as_pictures(networks.vqvae.eval()(as_inputs(portraits)).images)
@@ -229,7 +229,7 @@ def generated_faces(portraits, rng):
 
 # %% ../nbs/55_pretrained_encoder.ipynb #22ced142
 def generated_source(genuine, seed=0, root=None):
-    """Portraits of rendered people as small as the package's generators draw, and generated ones; made at first use.
+    """Portraits of rendered people at the size of the package's generators, and generated ones; created on first use.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ def generated_source(genuine, seed=0, root=None):
         ``person, crops``: one stored face per person.
     seed : int
     root : Path, optional
-        Folder of the made sets; ``sets`` in the cache by default.
+        Folder of the built sets; default: ``sets`` in the cache.
 
     Returns
     -------
@@ -260,7 +260,7 @@ def generated_source(genuine, seed=0, root=None):
 
 # %% ../nbs/55_pretrained_encoder.ipynb #fd2c2b56
 def store_portraits(genuine, folder, rng):
-    """Store small portraits of people and as many generated faces."""
+    """Store small portraits of people and an equal number of generated faces."""
     crops = [read_crops(file) for file in genuine.crops]
     resolution = shipped_networks().generator.resolution
     portraits = np.stack([align_ffhq(c.faces[0], c.landmarks[0], resolution) for c in crops])
@@ -278,12 +278,12 @@ REGULARISATION = 0.03
 
 
 def linear_scores(features, labels, others):
-    """P(fake) of some rows from a logistic regression on others.
+    """P(fake) of rows from a logistic regression trained on others.
 
     Parameters
     ----------
     features : array, shape (N, C)
-        To train on, with `labels` (N,).
+        Training rows, with `labels` (N,).
     labels : array of {0, 1}
     others : array, shape (M, C)
 
@@ -306,7 +306,7 @@ def people_folds(table, folds, seed):
 
 # %% ../nbs/55_pretrained_encoder.ipynb #0b40a1ca
 def held_out_scores(features, table, folds, trained=None):
-    """Scores of all rows, each from a regression that did not see its fold.
+    """Scores of all rows, each from a regression trained without its fold.
 
     Parameters
     ----------
@@ -315,12 +315,12 @@ def held_out_scores(features, table, folds, trained=None):
         ``label``, of N rows.
     folds : int array, shape (N,)
     trained : bool array, shape (N,), optional
-        Rows that may be trained on; all by default.
+        Rows available for training; default: all.
 
     Returns
     -------
     float array, shape (N,)
-        NaN where the training rows of a fold have one label only.
+        NaN where the training rows of a fold have only one label.
     """
     labels, scores = table.label.to_numpy(), np.full(len(table), np.nan)
     allowed = np.ones(len(table), bool) if trained is None else np.asarray(trained)
@@ -333,7 +333,7 @@ def held_out_scores(features, table, folds, trained=None):
 
 # %% ../nbs/55_pretrained_encoder.ipynb #db40c65e
 def blended_source(genuine, seed=0, root=None):
-    """Self-blended pairs of genuine faces, made at first use.
+    """Self-blended pairs of genuine faces, created on first use.
 
     Parameters
     ----------
@@ -341,12 +341,12 @@ def blended_source(genuine, seed=0, root=None):
         ``person, source, crops``, one row per media file; its middle face is used.
     seed : int
     root : Path, optional
-        Folder of the made sets; ``sets`` in the cache by default.
+        Folder of the built sets; default: ``sets`` in the cache.
 
     Returns
     -------
     DataFrame
-        Two rows per file: its face (label 0; with the changes that the blend made around the mask) and the blend (label 1),
+        Two rows per file: its face (label 0; with the blend's changes around the mask) and the blend (label 1),
         with ``person, source, crops``.
     """
     about = stable_number(str(seed), *map(str, genuine.crops))
@@ -361,7 +361,7 @@ def blended_source(genuine, seed=0, root=None):
 
 
 def store_pair(file, paths, rng):
-    """Store a genuine face of a file and its blend."""
+    """Store a genuine face from a file and its blend."""
     crops = read_crops(file)
     middle = len(crops) // 2
     blend = self_blend(crops.faces[middle], crops.landmarks[middle], rng)
@@ -385,7 +385,7 @@ PREDICTION_COLUMNS = (
 
 
 def read_held_out(path):
-    """The predictions that the training of a detector left for media of folds that did not see them.
+    """Out-of-fold predictions stored by the training of a detector.
 
     Parameters
     ----------
@@ -400,7 +400,7 @@ def read_held_out(path):
     Raises
     ------
     InputError
-        The file cannot be read, lacks a column, holds a value that cannot be, or a row twice.
+        The file cannot be read, lacks a column, or contains an invalid value or a duplicate row.
     """
     texts = dict.fromkeys(
         ("media", "source", "method", "person", "task", "kind", "held_out", "detector"), str
@@ -421,7 +421,7 @@ def read_held_out(path):
 
 # %% ../nbs/55_pretrained_encoder.ipynb #2464430e
 def check_held_out(table, path):
-    """Refuse values that cannot be, and rows that are there twice."""
+    """Reject invalid values and duplicate rows."""
     checks = {
         "a label that is neither 0 nor 1": ~table.label.isin([0, 1]),
         "a score outside of 0 to 1": ~table.score.between(0, 1),
@@ -452,12 +452,12 @@ SOURCE_WORDS = {
 
 
 def in_words(row):
-    """A row's title with its source in words: ``"ffpp_c23: Deepfakes"`` becomes ``"FF++ c23: Deepfakes"``."""
+    """The title of a row with its source in words: ``"ffpp_c23: Deepfakes"`` becomes ``"FF++ c23: Deepfakes"``."""
     source, colon, method = row.partition(": ")
     return SOURCE_WORDS.get(source, source.replace("_", " ")) + colon + method.replace("_", " ")
 
 
 def trained_detectors(root):
-    """The detectors below ``reports/detectors`` of a checkout that left predictions: name and file."""
+    """The detectors below ``reports/detectors`` of a checkout with stored predictions: name and file."""
     files = sorted(Path(root).glob("reports/detectors/*/predictions.csv")) if root else []
     return {path.parent.name: path for path in files}

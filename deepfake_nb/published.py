@@ -36,15 +36,15 @@ from .study import CITED_AS, InputError, Result, number_of, published_lines
 
 # %% ../nbs/09_published.ipynb #74e456cf
 def load_published():
-    """Every number of every table of the four papers, and where our results have theirs.
+    """Every number in the tables of the four papers, and the place of its counterpart in our results.
 
     Returns
     -------
     DataFrame
-        One row a number and place. ``paper`` (a key of `study.CITED_AS`), ``kind`` (``fact`` or ``measurement``), ``table`` (or
-        figure, section, question), ``page`` (missing where it is not known), ``row``, ``column``, ``value`` (text with
+        One row per number and place. ``paper`` (a key of `study.CITED_AS`), ``kind`` (``fact`` or ``measurement``),
+        ``table`` (or figure, section, question), ``page`` (missing if unknown), ``row``, ``column``, ``value`` (text with
         all printed digits), ``published`` (the same as a number), ``printed``, ``quote``; ``section``, ``our_table``,
-        ``our_row``, ``our_metric`` (choices stand apart by ``" | "``, ``*`` is any text), or else ``why_not``; ``repeats``.
+        ``our_row``, ``our_metric`` (alternatives separated by ``" | "``, ``*`` is any text), or ``why_not``; ``repeats``.
     """
     table = pd.DataFrame(published_lines())
     table["page"] = pd.to_numeric(table.page).astype("Int64")
@@ -62,7 +62,7 @@ def half_digit(value, printed=""):
     value : str
         The number with all its printed digits, such as ``"0.80"``.
     printed : str
-        As the paper has it; zeros at the end of ``"~4,500"``, ``"around 15k"`` or ``"5k"`` are not counted as printed.
+        As printed in the paper; zeros at the end of ``"~4,500"``, ``"around 15k"`` or ``"5k"`` are not counted as printed.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def half_digit(value, printed=""):
 
 
 def equals_as_printed(ours, value, printed=""):
-    """Whether a number of ours is the published one, as finely as that was printed.
+    """Whether a number of ours equals the published one at its printed precision.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ OBSTACLES = (
 
 
 def obstacles(found):
-    """Why a result of ours cannot be held against a published number.
+    """Why a result of ours cannot be compared with a published number.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def obstacles(found):
     Returns
     -------
     list of str
-        Empty where nothing is in the way.
+        Empty if they can be compared.
     """
     return list(dict.fromkeys(words for field, sign, words in OBSTACLES if sign in str(found[field] or "")))
 
@@ -167,7 +167,7 @@ def verdict_of(number, found):
 
 # %% ../nbs/09_published.ipynb #01c52ce6
 def choices(number, tables):
-    """All places (section, table, row, metric) that a line of the file allows, the first choice first."""
+    """All places (section, table, row, metric) that a line of the file allows, in order of preference."""
     for pattern, row in itertools.product(number.our_table.split(" | "), number.our_row.split(" | ")):
         for table in tables.get(number.section, ()):
             if fnmatchcase(table, pattern):
@@ -202,7 +202,7 @@ def one_comparison(lines, recorded, tables):
 
 # %% ../nbs/09_published.ipynb #0ef6418e
 def compare_with_published(results, numbers=None):
-    """Every published number with ours beside it and a verdict by rule.
+    """Every published number with our number and a rule-based verdict.
 
     Parameters
     ----------
@@ -214,13 +214,13 @@ def compare_with_published(results, numbers=None):
     Returns
     -------
     DataFrame
-        One row a published number, in the papers' order: ``paper, table, page, row, column, published, ours, low, high,
-        n, data, profile, verdict, why, kind, printed``, and the place of ours, empty where there is none.
+        One row per published number, in the papers' order: ``paper, table, page, row, column, published, ours, low, high,
+        n, data, profile, verdict, why, kind, printed``, and the place of ours, empty if there is none.
 
     Raises
     ------
     InputError
-        `results` lacks a column of results.
+        `results` lacks a required column.
     """
     missing = [name for name in Result.__dataclass_fields__ if name not in results]
     if missing:
@@ -242,7 +242,7 @@ def compare_with_published(results, numbers=None):
 
 # %% ../nbs/09_published.ipynb #dc902702
 def summary(comparison):
-    """How often each verdict was given.
+    """Counts of each verdict.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def summary(comparison):
     Returns
     -------
     DataFrame of int
-        One row a paper and one for all of them; one column a verdict, and ``numbers``.
+        One row per paper and one for all of them; one column per verdict, and ``numbers``.
     """
     counts = pd.crosstab(comparison.paper, comparison.verdict)
     papers = [key for key in CITED_AS if key in counts.index]
@@ -266,14 +266,14 @@ SHADES = dict(zip(VERDICTS, ("#7FCFB5", "#F0A877", "#F3D082", "#D0D0D0"), strict
 
 
 def as_text(value):
-    """A cell's text: nothing for what is missing, four digits of a decimal."""
+    """The text of a cell: empty for a missing value, four digits for a decimal."""
     if value is None or value is pd.NA or is_missing(value):
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def as_published(number):
-    """What a paper prints, and behind it what that comes to where it is not plain."""
+    """The number as printed, followed by its value if that is not obvious."""
     plain = number.printed.strip("~").replace(",", "")
     if "%" in plain or number_of(plain) == number.published:
         return number.printed
@@ -282,7 +282,7 @@ def as_published(number):
 
 # %% ../nbs/09_published.ipynb #822aad2e
 def styled(comparison, caption=""):
-    """A comparison as a table for a notebook: whole, with the verdicts shaded, and all text escaped.
+    """A comparison as a complete table for a notebook, with shaded verdicts and escaped text.
 
     Parameters
     ----------
@@ -318,7 +318,7 @@ def styled(comparison, caption=""):
 
 # %% ../nbs/09_published.ipynb #5fe8eb32
 def plot_verdicts(comparison, axes=None):
-    """How many numbers of each paper got which verdict, shaded by their share.
+    """Plot the number of verdicts per paper and kind, shaded by their share.
 
     Parameters
     ----------
@@ -349,7 +349,7 @@ def plot_verdicts(comparison, axes=None):
 
 # %% ../nbs/09_published.ipynb #0ea869ae
 def figure_axes(counts):
-    """Axes of a new figure, as high as its rows need."""
+    """Axes of a new figure, with a height that fits its rows."""
     import matplotlib.pyplot as plt
 
     return plt.figure(figsize=(8, 1 + 0.36 * len(counts)), layout="constrained").subplots()
@@ -357,7 +357,7 @@ def figure_axes(counts):
 
 # %% ../nbs/09_published.ipynb #f1b6a29e
 class Span(NamedTuple):
-    """All numbers that print alike: from `low` to `high`, and their text."""
+    """The interval of numbers with the same printed text: from `low` to `high`, and that text."""
 
     low: float
     high: float
@@ -365,12 +365,12 @@ class Span(NamedTuple):
 
 
 def reach(function, *spans):
-    """Where a function can end when each input is anywhere in its span.
+    """The range of a function when each input lies anywhere in its span.
 
     Parameters
     ----------
     function : callable
-        Rising or falling in each of its inputs alone, so that its ends lie at ends of theirs.
+        Monotonic in each of its inputs, so that its extremes lie at the ends of theirs.
     *spans : Span
 
     Returns
@@ -388,9 +388,9 @@ def overlap(one, other, slack=1e-9):
     Parameters
     ----------
     one, other : Span
-        Two spans of some width have to share more than an end: .855 prints as .85 or as .86, not as both.
+        Two spans of non-zero width must share more than an end: .855 prints as .85 or as .86, not as both.
     slack : float
-        How far a single number may lie beside a span by rounding of the machine.
+        Tolerance for a single number outside a span, for floating-point rounding.
 
     Returns
     -------
@@ -408,7 +408,7 @@ def f1_of(precision, recall):
 
 
 def mean_of(one, other):
-    """The plain mean of two numbers."""
+    """The arithmetic mean of two numbers."""
     return (one + other) / 2
 
 
@@ -430,14 +430,14 @@ def spans_of(numbers):
 
 
 def check(place, question, printed, allowed):
-    """One line of the papers' arithmetic."""
+    """One row of the table of `papers_arithmetic`."""
     paper, table, row, _ = place
     return {"paper": paper, "table": table, "row": row, "check": question, "printed": printed.text,
             "low": allowed.low, "high": allowed.high, "holds": overlap(printed, allowed)}  # fmt: skip
 
 
 def whole_share(span, n):
-    """A share of `n` whole things inside of a span, or the nearest one to it."""
+    """A multiple of 1 / `n` inside a span, or the nearest one to it."""
     first = math.ceil(span.low * n)
     share = min((first / n, (first - 1) / n), key=lambda share: max(span.low - share, share - span.high))
     return Span(share, share)
@@ -448,7 +448,7 @@ RECALLS = ("Rec. (0)", "Rec. (1)")
 
 
 def followers(n_real, n_fake):
-    """What follows in a row of the tables: (number, question, from which numbers, how)."""
+    """The numbers of a row that follow from others: (number, question, inputs, function)."""
 
     def accuracy(real, fake):
         return (real * n_real + fake * n_fake) / (n_real + n_fake)
@@ -476,7 +476,7 @@ TEST_SETS = {
 
 
 def fusion_checks(spans):
-    """Tables 3.1 to 3.4 of Nurgozhin 2025: each number that follows from others of its row."""
+    """Tables 3.1 to 3.4 of Nurgozhin 2025: each number that follows from others in its row."""
     paper = "nurgozhin2025"
     for tables, (where, split) in TEST_SETS.items():
         sizes = [spans[paper, where, split, label].low for label in ("real", "fake")]
@@ -499,7 +499,7 @@ def fusion_checks(spans):
 
 # %% ../nbs/09_published.ipynb #881cf688
 def cut_off(span):
-    """The span of a number whose further digits were cut off."""
+    """The span of a truncated number."""
     middle = (span.low + span.high) / 2
     return Span(middle, middle + span.high - span.low, span.text)
 
@@ -551,7 +551,7 @@ DIFFERENCES = {
 
 # %% ../nbs/09_published.ipynb #3ec75480
 def simple_checks(spans):
-    """Sums, differences and a ratio that the papers print beside their parts."""
+    """Sums, differences and a ratio that the papers print together with their parts."""
     for place, parts in SUMS.items():
         allowed = reach(lambda *numbers: sum(numbers), *(spans[place[0], *part] for part in parts))
         yield check(place, "sum of its parts", spans[place], allowed)
@@ -564,7 +564,7 @@ def simple_checks(spans):
 
 
 def repeat_checks(spans, numbers):
-    """Numbers that a paper prints again: the same as where it prints them first?"""
+    """Whether a number that a paper repeats equals its first occurrence."""
     for number in numbers[numbers.repeats != ""].itertuples():
         half = half_digit(number.value, number.printed)
         printed = Span(number.published - half, number.published + half, number.printed)
@@ -579,7 +579,7 @@ def repeat_checks(spans, numbers):
 
 # %% ../nbs/09_published.ipynb #9db4c62f
 def papers_arithmetic(numbers=None):
-    """The papers' numbers held against each other.
+    """Consistency checks of the papers' numbers.
 
     Parameters
     ----------
@@ -589,8 +589,8 @@ def papers_arithmetic(numbers=None):
     Returns
     -------
     DataFrame
-        One row a check: ``paper, table, row, check, printed``, between which numbers (``low`` to ``high``) the result must lie by
-        the other printed numbers, rounding allowed for, and whether it ``holds``.
+        One row per check: ``paper, table, row, check, printed``, the range (``low`` to ``high``) implied by the other
+        printed numbers, rounding allowed for, and whether it ``holds``.
     """
     numbers = load_published() if numbers is None else numbers
     spans = spans_of(numbers)

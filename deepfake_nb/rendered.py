@@ -64,7 +64,7 @@ def _opening(x, t, f):
 
 # %% ../nbs/04_rendered.ipynb #f23d9383
 def _relax(x, y, z, t, f):
-    """Carry points of a moving face back to where they lie on the face at rest."""
+    """Map points of a moving face back to their positions on the face at rest."""
     ax = x.abs()
     near = bump(y - t["mouth_height"], 0.30)
     pull = f["smile"] * near * bump(ax - 0.28, 0.20)
@@ -116,7 +116,7 @@ def _drop_jaw(x, y, z, t, f):
 
 
 def _march(radius, base, ray, t, f, start, steps, stride):
-    """Walk along the rays until the head is met: depth, remaining gap, and whether the head was met."""
+    """March along the rays until they hit the head: depth, remaining gap, and whether the head was hit."""
     depth, met = start, torch.zeros_like(start, dtype=torch.bool)
     for _ in range(steps):
         x, y, z = (base[i] + depth * ray[i] for i in range(3))
@@ -129,7 +129,7 @@ def _march(radius, base, ray, t, f, start, steps, stride):
 
 # %% ../nbs/04_rendered.ipynb #799455d5
 def _march_on(radius, base, ray, t, f, depth, gap, met, tolerance):
-    """Walk on along the few rays that have passed an edge and not yet met what lies behind it."""
+    """March on along the few rays that have passed an edge and not yet hit what lies behind it."""
     late = _pack((gap > tolerance) & ~met)
     parts = [_pick(v[:, None], late)[:, 0] for v in (*base, *ray, depth)]
     on, still, found = _march(radius, parts[:3], parts[3:6], t, f, parts[6], 13, 0.035)
@@ -146,7 +146,7 @@ def _march_on(radius, base, ray, t, f, depth, gap, met, tolerance):
 
 # %% ../nbs/04_rendered.ipynb #18d91a91
 def _pack(mask):
-    """Positions of the True pixels of every frame: (frames, most), filled up with one past the last pixel."""
+    """Positions of the True pixels of every frame: (frames, most), padded with one past the last pixel."""
     frames, size = mask.shape[0], mask[0].numel()
     which, where = mask.flatten(1).nonzero(as_tuple=True)
     counts = torch.bincount(which, minlength=frames)
@@ -182,7 +182,7 @@ def _pool(values, index, shape, samples):
 
 # %% ../nbs/04_rendered.ipynb #150c2719
 def _find_heads(radius, columns, rows, rotation, shift, distance, t, f, coarse=4):
-    """Samples of the picture that a head may cover, and the depth at which to start looking for it.
+    """Samples of the image that a head may cover, and the depth at which to start looking for it.
 
     Returns
     -------
@@ -387,7 +387,7 @@ def _put_on_glasses(colour, cover, base, ray, t, half, soft, depth, key):
 
 # %% ../nbs/04_rendered.ipynb #d805c2a5
 def _shine(sample, rgb_light, half, view_sheen, key):
-    """Speculars of skin and hair: (frames, 3, h, w)."""
+    """Specular highlights of skin and hair: (frames, 3, h, w)."""
     normal, gloss, hair, tangent = sample[:, :3], sample[:, 3], sample[:, 4], sample[:, 5:8]
     lit = (normal * half).sum(1).clamp(min=0)
     lit4 = lit * lit * lit * lit
@@ -504,20 +504,20 @@ def _blur_frames(value, sigma):
 # %% ../nbs/04_rendered.ipynb #acdfff1b
 @dataclass
 class Rendering:
-    """Pictures of rendered people and what is known about them.
+    """Images of rendered people and their ground truth.
 
     Parameters
     ----------
     images : uint8 array, shape (n, height, width, 3), RGB
     landmarks : float32 array, shape (n, 5, 2)
-        Left eye, right eye, nose tip, left and right mouth corner in pixels (x, y); left is left in the picture, whole
-        numbers are middles of pixels.
+        Left eye, right eye, nose tip, left and right mouth corner in pixels (x, y); left is left in the image, whole
+        numbers are pixel centres.
     face_masks : bool array, shape (n, height, width)
         Visible skin of the face, eyes and mouth included, hair not.
     boxes : float32 array, shape (n, 4)
         x0, y0, x1, y1 in pixels from forehead to chin.
     parameters : pandas.DataFrame
-        One row a picture: pose in degrees, expression, light, identity, domain, time in seconds.
+        One row per image: pose in degrees, expression, light, identity, domain, time in seconds.
     """
 
     images: np.ndarray
@@ -533,7 +533,7 @@ class Rendering:
 # %% ../nbs/04_rendered.ipynb #01798940
 @dataclass(frozen=True)
 class _Scene:
-    """All that is drawn before the first frame of a video or a still."""
+    """Everything that is drawn before the first frame of a video or a still."""
 
     person: Person
     light: Light
@@ -618,7 +618,7 @@ def _shifts(scene):
 
 
 def _project(points, scene, shape):
-    """Points (frames, k, 3) in the camera's frame to pixels (frames, k, 2); whole numbers are middles of pixels."""
+    """Points (frames, k, 3) in the camera's frame to pixels (frames, k, 2); whole numbers are pixel centres."""
     height, width = shape
     look = scene.look
     zoom = torch.tensor(scene.motion["zoom"], dtype=torch.float32, device=points.device)[:, None]
@@ -650,7 +650,7 @@ def _describe(scene, shape, f):
 
 # %% ../nbs/04_rendered.ipynb #4d0b8257
 def _window(scene, shape, margin=0.12):
-    """Rows and columns (top, bottom, left, right) of the picture in which the head ever is."""
+    """Rows and columns (top, bottom, left, right) of the image area that the head ever covers."""
     position = (scene.person.radius * scene.person.direction).flatten(1).T[::7]
     turned = (position[None] @ scene.rotation[:: max(1, len(scene.rotation) // 12)].transpose(1, 2)).flatten(
         0, 1
@@ -685,7 +685,7 @@ def _sample_torso(scene, px, py, shift, channels=slice(0, 5)):
 
 
 def _pixel_places(scene, shape, span, samples):
-    """Where the columns (frames, w) and rows (frames, h) of a picture lie, in decimetres from the middle of the head."""
+    """Where the columns (frames, w) and rows (frames, h) of an image lie, in decimetres from the middle of the head."""
     (height, width), look, device = shape, scene.look, scene.rotation.device
     scale = (
         look.scale
@@ -701,7 +701,7 @@ def _pixel_places(scene, shape, span, samples):
 
 # %% ../nbs/04_rendered.ipynb #981aeec2
 def _draw_frames(scene, shape, span, samples, window):
-    """Linear pictures (n, 3, h, w) and face masks (n, h, w) of a span of frames, `samples` squared to a pixel."""
+    """Linear images (n, 3, h, w) and face masks (n, h, w) of a span of frames, `samples` squared per pixel."""
     (height, width), device, look = shape, scene.rotation.device, scene.look
     motion = {
         k: torch.tensor(v[span], dtype=torch.float32, device=device)[:, None, None]
@@ -738,7 +738,7 @@ def _vignette(shape, amount, device):
 
 
 def _develop(scene, picture, shape, first_frame):
-    """Linear pictures (n, 3, h, w) to uint8 (n, h, w, 3) with this camera's film, lens and sensor."""
+    """Linear images (n, 3, h, w) to uint8 (n, h, w, 3) with this camera's film, lens and sensor."""
     look, (height, width) = scene.look, shape
     value = _film(picture, look, _vignette(shape, look.vignette, picture.device))
     offsets = [((37 * (first_frame + k)) % 64, (23 * (first_frame + k)) % 61) for k in range(len(picture))]
@@ -749,7 +749,7 @@ def _develop(scene, picture, shape, first_frame):
 # %% ../nbs/04_rendered.ipynb #44e68b4e
 @contextlib.contextmanager
 def _workers(device):
-    """A `map` that spreads work over torch's threads, one operation to a thread.
+    """A `map` that spreads work over torch's threads, one operation per thread.
 
     Operations on a few frames are too short to be worth splitting: on a busy machine two threads that wait for each
     other after every operation take ten times as long as two threads that each draw their own frames.
@@ -768,7 +768,7 @@ def _workers(device):
 
 # %% ../nbs/04_rendered.ipynb #e87b9df5
 def _render_scene(scene, shape, spread, chunk_samples=2**20):
-    """All frames of a scene: images and face masks as arrays; four samples a pixel, one in pictures of half a megapixel."""
+    """All frames of a scene: images and face masks as arrays; four samples per pixel, one in images of half a megapixel."""
     n, window, samples = len(scene.rotation), _window(scene, shape), 2 if shape[0] * shape[1] < 2**19 else 1
     chunk = max(1, chunk_samples // (shape[0] * shape[1] * samples**2))
     images, masks = np.empty((n, *shape, 3), np.uint8), np.empty((n, *shape), bool)
@@ -825,7 +825,7 @@ def _checked_domain(domain):
 
 # %% ../nbs/04_rendered.ipynb #99462eb3
 def _assemble(scene, shape, times, domain, seed, spread):
-    """Render a scene and write down what is known about it."""
+    """Render a scene and record its ground truth."""
     device = scene.rotation.device
     images, masks = _render_scene(scene, shape, spread)
     f = {k: torch.tensor(scene.motion[k], dtype=torch.float32, device=device)[:, None, None] for k in MOTION}
@@ -854,11 +854,11 @@ def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0,
     n_frames : int
         At least 1.
     size : int or (height, width), pixels
-    frame_rate : float, frames a second
+    frame_rate : float, frames per second
     seed : int
-        Draws scene, clothes, light and motion; at least 0.
+        Seed of scene, clothes, light and motion; at least 0.
     device : torch.device or str, optional
-        Where to draw; the CPU by default. Pictures are the same for the same arguments on one device.
+        Where to draw; the CPU by default. Images are the same for the same arguments on one device.
 
     Returns
     -------
@@ -889,7 +889,7 @@ def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0,
 
 # %% ../nbs/04_rendered.ipynb #849cc2bd
 def render_stills(identities, domain, *, size=256, seed=0, device=None):
-    """Render one picture of each person; a person given twice gets two different pictures.
+    """Render one image of each person; a person given twice gets two different images.
 
     Parameters
     ----------
@@ -897,7 +897,7 @@ def render_stills(identities, domain, *, size=256, seed=0, device=None):
     domain : {"studio", "conference", "celebrity", "wild"}
     size : int or (height, width), pixels
     seed : int
-        Draws scenes, clothes, light, poses and expressions; at least 0.
+        Seed of scenes, clothes, light, poses and expressions; at least 0.
     device : torch.device or str, optional
         Where to draw; the CPU by default.
 

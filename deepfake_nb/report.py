@@ -102,7 +102,7 @@ from .video import reduced
 
 # %% ../nbs/75_report.ipynb #712765e3
 def visible(text):
-    """A text in which every sign can be seen: controls, line breaks and marks of direction are written out.
+    """A text with visible characters only: control characters, line breaks and direction marks are escaped.
 
     Parameters
     ----------
@@ -121,18 +121,18 @@ def visible(text):
 
 
 def moves_text(sign):
-    """Whether a sign breaks lines, hides, or turns the direction; those that join letters or emoji do not."""
+    """Whether a character breaks lines, is invisible, or changes direction; joiners of letters or emoji do not count."""
     kind = unicodedata.category(sign)
     return kind in ("Cc", "Zl", "Zp") or (kind == "Cf" and sign not in "\u200c\u200d")
 
 
 def with_commands(text):
-    """A text as HTML, in which what stands between backticks is code."""
+    """A text as HTML, with code between backticks."""
     return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def written_out(sign):
-    """A sign as Python writes it."""
+    """A character as a Python escape."""
     return sign.encode("unicode_escape").decode("ascii")
 
 
@@ -147,7 +147,7 @@ def page_name(path):
     Returns
     -------
     str
-        At most 56 letters, digits and hyphens of ASCII, and ``.html``; another one for another path.
+        At most 56 letters, digits and hyphens of ASCII, and ``.html``; unique per path.
     """
     text = os.fspath(path)
     plain = unicodedata.normalize("NFKD", os.path.basename(text)).encode("ascii", "ignore").decode().lower()
@@ -167,7 +167,7 @@ def clock(seconds):
 
 
 def stretches_in_words(stretches, most=12):
-    """Stretches of time, ``{"start_s", "end_s"}`` each, in words."""
+    """Time intervals, ``{"start_s", "end_s"}`` each, in words."""
     said = [f"{clock(stretch['start_s'])} to {clock(stretch['end_s'])}" for stretch in stretches[:most]]
     rest = len(stretches) - len(said)
     return ", ".join(said) + (f" and {rest} more" if rest else "")
@@ -194,7 +194,7 @@ NO_PROOF = "A statistical guess by a computer program. It is no proof, and no ex
 
 # %% ../nbs/75_report.ipynb #f2a530a9
 def meaning_of_threshold(verdict):
-    """What the threshold of a verdict means, in a sentence.
+    """The meaning of a verdict's threshold, in a sentence.
 
     Parameters
     ----------
@@ -217,20 +217,20 @@ def meaning_of_threshold(verdict):
 
 # %% ../nbs/75_report.ipynb #b5e582fa
 def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
-    """Saliency for "fake", summed over time and smoothed, each map with 1 as its largest value.
+    """Saliency for "fake", summed over time and smoothed, with each map scaled to a maximum of 1.
 
     Parameters
     ----------
     network, inputs
         See `explain.saliency`.
     share : float
-        Standard deviation of the Gaussian over the side of the picture.
+        Standard deviation of the Gaussian relative to the side of the image.
     batch_size : int
 
     Returns
     -------
     float32 array, shape (N, H, W), in [0, 1]
-        0 everywhere where the answer does not depend on the input.
+        0 everywhere if the output does not depend on the input.
     """
     maps = saliency(network, inputs, classes=1, batch_size=batch_size)
     if maps.ndim == 4:
@@ -241,7 +241,7 @@ def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
 
 # %% ../nbs/75_report.ipynb #1ec44b7e
 def brightest_place(map):
-    """Where most of a map lies, in words: the ninth of the picture with the largest sum.
+    """The location of most of a map, in words: the cell of a 3 x 3 grid with the largest sum.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def brightest_place(map):
 
 # %% ../nbs/75_report.ipynb #55e60c81
 def data_uri(image, ending=".jpg"):
-    """A picture as an address that holds it.
+    """An image as a data URL.
 
     Parameters
     ----------
@@ -282,20 +282,20 @@ def data_uri(image, ending=".jpg"):
 
 @functools.cache
 def scale_of_maps():
-    """The colours of a heatmap from 0 to its largest value, as a picture."""
+    """The colour bar of a heatmap from 0 to its largest value, as an image."""
     colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 64))[None, :, :3]
     return data_uri(np.uint8(np.round(255 * colours)), ".png")
 
 
 # %% ../nbs/75_report.ipynb #e2b2fa16
 def still_of(pixels):
-    """The picture that stands for a view: a crop itself, the frame in the middle of a clip."""
+    """The image shown for a view: the crop itself, or the middle frame of a clip."""
     return pixels[len(pixels) // 2] if pixels.ndim == 4 else pixels
 
 
 # %% ../nbs/75_report.ipynb #9f9a2de6
 def thinned(timeline, most=400):
-    """At most `most` moments of a timeline; each is the one with the highest score in its stretch.
+    """At most `most` moments of a timeline; each has the highest score in its interval.
 
     Parameters
     ----------
@@ -316,13 +316,13 @@ def thinned(timeline, most=400):
 
 # %% ../nbs/75_report.ipynb #0f55efbd
 def curve(timeline, start_s, length_s):
-    """The points of a timeline as SVG draws them, one text for each stretch without a gap.
+    """The points of a timeline for SVG, one text per segment without a gap.
 
     Parameters
     ----------
     timeline : list of dict
     start_s, length_s : float
-        What the drawing covers: it is 1000 wide and 100 high.
+        Range of the drawing, which is 1000 wide and 100 high.
 
     Returns
     -------
@@ -343,13 +343,13 @@ STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 360
 
 
 def time_marks(start_s, length_s, most=5):
-    """Round moments within a stretch of time, as pairs of text and place in percent.
+    """Round times within an interval, as pairs of text and position in percent.
 
     Parameters
     ----------
     start_s, length_s : float
     most : int
-        Marks beside the first.
+        Marks in addition to the first.
 
     Returns
     -------
@@ -365,7 +365,7 @@ def time_marks(start_s, length_s, most=5):
 
 # %% ../nbs/75_report.ipynb #5862cbac
 def timeline_of(face, span):
-    """What the drawing of a person's timeline needs; None where there are fewer than two moments.
+    """The data for drawing a person's timeline; None if there are fewer than two moments.
 
     Parameters
     ----------
@@ -397,12 +397,12 @@ LEAST_BAND = 4
 
 
 def limits_of(face):
-    """The thresholds to draw: from the upper one on fake, below the lower one real; one where nothing lies between them."""
+    """The thresholds to draw: fake from the upper one, real below the lower one; a single one if they are equal."""
     return sorted({limit for limit in (face.real_below, face.threshold) if limit is not None}, reverse=True)
 
 
 def band(stretch, start_s, length_s):
-    """A suspicious stretch as start and width in thousandths, wide enough to be seen, within the drawing."""
+    """A suspicious interval as start and width in thousandths, wide enough to be visible, within the drawing."""
     start, end = (1000 * (stretch[name] - start_s) / length_s for name in ("start_s", "end_s"))
     start = min(start, 1000 - LEAST_BAND)
     return round(start, 1), round(min(max(end - start, LEAST_BAND), 1000 - start), 1)
@@ -420,7 +420,7 @@ MOST_HEATMAPS = 12
 
 
 def evidence(kept, scorer, most=MOST_HEATMAPS):
-    """Pictures and heatmaps of the views that were kept of a file.
+    """Images and heatmaps of the views kept for a file.
 
     Parameters
     ----------
@@ -431,7 +431,7 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
     Returns
     -------
     list of dict
-        One a view: ``view``, ``picture`` (uint8), ``map`` (None where there is none) and the ``problem`` with it.
+        One per view: ``view``, ``picture`` (uint8), ``map`` (None if there is none) and the ``problem`` with it.
     """
     ranked = sorted(kept, key=lambda view: -view.score)
     shown = [{"view": view, "picture": still_of(view.pixels), "map": None, "problem": ""} for view in ranked]
@@ -447,7 +447,7 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
 
 # %% ../nbs/75_report.ipynb #abdc9bf7
 def maps_or_reason(member, pixels):
-    """Maps of some views, or none and the reason: a page without a map is better than no page."""
+    """Maps of a list of views, or none and the reason: a page without a map is better than no page."""
     try:
         inputs = member.detector.prepare(pixels).to(member.device)
         return smoothed_saliency(member.network, inputs), ""
@@ -456,13 +456,13 @@ def maps_or_reason(member, pixels):
 
 
 def first_line(error):
-    """What an error says, in one line."""
+    """The message of an error, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # %% ../nbs/75_report.ipynb #a5b3d515
 def figure_of(piece):
-    """A view as its page shows it: picture and heatmap beside one another, with words for both."""
+    """A view for its page: image and heatmap side by side, with captions for both."""
     view, map = piece["view"], piece["map"]
     said, when = f"{view.score:.2f}", clock(view.moment_s)
     when = f"the middle of the clip from {when} on" if view.pixels.ndim == 4 else when
@@ -483,7 +483,7 @@ def figure_of(piece):
 
 # %% ../nbs/75_report.ipynb #6e76a9d5
 def who_decides(verdict):
-    """The number of the person whose score is the file's; None where there is no score, or nobody else."""
+    """The number of the person with the file's score; None if there is no score, or no other person."""
     if verdict.score is None or len(verdict.faces) < 2:
         return None
     same = [
@@ -493,14 +493,14 @@ def who_decides(verdict):
 
 
 def too_many_without_score(faces, most=3):
-    """How many have no score, where that are more than `most`: each with a section of its own would bury the others."""
+    """The number of people without a score, if above `most`: with a section for each the others would be hard to find."""
     count = sum(face.score is None for face in faces)
     return count if count > most else 0
 
 
 # %% ../nbs/75_report.ipynb #b18413f1
 def person_of(face, pieces, span):
-    """What the page says of one person."""
+    """The page content for one person."""
     mine = [piece for piece in pieces if piece["view"].track == face.track]
     return {
         "number": face.track + 1,
@@ -629,7 +629,7 @@ GAUGE_PART = """<div class="gauge">
 
 # %% ../nbs/75_report.ipynb #0ed375a6
 def gauge_of(verdict):
-    """What the bar under a verdict shows; None without a score.
+    """The content of the bar under a verdict; None without a score.
 
     Parameters
     ----------
@@ -729,7 +729,7 @@ APPENDIX_PART = """<section class="card">
 
 # %% ../nbs/75_report.ipynb #360ef0cf
 def facts_of(verdict, scorer):
-    """What an expert needs to make the same report again, pairs of name and value.
+    """The information for reproducing a report, as pairs of name and value.
 
     Parameters
     ----------
@@ -757,7 +757,7 @@ def facts_of(verdict, scorer):
 
 # %% ../nbs/75_report.ipynb #53115a2e
 def checksum_of(path):
-    """The SHA-256 of a media file, or that it is not known: a file that cannot be read has a page, too."""
+    """The SHA-256 of a media file, or that it is not known: an unreadable file has a page, too."""
     try:
         return sha256_of(path) if os.path.isfile(path) else "unknown"
     except OSError:
@@ -765,7 +765,7 @@ def checksum_of(path):
 
 
 def settings_of(member, sampling):
-    """The plain settings of a detector, its device, and which frames it looked at."""
+    """The plain settings of a detector, its device, and its sampled frames."""
     detector = member.detector
     plain = {field.name: getattr(detector, field.name) for field in fields(detector)}
     said = {
@@ -800,7 +800,7 @@ INDEX_ROW = """<li class="card {{ verdict.verdict }}">
 # %% ../nbs/75_report.ipynb #c680f337
 @functools.cache
 def templates():
-    """The template engine: everything is text, unless a template says otherwise."""
+    """The template engine: values are escaped unless a template disables it."""
     parts = {"layout": LAYOUT, "file": FILE_PAGE, "verdict": VERDICT_PART, "gauge": GAUGE_PART,
              "speakers": SPEAKERS_PART, "person": PERSON_PART, "timeline": TIMELINE_PART, "figure": FIGURE_PART,
              "scale": SCALE_PART, "appendix": APPENDIX_PART, "index": INDEX_PAGE, "row": INDEX_ROW}  # fmt: skip
@@ -817,13 +817,13 @@ def templates():
 
 
 def fill(template, /, **values):
-    """A template with its values, as HTML."""
+    """A template rendered with its values, as HTML."""
     return Markup(templates().get_template(template).render(**values))
 
 
 # %% ../nbs/75_report.ipynb #6a5c60e3
 def page_values(verdict, pieces, scorer):
-    """All that the page on a file says, by the names that the templates use."""
+    """The content of a file's page, by the names used in the templates."""
     name, span = os.path.basename(verdict.path) or verdict.path, time_span(verdict.faces)
     word, meaning = WORDS[verdict.verdict]
     return {
@@ -848,12 +848,12 @@ def page_values(verdict, pieces, scorer):
 
 
 def better_for(verdict):
-    """What brings better detectors than those that gave a verdict a score; empty where none has, or nothing does."""
+    """How to get better detectors than those that scored a verdict; empty if there is no score or no better detector."""
     return what_is_better([own["name"] for own in verdict.detectors if own["score"] is not None])
 
 
 def summary_of(words, broken_off=False):
-    """How many files got which word, in sentences; `words` counts them, and a run may have been broken off."""
+    """The counts of verdicts in sentences; `words` counts them, and a run may have been interrupted."""
     parts = [f"{WORDS[word][0]}: {words[word]}." for word in WORDS if words[word]]
     files = "1 file." if words.total() == 1 else f"{words.total()} files."
     order = ["The most suspicious come first."] if words["fake"] and words.total() > 1 else []
@@ -862,26 +862,26 @@ def summary_of(words, broken_off=False):
 
 
 def rank_of(verdict):
-    """Where a file stands in the index: forged, then scored without a verdict, then real, last without a score; the higher first."""
+    """The sort key in the index: fake, scored without a verdict, real, then without a score; higher scores first."""
     group = {"fake": 0, "real": 2}.get(verdict.verdict, 3 if verdict.score is None else 1)
     said = verdict.score if verdict.probability is None else verdict.probability
     return group, -(said or 0)
 
 
 def thumbnail(pieces):
-    """The most suspicious face as a small picture; None where there is none."""
+    """The most suspicious face as a thumbnail; None if there is none."""
     return data_uri(reduced(pieces[0]["picture"], 96)) if pieces else None
 
 
 # %% ../nbs/75_report.ipynb #56262049
 class RankedRows:
-    """Pieces of HTML that wait in a temporary file, to be read by rank."""
+    """Pieces of HTML in a temporary file, read back in order of rank."""
 
     def __init__(self):
         self.file, self.places = tempfile.TemporaryFile(), []
 
     def add(self, rank, row):
-        """Keep a row; the lowest rank comes first, and of equals the one that was added first."""
+        """Store a row; rows are sorted by ascending rank, and ties by order of insertion."""
         content = row.encode()
         self.places.append((rank, self.file.seek(0, os.SEEK_END), len(content)))
         self.file.write(content)
@@ -894,7 +894,7 @@ class RankedRows:
 
 # %% ../nbs/75_report.ipynb #f36ba1a8
 class PageFolder:
-    """A folder of pages, and what its index will say of each; a context manager that writes the index."""
+    """A folder of pages, with the index entry of each; a context manager that writes the index."""
 
     def __init__(self, folder):
         self.folder, self.words, self.names = Path(folder), Counter(), Counter()
@@ -913,13 +913,13 @@ class PageFolder:
         self.close(broken_off=fault is not None)
 
     def new_name(self, path):
-        """The name of a page that is not taken yet: a file may have been named twice."""
+        """An unused page name: a file may have been given twice."""
         name = page_name(path)
         self.names[name] += 1
         return name if self.names[name] == 1 else name.replace(".html", f"-{self.names[name]}.html")
 
     def close(self, broken_off=False):
-        """Write the index of all pages so far, which says so if the run was broken off; its path."""
+        """Write the index of all pages so far, which notes an interrupted run; returns its path."""
         if not self._rows.file.closed:
             rows, index = self._rows, templates().get_template("index")
             with write_atomically(self.folder / "index.html", "w") as file:
@@ -930,17 +930,17 @@ class PageFolder:
 
 # %% ../nbs/75_report.ipynb #79ec62ff
 class ReportWriter(PageFolder):
-    """Writes one HTML page a media file into a folder, and an index of them; a context manager.
+    """Writes one HTML page per media file into a folder, and an index of them; a context manager.
 
     Parameters
     ----------
     folder : str or Path
-        Made when it is not there. Pages of the same files are replaced, others are left.
+        Created if missing. Pages of the same files are replaced, others are kept.
 
     Raises
     ------
     InputError
-        The folder cannot be made or written.
+        The folder cannot be created or written.
     """
 
     def add(self, verdict, kept, scorer):
@@ -950,9 +950,9 @@ class ReportWriter(PageFolder):
         ----------
         verdict : Verdict
         kept : list of KeptView
-            The views to show, as `score.MediaScorer.examine` gives them.
+            The views to show, as returned by `score.MediaScorer.examine`.
         scorer : MediaScorer or Panel
-            Who was asked.
+            The scorer of the file.
 
         Returns
         -------

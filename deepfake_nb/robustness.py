@@ -50,23 +50,23 @@ from .study import InputError, UsageError, random_stream, sizes_for
 from .video import recompress_frames
 
 # %% ../nbs/09_robustness.ipynb #f4672531
-FRAME_RATE = 25  #: frames a second of clips, where bits a second are counted
+FRAME_RATE = 25  #: frames per second of clips, for bit rates
 CRF_OF_A_GENERATION = 30
 
 
 def at_constant_quality(crops, strength, rng):
-    """Through H.264 at a constant rate factor; 23 and 40 are FaceForensics++'s two."""
+    """H.264 at a constant rate factor; FaceForensics++ uses 23 and 40."""
     return recompress_frames(crops, FRAME_RATE, crf=round(strength))
 
 
 def at_bitrate(crops, strength, rng):
-    """Through a call that has `strength` kbit/s for 1280 x 720 pixels, and fewer for fewer."""
+    """A video call with `strength` kbit/s at 1280 x 720 pixels, and proportionally fewer for smaller frames."""
     line = Line(1.0, 1000 * strength / (1280 * 720 * FRAME_RATE))
     return conference_channel(crops, rng, line, FRAME_RATE).images
 
 
 def stored_again(crops, strength, rng):
-    """Through H.264 `strength` times."""
+    """Encoded with H.264 `strength` times."""
     for _ in range(round(strength)):
         crops = recompress_frames(crops, FRAME_RATE, crf=CRF_OF_A_GENERATION)
     return crops
@@ -74,7 +74,7 @@ def stored_again(crops, strength, rng):
 
 # %% ../nbs/09_robustness.ipynb #23f2c212
 def at_resolution(crops, strength, rng):
-    """Shrunk to `strength` per cent of the side and enlarged again."""
+    """Downscaled to `strength` per cent of the side and upscaled again."""
     side = crops.shape[2], crops.shape[1]
     small = tuple(max(1, round(length * strength / 100)) for length in side)
     shrunk = [cv2.resize(crop, small, interpolation=cv2.INTER_AREA) for crop in crops]
@@ -82,50 +82,50 @@ def at_resolution(crops, strength, rng):
 
 
 def out_of_focus(crops, strength, rng):
-    """Blurred by a Gaussian whose standard deviation is `strength` per cent of the side."""
+    """Gaussian blur with a standard deviation of `strength` per cent of the side."""
     sigma = strength / 100 * crops.shape[2]
     return gaussian_blur(crops, 2 * math.ceil(3 * sigma) + 1, sigma)
 
 
 def with_noise(crops, strength, rng):
-    """With Gaussian noise of `strength` grey levels on every value."""
+    """Gaussian noise with a standard deviation of `strength` grey levels."""
     noise = rng.standard_normal(crops.shape, dtype=np.float32)
     return np.clip(np.round(crops + strength * noise), 0, 255).astype(np.uint8)
 
 
 # %% ../nbs/09_robustness.ipynb #6fe83fac
 def in_low_light(crops, strength, rng):
-    """With 1/`strength` of the light, and the camera's gain against it; up to 40."""
+    """Low light: 1/`strength` of the light, compensated by camera gain; up to 40."""
     return low_light(crops, rng, math.log(strength) / math.log(40))
 
 
 def before_a_screen(crops, strength, rng):
-    """With a monitor shining on the face, at `strength` per cent."""
+    """Screen glare on the face, at `strength` per cent."""
     return screen_glare(crops, rng, strength / 100, frame_rate=FRAME_RATE)
 
 
 def with_lost_frames(crops, strength, rng):
-    """With `strength` per cent of frames lost, four at a time, so that the last one freezes."""
+    """`strength` per cent of frames lost, four at a time, so that the previous frame freezes."""
     return drop_frames(crops, rng, strength / 100).images
 
 
 # %% ../nbs/09_robustness.ipynb #e09881b4
 @dataclass(frozen=True)
 class Axis:
-    """One way in which pictures of a face get worse.
+    """One type of degradation of face images.
 
     Parameters
     ----------
     name : str
-        What tables call it.
+        Its name in tables.
     title, unit : str
         For figures; the unit of `levels`.
     levels : tuple of float
         Strengths from mild to severe.
     apply : callable
-        Takes crops uint8 (T, S, S, 3), a strength and a `numpy.random.Generator`; gives such crops.
+        Takes crops uint8 (T, S, S, 3), a strength and a `numpy.random.Generator`; returns crops of the same kind.
     needs_motion : bool
-        Whether it says nothing of stills.
+        Whether it does not apply to stills.
     """
 
     name: str
@@ -160,7 +160,7 @@ AXES = {
 
 # %% ../nbs/09_robustness.ipynb #3b097ec3
 def axis_named(name):
-    """An axis of `AXES`, or the axis that was given."""
+    """An axis of `AXES` by name; an `Axis` is returned unchanged."""
     if isinstance(name, Axis):
         return name
     if name not in AXES:
@@ -170,14 +170,14 @@ def axis_named(name):
 
 # %% ../nbs/09_robustness.ipynb #0a083766
 def thinned(levels, axes=None):
-    """Axes with fewer strengths, spread evenly and ending with the severest.
+    """Axes with fewer strengths, evenly spaced, including the severest.
 
     Parameters
     ----------
     levels : int
-        How many each axis keeps at most.
+        Maximum number of levels per axis.
     axes : dict of str to Axis, optional
-        All by default.
+        Default: all.
 
     Returns
     -------
@@ -203,7 +203,7 @@ PROFILE_LEVELS = {"smoke": {"levels": 1}, "demo": {"levels": 2}, "gpu": {"levels
 
 
 def axes_of(profile):
-    """The axes with as many strengths as a profile has time for.
+    """The axes, with the number of strengths set by a profile.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def axes_of(profile):
 
 # %% ../nbs/09_robustness.ipynb #eeab3641
 def worsen(crops, axis, strength, rng):
-    """Make a clip or a still of a face worse along an axis.
+    """Degrade a clip or a still of a face along an axis.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def worsen(crops, axis, strength, rng):
     UsageError
         There is no such axis.
     InputError
-        The crops are no pictures of 8 bits.
+        The crops are not 8-bit images.
     """
     axis, crops = axis_named(axis), np.asarray(crops)
     if crops.dtype != np.uint8 or crops.ndim not in (3, 4) or crops.shape[-1] != 3 or not crops.size:
@@ -252,37 +252,37 @@ def worsen(crops, axis, strength, rng):
 # %% ../nbs/09_robustness.ipynb #caa694d2
 def robustness_predictions(score, clips, labels, media_ids, *, detector, train_set, eval_set, axes=None, rng, people=None,
                            batch=16, threads=None):  # fmt: skip
-    """What detectors say of the same faces along every axis.
+    """Scores of detectors on the same faces along every axis.
 
     Parameters
     ----------
     score : callable
-        Takes clips uint8 (B, T, S, S, 3), or stills (B, S, S, 3); gives P(fake) in [0, 1]: (B,), or (B, K) for K detectors.
+        Takes clips uint8 (B, T, S, S, 3), or stills (B, S, S, 3); returns P(fake): (B,), or (B, K) for K detectors.
     clips : sequence of N uint8 arrays (T, S, S, 3), or all (S, S, 3)
         Aligned faces at the resolution at which they are stored.
     labels, media_ids, people : sequences, shape (N,)
-        0 real and 1 fake; the file of each clip, which may have several; and whom it shows, where that is known.
+        0 real and 1 fake; the file of each clip (a file may have several); and the person shown, if known.
     detector, train_set : str, or sequence of K str
-        What tables call the detector and what it learnt from.
+        Names of the detector and of its training set in tables.
     eval_set : str
     axes : dict of str to Axis, optional
         `AXES` by default; those that need motion are left out for stills.
     rng : numpy.random.Generator
     batch, threads : int
-        Clips that are judged at a time, and that are worsened side by side; by default as many as cores.
+        Clips scored at a time, and clips degraded in parallel; the latter default to the number of cores.
 
     Returns
     -------
     DataFrame
-        One row a clip, detector, axis and level: the columns of predictions, ``person`` where given, then ``axis``, ``level`` (0 is
-        the clip as it was, and stands there for each axis) and ``strength`` (NaN at level 0).
+        One row per clip, detector, axis and level: the columns of predictions, ``person`` if given, then ``axis``,
+        ``level`` (0 is the unchanged clip, repeated for each axis) and ``strength`` (NaN at level 0).
 
     Raises
     ------
     InputError
-        There are no clips, labels or names do not fit, or a score is no number from 0 to 1.
+        There are no clips, labels or names do not match, or a score is not a number from 0 to 1.
     UsageError
-        There is no axis left to ask along.
+        No axis applies.
     """
     about = media_table(clips, labels, media_ids, people)
     steps, names = steps_of(axes, is_still=np.ndim(clips[0]) == 3), detector_names(detector, train_set)
@@ -293,7 +293,7 @@ def robustness_predictions(score, clips, labels, media_ids, *, detector, train_s
 
 # %% ../nbs/09_robustness.ipynb #abc18b4b
 def detector_names(detector, train_set):
-    """Pairs of a detector and what it learnt from; one training set serves all."""
+    """Pairs of a detector and its training set; a single training set applies to all."""
     names, trained = ([text] if isinstance(text, str) else list(text) for text in (detector, train_set))
     trained = trained * len(names) if len(trained) == 1 else trained
     if len(names) != len(trained):
@@ -304,7 +304,7 @@ def detector_names(detector, train_set):
 
 
 def long_table(about, scores, steps, names, eval_set):
-    """Scores (N, K) by axis and level as a table of predictions."""
+    """Scores (N, K) per axis and level as a table of predictions."""
     tables = [
         about.assign(score=scores[axis, level][:, at], detector=detector, train_set=train_set, eval_set=eval_set,
                      axis=axis, level=level, strength=strength)
@@ -318,7 +318,7 @@ def long_table(about, scores, steps, names, eval_set):
 
 # %% ../nbs/09_robustness.ipynb #79598e9a
 def media_table(clips, labels, media_ids, people=None):
-    """One row a clip: media file, number of the clip in it, label, and person where given."""
+    """One row per clip: media file, number of the clip in it, label, and person if given."""
     if not len(clips):
         raise InputError("There are no clips to be made worse.")
     columns = {"media_id": media_ids, "label": labels} | ({} if people is None else {"person": people})
@@ -334,7 +334,7 @@ def media_table(clips, labels, media_ids, people=None):
 
 
 def steps_of(axes, is_still):
-    """The axes that say something of such clips."""
+    """The axes that apply to such clips."""
     chosen = AXES if axes is None else axes
     steps = {name: axis for name, axis in chosen.items() if not (is_still and axis.needs_motion)}
     if not steps:
@@ -352,7 +352,7 @@ def rows_of(steps):
 
 # %% ../nbs/09_robustness.ipynb #7c90139c
 def of_one_shape(clips):
-    """The clips, if a detector can be asked about them at once."""
+    """The clips, if a detector can score them in one batch."""
     shapes = {clip.shape for clip in clips}
     if len(shapes) > 1:
         raise InputError(
@@ -364,7 +364,7 @@ def of_one_shape(clips):
 # %% ../nbs/09_robustness.ipynb #7093f826
 @dataclass
 class Asked:
-    """Detectors that are asked about clips, and with what chance these are worsened."""
+    """Detectors, their clips, and the random streams of the degradations."""
 
     score: Callable
     clips: object
@@ -375,7 +375,7 @@ class Asked:
     threads: int
 
     def along(self, steps):
-        """Scores (N, K) by axis and level; every clip is read once."""
+        """Scores (N, K) per axis and level; every clip is read once."""
         found = {(axis, level): [] for axis, level, _ in rows_of(steps)}
         with ThreadPoolExecutor(self.threads) as pool:
             for start in range(0, len(self.clips), self.batch):
@@ -393,19 +393,19 @@ class Asked:
         return {step: np.concatenate(blocks) for step, blocks in found.items()}
 
     def worse(self, job):
-        """One clip at one level; its chance depends on the media file, the clip and the axis."""
+        """One clip at one level; its random stream depends on the media file, the clip and the axis."""
         clip, place, axis, strength = job
         media_id, unit = self.about.media_id[place], int(self.about["unit"][place])
         return worsen(clip, axis, strength, random_stream(self.seed, axis.name, media_id, unit))
 
     def answers(self, clips):
-        """Scores (B, K) of some clips."""
+        """Scores (B, K) of a batch of clips."""
         return checked_scores(np.asarray(self.score(np.stack(clips)), float), len(clips), self.n_detectors)
 
 
 # %% ../nbs/09_robustness.ipynb #7f3156aa
 def checked_scores(found, n_clips, n_detectors):
-    """Answers as (B, K); refuses what is no score."""
+    """Scores as (B, K); rejects invalid scores."""
     wanted = (n_clips, n_detectors)
     found = found[:, None] if found.shape == wanted[:1] else found
     if found.shape != wanted or not ((found >= 0) & (found <= 1)).all():
@@ -419,7 +419,7 @@ def checked_scores(found, n_clips, n_detectors):
 
 # %% ../nbs/09_robustness.ipynb #cc25e359
 def at_side(crops, side):
-    """Stills (B, S, S, 3) or clips (B, T, S, S, 3) brought to a side, shrunk by area averages.
+    """Stills (B, S, S, 3) or clips (B, T, S, S, 3) resized to a side, by area averages.
 
     Parameters
     ----------
@@ -430,7 +430,7 @@ def at_side(crops, side):
     Returns
     -------
     uint8 array
-        The same array where it has that side.
+        The same array if it has that side.
     """
     stored = crops.shape[-2]
     if stored == side:
@@ -444,27 +444,27 @@ def at_side(crops, side):
 
 # %% ../nbs/09_robustness.ipynb #c06462ff
 def robustness_curves(table, *, resamples=2000, rng=None):
-    """The area under the ROC curve at each level of each axis.
+    """The AUC at each level of each axis.
 
     Parameters
     ----------
     table : DataFrame
-        See `robustness_predictions`; of one or several detectors and sets.
+        See `robustness_predictions`; one or several detectors and sets.
     resamples : int
     rng : numpy.random.Generator, optional
-        A fixed one by default.
+        Default: a fixed one.
 
     Returns
     -------
     DataFrame
-        One row a detector, training set, test set, axis and level: ``strength, auc, low, high`` (a 95 % interval; None where there is
-        none), ``n`` media files, ``n_drawn`` people (or files) that are drawn for the interval, and ``resampled``, an array (resamples,) of
-        the areas behind it.
+        One row per detector, training set, test set, axis and level: ``strength, auc, low, high`` (a 95 % interval;
+        None if there is none), ``n`` media files, ``n_drawn`` people (or files) resampled for the interval, and
+        ``resampled``, an array (resamples,) of the resampled AUCs.
 
     Raises
     ------
     InputError
-        A column is missing, or a level has other media than the untouched ones.
+        A column is missing, or a level has other media than level 0.
     """
     missing = [
         name for name in ("axis", "level", "strength", "score", "detector") if name not in table.columns
@@ -481,7 +481,7 @@ def robustness_curves(table, *, resamples=2000, rng=None):
 
 # %% ../nbs/09_robustness.ipynb #a37e492a
 def pooled_media(table, keys):
-    """One row a media file at each level."""
+    """One row per media file and level."""
     table = table.assign(drawn=table.person if "person" in table else None)
     groups = table.groupby([*keys, "level", "media_id"], sort=False, dropna=False, observed=True)
     pooled = groups.agg(
@@ -497,7 +497,7 @@ def points_of(part, names, resamples, seed):
     """The points of one curve."""
     levels = {
         level: rows.sort_values("media_id", kind="stable") for level, rows in part.groupby("level")
-    }  # drawn alike
+    }  # sorted, for the same resamples at every level
     media = [list(zip(rows.media_id, rows.label, strict=True)) for rows in levels.values()]
     if 0 not in levels or any(other != media[0] for other in media):
         raise InputError(
@@ -517,7 +517,7 @@ def points_of(part, names, resamples, seed):
 
 # %% ../nbs/09_robustness.ipynb #7076a002
 def exact_at_the_end(found, rows, drawn_by):
-    """An AUC of 0 or 1, in which all resamples agree, with DeLong's exact interval where there are media enough for one."""
+    """An AUC of 0 or 1, where all resamples agree, with DeLong's exact interval if there are enough media."""
     if found.low is not None or found.value not in (0.0, 1.0):
         return found
     try:
@@ -529,7 +529,7 @@ def exact_at_the_end(found, rows, drawn_by):
 
 # %% ../nbs/09_robustness.ipynb #de6ce20d
 def plot_robustness(curves):
-    """Area under the ROC curve along each axis, one panel an axis and one line a detector.
+    """Plot the AUC along each axis, one panel per axis and one line per detector.
 
     Parameters
     ----------
@@ -567,13 +567,13 @@ def plot_robustness(curves):
 
 # %% ../nbs/09_robustness.ipynb #f8c760e4
 def row_of(names):
-    """What tables call a detector with its training and test set."""
+    """Name of a detector with its training and test set in tables."""
     trained = f", {names['train_set']}" if "train_set" in names else ""
     return f"{names['detector']}{trained}" + (f" -> {names['eval_set']}" if "eval_set" in names else "")
 
 
 def labelled(curves):
-    """Curves with what a legend calls each: the detector, and its sets where these differ."""
+    """Curves with their legend labels: the detector, and its sets if these differ."""
     differ = [
         key for key in KEYS if key in curves.columns and (key == "detector" or curves[key].nunique() > 1)
     ]
@@ -581,11 +581,11 @@ def labelled(curves):
 
 
 def draw_axis(axes, curves, colours, axis=None):
-    """The curves of one axis; the drawn lines by their labels."""
+    """Plot the curves of one axis; returns the lines by label."""
     drawn = {}
     for line, curve in curves.groupby("line", sort=False):
         curve = curve.sort_values("level")
-        aside = list(colours).index(line) - (len(colours) - 1) / 2  # equal curves stand beside each other
+        aside = list(colours).index(line) - (len(colours) - 1) / 2  # equal curves are offset from each other
         places = curve.level + 0.01 * curve.level.max() * aside
         how = {"color": colours[line], "label": line}
         drawn[line] = axes.plot(places, curve.auc.astype(float), "o-", markersize=3, linewidth=1.3, **how)[0]
@@ -606,7 +606,7 @@ ALL_AXES = "all axes"
 
 
 def area_under_robustness(curves):
-    """The mean area under the ROC curve over the levels of each axis.
+    """The mean AUC over the levels of each axis.
 
     Parameters
     ----------
@@ -616,9 +616,9 @@ def area_under_robustness(curves):
     Returns
     -------
     DataFrame
-        One row a detector, training set, test set and axis, and one for ``all axes``, their mean: ``untouched`` (the AUC at level
-        0), ``area, low, high``, ``lost`` (untouched less area), ``lost_low, lost_high`` and ``n``. Intervals are of 95 %, media drawn
-        together over all levels; None where there is none.
+        One row per detector, training set, test set and axis, and one for ``all axes``, their mean: ``untouched``
+        (the AUC at level 0), ``area, low, high``, ``lost`` (untouched minus area), ``lost_low, lost_high`` and ``n``.
+        Intervals are 95 %, with media resampled jointly over all levels; None if there is none.
     """
     keys = [key for key in KEYS if key in curves.columns]
     rows = []
@@ -643,7 +643,7 @@ def heights_of(part):
 
 
 def mean_height(curve):
-    """Mean AUC over the levels of one curve, its ends where resamples cannot tell them, and the mean of each resample."""
+    """Mean AUC over the levels of one curve, its bounds if resamples cannot give them, and the mean per resample."""
     curve = curve.sort_values("level")
     step = np.ones(len(curve))
     if len(step) > 1:
@@ -654,7 +654,7 @@ def mean_height(curve):
 
 
 def area_row(height, untouched, n):
-    """Area and loss of one axis with their intervals."""
+    """Mean AUC and loss of one axis with their intervals."""
     (area, low, high), drawn = height
     found = measured(area, drawn, n, 0.95)
     start = np.nan if untouched.auc is None else untouched.auc
@@ -667,7 +667,7 @@ def area_row(height, untouched, n):
 
 # %% ../nbs/09_robustness.ipynb #28212efe
 def robustness_gain(a, b, axis=ALL_AXES):
-    """How much higher the curves of one detector lie than another's.
+    """The difference of mean AUC between two detectors.
 
     Parameters
     ----------
@@ -678,12 +678,12 @@ def robustness_gain(a, b, axis=ALL_AXES):
     Returns
     -------
     metrics.Measured
-        Mean AUC of `b` less that of `a`, with a 95 % interval from the draws that both share.
+        Mean AUC of `b` minus that of `a`, with a 95 % interval from their shared resamples.
 
     Raises
     ------
     InputError
-        They were not asked the same.
+        They were not scored on the same media and levels.
     """
     asked = ["axis", "level", "n", "n_drawn"]
     if not a[asked].reset_index(drop=True).equals(b[asked].reset_index(drop=True)):
@@ -696,7 +696,7 @@ def robustness_gain(a, b, axis=ALL_AXES):
 
 # %% ../nbs/09_robustness.ipynb #130d21a6
 def robustness_in_words(curves):
-    """One sentence or two a detector, by rule.
+    """One or two sentences per detector, by rule.
 
     Parameters
     ----------
@@ -706,8 +706,8 @@ def robustness_in_words(curves):
     Returns
     -------
     dict of str to str
-        By detector, training set and test set in words. A level counts as chance when its 95 % interval reaches down to 0.5 or
-        is missing.
+        By detector, training set and test set in words. A level counts as chance if its 95 % interval includes 0.5
+        or is missing.
     """
     keys = [key for key in KEYS if key in curves.columns]
     areas, words = area_under_robustness(curves), {}
@@ -725,7 +725,7 @@ FEWEST_DRAWN = 10
 
 # %% ../nbs/09_robustness.ipynb #acb03fd3
 def sentence_of(part, areas):
-    """What the curves of one detector let one say."""
+    """The conclusion from the curves of one detector."""
     start = part[part.level == 0].iloc[0]
     if pd.isna(start.auc):
         return f"No AUC on {start.n_drawn} people or files, for they are all real or all fake."
@@ -754,7 +754,7 @@ def sentence_of(part, areas):
 
 
 def first_at_chance(curve):
-    """The strength of the mildest level from which on no level is above chance; None where the severest is."""
+    """The strength of the mildest level from which no level is above chance; None if the severest is above it."""
     curve = curve.sort_values("level")
     above = np.flatnonzero(curve.low.to_numpy(float) > 0.5)
     return None if above[-1] == len(curve) - 1 else curve.strength.iloc[above[-1] + 1]
@@ -767,11 +767,11 @@ def record_robustness(add, curves, table="Robustness"):
     Parameters
     ----------
     add : callable
-        `study.RunRecord.add`, perhaps with the data named beforehand.
+        `study.RunRecord.add`, optionally with the data already bound.
     curves : DataFrame
         See `robustness_curves`.
     table : str
-        What the table is called.
+        Name of the table.
     """
     for area in area_under_robustness(curves).to_dict("records"):
         ends = {end: None if pd.isna(area[end]) else float(area[end]) for end in ("low", "high")}

@@ -372,7 +372,7 @@ def _boxes(canvas, rng, count, heights, widths, colours, bottom=None):
 
 
 def _discs(canvas, rng, count, radii, colours, above=1.0, level=(0.4, 2.0)):
-    """Add discs of light, as a lens out of focus draws lamps."""
+    """Add discs of light, as lamps appear through a defocused lens."""
     _, h, w = canvas.shape
     ys, xs = torch.meshgrid(torch.arange(h) / h, torch.arange(w) / h, indexing="ij")
     for _ in range(count):
@@ -689,10 +689,10 @@ def rotations(motion):
 # %% ../nbs/04_scenes.ipynb #5ad48807
 @dataclass(frozen=True)
 class Look:
-    """What the camera does to the picture."""
+    """What the camera does to the image."""
 
-    scale: float  # pixels per decimetre, as a part of the picture's height
-    centre: tuple  # where the middle of the head lies, as parts of width and height
+    scale: float  # pixels per decimetre, as a fraction of the image height
+    centre: tuple  # where the middle of the head lies, as fractions of width and height
     distance: float  # decimetres from camera to head
     exposure: float
     contrast: float

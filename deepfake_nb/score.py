@@ -100,7 +100,7 @@ def published(name):
 
 
 def in_words(file: WeightFile):
-    """Which weights spoke: the release, or the name and checksum of a file that nobody registered."""
+    """The weights in use: the release, or the name and checksum of an unregistered file."""
     return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
 
 
@@ -114,7 +114,7 @@ USAGE = {
 
 
 def rules_of(file: WeightFile):
-    """The fields of a detector that a weight file says are to be other than usual."""
+    """The fields of a detector that a weight file overrides."""
     rules = {}
     for name, (rule, kind, low, high) in USAGE.items():
         if (value := file.usage.get(name)) is None:
@@ -136,7 +136,7 @@ ENCODER = "clip-vit-b16"
 
 
 def cut_aligned(image, box, landmarks, size=224):
-    """The cut of `deepfake_nb.corpus.cut_tight`, loaded when it is needed."""
+    """Crop by `deepfake_nb.corpus.cut_tight`, imported lazily."""
     from deepfake_nb.corpus import cut_tight
 
     return cut_tight(image, box, landmarks, size)
@@ -173,12 +173,12 @@ def detector_of(entry):
 DETECTORS = {
     name: detector_of(entry) for name, entry in REGISTRY.items() if entry.polarity
 }  # encoders have none
-RENDERED = ("rendered-clips", "rendered-faces")  # pictures are judged by the second alone
+RENDERED = ("rendered-clips", "rendered-faces")  # images are scored by the second alone
 ON_CLIP, SMALL = ("edited-faces", "generated-faces"), ("small-faces",)
 
 
 def default_detectors():
-    """The detectors that judge where none is named: those on CLIP where its weights are here, else the small network.
+    """The default detectors: those on CLIP if its weights are available, else the small network.
 
     Returns
     -------
@@ -188,7 +188,7 @@ def default_detectors():
 
 
 def what_is_better(names):
-    """What brings better detectors than those with these names, as a sentence; empty where nothing does.
+    """How to get better detectors than those with these names, as a sentence; empty if there are none.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def what_is_better(names):
 
 # %% ../nbs/70_score.ipynb #21c9a722
 def percent(share):
-    """A share in [0, 1] as whole percents, never as certain: ``"<1 %"``, ``"97 %"``, ``">99 %"``; the space does not break."""
+    """A share in [0, 1] in whole percent, never 0 or 100: ``"<1 %"``, ``"97 %"``, ``">99 %"``; with a non-breaking space."""
     if share is None:
         return "unknown"
     number = "<1" if share < 0.01 else ">99" if share > 0.99 else f"{100 * share:.0f}"
@@ -216,7 +216,7 @@ def percent(share):
 
 
 def interval_in_words(value, interval):
-    """The ends of an interval around a share, ``"58 % to 95 %"``; empty where all three round to the same."""
+    """The ends of an interval around a share, ``"58 % to 95 %"``; empty if all three round to the same."""
     low, high = map(percent, interval)
     return "" if low == high == percent(value) else f"{low} to {high}"
 
@@ -229,13 +229,13 @@ TASKS = {
 
 
 def task_in_words(task):
-    """What detectors of a task look for: ``"an edited face"``, ``"a generated face"``, or ``"a forgery"`` without a task."""
+    """What detectors of a task detect: ``"an edited face"``, ``"a generated face"``, or ``"a forgery"`` without a task."""
     return TASKS[task][0] if task in TASKS else "a forgery"
 
 
 # %% ../nbs/70_score.ipynb #020263b7
 class ReasonCode(StrEnum):
-    """Why there is no verdict on a file."""
+    """The reason for an abstention on a file."""
 
     NO_FACE = "no_face"
     FACE_TOO_SMALL = "face_too_small"
@@ -253,13 +253,13 @@ class ReasonCode(StrEnum):
 
     @property
     def words(self):
-        """The code as a person reads it."""
+        """The code as readable text."""
         return self.value.replace("_", " ").capitalize()
 
 
 # %% ../nbs/70_score.ipynb #987460e3
 class NotForThis(InputError):
-    """A file that no detector can judge by its nature."""
+    """A file of a kind that no detector can score."""
 
     def __init__(self, code, sentence):
         super().__init__(sentence)
@@ -278,23 +278,23 @@ class FaceScore:
     n_frames : int
         Frames in the timeline.
     score : float or None
-        Of all detectors together, in [0, 1]; None when there were too few looks.
+        Joint score of all detectors, in [0, 1]; None if there are too few samples.
     timeline : list of dict
-        ``{"time_s": float, "score": float}``, one a frame.
+        ``{"time_s": float, "score": float}``, one per frame.
     scores : dict of str to float
         The score of each detector that has one.
     probability, interval : float, list of two float, optional
-        P(fake), where a calibration applies and the face is familiar to it.
+        P(fake), if a calibration applies and the face is in its distribution.
     threshold : float, optional
-        Scores from here on are called fake.
+        Scores at or above it are called fake.
     real_below : float, optional
-        Scores below are called real; between both nothing is decided.
+        Scores below it are called real; between both there is no decision.
     distance : float, optional
-        How unlike the media of the calibration the face looks; above 1 is unlike.
+        Distance of the face from the calibration's media; above 1 is out of distribution.
     task : {"edited", "generated"}, optional
-        What the detectors behind `score` look for.
+        What the detectors behind `score` detect.
     suspicious : list of dict
-        ``{"start_s": float, "end_s": float}`` of the moments at or above the threshold.
+        ``{"start_s": float, "end_s": float}`` of the intervals at or above the threshold.
     """
 
     track: int
@@ -312,48 +312,48 @@ class FaceScore:
 
     @property
     def unlike(self):
-        """Whether the calibration saw nothing like it."""
+        """Whether it is out of the calibration's distribution."""
         return self.distance is not None and self.distance > 1
 
 
 # %% ../nbs/70_score.ipynb #3db61f1c
 @dataclass
 class Verdict:
-    """What is said of one media file.
+    """The verdict on one media file.
 
     Parameters
     ----------
     path : str
     verdict : {"fake", "real", "abstain"}
     score : float or None
-        That of the person who decides, in [0, 1]; there may be one although nothing is said.
+        Score of the deciding person, in [0, 1]; may be present despite an abstention.
     probability, interval : float, list of two float, optional
-        P(fake) for a file as likely forged as not, and its 95 % interval, where a calibration applies.
+        P(fake) at even prior odds, and its 95 % interval, if a calibration applies.
     reason : str
-        Why there is no verdict and other remarks on this file, then `footnote`.
+        The reason for an abstention and other remarks on this file, then `footnote`.
     detector, weights, trained_on : str
-        Who speaks.
+        The detectors, their weights and training sets.
     faces : list of FaceScore
     kind : {"picture", "video"}, optional
-        None where the path leads to neither.
+        None if the path is neither.
     threshold : float, optional
-        Scores from here on are called fake.
+        Scores at or above it are called fake.
     false_alarm_rate : float, optional
-        Of genuine media like those of the calibration, at most this share is called fake.
+        At most this share of genuine media like the calibration's is called fake.
     real_below : float, optional
-        Scores below are called real; between both nothing is decided.
+        Scores below it are called real; between both there is no decision.
     task : {"edited", "generated"}, optional
-        What the deciding detectors look for: a face of which a part was replaced, or one that a model made as a whole.
+        What the deciding detectors detect: a partly replaced face, or one entirely generated by a model.
     calibration : str, optional
         What the calibration was fitted on, in plain words.
     detectors : list of dict
-        ``{"name", "score", "probability", "weights", "sha256", "trained_on"}`` of each detector that looked.
+        ``{"name", "score", "probability", "weights", "sha256", "trained_on"}`` of each detector used.
     reason_code : str, optional
-        A `ReasonCode`, where there is no verdict.
+        A `ReasonCode`, if there is no verdict.
     footnote : str
-        How to read the score; the same for all files that the same calibration applies to.
+        How to interpret the score; the same for all files with the same calibration.
     advice : str
-        What would help where there is no verdict; empty where nothing is known to help.
+        What would help if there is no verdict; empty if no remedy is known.
     """
 
     path: str
@@ -379,16 +379,16 @@ class Verdict:
 
     @property
     def own_reason(self):
-        """What is said of this file alone: the reason without its footnote."""
+        """The reason for this file alone, without the footnote."""
         return self.reason.removesuffix(self.footnote).rstrip()
 
     def as_dict(self):
-        """The verdict as JSON takes it: numbers, text, lists and None."""
+        """The verdict in JSON types: numbers, text, lists and None."""
         return asdict(self)
 
 
 class KeptView(NamedTuple):
-    """What a detector found most suspicious: pixels (S, S, 3) of a face, or (T, S, S, 3) of a clip that starts at `moment_s`."""
+    """A detector's highest-scoring view: pixels (S, S, 3) of a face, or (T, S, S, 3) of a clip that starts at `moment_s`."""
 
     detector: str
     track: int
@@ -399,7 +399,7 @@ class KeptView(NamedTuple):
 
 # %% ../nbs/70_score.ipynb #c3a0cbf9
 def score_of_media(person_scores):
-    """Pool the scores of the people in a file: the most suspicious one counts.
+    """Pool the scores of the people in a file by their maximum.
 
     Parameters
     ----------
@@ -408,21 +408,21 @@ def score_of_media(person_scores):
     Returns
     -------
     float or None
-        None when nobody has a score.
+        None if nobody has a score.
     """
     return max((score for score in person_scores if score is not None), default=None)
 
 
 # %% ../nbs/70_score.ipynb #52bf6b43
 def scores_of(logits):
-    """P(fake) by logits (N,) or (N, 2); None where one is not a number."""
+    """P(fake) from logits (N,) or (N, 2); None where one is NaN."""
     logits = logits.float()
     scores = (torch.sigmoid(logits) if logits.ndim == 1 else logits.softmax(1)[:, 1]).cpu().tolist()
     return [score if math.isfinite(score) else None for score in scores]
 
 
 def answers(views, members):
-    """Pairs of view and score, each detector asked a batch at a time; portraits pass as they are."""
+    """Pairs of view and score, with batches per detector; portraits pass unchanged."""
     waiting = [[] for _ in members]
 
     def flush(place):
@@ -448,13 +448,13 @@ PEOPLE_KEPT = 12
 
 
 class Keeper:
-    """Keeps the most suspicious views of each detector, and the most suspicious one of each of the first people."""
+    """Keeps the highest-scoring views of each detector, and the highest-scoring one of each of the first people."""
 
     def __init__(self, keep):
         self.keep, self.highest, self.of_person = keep, {}, {}
 
     def see(self, view, score):
-        """Take note of a view with its score."""
+        """Record a view with its score."""
         if not self.keep or score is None:
             return
         best = self.highest.setdefault(view.detector, [])
@@ -466,7 +466,7 @@ class Keeper:
             self.of_person[key] = score, view
 
     def views(self, members, tracks):
-        """The kept views, a list of `KeptView`, the most suspicious of a detector first."""
+        """The kept views, a list of `KeptView`, the highest score of a detector first."""
         found = {}
         for score, view in [
             *(pair for best in self.highest.values() for pair in best),
@@ -483,7 +483,7 @@ class Keeper:
 # %% ../nbs/70_score.ipynb #d9a0660a
 @dataclass
 class Heard:
-    """What detectors said of the people in a file: {(detector, track): [(row, score)]}, and the statistics of their faces."""
+    """Scores of the people in a file: {(detector, track): [(row, score)]}, and the statistics of their faces."""
 
     seen: object
     members: list
@@ -492,7 +492,7 @@ class Heard:
     kept: list
 
     def score(self, place, number):
-        """The score of one detector for one track; None when it has none."""
+        """The score of one detector for one track; None if it has none."""
         detector = self.members[place].detector
         return rounded(detector.pool(self.said.get((place, number), []), self.seen.minimum_frames(detector)))
 
@@ -503,7 +503,7 @@ class Heard:
 
 
 def listen(seen, members, keep=0):
-    """Show people to the detectors, and note what they say."""
+    """Run the detectors on the people, and collect the scores."""
     said, statistics, keeper = {}, {}, Keeper(keep)
     for view, score in answers(seen.views, members):
         if view.detector == PORTRAIT:
@@ -518,7 +518,7 @@ def listen(seen, members, keep=0):
 
 # %% ../nbs/70_score.ipynb #2c1fb8c3
 class Uncalibrated:
-    """Reads scores by the detectors' own thresholds."""
+    """Interprets scores by the detectors' own thresholds."""
 
     words = None
 
@@ -535,11 +535,11 @@ class Uncalibrated:
         return None
 
     def distance(self, statistics):
-        """Nothing is unlike: there is nothing to compare with."""
+        """None: without a calibration there is no reference distribution."""
         return None
 
     def decision(self, detectors, shares):
-        """The detectors' own threshold as a `Decision`; nothing is decided by it."""
+        """The detectors' own threshold as a `Decision`; it gives no verdict."""
         value = float(np.mean([self.thresholds[name] for name in detectors]))
         because = f" ({self.why})" if self.why else ""
         words = (
@@ -551,7 +551,7 @@ class Uncalibrated:
 
 # %% ../nbs/70_score.ipynb #8da08f30
 class Calibrated:
-    """Reads scores by a `MediaCalibration`, at a false-alarm rate for a file."""
+    """Interprets scores by a `MediaCalibration`, at a false-alarm rate per file."""
 
     def __init__(self, calibration, rate):
         self.calibration, self.rate, self.words = calibration, rate, calibration.words
@@ -567,7 +567,7 @@ class Calibrated:
         return self.calibration.probability(scores)
 
     def distance(self, statistics):
-        """How unlike the media of the calibration a face is; above 1 is unlike."""
+        """Distance of a face from the calibration's media; above 1 is out of distribution."""
         familiarity = self.calibration.familiarity
         return (
             None
@@ -576,7 +576,7 @@ class Calibrated:
         )
 
     def decision(self, detectors, shares):
-        """The `Decision` on the score of some detectors; `shares` of them, people times tasks, keep to the rate together."""
+        """The `Decision` on the detectors' score; the rate holds jointly over `shares` of them, people times tasks."""
         found = self.calibration.decision(detectors, self.rate / shares)
         shared = (
             f" Each of {shares} looks at people keeps to its share of {100 * self.rate:.2g} %."
@@ -588,7 +588,7 @@ class Calibrated:
 
 # %% ../nbs/70_score.ipynb #cbc7e79e
 def joint_timeline(heard, number, reading, scores):
-    """Times and scores of all detectors together for one track; the finest one's moments, the others between theirs."""
+    """Times and joint scores of a track; at the times of the densest detector, the others interpolated."""
     lines = {}
     for place, member in enumerate(heard.members):
         if member.detector.name in scores:
@@ -606,7 +606,7 @@ def joint_timeline(heard, number, reading, scores):
 
 
 def times_without_score(heard, number):
-    """The timeline of a track that no detector has a score for: that of the first one which looked."""
+    """The timeline of a track without a score from any detector: that of the first detector used."""
     for place, member in enumerate(heard.members):
         if said := heard.said.get((place, number)):
             return member.detector.timeline(heard.seen.tracks[number], said)
@@ -618,7 +618,7 @@ SHORTEST_PAUSE = 0.4
 
 
 def suspicious_parts(times, scores, threshold):
-    """The moments at or above a threshold as ``{"start_s", "end_s"}``, those merged that less than 0.4 s keep apart."""
+    """Intervals at or above a threshold as ``{"start_s", "end_s"}``, merged if less than 0.4 s apart."""
     times, above = np.asarray(times, float), np.asarray(scores, float) >= threshold
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
     parts = []
@@ -632,7 +632,7 @@ def suspicious_parts(times, scores, threshold):
 
 # %% ../nbs/70_score.ipynb #e9128af9
 class Voice(NamedTuple):
-    """Detectors of one task, by name, and how their score is read."""
+    """The detectors of one task, by name, and the interpretation of their score."""
 
     task: str | None
     names: tuple
@@ -640,7 +640,7 @@ class Voice(NamedTuple):
 
 
 def face_score(heard, number, voices, shares):
-    """The `FaceScore` of one track by the voice that finds it most suspicious, that voice, and its `Decision`."""
+    """The `FaceScore` of one track by its most suspicious `Voice`, that `Voice`, and its `Decision`."""
     every = heard.scores(number)
     found = []
     for voice in voices:
@@ -654,7 +654,7 @@ def face_score(heard, number, voices, shares):
 
 
 def score_by_voice(heard, number, voice, scores, shares):
-    """The `FaceScore` of one track by one voice, and its `Decision`."""
+    """The `FaceScore` of one track by one `Voice`, and its `Decision`."""
     reading = voice.reading
     times, values = joint_timeline(heard, number, reading, scores)
     timeline = [
@@ -677,7 +677,7 @@ def score_by_voice(heard, number, voice, scores, shares):
 
 # %% ../nbs/70_score.ipynb #289cfaa6
 def why_no_score(seen, detector):
-    """Why nobody in a file has a score by a detector: a `ReasonCode` and a sentence."""
+    """Why a detector has no score for a file: a `ReasonCode` and a sentence."""
     looked_at = f"{how_many(seen.stream.count, 'frame')} looked at" if seen.stream else "the picture"
     if not seen.tracks:
         return ReasonCode.NO_FACE, f"No face was found in {looked_at}."
@@ -694,14 +694,14 @@ def why_no_score(seen, detector):
 
 
 def bits_per_pixel(path):
-    """Bits of a video file per pixel and frame; None where the file does not say how many frames it has."""
+    """Bits of a video file per pixel and frame; None if the file does not specify its number of frames."""
     info = probe(path)
     frames = info.frame_count or (info.duration_s or 0) * (info.frame_rate or 25)
     return 8 * os.path.getsize(path) / (frames * info.width * info.height) if frames else None
 
 
 def too_compressed(path, heard):
-    """Why a video is too strongly compressed for its detectors; empty where it is not."""
+    """Why a video is too strongly compressed for its detectors; empty if it is not."""
     least = max(member.detector.least_bits_per_pixel for member in heard.members)
     found = bits_per_pixel(path) if least and heard.seen.kind == "video" else None
     if found is None or found >= least:
@@ -722,14 +722,14 @@ def why_undecided(face):
 
 
 def why_unlike(face, heard, reading):
-    """The sentence for a face that the calibration saw nothing like."""
+    """The sentence for a face out of the calibration's distribution."""
     where = reading.calibration.familiarity.what_differs(heard.statistics[face.track])
     mainly = f", mainly in {where}" if where else ""
     return f"Unlike anything the calibration saw{mainly}: what its score of {face.score:.2f} is worth nobody knows."
 
 
 def what_it_saw(reading):
-    """The sentences behind that one, the same for every file."""
+    """The sentences after that one, the same for every file."""
     return f"The calibration was fitted on {reading.words}. How often such a score is wrong in other media nobody has measured."
 
 
@@ -755,13 +755,13 @@ ADVICE = {
 
 
 def advice_on(code):
-    """What to do about an abstention; empty where nothing is known to help."""
+    """The remedy for an abstention; empty if none is known."""
     return ADVICE.get(code, "")
 
 
 # %% ../nbs/70_score.ipynb #70e2bc03
 class Judgement(NamedTuple):
-    """The verdict on a file, whose face decides it, why there is none, and how to read the score."""
+    """The verdict on a file, the deciding face, the reason for an abstention, and the footnote on the score."""
 
     word: str
     face: FaceScore | None
@@ -773,7 +773,7 @@ class Judgement(NamedTuple):
 
 
 def judge(heard, voices):
-    """Everybody's `FaceScore`, and the `Judgement` on the file."""
+    """The `FaceScore` of every person, and the `Judgement` on the file."""
     shares = sum(speaking(heard, number, voices) for number in range(len(heard.seen.tracks)))
     found = [face_score(heard, number, voices, shares) for number in range(len(heard.seen.tracks))]
     faces, scored = [face for face, *_ in found], [one for one in found if one[0].score is not None]
@@ -798,15 +798,15 @@ def judge(heard, voices):
 
 
 def speaking(heard, number, voices):
-    """How many voices have a score for a track."""
+    """The number of `Voice`s with a score for a track."""
     scores = heard.scores(number)
     return sum(any(name in scores for name in voice.names) for voice in voices)
 
 
 def how_suspicious(face):
-    """By what people, and voices on one of them, are compared.
+    """The sort key for people, and for the `Voice`s on one person.
 
-    An alarm by a calibration comes first, then what is unlike it, an alarm without one, and what is no alarm.
+    Calibrated alarms come first, then faces out of distribution, alarms without a calibration, and no alarm.
     """
     if face.score is None:
         return (-1, 0.0)
@@ -817,7 +817,7 @@ def how_suspicious(face):
 
 # %% ../nbs/70_score.ipynb #8adb0c9d
 def find_detector(detector):
-    """A detector by its name; one that is passed comes back as it is."""
+    """A detector by its name; a detector is returned unchanged."""
     if isinstance(detector, Detector):
         return detector
     if detector not in DETECTORS:
@@ -826,7 +826,7 @@ def find_detector(detector):
 
 
 def with_rules(detector, rules):
-    """A detector with some of its fields changed; None leaves one as it is."""
+    """A detector with some of its fields changed; None leaves a field unchanged."""
     rules = {name: value for name, value in rules.items() if value is not None}
     known = {field.name for field in fields(detector)}
     if "step" in rules and "step" not in known:
@@ -842,7 +842,7 @@ def with_rules(detector, rules):
 
 
 def printable(text):
-    """Text that can be written as UTF-8, whatever bytes a file name is made of."""
+    """Text that can be encoded as UTF-8, for file names of any bytes."""
     return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -856,7 +856,7 @@ SHIPPED_CALIBRATIONS = (
 
 @functools.cache
 def shipped_calibrations():
-    """The calibrations that come with the package."""
+    """The calibrations shipped with the package."""
     found = []
     for name in SHIPPED_CALIBRATIONS:
         try:
@@ -867,7 +867,7 @@ def shipped_calibrations():
 
 
 def given_calibrations(calibration):
-    """Those of a file, of a list, or one; None and False give none."""
+    """The calibrations from a file, a list, or a single one; None and False give none."""
     if calibration is None or calibration is False:
         return ()
     if isinstance(calibration, (str, os.PathLike)):
@@ -877,10 +877,10 @@ def given_calibrations(calibration):
 
 # %% ../nbs/70_score.ipynb #bf4eb0ee
 class Scorer:
-    """Scores media files with its `members`, one file after the other."""
+    """Scores media files with its `members`, one file at a time."""
 
     def settle(self, face_detector, sampling, calibration, false_alarm_rate):
-        """Take note of what is common to all members."""
+        """Store what is common to all members."""
         if not 0 < false_alarm_rate < 1:
             raise UsageError(
                 f"The false-alarm rate is {false_alarm_rate}: give a number between 0 and 1, such as 0.05."
@@ -894,7 +894,7 @@ class Scorer:
         return next(member for member in self.members if member.detector.name == name)
 
     def reading(self, kind, members):
-        """How scores of members on this kind of media are read."""
+        """The interpretation of the members' scores on this kind of media."""
         weights = {member.detector.name: member.ready.sha256 for member in members}
         problem = f"it is not for {kind}s"
         for found in self.calibrations:
@@ -918,10 +918,10 @@ class Scorer:
 
 # %% ../nbs/70_score.ipynb #7c419237
 class Listener(Scorer):
-    """Shows files to its members."""
+    """Runs its members on files."""
 
     def listen(self, path, keep=0, portraits=None):
-        """What the members that can judge such a file have `Heard`; portraits are taken where a calibration asks for them."""
+        """The `Heard` of the members that can score such a file; with portraits if a calibration needs them."""
         kind = "video" if media_kind(path) == "video" else "picture"
         members = [member for member in self.members if member.detector.takes(kind)]
         if not members:
@@ -939,21 +939,21 @@ class Listener(Scorer):
 
 # %% ../nbs/70_score.ipynb #d7e6f99a
 class FileScorer(Listener):
-    """Scores media files, whatever they are like."""
+    """Scores media files of any kind."""
 
     def examine(self, path, keep=3):
-        """The `Verdict` on one picture or video, and the most suspicious views.
+        """The `Verdict` on one image or video, and the highest-scoring views.
 
         Parameters
         ----------
         path : str or Path
         keep : int
-            So many views a detector, and one of each of the first twelve people.
+            Number of views per detector; plus one of each of the first twelve people.
 
         Returns
         -------
         Verdict
-            An abstention where the file cannot be read or judged.
+            An abstention if the file cannot be read or scored.
         list of KeptView
         """
         try:
@@ -970,23 +970,23 @@ class FileScorer(Listener):
             return self.abstain(path, why, ReasonCode.FAULT), []
 
     def score(self, path):
-        """The `Verdict` on one picture or video; an abstention where it cannot be read or judged."""
+        """The `Verdict` on one image or video; an abstention if it cannot be read or scored."""
         return self.examine(path, keep=0)[0]
 
 
 # %% ../nbs/70_score.ipynb #68b012d9
 class Speaker(FileScorer):
-    """Who speaks in a verdict: detectors and their weights."""
+    """Writes verdicts, with the detectors and their weights."""
 
     def abstain(self, path, reason, code=ReasonCode.UNREADABLE):
-        """A `Verdict` that says nothing of a file, and why."""
+        """An abstaining `Verdict` with its reason."""
         advice = advice_on(code)
         return self.signed(
             path, self.members, verdict="abstain", reason=reason, reason_code=code, advice=advice, faces=[]
         )
 
     def verdict(self, path, heard):
-        """The `Verdict` on what was heard of a file."""
+        """The `Verdict` from the scores of a file."""
         voices = self.voices(heard.seen.kind, heard.members)
         faces, found = judge(heard, voices)
         if found.word != "abstain" and (problem := too_compressed(path, heard)):
@@ -1006,7 +1006,7 @@ class Speaker(FileScorer):
                            calibration=words, **said)  # fmt: skip
 
     def signed(self, path, members, own=None, **said):
-        """A `Verdict` in the name of some members."""
+        """A `Verdict` of the given members."""
         kind = {"image": "picture"}.get(media_kind(path), media_kind(path))
         nothing = {"score": None, "probability": None, "interval": None}
         return Verdict(
@@ -1021,12 +1021,12 @@ class Speaker(FileScorer):
 
 # %% ../nbs/70_score.ipynb #d0938584
 def in_one(words):
-    """Several texts as one, each once."""
+    """Several texts joined, without duplicates."""
     return "; ".join(dict.fromkeys(words))
 
 
 def about(member):
-    """What is said of a detector in a verdict."""
+    """The entry of a detector in a verdict."""
     ready = member.ready
     return {"name": member.detector.name, "score": None, "probability": None, "weights": ready.weights,
             "sha256": ready.sha256, "trained_on": ready.trained_on}  # fmt: skip
@@ -1047,7 +1047,7 @@ def own_words(heard, voices, faces):
 
 
 def remarks_on(heard, face):
-    """What should be known of the way in which the person who decides was looked at."""
+    """Notes on how the deciding person was sampled."""
     if face is None:
         return []
     return [
@@ -1059,35 +1059,35 @@ def remarks_on(heard, face):
 
 # %% ../nbs/70_score.ipynb #56a2f878
 class MediaScorer(Speaker):
-    """Scores media files with one detector, one file after the other.
+    """Scores media files with one detector, one file at a time.
 
     Parameters
     ----------
     detector : str or Detector
         A name of `DETECTORS`, or a detector of your own.
     weights : str or Path, optional
-        A weight file in place of the published one.
+        A weight file instead of the published one.
     device : str or torch.device, optional
-        By default a GPU where there is one.
+        Default: a GPU if available.
     face_detector : FaceDetector, optional
-        By default `CenterFace()`.
+        Default: `CenterFace()`.
     sampling : Sampling, optional
-        Which frames a detector of single frames looks at.
+        The frames sampled for a detector of single frames.
     clip_step : int, optional
-        Frames between the starts of two clips, for a detector of clips; 1 is what the released code does.
+        Frames between the starts of two clips, for a detector of clips; the released code uses 1.
     batch_size, precision : optional
-        In place of the detector's own; see `Detector`.
+        Replaces the detector's own; see `Detector`.
     calibration : MediaCalibration, list of them, str or Path, optional
-        By default those that come with the package, where they belong to these weights; False uses none.
+        Default: those shipped with the package, if they belong to these weights; False uses none.
     false_alarm_rate : float in (0, 1)
-        At which share of genuine media called fake a calibration sets the threshold.
+        Share of genuine media called fake at which a calibration sets the threshold.
 
     Raises
     ------
     UsageError
-        There is no such detector, or it does not take an option.
+        There is no such detector, or it does not accept an option.
     InputError
-        The weights or the calibration cannot be had or used.
+        The weights or the calibration are unavailable or unusable.
     """
 
     def __init__(self, detector, weights=None, *, device=None, face_detector=None, sampling=None, clip_step=None,
@@ -1098,7 +1098,7 @@ class MediaScorer(Speaker):
         self.detector = with_rules(with_rules(detector, self.ready.rules or {}), rules)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.network = self.ready.network.to(self.device)
-        # so that a wrong word is told before any file is opened
+        # so that an invalid name is reported before any file is opened
         inference_precision(self.detector.precision, self.device)
         self.members = [self]
         self.settle(face_detector, sampling, calibration, false_alarm_rate)
@@ -1111,25 +1111,25 @@ class MediaScorer(Speaker):
 
 # %% ../nbs/70_score.ipynb #b86aafc0
 class Panel(Speaker):
-    """Scores media files with several detectors, which follow the people in a file once for all of them.
+    """Scores media files with several detectors, which share one pass of face tracking per file.
 
     Parameters
     ----------
     detectors : sequence of str or Detector
-        Those that cannot judge a kind of file are silent on it.
+        Detectors are skipped for kinds of files they cannot score.
     weights : dict of str to path, optional
-        Weight files in place of the published ones, by detector.
+        Weight files instead of the published ones, by detector.
     clip_step : int, optional
-        For the detectors of clips among them.
+        For the clip detectors among them.
     face_detector, sampling, calibration, false_alarm_rate, **options
         See `MediaScorer`.
 
     Raises
     ------
     UsageError
-        There is no such detector, one is named twice, or none takes an option.
+        There is no such detector, one is named twice, or none accepts an option.
     InputError
-        The weights or the calibration cannot be had or used.
+        The weights or the calibration are unavailable or unusable.
     """
 
     def __init__(self, detectors, weights=None, *, clip_step=None, face_detector=None, sampling=None, calibration=None,
@@ -1154,22 +1154,22 @@ class Panel(Speaker):
 
 # %% ../nbs/70_score.ipynb #5c779399
 def gather(media, scorer, progress=None):
-    """What a scorer says of media whose truth is known, as `fit_media_calibration` takes it.
+    """Scores of labelled media, in the format of `fit_media_calibration`.
 
     Parameters
     ----------
     media : DataFrame
-        ``path, label, person``, a row a media file; label 1 is fake.
+        ``path, label, person``, one row per media file; label 1 is fake.
     scorer : MediaScorer or Panel
     progress : rich.progress.Progress, optional
 
     Returns
     -------
     DataFrame
-        ``media_id, label, score, detector, kind, person, statistics``, a row a file and detector; statistics are those
-        of the most prominent person who has a score (`deepfake_nb.calibration.face_statistics`).
+        ``media_id, label, score, detector, kind, person, statistics``, one row per file and detector; statistics are
+        those of the most prominent person with a score (`deepfake_nb.calibration.face_statistics`).
     list of (path, reason)
-        Files that got no score.
+        Files without a score.
     """
     rows, left_out = [], []
     task = progress.add_task("looking", total=len(media)) if progress else None
@@ -1214,9 +1214,9 @@ def calibrate(table, scorer, about, **options):
     Parameters
     ----------
     table : DataFrame
-        What `gather` gave; without a column ``statistics`` nothing will ever be unlike.
+        The output of `gather`; without a column ``statistics`` no media are reported as out of distribution.
     scorer : MediaScorer or Panel
-        Whose weights the calibrations belong to.
+        The scorer of the table; the calibrations are bound to its weights.
     about : str
         The media in plain words.
     **options
@@ -1226,12 +1226,12 @@ def calibrate(table, scorer, about, **options):
     -------
     list of MediaCalibration
     list of (kind, reason)
-        Kinds of which there are too few media, or whose media cannot be told apart.
+        Kinds with too few media, or with classes that cannot be separated.
 
     Raises
     ------
     InputError
-        No kind is left.
+        No kind can be calibrated.
     """
     weights = {member.detector.name: member.ready.sha256 for member in scorer.members}
     found, left_out = [], []
@@ -1261,12 +1261,12 @@ def calibration_of(rows, weights, about, options):
 
 # %% ../nbs/70_score.ipynb #5f2f5517
 def media_in(folder):
-    """The media in ``real/`` and ``fake/`` of a folder, as `gather` takes them.
+    """The media in ``real/`` and ``fake/`` of a folder, in the format of `gather`.
 
     Parameters
     ----------
     folder : str or Path
-        A person is a folder in ``real`` or ``fake``; files that lie in none are a person each.
+        A person is a folder in ``real`` or ``fake``; each file outside such a folder counts as a person.
 
     Returns
     -------
@@ -1276,7 +1276,7 @@ def media_in(folder):
     Raises
     ------
     InputError
-        One of the two folders is not there, or has no media in it.
+        One of the two folders is missing or has no media.
     """
     rows = []
     for label, name in enumerate(("real", "fake")):
@@ -1299,15 +1299,15 @@ def media_in(folder):
 
 # %% ../nbs/70_score.ipynb #cb3fb870
 def predictions_to_calibrate(path, detectors, kind=None):
-    """Read a file of predictions as `calibrate` takes it.
+    """Read a file of predictions in the format of `calibrate`.
 
     Parameters
     ----------
     path : str or Path
         See `deepfake_nb.metrics.read_predictions`; a file's frames or clips are pooled by their mean. A column
-        ``person`` says who is in it, a column ``kind`` whether it is a picture or a video.
+        ``person`` identifies the person, a column ``kind`` whether it is a picture or a video.
     detectors : sequence of str
-        Whose scores they are. One name is taken for all rows where the file names no detector.
+        Detectors of the scores. A single name applies to all rows if the file names no detector.
     kind : {"picture", "video"}, optional
         For files without a column ``kind``.
 
@@ -1319,7 +1319,7 @@ def predictions_to_calibrate(path, detectors, kind=None):
     Raises
     ------
     UsageError
-        The file does not say of whom or of what its scores are, and neither does the call.
+        Neither the file nor the call specifies the detector or the kind of media.
     InputError
         The file cannot be read, or a detector has no rows in it.
     """
@@ -1354,7 +1354,7 @@ class Verdicts:
     ----------
     scorer : MediaScorer or Panel
     skipped : collections.Counter
-        Files in folders that were left out so far, by reason.
+        Files skipped in folders so far, by reason.
     """
 
     def __init__(self, scorer, paths):
@@ -1368,9 +1368,9 @@ class Verdicts:
         return next(self.examined(keep=0))[0]
 
     def examined(self, keep=3, tell=None):
-        """Pairs of `Verdict` and the list of `KeptView`, as files are finished; see `MediaScorer.examine`.
+        """Yield pairs of `Verdict` and the list of `KeptView`, file by file; see `MediaScorer.examine`.
 
-        Each path is passed to `tell`, where that is given, before it is looked at.
+        Each path is passed to `tell`, if given, before it is scored.
         """
         for path, problem in self._sources:
             if tell:
@@ -1387,7 +1387,7 @@ def open_scorer(detector="default", weights=None, **options):
     detector : str, Detector or sequence of them
         "default" stands for `default_detectors`.
     weights : str or Path, optional
-        The weight file of the detector, where there is but one; a dictionary by detector where there are several.
+        The weight file of a single detector; a dictionary by detector for several.
     **options
         See `MediaScorer`.
 
@@ -1400,7 +1400,7 @@ def open_scorer(detector="default", weights=None, **options):
     UsageError
         There is no such detector, or one weight file is given for several.
     InputError
-        The weights or the calibration cannot be had or used.
+        The weights or the calibration are unavailable or unusable.
     """
     names = [detector] if isinstance(detector, (str, Detector)) else list(detector)
     names = [
@@ -1417,7 +1417,7 @@ def open_scorer(detector="default", weights=None, **options):
 
 # %% ../nbs/70_score.ipynb #52b5fbc1
 def score_paths(paths, detector="default", weights=None, **options):
-    """Score pictures, videos, folders and patterns.
+    """Score images, videos, folders and patterns.
 
     Parameters
     ----------
@@ -1429,14 +1429,14 @@ def score_paths(paths, detector="default", weights=None, **options):
     Returns
     -------
     Verdicts
-        Iterator of `Verdict`; its `skipped` counts what was left out of folders.
+        Iterator of `Verdict`; its `skipped` counts the files skipped in folders.
 
     Raises
     ------
     UsageError
         There is no such detector.
     InputError
-        The weights cannot be had or used. What is wrong with a media file is said in its verdict instead.
+        The weights are unavailable or unusable. A problem with a media file is reported in its verdict instead.
     """
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     return Verdicts(open_scorer(detector, weights, **options), paths)
@@ -1449,12 +1449,12 @@ CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "inter
 
 
 class VerdictFiles(contextlib.ExitStack):
-    """Writes verdicts as they come, each file whole when the block ends well or not at all.
+    """Writes verdicts incrementally; each file is complete if the block ends without error, else not written.
 
     Parameters
     ----------
     json_file, csv_file : str or Path, optional
-        A list of all fields; a table with one row a media file, `faces` being their number.
+        A list of all fields; a table with one row per media file, where `faces` is their number.
 
     Raises
     ------
@@ -1507,14 +1507,14 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
 
 # %% ../nbs/70_score.ipynb #0c95ac1e
 def draw_timeline(verdict, threshold=None, axes=None):
-    """Draw the score of every face track over time.
+    """Plot the score of every face track over time.
 
     Parameters
     ----------
     verdict : Verdict
         With at least one scored frame.
     threshold : float, optional
-        Drawn as a line; by default the verdict's.
+        Drawn as a line; default: the verdict's.
     axes : matplotlib Axes, optional
 
     Returns

@@ -96,7 +96,7 @@ def random_outline(landmarks, rng, region=None):
         Eyes, nose tip, corners of the mouth; pixels.
     rng : numpy.random.Generator
     region : str, optional
-        One of `REGIONS`; drawn where it is not given.
+        One of `REGIONS`; sampled when not given.
 
     Returns
     -------
@@ -167,7 +167,7 @@ def random_mask(landmarks, size, rng, region=None, ratio=None):
     region : str, optional
         See `random_outline`.
     ratio : float in (0, 1], optional
-        The largest value; drawn from `BLENDING_RATIOS` where it is not given.
+        The largest value; sampled from `BLENDING_RATIOS` when not given.
 
     Returns
     -------
@@ -222,7 +222,7 @@ def sharpen(image, rng, low=0.3, high=1.5):
 
 # %% ../nbs/03_self_blending.ipynb #c6a3b986
 def smooth_skin(image, rng):
-    """Smoothing that keeps edges: what retouching and swapping networks do to skin."""
+    """Edge-preserving smoothing: what retouching and swapping networks do to skin."""
     smooth = cv2.bilateralFilter(image, 0, rng.uniform(12, 45), rng.uniform(2, 5))
     share = rng.uniform(0.4, 1.0)
     return cv2.addWeighted(smooth, share, image, 1 - share, 0)
@@ -235,7 +235,7 @@ def add_noise(image, rng, low=1.0, high=8.0):
 
 
 def compress(image, rng, low=25, high=90):
-    """JPEG of a random quality."""
+    """JPEG compression of a random quality."""
     return jpeg(image, int(rng.integers(low, high)))
 
 
@@ -257,7 +257,7 @@ class Donor(NamedTuple):
 
 
 def nudge(image, landmarks, rng):
-    """A face moved by up to 3 % of its size, scaled by up to 5 %, turned by up to 3 degrees, and perhaps distorted."""
+    """A face moved by up to 3 % of its size, scaled by up to 5 %, rotated by up to 3 degrees, and perhaps distorted."""
     height = axes_of(landmarks)[3]
     centre = np.asarray(landmarks, float).mean(0)
     matrix = cv2.getRotationMatrix2D(tuple(centre), rng.uniform(-3, 3), 1.0)
@@ -272,7 +272,7 @@ def nudge(image, landmarks, rng):
 
 
 def fit_donor(donor, landmarks, shape):
-    """A donor's face laid over the landmarks of another, uint8 of `shape`."""
+    """A donor's face aligned to the landmarks of another, uint8 of `shape`."""
     matrix = fit_similarity(np.asarray(donor.landmarks, float), np.asarray(landmarks, float))
     return cv2.warpAffine(
         donor.image, matrix, shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
@@ -280,7 +280,7 @@ def fit_donor(donor, landmarks, shape):
 
 
 def match_colours(image, wanted, mask, share):
-    """An image with mean and deviation of `wanted` inside a mask, to a share."""
+    """An image moved by a share towards the mean and deviation of `wanted` inside a mask."""
     weight = mask[..., None] / max(float(mask.sum()), 1e-3)
     own, aim = image.astype(np.float32), wanted.astype(np.float32)
     statistics = [((weight * p).sum((0, 1)), p) for p in (own, aim)]
@@ -293,7 +293,7 @@ def match_colours(image, wanted, mask, share):
 # %% ../nbs/03_self_blending.ipynb #219c6680
 @dataclass(frozen=True)
 class BlendSettings:
-    """Which steps a self-blended image goes through; each can be left out to see what it is worth.
+    """Which steps make a self-blended image; each can be left out for an ablation.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ class BlendSettings:
     ratios : tuple of float
         Blending ratios.
     colours, texture, movement : bool
-        Whether the pasted face (or the picture) is changed in these ways.
+        Whether the pasted face (or the image) is changed in these ways.
     """
 
     regions: tuple = REGIONS
@@ -362,7 +362,7 @@ def self_blend(face, landmarks, rng, donor=None, settings=BlendSettings()):
     -----
     Shiohara and Yamasaki 2022, section 3: the source-target generator changes one of two copies, the mask generator
     distorts and weights a region, and the copies are blended. The genuine one of the pair is the unchanged face, or,
-    where the picture around the mask was changed, the changed picture as a whole.
+    where the image around the mask was changed, the changed image as a whole.
     """
     region = settings.regions[rng.integers(len(settings.regions))]
     mask = random_mask(
@@ -385,7 +385,7 @@ def self_blend(face, landmarks, rng, donor=None, settings=BlendSettings()):
 
 # %% ../nbs/03_self_blending.ipynb #7e76a08a
 def random_view(rng, stored, size):
-    """The affine matrix (2, 3) that cuts a square of `size` from a stored crop: mirrored, turned, scaled, shifted."""
+    """The affine matrix (2, 3) that cuts a square of `size` from a stored crop: mirrored, rotated, scaled, shifted."""
     matrix = cv2.getRotationMatrix2D(((stored - 1) / 2,) * 2, rng.uniform(-10, 10), rng.uniform(0.9, 1.12))
     matrix[:, 2] += rng.uniform(-0.04, 0.04, 2) * size - (stored - size) / 2
     if rng.random() < 0.5:
@@ -395,13 +395,13 @@ def random_view(rng, stored, size):
 
 # %% ../nbs/03_self_blending.ipynb #8dfbef97
 def picture_changes(rng):
-    """The changes that a picture goes through on its way, drawn once: a list of (function, seed)."""
+    """The changes of an image by its handling, sampled once: a list of (function, seed)."""
     chances = HANDLING[rng.choice(3, p=(0.45, 0.35, 0.2))]
     return [(change, int(rng.integers(2**31))) for change, chance in chances.items() if rng.random() < chance]
 
 
 def shift_light(image, rng):
-    """Another gamma and a smooth change of light across the picture."""
+    """A random gamma and a smooth change of light across the image."""
     curve = 255 * (np.arange(256) / 255) ** rng.uniform(0.7, 1.4)
     across = np.linspace(rng.uniform(0.8, 1.15), rng.uniform(0.8, 1.15), image.shape[1])[None, :, None]
     return np.clip(curve.astype(np.float32)[image] * across, 0, 255).astype(np.uint8)
@@ -413,7 +413,7 @@ def soften(image, rng):
 
 
 def as_video_frame(image, rng, smallest=0.75, crf=(20, 32)):
-    """An image as a frame of an H.264 video: reduced, coded as the one before it moved by a pixel or two, and enlarged."""
+    """An image as a frame of an H.264 video: reduced, coded after a copy shifted by up to two pixels, and enlarged."""
     height, width = image.shape[:2]
     share = rng.uniform(smallest, 1)
     side = max(16, round(share * width)), max(16, round(share * height))
@@ -439,7 +439,7 @@ def reduce_a_little(image, rng):
 
 
 def compress_lightly(image, rng):
-    """JPEG of a quality from 60 to 96."""
+    """JPEG compression of a quality from 60 to 96."""
     return compress(image, rng, 60, 97)
 
 

@@ -86,17 +86,17 @@ def rendered_images(scene, quality, people, seed):
 
 # %% ../nbs/45_self_blending.ipynb #bee7db62
 def rendered_source(scene, quality, people, seed=0, root=None):
-    """The stored faces of one rendered source, made at first use.
+    """The stored faces of one rendered source, created on first use.
 
     Parameters
     ----------
     scene : {"studio", "conference", "celebrity", "wild"}
     quality : {"crude", "live", "celebrity"} or None
-        Of the swaps, see `forgery.swap_settings`; None makes genuine faces only.
+        Of the swaps, see `forgery.swap_settings`; None gives genuine faces only.
     people : int
     seed : int
     root : Path, optional
-        Folder of the made sets; ``sets`` in the cache by default.
+        Folder of the built sets; default: ``sets`` in the cache.
 
     Returns
     -------
@@ -115,13 +115,13 @@ def rendered_source(scene, quality, people, seed=0, root=None):
 
 # %% ../nbs/45_self_blending.ipynb #7dba0aa3
 def store_face(path, face, landmarks):
-    """Write one aligned face as `corpus.read_crops` reads it."""
+    """Write one aligned face in the format of `corpus.read_crops`."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, faces=face[None], landmarks=landmarks[None], sides=np.float32([STORED]))
 
 
 def rendered_table(files, scene):
-    """The rows of stored faces named ``person method.npz``."""
+    """The table rows of stored faces named ``person method.npz``."""
     rows = [(str(path), *path.stem.split(" ", 1)) for path in files]
     table = pd.DataFrame(rows, columns=["crops", "person", "method"])
     label = (table.method != "original").astype(int)
@@ -130,7 +130,7 @@ def rendered_table(files, scene):
 
 # %% ../nbs/45_self_blending.ipynb #18422667
 def some_of(table, most, rng):
-    """At most so many files per source, method and label, spread over people.
+    """At most `most` files per source, method and label, spread over people.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def some_of(table, most, rng):
     Returns
     -------
     DataFrame
-        Rows in their first order.
+        Rows in their original order.
     """
     shuffled = table.iloc[rng.permutation(len(table))]
     kinds = ["source", "method", "label"]
@@ -153,16 +153,16 @@ def some_of(table, most, rng):
 
 # %% ../nbs/45_self_blending.ipynb #715b7924
 def with_faces(table, folder=None, jobs=None):
-    """Media files with the files of their stored faces; those without a face are left out.
+    """Media files with the files of their stored faces; those without a face are dropped.
 
     Parameters
     ----------
     table : DataFrame
         See `corpus.read_corpus`.
     folder : Path, optional
-        Of the stored faces; ``crops`` in the cache by default.
+        Of the stored faces; default: ``crops`` in the cache.
     jobs : int, optional
-        Processes; half of the cores by default.
+        Processes; default: half of the cores.
 
     Returns
     -------
@@ -178,7 +178,7 @@ def with_faces(table, folder=None, jobs=None):
 
 # %% ../nbs/45_self_blending.ipynb #1409d441
 def reduced(faces, landmarks, side):
-    """Stored faces and their landmarks for a detector whose input has `side` pixels instead of `corpus.SIZE`.
+    """Resize stored faces and their landmarks for a detector with an input of `side` pixels, not `corpus.SIZE`.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def reduced(faces, landmarks, side):
     Returns
     -------
     uint8, shape (N, S, S, 3)
-        S is `side` and its share of the margin.
+        S is `side` plus the margin in proportion.
     float32, shape (N, 5, 2)
     """
     stored = side + 2 * round(MARGIN * side / SIZE)
@@ -228,14 +228,14 @@ class BlendedPairs:
         self.faces = [(faces[len(faces) // 2], points[len(faces) // 2]) for faces, points in middle]
 
     def batch(self, step, pairs):
-        """Images uint8 (2 * pairs, side, side, 3) and labels: each genuine face with its blend behind it."""
+        """Images uint8 (2 * pairs, side, side, 3) and labels: each genuine face followed by its blend."""
         rng, images = random_stream(self.seed, "blends", step), []
         for place in rng.integers(len(self.faces), size=pairs):
             images += self.pair(*self.faces[place], rng)
         return np.stack(images), np.tile(np.float32([0, 1]), pairs)
 
     def pair(self, face, landmarks, rng):
-        """A genuine face and its blend, seen and changed alike."""
+        """A genuine face and its blend, with the same crop and augmentation."""
         blend = self_blend(face, landmarks, rng, settings=self.settings)
         view, changes = random_view(rng, len(face), self.side), picture_changes(rng)
         return [through_changes(image, view, changes, self.side) for image in (blend.genuine, blend.forged)]
@@ -254,7 +254,7 @@ def chosen_backbone(backbone, is_large):
 
 # %% ../nbs/45_self_blending.ipynb #c0e373d9
 def new_network(backbone, side, seed):
-    """An untrained detector, of ImageNet weights where the backbone has some.
+    """An untrained detector, with ImageNet weights if the backbone has some.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def new_network(backbone, side, seed):
     side : int
         Of its input in pixels.
     seed : int
-        Of the weights that are random.
+        Of the random weights.
 
     Returns
     -------
@@ -285,7 +285,7 @@ def new_network(backbone, side, seed):
 
 # %% ../nbs/45_self_blending.ipynb #7310db25
 def batches_ahead(pairs, settings, workers):
-    """The batches of a training in their order, made by threads a few steps ahead."""
+    """The batches of a training in order, prepared by threads a few steps ahead."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque(
             pool.submit(pairs.batch, s, settings.pairs) for s in range(min(workers, settings.steps))
@@ -310,7 +310,7 @@ def train_on_blends(network, pairs, settings, device="cpu", workers=None):
         ``steps, pairs, learning_rate, warmup, weight_decay`` are used.
     device : torch.device or str
     workers : int, optional
-        Threads that make batches; the number of cores by default.
+        Threads that prepare batches; default: the number of cores.
 
     Returns
     -------
@@ -334,7 +334,7 @@ def train_on_blends(network, pairs, settings, device="cpu", workers=None):
 
 
 def as_input(images, device):
-    """Images uint8 (N, S, S, 3) as a network takes them, float32 (N, 3, S, S) in [0, 1]."""
+    """Images uint8 (N, S, S, 3) as network input, float32 (N, 3, S, S) in [0, 1]."""
     return torch.as_tensor(images, device=device).permute(0, 3, 1, 2).float() / 255
 
 
@@ -352,10 +352,10 @@ def score_files(network, files, side, most, device="cpu", batch_size=64):
     side : int
         Of the network's input.
     most : int
-        Faces of a file.
+        Maximum number of faces per file.
     device : torch.device or str
     batch_size : int
-        Files that are read at once.
+        Files per batch.
 
     Returns
     -------
@@ -377,7 +377,7 @@ def score_files(network, files, side, most, device="cpu", batch_size=64):
 
 # %% ../nbs/45_self_blending.ipynb #78a14cc6
 def sources_and_methods(rows):
-    """Each source, and below it each of its methods where it has several.
+    """Each source, followed by each of its methods if it has several.
 
     Parameters
     ----------
@@ -398,7 +398,7 @@ def sources_and_methods(rows):
 
 # %% ../nbs/45_self_blending.ipynb #ceeff13e
 def mean_auc(rows, columns, resamples, rng):
-    """The mean over sources of the AUC within each, for several columns of scores and the same resamples of people.
+    """The mean over sources of the AUC per source, for several columns of scores and the same resamples of people.
 
     Parameters
     ----------
@@ -412,7 +412,7 @@ def mean_auc(rows, columns, resamples, rng):
     -------
     float array, shape (columns,)
     float array, shape (columns, resamples)
-        Sources with one label only are left out.
+        Sources with only one label are left out.
     """
     values, drawn = [], []
     for _, part in rows.groupby("source"):

@@ -94,21 +94,21 @@ _HALF_WRITTEN = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.part(\..*)?", re.S)
 
 
 def _locked_new_file(path):
-    """An open file, empty and of 1970; its lock tells `remove_half_written` that its writer lives."""
+    """An open, empty file dated 1970; its lock tells `remove_half_written` that its writer is running."""
     while True:
         file = open(path, "xb")
-        with contextlib.suppress(ImportError, OSError):  # no locks here: then nothing is ever taken away
+        with contextlib.suppress(ImportError, OSError):  # no locks here: then nothing is ever removed
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # else it was taken away between both steps
+        if os.fstat(file.fileno()).st_nlink:  # else it was removed between the two steps
             os.utime(file.fileno(), (0, 0))
             return file
         file.close()
 
 
 def _take_name(temporary, path, untouched):
-    """Flush a file to disk and give it its name; not one that nobody wrote into, which has the time `untouched`."""
+    """Flush a file to disk and rename it to `path`; fail if nothing was written (its time is still `untouched`)."""
     with open(temporary, "rb") as written:
         if os.fstat(written.fileno()).st_mtime_ns == untouched:
             raise FileNotFoundError(errno.ENOENT, "nothing was written", str(temporary))
@@ -124,13 +124,13 @@ def atomic_path(path):
     Parameters
     ----------
     path : str or Path
-        The file that shall appear. Missing parent folders are made.
+        The file to create. Missing parent folders are created.
 
     Yields
     ------
     Path
-        An empty file in the same folder, with the same ending, for the caller to write into. Within the block
-        of such a path it is that path itself, which gets its name from the outer block.
+        An empty file in the same folder, with the same suffix, for the caller to write into. If `path` is
+        itself such a temporary path, it is yielded unchanged and the outer block renames it.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def atomic_path(path):
 # %% ../nbs/00_study.ipynb #f390e3cd
 @contextlib.contextmanager
 def write_atomically(path, mode="wb"):
-    """Yield an open file whose content takes the name `path` only when the block ends well.
+    """Yield an open file that is renamed to `path` only when the block succeeds.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def write_json(path, value):
     ----------
     path : str or Path
     value : object
-        Anything `json` takes; NaN and infinity are refused, a missing value is None.
+        Anything `json` accepts; NaN and infinity are refused, a missing value is None.
 
     Raises
     ------
@@ -208,17 +208,17 @@ def write_json(path, value):
 
 # %% ../nbs/00_study.ipynb #010582d0
 def remove_half_written(folder):
-    """Remove the temporary files of `atomic_path` whose writers are dead.
+    """Remove the temporary files of `atomic_path` that no running process writes.
 
     Parameters
     ----------
     folder : str or Path
-        Looked through with all folders below; other processes may be writing there.
+        Searched with all its subfolders; other processes may be writing there.
 
     Returns
     -------
     list of Path
-        What was removed.
+        The removed files.
     """
     removed = []
     for parent, _, names in os.walk(folder):
@@ -239,7 +239,7 @@ def project_root():
     Returns
     -------
     Path or None
-        Looked for upwards from this package, then from the current folder; None when the package is
+        Searched for upwards from this package, then from the current folder; None when the package is
         installed without its notebooks.
     """
     starts = [Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd(), Path.cwd()]
@@ -315,7 +315,7 @@ def sizes_for(profile, sizes):
     ----------
     profile : {"smoke", "demo", "gpu", "paper"}
     sizes : dict of str to dict
-        One entry a profile, all with the same keys.
+        One entry per profile, all with the same keys.
 
     Returns
     -------
@@ -381,13 +381,13 @@ class Result:
     Parameters
     ----------
     section, table, row, metric : str
-        Where the number stands, in the paper's own words where a paper has it.
+        Where the number appears, in the paper's own words where a paper has it.
     value : float or str or None
         None when it is undefined; then `note` says why.
     low, high : float or None
         95 % interval.
     n : int or None
-        How many media files (or faces, or clips: `metric` says) it rests on.
+        How many media files (or faces, or clips: `metric` says) it is computed from.
     published : int or float or bool or str or None
         The paper's number in the same place.
     source : str
@@ -430,7 +430,7 @@ CITED_AS = {
 
 @functools.cache
 def published_lines():
-    """The lines of ``published.csv``: every number of every table of the four papers, and where ours stands.
+    """The lines of ``published.csv``: every number of every table of the four papers, and where ours is reported.
 
     Returns
     -------
@@ -444,7 +444,7 @@ def published_lines():
 
 # %% ../nbs/00_study.ipynb #f2fee1cf
 def number_of(text):
-    """What a value of the file means: a whole number, a decimal, a truth, or words.
+    """Parse a value of the file: an integer, a decimal, a Boolean, or text.
 
     Parameters
     ----------
@@ -464,14 +464,14 @@ def number_of(text):
 
 # %% ../nbs/00_study.ipynb #60138c46
 class Published(NamedTuple):
-    """A number of a paper and where it stands there; None and empty where no paper has one."""
+    """A number of a paper and where it is printed; None and empty where no paper has one."""
 
     number: int | float | bool | str | None = None
     source: str = ""
 
 
 def published_at(section, table, row, metric):
-    """What a paper prints in the place of a number of ours.
+    """The paper's number that corresponds to one of ours.
 
     Parameters
     ----------
@@ -571,7 +571,7 @@ def _circumstances():
 
 # %% ../nbs/00_study.ipynb #d21188be
 def _plain(fields, place):
-    """Fields of a result without NumPy's types; one that is not finite is an error which names its place."""
+    """Fields of a result without NumPy's types; a value that is not finite raises an error that names its place."""
     plain = {name: part.item() if hasattr(part, "item") else part for name, part in fields.items()}
     for name, part in plain.items():
         if isinstance(part, float) and not math.isfinite(part):
@@ -592,7 +592,7 @@ def _to_read(results):
 # %% ../nbs/00_study.ipynb #ae501bbe
 @dataclass
 class RunRecord:
-    """What one run of a section found, and on what it ran.
+    """The results of one run of a section, and what it ran on.
 
     Parameters
     ----------
@@ -612,10 +612,10 @@ class RunRecord:
     started: float = field(default_factory=time.time)
 
     def add(self, table, row, metric, value, **fields):
-        """Add one number, which may be NumPy's, beside the paper's that `published_at` finds in its place.
+        """Add one number, which may be NumPy's, beside the paper's number that `published_at` finds for it.
 
-        `fields` are those of `Result`; with ``published=None`` the paper's number is left out. What is not finite
-        is a ValueError at once: no report can hold it.
+        `fields` are those of `Result`; with ``published=None`` the paper's number is left out. A value that
+        is not finite raises a ValueError at once: no report can hold it.
         """
         here = {"profile": self.profile, "seed": self.seed, "protocol": self.protocol, "data": self.data}
         if "published" not in fields:
@@ -632,9 +632,9 @@ class RunRecord:
         measured : dict of str to deepfake_nb.metrics.Measured
             By metric.
         note : str
-            Stands before the reason of a number that has one.
+            Put before the reason of a number that has one.
         **fields
-            Of `Result`, in place of those of a number.
+            Fields of `Result` that replace those of a number.
         """
         for metric, found in measured.items():
             words = "; ".join(filter(None, (note, found.reason)))
@@ -694,7 +694,7 @@ def load_results(folder):
     Returns
     -------
     pandas.DataFrame
-        One row a number, columns as the fields of `Result`; empty when nothing has been run.
+        One row per number, columns as the fields of `Result`; empty when nothing has been run.
     """
     import pandas as pd
 
@@ -740,7 +740,7 @@ def section_notebook(section):
 
 # %% ../nbs/00_study.ipynb #d4c8e4c3
 def available_sections():
-    """The sections whose notebooks are there, in the order they are run.
+    """The sections that have notebooks, in the order in which they run.
 
     Returns
     -------
@@ -752,7 +752,7 @@ def available_sections():
 
 # %% ../nbs/00_study.ipynb #e96f33ea
 def section_parameters(notebook):
-    """The parameters of a notebook, with defaults and the comment behind each.
+    """The parameters of a notebook, with the default and the comment of each.
 
     Parameters
     ----------
@@ -787,13 +787,13 @@ def section_parameters(notebook):
 
 # %% ../nbs/00_study.ipynb #906cd87c
 def check_parameters(notebook, values):
-    """Check the values a caller sets against what the notebook knows.
+    """Check the values that a caller sets against the notebook's parameters.
 
     Parameters
     ----------
     notebook : Path
     values : dict of str to object
-        Text is read as the type of the parameter's default.
+        Text is parsed as the type of the parameter's default.
 
     Returns
     -------
@@ -834,14 +834,14 @@ def refuse_unknown_parameters(namespace, section):
     Parameters
     ----------
     namespace : dict
-        ``globals()`` of the section's notebook, right behind its parameters.
+        ``globals()`` of the section's notebook, right after its parameters.
     section : str
         A key of `SECTIONS`.
 
     Raises
     ------
     UsageError
-        A plain lower-case value stands there that is no parameter.
+        The namespace holds a plain lower-case value that is not a parameter.
     """
     known = section_parameters(section_notebook(section))
     plain = (str, int, float, bool, list, dict, type(None))
@@ -858,14 +858,14 @@ def refuse_unknown_parameters(namespace, section):
 
 # %% ../nbs/00_study.ipynb #216078d9
 def inputs_digest(notebook, parameters, read=()):
-    """A digest of everything a section's numbers depend on but the machine.
+    """A digest of everything that a section's numbers depend on, except the machine.
 
     Parameters
     ----------
     notebook : Path
     parameters : dict
     read : iterable of Path
-        Further files that the notebook reads; one that is not there counts as such.
+        Further files that the notebook reads; a missing file is recorded as missing.
 
     Returns
     -------
@@ -885,7 +885,7 @@ REPORT_FILES = ("results.json", "run.json", "run.ipynb", "predictions.parquet", 
 
 
 def _clear_report(folder):
-    """Take away what an earlier run found with other inputs, or left half-written."""
+    """Remove what an earlier run wrote with other inputs or left half-written."""
     for name in ("inputs.json", *REPORT_FILES):
         (folder / name).unlink(missing_ok=True)
     remove_half_written(folder)
@@ -902,7 +902,7 @@ class SectionRun:
     notebook, folder : Path
     parameters : dict
     read : tuple of Path
-        Records of the sections whose reports this one reads.
+        Records of the other sections that this one reads.
     """
 
     section: str
@@ -913,14 +913,14 @@ class SectionRun:
 
     @property
     def is_done(self):
-        """Whether it was run to its end with these inputs."""
+        """Whether it has been run to completion with these inputs."""
         with contextlib.suppress(OSError, ValueError):
             recorded = json.loads((self.folder / "inputs.json").read_text())["digest"]
             return recorded == inputs_digest(self.notebook, self.parameters, self.read)
         return False
 
     def run(self):
-        """Run the notebook, in place of what an earlier run left."""
+        """Run the notebook and replace what an earlier run left."""
         digest = inputs_digest(self.notebook, self.parameters, self.read)
         self.folder.mkdir(parents=True, exist_ok=True)
         _clear_report(self.folder)
@@ -940,7 +940,7 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 
 def _for_the_user(error):
-    """A cell's failure as an `InputError` where the user can mend it, else as it is."""
+    """A cell's failure as an `InputError` where the user can fix it, else unchanged."""
     if error.ename in ("InputError", "UsageError"):
         return InputError(error.evalue)
     number = re.match(r"\[Errno (\d+)\]", error.evalue)
@@ -952,7 +952,7 @@ def _for_the_user(error):
 # %% ../nbs/00_study.ipynb #67614d42
 @contextlib.contextmanager
 def _figures_in_notebooks():
-    """Let kernels that start here draw into their notebooks, whatever `MPLBACKEND` asks for elsewhere."""
+    """Make kernels started in this block draw into their notebooks, whatever `MPLBACKEND` was set to."""
     before = os.environ.get("MPLBACKEND")
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     try:
@@ -965,12 +965,12 @@ def _figures_in_notebooks():
 
 # %% ../nbs/00_study.ipynb #ae1f4a43
 def execute_notebook(notebook, executed, parameters=None, folder=None):
-    """Run a notebook in a process of its own, through a socket that only this machine can reach; its figures stand in it.
+    """Run a notebook in its own process, through a socket that only this machine can reach; figures are stored in it.
 
     Parameters
     ----------
     notebook, executed : Path
-        What to run, and where its executed copy goes; after a failure too, up to the cell that failed.
+        What to run, and where its executed copy goes (after a failure, up to the cell that failed).
     parameters : dict, optional
     folder : Path, optional
         The working folder of the run; the notebook's own by default.
@@ -978,7 +978,7 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
     Raises
     ------
     InputError
-        The notebook ended in one, which gives the sentence; or a file cannot be written.
+        The notebook raised one, which gives the message; or a file cannot be written.
     papermill.PapermillExecutionError
         A cell failed in another way.
     """
@@ -986,7 +986,7 @@ def execute_notebook(notebook, executed, parameters=None, folder=None):
     from traitlets.config import Config
 
     wait_without_spinning()
-    quiet = {"extra_arguments": ["--log-level=CRITICAL"]}  # being told to end is no error
+    quiet = {"extra_arguments": ["--log-level=CRITICAL"]}  # a request to shut down is not an error
     config = Config({"KernelManager": {"transport": "ipc"}, "NotebookClient": quiet})
     try:
         with _figures_in_notebooks():
@@ -1022,12 +1022,12 @@ def _lock(file, folder, wait):
 # %% ../nbs/00_study.ipynb #011e35a0
 @contextlib.contextmanager
 def locked_folder(folder, wait=None):
-    """Hold a folder for one process.
+    """Lock a folder for one process.
 
     Parameters
     ----------
     folder : Path
-        Made when it is not there.
+        Created when it is missing.
     wait : bool, optional
         Wait while another process holds it; by default only within a section of a study.
 
@@ -1077,7 +1077,7 @@ def _end_with_the_study():
 
 # %% ../nbs/00_study.ipynb #0c3fec33
 def default_jobs(profile):
-    """How many sections run side by side when nobody says.
+    """How many sections run in parallel by default.
 
     Parameters
     ----------
@@ -1086,7 +1086,7 @@ def default_jobs(profile):
     Returns
     -------
     int
-        1 for the profiles of a GPU, which one section fills; else 2, or 1 on a single core.
+        1 for the GPU profiles, where one section fills the GPU; else 2, or 1 on a single core.
     """
     return 1 if profile in ("gpu", "paper") else min(2, os.cpu_count() or 1)
 
@@ -1111,12 +1111,12 @@ def memory_of(process_ids):
     Parameters
     ----------
     process_ids : iterable of int
-        Those that have ended count nothing.
+        Processes that have ended count as 0.
 
     Returns
     -------
     int
-        The proportional set size where the system tells it (Linux), else the resident size.
+        The proportional set size where the system reports it (Linux), else the resident size.
     """
     import psutil
 
@@ -1133,11 +1133,11 @@ def memory_of(process_ids):
 
 # %% ../nbs/00_study.ipynb #a9558428
 class StudyFailure(RuntimeError):
-    """A fault of ours in one or more sections; ``str(error)`` is a sentence for each."""
+    """An internal error in one or more sections; ``str(error)`` has a sentence for each."""
 
 
 def _run_stage(runs, jobs, threads, tell):
-    """Run sections side by side; the failures, as {section: (is the input's, sentence)}, and the peak memory."""
+    """Run sections in parallel; return the failures, {section: (input is at fault, sentence)}, and the peak memory."""
     from multiprocessing import connection, get_context
 
     context, waiting, running, failures, peak = get_context("spawn"), list(runs), {}, {}, 0
@@ -1173,7 +1173,7 @@ def _answer_of(process, answer):
 
 # %% ../nbs/00_study.ipynb #6a6f64d8
 def _raise_failures(failures):
-    """One error with a sentence a section: an `InputError` where all of them are the input's."""
+    """Raise one error with a sentence per section: an `InputError` where the input is at fault in all."""
     words = [f"The section {name!r} failed: {sentence}" for name, (_, sentence) in failures.items()]
     if words:
         is_all_input = all(is_input for is_input, _ in failures.values())
@@ -1192,7 +1192,7 @@ def section_run(section, profile="demo", out=None, data_root=None, settings=None
     out : Path, optional
         Folder of the reports; the checkout's ``reports`` by default.
     data_root : Path, optional
-        Where the user's data sets lie.
+        Where the user's data sets are.
     settings : dict, optional
         Further parameters of the notebook.
 
@@ -1223,7 +1223,7 @@ def section_run(section, profile="demo", out=None, data_root=None, settings=None
 
 # %% ../nbs/00_study.ipynb #e36b6f5c
 def run_section(section, *arguments, **options):
-    """Run one section at once, whatever has been run before; takes and raises what `section_run` does.
+    """Run one section, even if it has been run before; arguments and errors are those of `section_run`.
 
     Returns
     -------
@@ -1274,15 +1274,15 @@ def _checked_jobs(jobs, profile):
 def run_study(
     profile="demo", sections=None, out=None, data_root=None, settings=None, fresh=False, tell=None, jobs=None
 ):
-    """Run the sections of the study in their stages, several of one stage side by side.
+    """Run the sections of the study in their stages, several of one stage in parallel.
 
     Parameters
     ----------
     sections : list of str, by default all that have notebooks
     profile, out, data_root, settings
-        See `section_run`; every section that runs has to know each of the settings.
+        See `section_run`; every section that runs must know each of the settings.
     fresh : bool
-        Run even what has been run with the same inputs.
+        Run even sections that have been run with the same inputs.
     tell : callable, optional
         Called with (section, state, seconds or None): it "starts", is "done", "failed", or "is done already".
     jobs : int, optional
@@ -1291,7 +1291,7 @@ def run_study(
     Returns
     -------
     Path
-        The folder of the profile's reports; ``study.json`` in it says how long it took and with how much memory.
+        The folder of the profile's reports; ``study.json`` in it records the run time and the peak memory.
 
     Raises
     ------
@@ -1300,7 +1300,7 @@ def run_study(
     InputError
         The notebooks are not there, another study writes to the folder, or sections refused their input.
     StudyFailure
-        A section failed in another way; like after an `InputError`, the others have been run.
+        A section failed in another way; as after an `InputError`, the others have been run.
     """
     chosen = sections or available_sections() or list(SECTIONS)
     runs = {name: section_run(name, profile, out, data_root, settings) for name in chosen}
@@ -1365,7 +1365,7 @@ def _rows_of_benchmarks(root, names, media):
 
 # %% ../nbs/00_study.ipynb #e1469c02
 def installation():
-    """What is installed and what this machine has, for reports of faults.
+    """What is installed and what this machine has, for bug reports.
 
     Returns
     -------

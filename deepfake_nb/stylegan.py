@@ -30,12 +30,12 @@ from torch.nn import functional
 
 # %% ../nbs/08_stylegan.ipynb #759fc032
 def style_count(resolution):
-    """How many style vectors a generator of a resolution takes: two for each side from 4 px on.
+    """Number of style vectors of a generator: two for each side from 4 px to the resolution.
 
     Parameters
     ----------
     resolution : int
-        Side of the square picture in pixels: 32, 64, 128, 256, 512 or 1024.
+        Side of the square image in pixels: 32, 64, 128, 256, 512 or 1024.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def style_count(resolution):
 
 # %% ../nbs/08_stylegan.ipynb #c01aac17
 def sides_of(resolution):
-    """The sides 4, 8, ... up to a resolution, in pixels."""
+    """The sides 4, 8, ... up to the resolution, in pixels."""
     sizes = [2**power for power in range(5, 11)]
     if resolution not in sizes:
         raise UsageError(
@@ -61,7 +61,7 @@ def sides_of(resolution):
 
 
 def channels_at(side, channels_base, max_channels):
-    """How many channels the maps of a side have."""
+    """Number of channels of the maps with this side."""
     return max(1, min(channels_base // side, max_channels))
 
 
@@ -70,7 +70,7 @@ LEAKY_GAIN = math.sqrt(2)
 
 
 class ScaledLinear(nn.Module):
-    """A linear layer of equalised learning rate, (N, inputs) to (N, outputs)."""
+    """A linear layer with equalised learning rate, (N, inputs) to (N, outputs)."""
 
     def __init__(self, inputs, outputs, *, gain=1.0, rate=1.0, bias=True):
         super().__init__()
@@ -84,7 +84,7 @@ class ScaledLinear(nn.Module):
 
 
 class ScaledConvolution(nn.Module):
-    """A convolution of equalised learning rate that keeps the side, (N, inputs, H, W) to (N, outputs, H, W)."""
+    """A convolution with equalised learning rate that preserves the side, (N, inputs, H, W) to (N, outputs, H, W)."""
 
     def __init__(self, inputs, outputs, size=3, *, gain=LEAKY_GAIN, bias=False):
         super().__init__()
@@ -103,13 +103,13 @@ class ScaledConvolution(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #450321c1
 def spread(kernels):
-    """Sums of kernels (..., k, k) shifted by zero or one cell in both directions: (..., k + 1, k + 1)."""
+    """Sums of kernels (..., k, k) shifted by zero or one pixel in both directions: (..., k + 1, k + 1)."""
     padded = functional.pad(kernels, (1, 1, 1, 1))
     return padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]
 
 
 def double_and_convolve(maps, kernels, fused):
-    """Copy every cell into 2 x 2 cells, then convolve: (N, inputs, H, W) to (N, outputs, 2H, 2W)."""
+    """Repeat every pixel 2 x 2 times, then convolve: (N, inputs, H, W) to (N, outputs, 2H, 2W)."""
     if not fused:
         doubled = functional.interpolate(maps, scale_factor=2, mode="nearest")
         return functional.conv2d(doubled, kernels, padding=1)
@@ -118,7 +118,7 @@ def double_and_convolve(maps, kernels, fused):
 
 
 def convolve_and_halve(maps, kernels, bias=None):
-    """Convolve, then take means of 2 x 2 cells, in one step: (N, inputs, 2H, 2W) to (N, outputs, H, W)."""
+    """Convolve, then average 2 x 2 pixels, in one step: (N, inputs, 2H, 2W) to (N, outputs, H, W)."""
     return functional.conv2d(maps, spread(kernels) / 4, bias, stride=2, padding=1)
 
 
@@ -132,12 +132,12 @@ def binomial_kernels(channels):
 
 
 def blur(maps, kernels):
-    """Blur each channel of maps (N, C, H, W) by its own kernel (C, 1, 3, 3)."""
+    """Blur each channel of maps (N, C, H, W) with its own kernel (C, 1, 3, 3)."""
     return functional.conv2d(maps, kernels, padding=1, groups=maps.shape[1])
 
 
 class UpscalingConvolution(ScaledConvolution):
-    """Doubling, convolution and blur: (N, inputs, H, W) to (N, outputs, 2H, 2W)."""
+    """Upsampling, convolution and blur: (N, inputs, H, W) to (N, outputs, 2H, 2W)."""
 
     def __init__(self, inputs, outputs, fused):
         super().__init__(inputs, outputs)
@@ -156,13 +156,13 @@ def set_style(maps, scale, shift, epsilon=1e-8):
         return torch.addcmul(shift, maps - mean, scale * torch.rsqrt(variance + epsilon))
     one_row = maps.reshape(
         1, -1, *maps.shape[2:]
-    )  # PyTorch's norm over a batch, given one picture of N * C channels
+    )  # PyTorch's batch norm, given one image with N * C channels
     style = (values.flatten().float() for values in (scale, shift))
     return functional.batch_norm(one_row, None, None, *style, training=True, eps=epsilon).reshape(maps.shape)
 
 
 class StyledLayer(nn.Module):
-    """What `source` makes of the maps, then noise, bias, leaky ReLU and a style: (N, channels, side, side)."""
+    """Apply `source` to the maps, then noise, bias, leaky ReLU and a style: (N, channels, side, side)."""
 
     def __init__(self, source, channels, side, style_size):
         super().__init__()
@@ -173,7 +173,7 @@ class StyledLayer(nn.Module):
         self.style = ScaledLinear(style_size, 2 * channels)
 
     def forward(self, maps, w, noise):
-        """Maps of the layer before, style vectors (N, style_size), noise (1 or N, 1, side, side) or None."""
+        """Maps of the previous layer, style vectors (N, style_size), noise (1 or N, 1, side, side) or None."""
         added = self.bias[:, None, None]
         if noise is not None:
             added = added + noise * self.noise_strength[:, None, None]
@@ -184,7 +184,7 @@ class StyledLayer(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #0cacbb52
 def require_styles(w_plus, resolution, layers, style_size):
-    """Refuse codes of another generator."""
+    """Reject codes of another generator."""
     if w_plus.ndim != 3 or w_plus.shape[1:] != (layers, style_size):
         raise InputError(
             f"A generator of {resolution} px takes codes of shape (N, {layers}, {style_size}), "
@@ -193,7 +193,7 @@ def require_styles(w_plus, resolution, layers, style_size):
 
 
 def noise_for(layer, w, noise, generator):
-    """The noise of one layer, of one of three sorts."""
+    """The noise of one layer, for one of three modes."""
     if noise == "fixed":
         return layer.noise
     if noise == "random":
@@ -206,7 +206,7 @@ def noise_for(layer, w, noise, generator):
 
 # %% ../nbs/08_stylegan.ipynb #9b388368
 class Synthesis(nn.Module):
-    """Style vectors to pictures; `Generator` says what the parameters are."""
+    """Style vectors to images; the parameters are those of `Generator`."""
 
     def __init__(self, resolution, style_size, channels_base, max_channels, final_tanh, fused_from):
         super().__init__()
@@ -223,15 +223,15 @@ class Synthesis(nn.Module):
         self.to_rgb = ScaledConvolution(inputs, 3, size=1, gain=1, bias=True)
 
     def forward(self, w_plus, noise="fixed", generator=None):
-        """Make pictures (N, 3, R, R), RGB in [-1, 1], from style vectors (N, layers, style_size).
+        """Generate images (N, 3, R, R), RGB in [-1, 1], from style vectors (N, layers, style_size).
 
         Parameters
         ----------
         w_plus : tensor, shape (N, layers, style_size)
         noise : {"fixed", "random", "none"}
-            The stored noise, new noise for every picture, or none.
+            The stored noise, new noise for every image, or none.
         generator : torch.Generator, optional
-            For random noise; of the device of `w_plus`.
+            For random noise; on the device of `w_plus`.
         """
         require_styles(w_plus, self.resolution, len(self.layers), self.style_size)
         maps = self.constant.expand(len(w_plus), -1, -1, -1)
@@ -243,7 +243,7 @@ class Synthesis(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #3a73c04c
 class Mapping(nn.Module):
-    """Noise z to style vectors w, through dense layers that learn a hundred times more slowly."""
+    """Noise z to style vectors w, through dense layers with a hundredth of the learning rate."""
 
     def __init__(self, style_size, layers, outputs):
         super().__init__()
@@ -253,7 +253,7 @@ class Mapping(nn.Module):
         )
 
     def forward(self, z):
-        """Noise (N, style_size) to w: (N, style_size), or (N, layers * style_size) for a style of each layer."""
+        """Noise (N, style_size) to w: (N, style_size), or (N, layers * style_size) with one style per layer."""
         if z.ndim != 2 or z.shape[1] != self.layers[0].weight.shape[1]:
             expected = self.layers[0].weight.shape[1]
             raise InputError(f"This mapping takes noise of shape (N, {expected}), not {tuple(z.shape)}.")
@@ -265,7 +265,7 @@ class Mapping(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #a60da830
 class Truncation(nn.Module):
-    """Spreads w over the layers and pulls it towards the mean style."""
+    """Expands w to all layers and moves it towards the mean style."""
 
     def __init__(self, layers, style_size, strength, truncated_layers):
         super().__init__()
@@ -275,7 +275,7 @@ class Truncation(nn.Module):
         self.register_buffer("mean_style", torch.zeros(style_size))
 
     def expand(self, w):
-        """Style vectors of every layer, (N, layers, style_size), from what a mapping gives."""
+        """Style vectors of all layers, (N, layers, style_size), from the output of a mapping."""
         layers, style_size = self.strengths.shape[1], len(self.mean_style)
         if w.shape[1:] == (style_size,):
             return w[:, None].expand(-1, layers, -1)
@@ -295,28 +295,28 @@ class Truncation(nn.Module):
 
     @torch.no_grad()
     def follow(self, w, decay=0.995):
-        """Move the mean style a step towards the mean of a batch of w."""
+        """Update the running mean style with the mean of a batch of w."""
         self.mean_style.lerp_(self.expand(w).mean(dim=(0, 1)).to(self.mean_style.dtype), 1 - decay)
 
 
 # %% ../nbs/08_stylegan.ipynb #ff87ff4f
 class NoiseToPictures(nn.Module):
-    """Mapping, truncation and synthesis one behind the other; `Generator` builds them."""
+    """Mapping, truncation and synthesis in sequence; `Generator` builds them."""
 
     def forward(self, z):
-        """Pictures (N, 3, R, R) in [-1, 1] from noise (N, style_size), truncated."""
+        """Images (N, 3, R, R) in [-1, 1] from noise (N, style_size), truncated."""
         return self.synthesis(self.truncate(self.mapping(z)))
 
     def truncate(self, w, strength=None, layers=None):
-        """Give each layer its style vector, pulled towards the mean style.
+        """Give each layer its style vector, moved towards the mean style.
 
         Parameters
         ----------
         w : tensor, shape (N, style_size), (N, layers * style_size) or (N, layers, style_size)
         strength : float, optional
-            What is left of the distance: 0 gives the mean, 1 changes nothing. Default: the network's own.
+            Remaining fraction of the distance: 0 gives the mean, 1 changes nothing. Default: the network's own.
         layers : int, optional
-            With `strength`, in how many layers from the coarsest on. Default: all.
+            With `strength`, number of layers from the coarsest on. Default: all.
 
         Returns
         -------
@@ -327,28 +327,28 @@ class NoiseToPictures(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #6478a822
 class Generator(NoiseToPictures):
-    """The generator of StyleGAN (Karras et al. 2019, arXiv:1812.04948); by default the one of in-domain inversion.
+    """The generator of StyleGAN (Karras et al. 2019, arXiv:1812.04948); by default that of in-domain inversion.
 
-    ``mapping(z)`` gives w, `truncate` gives w_plus, ``synthesis(w_plus)`` gives pictures (N, 3, R, R) in [-1, 1].
+    ``mapping(z)`` gives w, `truncate` gives w_plus, ``synthesis(w_plus)`` gives images (N, 3, R, R) in [-1, 1].
 
     Parameters
     ----------
     resolution : int
-        Side R of the pictures in pixels: 32, 64, 128, 256, 512 or 1024.
+        Side R of the images in pixels: 32, 64, 128, 256, 512 or 1024.
     style_size : int
         Length of z and of each style vector.
     channels_base, max_channels : int
-        Maps of side s have ``min(channels_base // s, max_channels)`` channels.
+        Maps with side s have ``min(channels_base // s, max_channels)`` channels.
     mapping_layers : int
         Dense layers from z to w.
     style_per_layer : bool
-        The mapping gives another style vector to each layer, as in-domain inversion's does.
+        The mapping outputs a different style vector for each layer, as in in-domain inversion.
     final_tanh : bool
-        Keep colours within [-1, 1] by a tanh, as in-domain inversion does.
+        Keep colours within [-1, 1] with a tanh, as in in-domain inversion.
     fused_from : int
-        Side in pixels from which doubling and convolution are computed in one step. The pictures are the same.
+        Side in pixels from which upsampling and convolution are computed in one step. The images are the same.
     truncation, truncated_layers : float and int
-        What `truncate` leaves of the distance to the mean style, and in how many layers from the coarsest on.
+        Fraction of the distance to the mean style that `truncate` keeps, and number of layers from the coarsest on.
     """
 
     def __init__(
@@ -372,13 +372,13 @@ class Generator(NoiseToPictures):
 
     @staticmethod
     def names_from_release(state_dict):
-        """Tensors that in-domain inversion released, under our names; see `restore_generator`."""
+        """Rename the released tensors of in-domain inversion to our names; see `restore_generator`."""
         return rename_generator(state_dict)
 
 
 # %% ../nbs/08_stylegan.ipynb #9cf05ce5
 def mix_styles(first, second, crossover):
-    """Take the style vectors of one code in the first layers and of another in the rest.
+    """Take the style vectors of one code in the first layers and of another in the remaining ones.
 
     Karras et al. 2019, arXiv:1812.04948, section 3.1.
 
@@ -386,7 +386,7 @@ def mix_styles(first, second, crossover):
     ----------
     first, second : tensor, shape (N, layers, style_size)
     crossover : int or tensor, shape (N,)
-        From this layer on, `second` is taken.
+        `second` is used from this layer on.
 
     Returns
     -------
@@ -399,7 +399,7 @@ def mix_styles(first, second, crossover):
 
 # %% ../nbs/08_stylegan.ipynb #d1932866
 def frozen_scale(norm):
-    """A batch norm of which only the shift is trained."""
+    """A batch norm with only the shift trainable."""
     norm.weight.requires_grad_(False)
     return norm
 
@@ -416,7 +416,7 @@ def normed_convolution(inputs, outputs, size, bias=False):
 
 
 def require_side(images, resolution, what):
-    """Refuse pictures of another size than a network takes."""
+    """Reject images that do not have the input size of a network."""
     if images.shape[1:] != (3, resolution, resolution):
         raise InputError(
             f"This {what} takes pictures of shape (N, 3, {resolution}, {resolution}), "
@@ -425,7 +425,7 @@ def require_side(images, resolution, what):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut, which has a convolution of its own where the channels change."""
+    """Two convolutions and a skip connection, which has its own convolution where the channels change."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -440,16 +440,16 @@ class ResidualBlock(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #86691467
 class Encoder(nn.Module):
-    """The domain encoder of in-domain inversion (Zhu et al. 2020, arXiv:2004.00049); by default the released one.
+    """The domain encoder of in-domain inversion (Zhu et al. 2020, arXiv:2004.00049); by default that of the release.
 
     Parameters
     ----------
     resolution : int
-        Side R of the pictures in pixels: 32, 64, 128, 256, 512 or 1024.
+        Side R of the images in pixels: 32, 64, 128, 256, 512 or 1024.
     style_size : int
         Length of a style vector, as in the generator.
     first_channels, max_channels : int
-        Channels at full size, and the most that they are doubled to.
+        Channels at full resolution, and their maximum after doubling.
     """
 
     def __init__(self, resolution=256, *, style_size=512, first_channels=64, max_channels=1024):
@@ -470,11 +470,11 @@ class Encoder(nn.Module):
 
     @staticmethod
     def names_from_release(state_dict):
-        """Tensors that in-domain inversion released, under our names; see `restore_encoder`."""
+        """Rename the released tensors of in-domain inversion to our names; see `restore_encoder`."""
         return rename_encoder(state_dict)
 
     def forward(self, images):
-        """Guess the codes (N, layers, style_size) of pictures (N, 3, R, R) with RGB in [-1, 1]."""
+        """Predict the codes (N, layers, style_size) of images (N, 3, R, R) with RGB in [-1, 1]."""
         require_side(images, self.resolution, "encoder")
         maps = self.first(images)
         for block in self.blocks:
@@ -485,7 +485,7 @@ class Encoder(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #11f8019a
 def require_same_codes(generator, encoder):
-    """Make sure that an encoder speaks the codes of a generator.
+    """Check that an encoder outputs the codes of a generator.
 
     Parameters
     ----------
@@ -495,7 +495,7 @@ def require_same_codes(generator, encoder):
     Raises
     ------
     InputError
-        They are for pictures or styles of different sizes.
+        Their image sizes or style sizes differ.
     """
     theirs = [
         (network.resolution, network.layer_count, network.style_size) for network in (generator, encoder)
@@ -526,7 +526,7 @@ OUTPUT = re.compile(r"synthesis\.output(\d+)\.(?:conv\.)?(weight|bias)")
 
 
 def renamed(key, names):
-    """A released name as we write it; itself when no pattern knows it."""
+    """Our name for a released name; unchanged when no pattern matches."""
     for pattern, ours in names:
         if re.fullmatch(pattern, key):
             return re.sub(pattern, ours, key)
@@ -535,7 +535,7 @@ def renamed(key, names):
 
 # %% ../nbs/08_stylegan.ipynb #072e4b74
 def rename_generator(state_dict):
-    """Released tensors of a generator under our names; others stay as they are."""
+    """Rename the released tensors of a generator to our names; others are kept."""
     outputs = [int(found[1]) for found in map(OUTPUT.fullmatch, state_dict) if found]
     tensors = {}
     for key, tensor in state_dict.items():
@@ -552,7 +552,7 @@ def rename_generator(state_dict):
 
 
 def require_grown(lod):
-    """Refuse a generator that was saved before it had grown to full size."""
+    """Reject a generator saved before it had grown to full resolution."""
     if lod.numel() != 1 or (lod.device.type != "meta" and lod.item() != 0):
         raise InputError(
             "This generator was saved while it was still growing (its `synthesis.lod` is not 0). "
@@ -576,7 +576,7 @@ ENCODER_NAMES = [
 
 
 def rename_encoder(state_dict):
-    """Released tensors of an encoder under our names; others stay as they are."""
+    """Rename the released tensors of an encoder to our names; others are kept."""
     heads = [
         key.removesuffix(".fc.weight") for key in state_dict if re.fullmatch(r"block\d+\.fc\.weight", key)
     ]
@@ -593,12 +593,12 @@ def rename_encoder(state_dict):
 
 # %% ../nbs/08_stylegan.ipynb #cac02e3a
 def count_of(tensors, pattern):
-    """How many different numbers stand at the group of a pattern in the names of tensors."""
+    """Number of distinct values that the group of a pattern matches in tensor names."""
     return len({found[1] for found in map(re.compile(pattern).fullmatch, tensors) if found})
 
 
 def sizes_of_generator(tensors):
-    """What the shapes of a generator's tensors, under our names, say of its settings."""
+    """Settings of a generator from the shapes of its tensors, under our names."""
     layers = count_of(tensors, r"synthesis\.layers\.(\d+)\.bias")
     mapping_layers = count_of(tensors, r"mapping\.layers\.(\d+)\.bias")
     resolution, style_size = 2 ** (layers // 2 + 1), tensors["synthesis.layers.0.style.weight"].shape[1]
@@ -613,7 +613,7 @@ def sizes_of_generator(tensors):
 
 
 def sizes_of_encoder(tensors):
-    """What the shapes of an encoder's tensors, under our names, say of its settings."""
+    """Settings of an encoder from the shapes of its tensors, under our names."""
     blocks = count_of(tensors, r"blocks\.(\d+)\.first\.convolution\.weight")
     codes, cells = tensors["head.weight"].shape
     return {
@@ -626,7 +626,7 @@ def sizes_of_encoder(tensors):
 
 # %% ../nbs/08_stylegan.ipynb #925c19be
 def fitting_settings(build, sizes_of, tensors):
-    """The settings of the network that tensors fit name by name and shape by shape."""
+    """Settings of the network that matches the tensors in all names and shapes."""
     what = f"These tensors are not those of a StyleGAN {build.__name__.lower()}"
     try:
         settings = sizes_of(tensors)
@@ -646,17 +646,17 @@ def fitting_settings(build, sizes_of, tensors):
 
 # %% ../nbs/08_stylegan.ipynb #8e448668
 def generator_settings(state_dict):
-    """The settings of the generator that tensors belong to, without building it.
+    """Infer the settings of a generator from its tensors, without building it.
 
     Parameters
     ----------
     state_dict : dict of str to tensor
-        Under our names or under those that in-domain inversion released.
+        Under our names or those of the release of in-domain inversion.
 
     Returns
     -------
     dict
-        For `Generator`, as far as tensors tell: not the final tanh, nor the truncation.
+        For `Generator`, without the final tanh and the truncation, which tensors do not show.
 
     Raises
     ------
@@ -668,12 +668,12 @@ def generator_settings(state_dict):
 
 # %% ../nbs/08_stylegan.ipynb #23a57a24
 def encoder_settings(state_dict):
-    """The settings of the domain encoder that tensors belong to, without building it.
+    """Infer the settings of a domain encoder from its tensors, without building it.
 
     Parameters
     ----------
     state_dict : dict of str to tensor
-        Under our names or under those that in-domain inversion released.
+        Under our names or those of the release of in-domain inversion.
 
     Returns
     -------
@@ -690,14 +690,14 @@ def encoder_settings(state_dict):
 
 # %% ../nbs/08_stylegan.ipynb #ad0abd60
 def restore_generator(state_dict, final_tanh=True):
-    """Build the generator that tensors belong to, and fill it.
+    """Build a generator from its tensors and load them.
 
     Parameters
     ----------
     state_dict : dict of str to tensor
-        Under our names or under those that in-domain inversion released.
+        Under our names or those of the release of in-domain inversion.
     final_tanh : bool
-        Tensors do not tell whether there is one.
+        Whether there is one; tensors do not show it.
 
     Returns
     -------
@@ -716,12 +716,12 @@ def restore_generator(state_dict, final_tanh=True):
 
 # %% ../nbs/08_stylegan.ipynb #53089963
 def restore_encoder(state_dict):
-    """Build the domain encoder that tensors belong to, and fill it.
+    """Build a domain encoder from its tensors and load them.
 
     Parameters
     ----------
     state_dict : dict of str to tensor
-        Under our names or under those that in-domain inversion released.
+        Under our names or those of the release of in-domain inversion.
 
     Returns
     -------
@@ -740,7 +740,7 @@ def restore_encoder(state_dict):
 
 # %% ../nbs/08_stylegan.ipynb #1b863784
 def batch_deviation(maps, group_size):
-    """Append to maps (N, C, H, W) a map of how much the pictures of a group differ: (N, C + 1, H, W)."""
+    """Append to maps (N, C, H, W) a map of the deviation within a group of images: (N, C + 1, H, W)."""
     count = len(maps)
     group = next(size for size in range(min(group_size, count), 0, -1) if count % size == 0)
     groups = maps.reshape(group, count // group, *maps.shape[1:])
@@ -749,7 +749,7 @@ def batch_deviation(maps, group_size):
 
 
 class HalvingBlock(nn.Module):
-    """Convolution, blur, halving convolution: (N, inputs, 2H, 2W) to (N, outputs, H, W)."""
+    """Convolution, blur, downsampling convolution: (N, inputs, 2H, 2W) to (N, outputs, H, W)."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -764,16 +764,16 @@ class HalvingBlock(nn.Module):
 
 # %% ../nbs/08_stylegan.ipynb #bee4fd91
 class Discriminator(nn.Module):
-    """The discriminator of StyleGAN (Karras et al. 2019, arXiv:1812.04948), of the same widths as `Generator`.
+    """The discriminator of StyleGAN (Karras et al. 2019, arXiv:1812.04948), with the same widths as `Generator`.
 
     Parameters
     ----------
     resolution : int
-        Side R of the pictures in pixels: 32, 64, 128, 256, 512 or 1024.
+        Side R of the images in pixels: 32, 64, 128, 256, 512 or 1024.
     channels_base, max_channels : int
-        Maps of side s have ``min(channels_base // s, max_channels)`` channels.
+        Maps with side s have ``min(channels_base // s, max_channels)`` channels.
     group_size : int
-        So many pictures of a batch are compared with each other (fewer where the batch does not divide).
+        Number of images of a batch compared with each other (fewer where it does not divide the batch).
     """
 
     def __init__(self, resolution=256, *, channels_base=16384, max_channels=512, group_size=4):
@@ -794,7 +794,7 @@ class Discriminator(nn.Module):
         self.head = ScaledLinear(last, 1)
 
     def forward(self, images):
-        """Logits (N,), higher is more *real*, of pictures (N, 3, R, R) with RGB in [-1, 1]."""
+        """Logits (N,), higher is more *real*, of images (N, 3, R, R) with RGB in [-1, 1]."""
         require_side(images, self.resolution, "discriminator")
         maps = functional.leaky_relu(self.from_rgb(images), 0.2)
         for block in self.blocks:

@@ -52,7 +52,7 @@ from typing import NamedTuple
 # %% ../nbs/06_training.ipynb #6e37e8d2
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is trained; the defaults are the faces paper's (section 3.2).
+    """How a network is trained; the defaults are those of the faces paper (section 3.2).
 
     Raises
     ------
@@ -61,24 +61,26 @@ class TrainingSettings:
     """
 
     epochs: int = 5
-    batch_size: int = 32  #: pictures that a process looks at together
-    accumulate: int = 1  #: batches whose gradients make one step
+    batch_size: int = 32  #: images per batch and process
+    accumulate: int = 1  #: batches accumulated per optimizer step
     optimizer: str = "adam"  #: "adam", "adamw" or "sgd"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     momentum: float = 0.0  #: of SGD
-    clip_gradients: float | None = None  #: largest norm of the gradient
-    monitor: str = "val_loss"  #: what chooses the best epoch: "val_loss" or "val_accuracy"
-    schedule: str | None = None  #: lower the rate at a "plateau" of `monitor`, or every few epochs: "step"
-    factor: float = 0.1  #: the learning rate is multiplied by this when it is lowered
-    patience: int = 2  #: "plateau" bears so many epochs without a better `monitor`
-    step_epochs: int = 1  #: "step" lowers the rate every so many epochs
-    early_stopping: int | None = None  #: stop after so many epochs in a row without a better `monitor`
-    checkpoint_every: int = 1  #: epochs; the last one gets a checkpoint in any case
-    keep: int = 2  #: so many checkpoints, the newest
-    precision: str = "float32"  #: of learning: "float32", "bf16", or "auto": bf16 where that is quick
-    seed: int = 0  #: of order, augmentation and dropout; for a network's first weights see `seeded`
-    deterministic: bool = True  #: ask PyTorch for algorithms that give the same numbers every time
+    clip_gradients: float | None = None  #: maximum norm of the gradient
+    monitor: str = "val_loss"  #: selects the best epoch: "val_loss" or "val_accuracy"
+    schedule: str | None = (
+        None  #: lower the learning rate at a "plateau" of `monitor`, or every few epochs: "step"
+    )
+    factor: float = 0.1  #: multiplies the learning rate when it is lowered
+    patience: int = 2  #: "plateau" tolerates this many epochs without a better `monitor`
+    step_epochs: int = 1  #: "step" lowers the learning rate every this many epochs
+    early_stopping: int | None = None  #: stop after this many consecutive epochs without a better `monitor`
+    checkpoint_every: int = 1  #: epochs; the last one always gets a checkpoint
+    keep: int = 2  #: number of newest checkpoints to keep
+    precision: str = "float32"  #: of training: "float32", "bf16", or "auto": bf16 where that is faster
+    seed: int = 0  #: of order, augmentation and dropout; for initial weights see `seeded`
+    deterministic: bool = True  #: use PyTorch's deterministic algorithms
 
     def __post_init__(self):
         check_settings(self)
@@ -105,7 +107,7 @@ NOT_BELOW_ZERO = ("weight_decay", "momentum", "patience")
 
 
 def check_settings(settings):
-    """Refuse values that no run can have."""
+    """Reject invalid values."""
     for name, choices in CHOICES.items():
         if getattr(settings, name) not in choices:
             raise UsageError(
@@ -125,7 +127,7 @@ def check_settings(settings):
 
 # %% ../nbs/06_training.ipynb #819fdc3b
 def make_optimizer(parameters, settings):
-    """The optimizer of a run, over parameters or groups of them; all its arithmetic in one sweep ("fused") if it can."""
+    """The optimizer of a run, over parameters or parameter groups; "fused" where available."""
     how = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
         # PyTorch's fused momentum fails when a parameter gets its first gradient later than the others
@@ -147,7 +149,7 @@ def make_schedule(optimizer, settings):
 
 # %% ../nbs/06_training.ipynb #fed71135
 def has_two_logits(logits):
-    """Whether logits are (N, 2); refuses what is neither that nor (N,)."""
+    """Whether logits are (N, 2); rejects any shape but that and (N,)."""
     if logits.ndim != 1 and tuple(logits.shape[1:]) != (2,):
         raise InputError(
             f"The network answers with shape {tuple(logits.shape)}. It has to be (N,) or (N, 2)."
@@ -157,7 +159,7 @@ def has_two_logits(logits):
 
 # %% ../nbs/06_training.ipynb #8d7f27b5
 def cross_entropy(logits, labels):
-    """Cross-entropy of each picture, in nats.
+    """Cross-entropy of each image, in nats.
 
     Parameters
     ----------
@@ -180,7 +182,7 @@ def cross_entropy(logits, labels):
 
 
 def binary_cross_entropy(logits, labels):
-    """Cross-entropy of each picture, in nats, for one logit a picture: (N,) and (N,) to (N,)."""
+    """Cross-entropy of each image, in nats, for one logit per image: (N,) and (N,) to (N,)."""
     return functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
 
 
@@ -195,7 +197,7 @@ def fake_scores(logits):
     Returns
     -------
     float64 array, shape (N,), in [0, 1]
-        The sigmoid of one logit, the second softmax of two.
+        The sigmoid of one logit, or the second softmax output of two.
     """
     logits = torch.as_tensor(logits).detach().cpu().double()
     return torch.sigmoid(logits[:, 1] - logits[:, 0] if has_two_logits(logits) else logits).numpy()
@@ -203,13 +205,13 @@ def fake_scores(logits):
 
 # %% ../nbs/06_training.ipynb #c0eab3f9
 def cut_batches(order, size, least):
-    """Cut an order of pictures in batches of `size`; a remainder below `least` joins the batch before."""
+    """Split an order of images into batches of `size`; a remainder below `least` joins the previous batch."""
     n_batches = max(1, len(order) // size + (len(order) % size >= least))
     return np.split(order, size * np.arange(1, n_batches))
 
 
 class Portion(NamedTuple):
-    """What one process does of one batch, and how its sum of losses counts in the step."""
+    """The part of a batch that one process handles, and the weight of its summed loss in the step."""
 
     indices: np.ndarray
     weight: float
@@ -218,7 +220,7 @@ class Portion(NamedTuple):
 
 
 def training_portions(order, settings, processes=1, process=0):
-    """The portions of one process in an epoch that takes the pictures in `order`."""
+    """The portions of one process in an epoch over the images in `order`."""
     least = processes * min(2, settings.batch_size)
     batches = cut_batches(order, settings.batch_size * processes, least)
     for first in range(0, len(batches), settings.accumulate):
@@ -231,7 +233,7 @@ def training_portions(order, settings, processes=1, process=0):
 
 # %% ../nbs/06_training.ipynb #f12a78c2
 def read_ahead(dataset, portions, prepare=lambda pictures: pictures, depth=2):
-    """Yield (portion, pictures), the next `depth` being read in a thread meanwhile."""
+    """Yield (portion, images) while a thread prefetches the next `depth`."""
     reader, waiting = ThreadPoolExecutor(1), deque()
     try:
         for portion in portions:
@@ -247,7 +249,7 @@ def read_ahead(dataset, portions, prepare=lambda pictures: pictures, depth=2):
 
 # %% ../nbs/06_training.ipynb #5067fe0d
 class Batch(NamedTuple):
-    """Input and labels on the device, and how long the loop stood still for them."""
+    """Input and labels on the device, and how long the loop waited for them."""
 
     inputs: torch.Tensor
     labels: torch.Tensor
@@ -256,7 +258,7 @@ class Batch(NamedTuple):
 
 
 def batches(trainer, dataset, epoch=None):
-    """What this process looks at, batch by batch: in a training epoch, or in the data set's order without one."""
+    """The batches of this process: in the order of a training epoch, or in the data set's order without one."""
     if len(dataset) == 0:
         raise InputError("There are no pictures in this set. Check the split that it was made from.")
     portions = (
@@ -278,7 +280,7 @@ def batches(trainer, dataset, epoch=None):
 
 # %% ../nbs/06_training.ipynb #36df92f9
 def learning_portions(n, trainer, epoch):
-    """What this process learns from in an epoch, in an order of its own."""
+    """The training portions of this process in an epoch, shuffled for that epoch."""
     order = random_stream(trainer.settings.seed, "order", epoch).permutation(n)
     return list(training_portions(order, trainer.settings, trainer.processes, trainer.process))
 
@@ -291,7 +293,7 @@ def augmentation_draws(n, trainer, epoch):
 
 
 def testing_portions(n, trainer):
-    """What this process tests on: a contiguous part, so that the parts in order are the whole."""
+    """The test portions of this process: a contiguous part, so that the parts in order form the whole set."""
     part = np.array_split(np.arange(n), trainer.processes)[trainer.process]
     parts = np.split(part, np.arange(trainer.settings.batch_size, len(part), trainer.settings.batch_size))
     return [Portion(indices, 1.0, True, True) for indices in parts if len(indices)]
@@ -299,19 +301,19 @@ def testing_portions(n, trainer):
 
 # %% ../nbs/06_training.ipynb #0f0023a8
 class EpochResult(NamedTuple):
-    """Means over the pictures of one pass, and its time.
+    """Mean loss and accuracy over the images of one pass, and its duration.
 
     Parameters
     ----------
     loss : float
-        Mean over pictures, in nats.
+        Mean over images, in nats.
     accuracy : float
-        Share of pictures on the right side of 0.5, in [0, 1].
+        Share of images classified correctly at 0.5, in [0, 1].
     n : int
-        Pictures.
+        Number of images.
     seconds : float
     wait_s : float
-        Seconds in which the loop stood still until its next input was there.
+        Seconds that the loop waited for input.
     """
 
     loss: float
@@ -323,7 +325,7 @@ class EpochResult(NamedTuple):
 
 # %% ../nbs/06_training.ipynb #e299dd14
 class Tally:
-    """Sums over the pictures of a pass: losses, right answers, pictures."""
+    """Sums over a pass: losses, correct predictions, images."""
 
     def __init__(self, trainer, during):
         self.trainer, self.during, self.started, self.wait_s = trainer, during, time.perf_counter(), 0.0
@@ -333,7 +335,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, batch, logits, losses):
-        """Add a batch, and remember the first step whose loss is not a number."""
+        """Add a batch, and record the first step with a NaN loss."""
         says_fake = logits > 0 if logits.ndim == 1 else logits.argmax(1) == 1
         right = (says_fake == batch.labels.bool()).sum()
         self.wait_s += batch.wait_s
@@ -344,13 +346,13 @@ class Tally:
             self.refuse_nan()
 
     def result(self):
-        """The means over the pictures of all processes."""
+        """The means over the images of all processes."""
         self.refuse_nan()
         loss, right, n = self.trainer.accelerator.reduce(self.sums.clone(), "sum").tolist()
         return EpochResult(loss / n, right / n, round(n), time.perf_counter() - self.started, self.wait_s)
 
     def refuse_nan(self):
-        """Raise when a loss was not a number."""
+        """Raise if a loss was NaN."""
         if (step := int(self.bad_step)) >= 0:
             raise InputError(
                 f"The loss is not a number at step {step}, {self.during}. Lower learning_rate (it is "
@@ -362,13 +364,13 @@ class Tally:
 # %% ../nbs/06_training.ipynb #ef514cdd
 @contextmanager
 def seeded(seed, *names):
-    """Draw PyTorch's random numbers from a seed within a block, and go on as before behind it.
+    """Seed PyTorch's random numbers within a block, and restore their state after it.
 
     Parameters
     ----------
     seed : int
     *names : str or int
-        What the numbers are for; see `deepfake_nb.study.random_stream`.
+        Purpose of the numbers; see `deepfake_nb.study.random_stream`.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
@@ -379,7 +381,7 @@ def seeded(seed, *names):
 # %% ../nbs/06_training.ipynb #2086e2c0
 @contextmanager
 def deterministic_algorithms(wanted=True):
-    """Ask PyTorch for deterministic algorithms within a block; a warning names those that have none."""
+    """Use deterministic algorithms of PyTorch within a block; a warning names operations without one."""
     if not wanted:
         yield
         return
@@ -400,18 +402,18 @@ def deterministic_algorithms(wanted=True):
 
 # %% ../nbs/06_training.ipynb #cb8028f6
 def train_one_epoch(trainer, dataset, epoch):
-    """Teach the network every picture once.
+    """Train the network once on every image.
 
     Parameters
     ----------
-    dataset : labelled pictures
+    dataset : labelled images
     epoch : int
-        Counted from 1; decides order, augmentation and dropout.
+        Counted from 1; determines order, augmentation and dropout.
 
     Returns
     -------
     EpochResult
-        Of the network as it was at each batch, augmentation and dropout included.
+        Measured at each batch during training, with augmentation and dropout.
     """
     tally = Tally(trainer, f"in epoch {epoch}")
     trainer.model.train()
@@ -438,11 +440,11 @@ def train_one_epoch(trainer, dataset, epoch):
 # %% ../nbs/06_training.ipynb #4ff3226e
 @torch.no_grad()
 def evaluate(trainer, dataset):
-    """Test the network on every picture once, without augmentation; hooks hear its logits by ``on_tested``.
+    """Test the network on every image once, without augmentation; hooks receive its logits in ``on_tested``.
 
     Parameters
     ----------
-    dataset : labelled pictures
+    dataset : labelled images
 
     Returns
     -------
@@ -463,11 +465,11 @@ def evaluate(trainer, dataset):
 # %% ../nbs/06_training.ipynb #ae8de704
 @torch.no_grad()
 def predict(trainer, dataset):
-    """What the network says of every picture, in the data set's order and in float32.
+    """Predict every image, in the data set's order and in float32.
 
     Parameters
     ----------
-    dataset : labelled pictures
+    dataset : labelled images
 
     Returns
     -------
@@ -484,50 +486,50 @@ def predict(trainer, dataset):
 
 # %% ../nbs/06_training.ipynb #970dac89
 class Workbench:
-    """Small services of the loops: hooks, randomness, precision, processes."""
+    """Helpers of the loops: hooks, randomness, precision, processes."""
 
     def tell_hooks(self, event, *arguments):
-        """Call `event` of each hook that has it."""
+        """Call `event` of each hook that defines it."""
         for hook in self.hooks:
             getattr(hook, event, lambda *_: None)(self, *arguments)
 
     @contextmanager
     def reproducible(self, *names):
-        """Randomness from the seed, and algorithms that give the same numbers every time."""
+        """Seeded randomness and deterministic algorithms."""
         settings = self.settings
         with seeded(settings.seed, *names, self.process), deterministic_algorithms(settings.deterministic):
             yield
 
     def precision(self):
-        """The number format of the forward pass while the network learns and is tested."""
+        """The number format of the forward pass in training and testing."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.uses_bf16)
 
     def gradients_shared(self, now):
-        """Average gradients over processes in this backward pass, or keep them here for a later one."""
+        """Average gradients over processes in this backward pass, or accumulate them locally for a later one."""
         return nullcontext() if now else self.accelerator.no_sync(self.model)
 
     def clip_gradients(self):
-        """Shorten the gradient to the length that the settings allow."""
+        """Clip the gradient to the maximum norm of the settings."""
         if self.settings.clip_gradients is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_gradients)
 
     def share_buffers(self):
-        """Give all processes the running means of the first; batch norm keeps them apart while training."""
+        """Copy the running means of the first process to all; batch norm updates them separately in training."""
         if self.processes > 1:
             broadcast(list(self.network.buffers()))
 
 
 # %% ../nbs/06_training.ipynb #06de65a9
 class Reporting(Workbench):
-    """What a run tells while it goes on."""
+    """Progress reports of a run."""
 
     @property
     def learning_rate(self):
-        """That of the first parameter group."""
+        """The learning rate of the first parameter group."""
         return self.optimizer.param_groups[0]["lr"]
 
     def watched(self, batches, n, epoch):
-        """The batches, with a progress bar if one is wanted."""
+        """The batches, with a progress bar if requested."""
         from rich.progress import track
 
         title = "testing" if epoch is None else f"epoch {epoch}"
@@ -535,7 +537,7 @@ class Reporting(Workbench):
         return track(batches, title, total=n, transient=True, disable=not shown)
 
     def what_is_safe(self):
-        """Which checkpoint is left when training fails."""
+        """Name the checkpoint that remains when training fails."""
         kept = self.folder and newest(self.folder)
         return f"The last good checkpoint is {str(kept)!r}." if kept else "No checkpoint was written yet."
 
@@ -543,7 +545,7 @@ class Reporting(Workbench):
 # %% ../nbs/06_training.ipynb #d571539d
 @dataclass
 class TrainingLog:
-    """What happened in each epoch.
+    """Record of each epoch of a training run.
 
     Parameters
     ----------
@@ -551,7 +553,7 @@ class TrainingLog:
         ``epoch`` (from 1), ``learning_rate``, ``train_loss``, ``train_accuracy``, ``val_loss``, ``val_accuracy``, the
         same for further sets, ``seconds`` and ``wait_s`` (of the whole epoch).
     monitor : str
-        What chose the best epoch.
+        The criterion for the best epoch.
     best_epoch : int, optional
     stopped : str
         Why training ended before its last epoch; empty when it did not.
@@ -563,13 +565,13 @@ class TrainingLog:
     stopped: str = ""
 
     def frame(self):
-        """A table with one row an epoch."""
+        """A table with one row per epoch."""
         import pandas as pd
 
         return pd.DataFrame(self.records).set_index("epoch")
 
     def as_dict(self):
-        """Lists by name, as JSON takes them."""
+        """Lists by name, JSON-serialisable."""
         names = self.records[0] if self.records else ()
         lists = {
             name.replace("_accuracy", "_acc"): [record[name] for record in self.records] for name in names
@@ -586,11 +588,11 @@ CHECKPOINT_FORMAT = "deepfake-nb training 1"
 
 
 class DamagedCheckpoint(InputError):
-    """A checkpoint that lost part of its content."""
+    """A checkpoint that is truncated or corrupt."""
 
 
 def read_checkpoint(path):
-    """The content of a checkpoint file; nothing in it can run code."""
+    """Read a checkpoint file, without executing code from it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -619,7 +621,7 @@ def newest(folder):
 
 
 def newest_whole_checkpoint(folder):
-    """The path and content of the newest checkpoint that can be read; None when there is none at all."""
+    """The path and content of the newest checkpoint that can be read; None if there is none."""
     failure = None
     for path in checkpoints(folder):
         try:
@@ -643,13 +645,13 @@ def fingerprint(dataset):
 
 
 def named(way):
-    """A description of a function or of an object with parameters that is the same in every process."""
+    """A description of a function or parametrised object that is the same in every process."""
     described = repr(way)
     return getattr(way, "__qualname__", type(way).__qualname__) if " at 0x" in described else described
 
 
 def identity(trainer, sets):
-    """What has to be the same for a run to go on: settings but for its length, loss, transform, hooks, data."""
+    """What must match to resume a run: settings except its length, loss, transform, hooks, data."""
     settings = asdict(trainer.settings)
     for name in ("epochs", "checkpoint_every", "keep"):
         del settings[name]
@@ -661,7 +663,7 @@ def identity(trainer, sets):
 
 # %% ../nbs/06_training.ipynb #93950313
 def refuse_other_run(path, theirs, ours):
-    """Raise when a checkpoint belongs to another run."""
+    """Raise if a checkpoint belongs to another run."""
     for name in {**theirs, **ours}:
         if theirs.get(name) != ours.get(name):
             raise InputError(
@@ -671,7 +673,7 @@ def refuse_other_run(path, theirs, ours):
 
 
 def refuse_other_network(path, theirs, network):
-    """Raise when a checkpoint's tensors are not those of the network."""
+    """Raise if a checkpoint's tensors do not match the network."""
     ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     theirs = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
     for name in {**ours, **theirs}:
@@ -684,7 +686,7 @@ def refuse_other_network(path, theirs, network):
 
 # %% ../nbs/06_training.ipynb #aae11662
 def save_checkpoint(trainer):
-    """Write the state of a run behind its last finished epoch, and remove the oldest ones."""
+    """Save the state of a run after its last finished epoch, and remove the oldest checkpoints."""
     content = {
         "format": CHECKPOINT_FORMAT, "identity": json.dumps(trainer.identity), "log": json.dumps(asdict(trainer.log)),
         "step": trainer.step, "model": trainer.network.state_dict(), "optimizer": trainer.optimizer.state_dict(),
@@ -698,7 +700,7 @@ def save_checkpoint(trainer):
 
 
 def restore(trainer, path, content):
-    """Take a run up where a checkpoint left it."""
+    """Restore a run from a checkpoint."""
     refuse_other_network(path, content["model"], trainer.network)
     refuse_other_run(path, json.loads(content["identity"]), json.loads(json.dumps(trainer.identity)))
     trainer.network.load_state_dict(content["model"])
@@ -719,7 +721,7 @@ SPOKEN_NAMES = {"train": "training", "val": "validation"}
 
 
 def check_sets(trainer, train, validation, others):
-    """The data sets of a run by their names in the log; refuses those that no epoch can be made of."""
+    """The data sets of a run by their names in the log; rejects unusable ones."""
     others = others or {}
     sets = {"train": train, "val": validation, **others}
     if len(sets) != 2 + len(others):
@@ -735,13 +737,13 @@ def check_sets(trainer, train, validation, others):
 
 # %% ../nbs/06_training.ipynb #b405d83e
 def fit(trainer, train, validation, others=None, resume=True):
-    """Train to the last epoch, going on from the newest checkpoint of the trainer's folder if it holds one.
+    """Train to the last epoch, resuming from the newest checkpoint in the trainer's folder if there is one.
 
     Parameters
     ----------
-    train, validation : labelled pictures
-    others : dict of str to labelled pictures, optional
-        Tested each epoch for their curves only.
+    train, validation : labelled images
+    others : dict of str to labelled images, optional
+        Evaluated each epoch for their curves only.
     resume : bool
         False removes the folder's checkpoints and starts again.
 
@@ -765,7 +767,7 @@ def fit(trainer, train, validation, others=None, resume=True):
 
 # %% ../nbs/06_training.ipynb #a8c3030b
 def start(trainer, sets, resume):
-    """Begin, or go on from the newest checkpoint."""
+    """Start, or resume from the newest checkpoint."""
     trainer.identity = identity(trainer, sets)
     if not resume and trainer.log.records:
         raise UsageError("This trainer has been trained already. Make a new one to start again.")
@@ -781,7 +783,7 @@ def start(trainer, sets, resume):
 
 
 def clear(folder, everything):
-    """Remove what killed processes left half-written; and all checkpoints, if wanted."""
+    """Remove partial files of killed processes, and all checkpoints if requested."""
     for path in folder.glob(".*.part.*"):
         path.unlink()
     if everything:
@@ -791,7 +793,7 @@ def clear(folder, everything):
 
 # %% ../nbs/06_training.ipynb #4c2cf9a0
 def run_epoch(trainer, sets):
-    """One epoch: learn, test, note down."""
+    """One epoch: train, test, log."""
     epoch = len(trainer.log.records) + 1
     record = {"epoch": epoch, "learning_rate": trainer.learning_rate}
     results = {"train": trainer.train_one_epoch(sets["train"], epoch)}
@@ -809,7 +811,7 @@ def run_epoch(trainer, sets):
 
 # %% ../nbs/06_training.ipynb #ee80b70d
 def judge(trainer, record):
-    """Keep the weights if an epoch is the best so far, lower the learning rate or stop if it is time."""
+    """Keep the weights of the best epoch so far; lower the learning rate or stop if due."""
     log, settings = trainer.log, trainer.settings
     if is_better(record, log):
         log.best_epoch, trainer.best_model = record["epoch"], on_cpu(trainer.network.state_dict())
@@ -829,13 +831,13 @@ def is_better(record, log):
 
 
 def on_cpu(tensors):
-    """A copy of a state dict that later steps do not change."""
+    """A copy of a state dict on the CPU, unaffected by later steps."""
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 # %% ../nbs/06_training.ipynb #e5380703
 def write_down(trainer, record):
-    """The files of an epoch: checkpoint, best weights, log, curves."""
+    """Write the files of an epoch: checkpoint, best weights, log, curves."""
     epoch, settings = record["epoch"], trainer.settings
     if epoch % settings.checkpoint_every == 0 or epoch == settings.epochs or trainer.log.stopped:
         save_checkpoint(trainer)
@@ -869,7 +871,7 @@ def open_tensorboard(folder):
 
 
 def load_best(trainer):
-    """Put the weights of the best validation epoch into the network.
+    """Load the weights of the best validation epoch into the network.
 
     Returns
     -------
@@ -888,9 +890,9 @@ def load_best(trainer):
 
 
 def finish(trainer):
-    """`load_best`, and let go of what only learning needs: gradients, Adam's averages, the copy of the best weights.
+    """`load_best`, and free what only training needs: gradients, Adam's averages, the copy of the best weights.
 
-    With Adam that is four times the weights. The trainer can test and predict, and no longer `fit`.
+    With Adam that is four times the weights. The trainer can still test and predict, but no longer `fit`.
 
     Returns
     -------
@@ -911,22 +913,23 @@ def finish(trainer):
 
 # %% ../nbs/06_training.ipynb #1e4de9d5
 class Trainer(Reporting):
-    """Trains a network on labelled pictures.
+    """Trains a network on labelled images.
 
     Parameters
     ----------
     model : nn.Module
-        Its answers are logits (N,) or (N, 2); it is moved to the device and trained in place.
+        Outputs logits (N,) or (N, 2); it is moved to the device and trained in place.
     settings : TrainingSettings
     transform : callable
-        Makes input of uint8 pictures and draws; see `Normalise` and `Augmentation`.
+        Maps uint8 images and draws to network input; see `Normalise` and `Augmentation`.
     loss : callable
-        Losses (N,) of logits and labels.
+        Maps logits and labels to losses (N,).
     parameters : iterable, optional
-        What to train, or groups with their own learning rates, as PyTorch's optimizers take them; all by default.
+        Parameters to train, or groups with their own learning rates, as for PyTorch optimizers; all by default.
     hooks : sequence of objects
         With any of ``on_epoch_start(trainer, epoch)``, ``on_step_start(trainer, step)``,
-        ``on_tested(trainer, dataset, logits)`` and ``on_epoch_end(trainer, epoch, record)``; and ``state_dict`` and ``load_state_dict`` if they keep a state.
+        ``on_tested(trainer, dataset, logits)`` and ``on_epoch_end(trainer, epoch, record)``; and
+        ``state_dict`` and ``load_state_dict`` if they have state.
     folder : path, optional
         For checkpoints (``epoch_003.pt``), best weights (``best.pt``, a state dict) and ``log.json``.
     progress, tensorboard : bool
@@ -948,7 +951,7 @@ class Trainer(Reporting):
 
 # %% ../nbs/06_training.ipynb #324ed8e8
 def prepare(trainer, parameters):
-    """Hand network and optimizer to Accelerate, which knows where and among how many they will work."""
+    """Prepare network and optimizer with Accelerate, for its device and number of processes."""
     freezing = DistributedDataParallelKwargs(find_unused_parameters=bool(trainer.hooks))
     trainer.accelerator = Accelerator(kwargs_handlers=[freezing])
     trainer.device = trainer.accelerator.device
@@ -965,12 +968,12 @@ def prepare(trainer, parameters):
 
 # %% ../nbs/06_training.ipynb #36da073e
 def lay_channels_last(network):
-    """Lay the weights of 2D convolutions channels-last in place: the same numbers, a fifth to a third sooner on processors.
+    """Store the weights of 2D convolutions channels-last, in place: same values, a fifth to a third faster on CPUs.
 
     Parameters
     ----------
     network : nn.Module
-        Its answers follow, since a convolution answers in the layout of its weights.
+        Its outputs follow, since a convolution outputs in the layout of its weights.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -979,9 +982,9 @@ def lay_channels_last(network):
 
 # %% ../nbs/06_training.ipynb #baa56209
 def has_bf16(device):
-    """Whether a GPU or processor is quicker in bfloat16 than in float32.
+    """Whether a GPU or CPU is faster in bfloat16 than in float32.
 
-    Of Intel's processors those with matrix tiles (AMX) are; with vector instructions alone they need twice as long.
+    Intel CPUs with matrix tiles (AMX) are; with vector instructions alone, bfloat16 takes twice as long.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

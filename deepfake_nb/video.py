@@ -57,7 +57,7 @@ from .study import InputError, atomic_path
 
 # %% ../nbs/01_video.ipynb #38843447
 class UnreadableMedia(InputError):
-    """A picture or video that cannot be read; the sentence names the file and says what to do."""
+    """An image or video that cannot be read; the sentence names the file and says what to do."""
 
 
 IMAGE_ENDINGS = frozenset(
@@ -71,17 +71,17 @@ VIDEO_ENDINGS = frozenset(
 
 
 def media_kind(path):
-    """Whether a file name is that of a picture or of a video.
+    """Whether a file name is that of an image or of a video.
 
     Parameters
     ----------
     path : str or Path
-        Only the ending is looked at; the file need not exist.
+        Only the extension is used; the file need not exist.
 
     Returns
     -------
     {"image", "video"} or None
-        None when the ending is that of neither.
+        None when the extension is that of neither.
     """
     ending = Path(path).suffix.lower()
     return "image" if ending in IMAGE_ENDINGS else "video" if ending in VIDEO_ENDINGS else None
@@ -89,7 +89,7 @@ def media_kind(path):
 
 # %% ../nbs/01_video.ipynb #9938097f
 def _ordinary_file(path):
-    """The path of a file that can be opened and holds something; a sentence otherwise."""
+    """The path of a file that can be opened and is not empty; an error otherwise."""
     path = Path(path)
     try:
         status = path.stat()
@@ -121,14 +121,14 @@ _MID_GREY = 128
 
 
 def _on_mid_grey(rgba):
-    """Lay straight-alpha RGBA pixels, uint8 (H, W, 4), on mid-grey."""
+    """Composite straight-alpha RGBA pixels, uint8 (H, W, 4), onto mid-grey."""
     alpha = rgba[..., 3:].astype(np.uint16)
     colour = rgba[..., :3].astype(np.uint16)
     return ((colour * alpha + _MID_GREY * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def _rgb_of_picture(picture):
-    """A loaded Pillow picture as uint8 (H, W, 3)."""
+    """A loaded Pillow image as uint8 (H, W, 3)."""
     if picture.mode.startswith("I;16") or picture.mode == "I":
         levels = np.asarray(picture).astype(np.float64)
         grey = np.round(np.clip(levels, 0, 65535) / 257).astype(np.uint8)
@@ -145,7 +145,7 @@ def _rgb_of_picture(picture):
 # %% ../nbs/01_video.ipynb #f663639f
 @functools.cache
 def _know_heic():
-    """Let Pillow open HEIC, in which many phones keep their photos, where pillow-heif is installed."""
+    """Let Pillow open HEIC, the photo format of many phones, where pillow-heif is installed."""
     with contextlib.suppress(ImportError):
         import pillow_heif
 
@@ -154,23 +154,23 @@ def _know_heic():
 
 # %% ../nbs/01_video.ipynb #85729ebe
 def read_image(path):
-    """Read a picture, upright, as 8-bit RGB.
+    """Read an image, upright, as 8-bit RGB.
 
     Parameters
     ----------
     path : str or Path
-        Anything Pillow decodes, and HEIC. An animation gives its first frame.
+        Anything Pillow decodes, and HEIC. The first frame of an animation is read.
 
     Returns
     -------
     ndarray, uint8 (H, W, 3)
         EXIF orientation applied; CMYK, palette and grey converted; 16-bit grey scaled to 8 bits;
-        transparency laid on mid-grey (128). Colour profiles are not applied.
+        transparency composited onto mid-grey (128). Colour profiles are not applied.
 
     Raises
     ------
     UnreadableMedia
-        The file is missing, empty, cut, of an unknown format, or larger than Pillow's limit of
+        The file is missing, empty, truncated, of an unknown format, or larger than Pillow's limit of
         about 179 million pixels.
     """
     path = _ordinary_file(path)
@@ -189,18 +189,18 @@ def read_image(path):
         ) from error
     except MemoryError as error:
         raise UnreadableMedia(f"{str(path)!r} does not fit into memory. Make it smaller first.") from error
-    except Exception as error:  # a decoder of Pillow may raise anything over damaged bytes
+    except Exception as error:  # a Pillow decoder may raise anything on damaged bytes
         raise UnreadableMedia(
             f"The picture {str(path)!r} is cut or damaged ({error}). Copy or download it again."
         ) from error
 
 
 # %% ../nbs/01_video.ipynb #bc56a8ad
-_ANIMATIONS = {"GIF", "WEBP", "PNG", "AVIF"}  # other formats keep previews and pages as further frames
+_ANIMATIONS = {"GIF", "WEBP", "PNG", "AVIF"}  # other formats store previews and pages as further frames
 
 
 def is_animated(path):
-    """Whether a picture file is an animation, of which `read_image` gives the first frame.
+    """Whether an image file is an animation, of which `read_image` returns the first frame.
 
     Parameters
     ----------
@@ -209,18 +209,18 @@ def is_animated(path):
     Returns
     -------
     bool
-        False as well where the file cannot be read.
+        Also False where the file cannot be read.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
             return picture.format in _ANIMATIONS and getattr(picture, "is_animated", False)
-    except Exception:  # a decoder of Pillow may raise anything over damaged bytes
+    except Exception:  # a Pillow decoder may raise anything on damaged bytes
         return False
 
 
 # %% ../nbs/01_video.ipynb #d8157ac1
 def _upright(picture):
-    """Turn a picture as its EXIF orientation says; damaged EXIF counts as none."""
+    """Set an image upright by its EXIF orientation; damaged EXIF counts as none."""
     try:
         return ImageOps.exif_transpose(picture)
     except Exception:
@@ -235,7 +235,7 @@ _CLOSE_PIXELS = Interpolation.BILINEAR
 
 
 def _planes(frame):
-    """Views (height, width) of the planes of a planar frame; writing to them writes the frame."""
+    """Views (height, width) of the planes of a planar frame; writing to them changes the frame."""
     wide = frame.format.components[0].bits > 8
     shape_of = [(plane.height, plane.width) for plane in frame.planes]
     strides = [(plane.line_size, 2 if wide else 1) for plane in frame.planes]
@@ -247,7 +247,7 @@ def _planes(frame):
 
 
 def _like(frame, format_name, width, height):
-    """A new frame, not yet filled, that states the same colours."""
+    """A new frame, not yet filled, with the same colour properties."""
     new = av.VideoFrame(width, height, format_name)
     new.colorspace, new.color_range = frame.colorspace, frame.color_range
     return new
@@ -276,7 +276,7 @@ def _rgb_from_yuv(colorspace, full_range):
 
 # %% ../nbs/01_video.ipynb #45cdac72
 class _ColourConverter:
-    """Turns decoded frames, or parts of them, into RGB; one for each stream, so that tables are built once."""
+    """Converts decoded frames, or parts of them, to RGB; one per stream, so that tables are built once."""
 
     def __init__(self):
         self._reformatters, self._lock = {}, threading.Lock()
@@ -292,7 +292,7 @@ class _ColourConverter:
             frame.colorspace = 9 if int(frame.colorspace) == 10 else 2
         if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
             return _on_mid_grey(_pixels(self._reformat(frame, "rgba", use)))
-        if frame.format.name in ("yuv444p", "yuvj444p"):  # ten times quicker than swscale, and closer
+        if frame.format.name in ("yuv444p", "yuvj444p"):  # ten times faster than swscale, and more accurate
             full_range = frame.color_range == ColorRange.JPEG or frame.format.name == "yuvj444p"
             return cv2.transform(cv2.merge(_planes(frame)), _rgb_from_yuv(int(frame.colorspace), full_range))
         packed = self._reformat(frame, "rgb24", use)
@@ -350,7 +350,7 @@ def _fitted_size(width, height, longest_side):
 # %% ../nbs/01_video.ipynb #5bac4c67
 @dataclass(frozen=True)
 class _Lie:
-    """How stored pixels come to stand upright: first transposed, then mirrored."""
+    """How stored pixels are set upright: first transposed, then mirrored."""
 
     transposed: bool = False
     mirrored_x: bool = False
@@ -368,7 +368,7 @@ class _Lie:
     def of_frame(cls, frame):
         """From the display matrix a decoded frame carries, if any.
 
-        To be called once a stream: PyAV keeps a frame whose side data was looked at until the garbage is collected.
+        Call it once per stream: PyAV keeps a frame until garbage collection after its side data was read.
         """
         for data in frame.side_data:
             if data.type.name == "DISPLAYMATRIX":
@@ -377,13 +377,13 @@ class _Lie:
 
     @property
     def degrees(self):
-        """Clockwise turn in degrees that sets the picture upright (mirroring left aside)."""
+        """Clockwise rotation in degrees that sets the frame upright (mirroring aside)."""
         if self.transposed:
             return 90 if self.mirrored_x else 270
         return 180 if self.mirrored_y else 0
 
     def upright(self, pixels):
-        """Turn stored pixels (H, W, 3) upright."""
+        """Set stored pixels (H, W, 3) upright."""
         if self.transposed:
             pixels = cv2.transpose(pixels)
         if self.mirrored_x or self.mirrored_y:
@@ -391,7 +391,7 @@ class _Lie:
         return pixels
 
     def stored_box(self, box, width, height):
-        """Where an upright box lies in the stored frame, whose size this is."""
+        """Where an upright box lies in the stored frame of this size."""
         x0, y0, x1, y1 = box
         wide, high = (height, width) if self.transposed else (width, height)
         if self.mirrored_x:
@@ -431,7 +431,7 @@ class _Picture:
         return self.lie.upright(self.converter.rgb_resized(self.frame, *stored))
 
     def region(self, box):
-        """A region of the upright frame; None when it cannot be had cheaper than the whole."""
+        """A region of the upright frame; None when it costs as much as the whole frame."""
         if self.own_size != self.size or self.stored_size != (self.frame.width, self.frame.height):
             return None
         stored = self.lie.stored_box(box, *self.stored_size)
@@ -439,7 +439,7 @@ class _Picture:
 
 
 def _letterbox(pixels, width, height):
-    """Fit pixels (H, W, 3) into a black picture of the given size, in the middle."""
+    """Fit pixels (H, W, 3) into the middle of a black image of the given size."""
     scale = min(width / pixels.shape[1], height / pixels.shape[0])
     wide, high = (
         max(1, min(limit, round(side * scale)))
@@ -453,13 +453,13 @@ def _letterbox(pixels, width, height):
 
 # %% ../nbs/01_video.ipynb #eda59763
 def reduced(image, longest_side):
-    """A picture made smaller by area averages.
+    """An image reduced by area averaging.
 
     Parameters
     ----------
     image : ndarray, uint8 (H, W, 3)
     longest_side : int
-        Longest side in pixels; a smaller picture stays as it is.
+        Longest side in pixels; a smaller image is returned unchanged.
 
     Returns
     -------
@@ -470,7 +470,7 @@ def reduced(image, longest_side):
 
 # %% ../nbs/01_video.ipynb #4ec36562
 def _whole_pixels(box, height, width):
-    """The pixels x0, y0, x1, y1 that a box touches, within a picture of this size."""
+    """The pixels x0, y0, x1, y1 that a box touches, within an image of this size."""
     low = (
         min(max(math.floor(value), 0), limit) for value, limit in zip(box[:2], (width, height), strict=True)
     )
@@ -482,7 +482,7 @@ def _whole_pixels(box, height, width):
 
 # %% ../nbs/01_video.ipynb #9ca6968f
 class PixelsOnDemand:
-    """An upright picture, `image`, that a decoder converts when it is first asked for."""
+    """An upright image, `image`, that a decoder converts on first access."""
 
     def __getattr__(self, name):
         if name != "image" or "_picture" not in self.__dict__:
@@ -492,11 +492,11 @@ class PixelsOnDemand:
 
     @property
     def shape(self):
-        """(height, width) of the upright picture, without converting it."""
+        """(height, width) of the upright image, without converting it."""
         return self._picture.size[::-1] if "_picture" in self.__dict__ else self.image.shape[:2]
 
     def resized(self, longest_side):
-        """The same as `reduced` makes of the picture, without converting all its pixels.
+        """The image as `reduced` returns it, without converting all its pixels.
 
         Parameters
         ----------
@@ -516,16 +516,16 @@ class PixelsOnDemand:
 # %% ../nbs/01_video.ipynb #a4bd8d16
 @dataclass(frozen=True, eq=False, init=False)
 class Frame(PixelsOnDemand):
-    """One frame of a video: its place, its time, its pixels.
+    """One frame of a video: its index, its time, its pixels.
 
     Parameters
     ----------
     index : int
-        Place in presentation order, from 0.
+        Position in presentation order, from 0.
     time_s : float
         Presentation time in seconds; the first frame of the stream is at 0.
     image : ndarray, uint8 (H, W, 3)
-        Upright RGB. A decoded frame converts it when it is first asked for.
+        Upright RGB. A decoded frame converts it on first access.
     """
 
     index: int
@@ -546,7 +546,7 @@ class Frame(PixelsOnDemand):
         Parameters
         ----------
         box : four numbers x0, y0, x1, y1
-            Pixels of the upright frame. It may stick out; what lies outside is left away.
+            Pixels of the upright frame. It may extend beyond the frame; that part is left out.
 
         Returns
         -------
@@ -596,13 +596,13 @@ def _open_video(path):
 
 # %% ../nbs/01_video.ipynb #fe74b41c
 def _pixel_aspect(stream):
-    """Width of a shown pixel by its height; absurd statements count as square."""
+    """Width of a displayed pixel divided by its height; absurd values count as square."""
     ratio = float(stream.sample_aspect_ratio or 1)
     return ratio if 0.2 <= ratio <= 5 else 1.0
 
 
 def _frame_rate(stream):
-    """Frames a second that the file states, or None."""
+    """Frames per second that the file states, or None."""
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
         if rate and 0 < rate < 1000:
             return float(rate)
@@ -610,7 +610,7 @@ def _frame_rate(stream):
 
 
 def _seconds(stream, container):
-    """Length in seconds that the file states, or None."""
+    """Duration in seconds that the file states, or None."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     stated = re.match(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
@@ -652,17 +652,17 @@ class _Packets:
         self.stated_frames = self.stream.frames
         self.stated_s = _seconds(self.stream, self.container)
         if self.container.streams.audio and not (self.stream.duration or "DURATION" in self.stream.metadata):
-            self.stated_s = None  # that of the sound, perhaps
+            self.stated_s = None  # perhaps that of the audio
         self.ranked = self.context.name in _RANKED_CODECS and self.container.format.name.startswith(
             _RANKED_FORMATS
         )
-        self.table = None  # times of all packets, sorted, once a scan has made it
+        self.table = None  # sorted times of all packets, set by a scan
         self.lost, self.n_packets, self.n_frames, self.end_s = 0, 0, 0, 0.0
-        self.first_size = None  # of the first frame decoded, whether it is given or not
+        self.first_size = None  # of the first frame decoded, whether it is returned or not
         self.ended = self.sought = self.broke_off = False
 
     def packets(self):
-        """Packets of the stream up to the end or to where the file stops making sense."""
+        """Packets of the stream up to the end or to where the file becomes unreadable."""
         failures = 0
         while failures < _FAILURES_IN_A_ROW:
             try:
@@ -679,12 +679,12 @@ class _Packets:
                 OSError,
                 ValueError,
                 IndexError,
-            ):  # the last: of a stream not announced
+            ):  # IndexError: a stream not announced
                 failures += 1
         self.broke_off = failures > 0
 
     def decode(self, packet):
-        """Frames that come out when a packet goes in; none when it is damaged. None empties the decoder."""
+        """Frames that a packet decodes to; none when it is damaged. None flushes the decoder."""
         try:
             if packet is not None and packet.is_corrupt:
                 self.lost += 1
@@ -727,7 +727,7 @@ class _Decoder(_Packets):
 
     @property
     def cut_short(self):
-        """Whether the file ended before the length that it states."""
+        """Whether the file ended before its stated duration."""
         if not self.ended or self.sought:
             return False
         if self.broke_off:
@@ -780,7 +780,7 @@ def _alpha_decoder(stream):
 # %% ../nbs/01_video.ipynb #bf7d582c
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file states, checked against its first frame.
+    """Properties that a video file states, checked against its first frame.
 
     Parameters
     ----------
@@ -788,9 +788,9 @@ class VideoInfo:
     width, height : int
         Size of the upright frame in square pixels.
     rotation : int
-        Clockwise turn, in degrees, that sets the stored frame upright: 0, 90, 180 or 270.
+        Clockwise rotation, in degrees, that sets the stored frame upright: 0, 90, 180 or 270.
     frame_rate : float or None
-        Frames a second on average; None when the file does not say.
+        Frames per second on average; None when the file does not say.
     duration_s : float or None
     frame_count : int or None
         As stated by the container, which may be wrong; None when it does not say.
@@ -813,7 +813,7 @@ class VideoInfo:
 
 # %% ../nbs/01_video.ipynb #53816ba4
 def probe(path):
-    """Look at a video file and decode its first frame.
+    """Inspect a video file and decode its first frame.
 
     Parameters
     ----------
@@ -826,7 +826,7 @@ def probe(path):
     Raises
     ------
     UnreadableMedia
-        The file is no video, or no frame of it can be decoded.
+        The file is not a video, or no frame of it can be decoded.
     """
     decoder = _Decoder(path, threads=1)
     with decoder.container:
@@ -871,7 +871,7 @@ class _PacketTable:
 
 
 def _list_packets(path, last_index=None, last_time_s=None):
-    """List packets until the frames asked for are surely among them; None when the list cannot be trusted."""
+    """List packets until the requested frames are certainly among them; None when the list cannot be trusted."""
     decoder = _Decoder(path, threads=1)
     times, keys = [], []
     with decoder.container:
@@ -895,11 +895,11 @@ def _list_packets(path, last_index=None, last_time_s=None):
 
 
 # %% ../nbs/01_video.ipynb #a559bac2
-_WORTH_SEEKING = 8  # frames: decoding so few is quicker than emptying and refilling the decoder
+_WORTH_SEEKING = 8  # frames: decoding so few is faster than flushing and refilling the decoder
 
 
 def _frames_at(decoder, wanted, packets):
-    """Yield (index, time_s, frame) for sorted indices, going to the nearest key frame where that saves work."""
+    """Yield (index, time_s, frame) for sorted indices, seeking to the nearest key frame where that saves work."""
     decoder.table = packets.times
     running, latest, position = decoder.frames(), None, 0
     for target in wanted:
@@ -922,7 +922,7 @@ def _frames_at(decoder, wanted, packets):
 
 # %% ../nbs/01_video.ipynb #cbd639e6
 def _starts_clean(first, times):
-    """Whether a decoder that was sent to a key frame began with a picture that needs no other."""
+    """Whether a decoder that was sent to a key frame began with a frame that depends on no other."""
     index, _, frame = first
     return frame.pict_type == PictureType.I and index < len(times) and times[index] == frame.pts
 
@@ -954,7 +954,7 @@ class FrameStream:
     lost_packets : int
         Packets so far that could not be read or decoded.
     cut_short : bool
-        After a whole pass: the file ended before the length that it states.
+        After a complete pass: the file ended before its stated duration.
     damage : str
         Both as a sentence; empty when nothing was missing.
     """
@@ -975,7 +975,7 @@ class FrameStream:
         self.close()
 
     def close(self):
-        """Close the file; frames already given stay usable."""
+        """Close the file; frames already returned stay usable."""
         self._frames.close()
         self._decoder.container.close()
 
@@ -1018,7 +1018,7 @@ def _made(decoder, chosen, longest_side):
 
 # %% ../nbs/01_video.ipynb #2b0c2b34
 def _no_frame(decoder):
-    """Why a pass gave no frame."""
+    """Why a pass yielded no frame."""
     if decoder.ended and decoder.n_frames == 0:
         return _nothing_decodes(decoder.path)
     ends = f": it ends at about {decoder.end_s:.2f} s" if decoder.ended else ""
@@ -1045,36 +1045,36 @@ def read_frames(
     longest_side=None,
     threads=0,
 ):
-    """Read frames of a video one after the other.
+    """Read frames of a video one by one.
 
     Parameters
     ----------
     path : str or Path
     indices : iterable of int, optional
-        Places in presentation order. Frames come sorted and once each; places beyond the end give none.
+        Positions in presentation order. Frames are yielded in order, once each; positions beyond the end yield none.
         Not together with `stride`, `start_s` or `stop_s`.
     stride : int
-        Every how many frames one is taken, counted from the first in the time window.
+        Take every `stride`-th frame, counted from the first in the time window.
     start_s, stop_s : float, optional
-        Time window in seconds, the start included, the stop not.
+        Time window in seconds, the start included, the stop excluded.
     max_frames : int, optional
     longest_side : int, optional
-        Frames are made smaller to this longest side in pixels, at once.
+        Frames are reduced to this longest side in pixels as they are read.
     threads : int
         Decoding threads; 0 lets FFmpeg choose.
 
     Returns
     -------
     FrameStream
-        Iterator of `Frame`. Memory does not grow with the length of the file. A frame whose packet is damaged is
-        skipped, and a file whose end is missing gives the frames that are there; `FrameStream.damage` tells.
+        Iterator of `Frame`. Memory does not grow with the length of the file. A frame with a damaged packet is
+        skipped, and a truncated file yields the frames that are there; `FrameStream.damage` reports it.
 
     Raises
     ------
     UnreadableMedia
-        The file is no video, or (on the first `next`) no frame of it can be decoded.
+        The file is not a video, or (on the first `next`) no frame of it can be decoded.
     InputError
-        The choice of frames makes no sense, or (on the first `next`) there is no frame in it.
+        The selection of frames makes no sense, or (on the first `next`) it contains no frame.
     """
     for name, value in (("stride", stride), ("max_frames", max_frames), ("longest_side", longest_side)):
         _positive(name, value)
@@ -1136,7 +1136,7 @@ def _frames_between(decoder, stride, start_s, stop_s, max_frames):
 
 
 # %% ../nbs/01_video.ipynb #7954b390
-_CLOCK = 90_000  # ticks a second: exact for 24, 25, 29.97, 30, 50 and 60 frames a second
+_CLOCK = 90_000  # ticks per second: exact for 24, 25, 29.97, 30, 50 and 60 frames per second
 _BT601 = 6  # H.273 code of the matrix of SMPTE 170M
 _ENCODER_THREADS = 4  # at constant quality
 _AVX_512 = 13  # OpenCV's number for this kind of processor
@@ -1145,7 +1145,7 @@ _ENDINGS_WRITTEN = (".mp4", ".m4v", ".mov", ".mkv")
 
 
 def _coding_options(crf, bitrate, preset, default_crf):
-    """Options for x264; a sentence when they make no sense."""
+    """Options for x264; an error when they make no sense."""
     if preset not in _PRESETS:
         raise InputError(f"There is no preset {preset!r}. Choose one of: {', '.join(_PRESETS)}.")
     if crf is not None and bitrate is not None:
@@ -1165,7 +1165,7 @@ def _coding_options(crf, bitrate, preset, default_crf):
 
 
 def _rate(frame_rate):
-    """A frame rate as a fraction; a sentence when it is none."""
+    """A frame rate as a fraction; an error when it is not one."""
     try:
         rate = Fraction(frame_rate).limit_denominator(1001)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError):
@@ -1187,7 +1187,7 @@ def _prepare(context, width, height, rate, options):
 
 # %% ../nbs/01_video.ipynb #3adad6d3
 class _Encodable:
-    """Turns RGB pictures with times into frames for the encoder, all of the size of the first."""
+    """Converts timed RGB images to frames for the encoder, all of the size of the first."""
 
     def __init__(self, rate):
         self.rate, self.shape, self.last_tick = rate, None, -1
@@ -1223,7 +1223,7 @@ class _Encodable:
 
 # %% ../nbs/01_video.ipynb #5c11c0f4
 def _write(path, timed_images, rate, options):
-    """Encode an iterable of (time_s, image) into a file that appears when it is whole."""
+    """Encode an iterable of (time_s, image) into a file that appears when it is complete."""
     path = Path(path)
     if path.suffix.lower() not in _ENDINGS_WRITTEN:
         raise InputError(
@@ -1257,20 +1257,20 @@ def _image_of(frame):
 
 # %% ../nbs/01_video.ipynb #1b0ab169
 def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="veryfast"):
-    """Write frames as H.264 at a steady frame rate.
+    """Write frames as H.264 at a constant frame rate.
 
     Parameters
     ----------
     path : str or Path
-        Ends in .mp4, .m4v, .mov or .mkv. The file appears when it is whole; missing folders are made.
+        Ends in .mp4, .m4v, .mov or .mkv. The file appears when it is complete; missing folders are created.
     frames : iterable of Frame or ndarray, uint8 (H, W, 3)
-        RGB, all of one size; read one by one. An odd last row or column is doubled, since sides must be even.
+        RGB, all of one size; read one by one. An odd last row or column is repeated, since sides must be even.
     frame_rate : float or Fraction
-        Frames a second.
+        Frames per second.
     crf : float, optional
-        Constant rate factor, 0 (no loss but that of 4:2:0) to 51; 18 when neither it nor `bitrate` is given.
+        Constant rate factor, 0 (lossless except for 4:2:0) to 51; 18 when neither it nor `bitrate` is given.
     bitrate : float, optional
-        Bits a second on average, and at most in any one second, as a conferencing encoder keeps it.
+        Bits per second on average, and at most in any one second, as in a conferencing encoder.
     preset : str
         Speed of x264, "ultrafast" to "veryslow".
 
@@ -1294,7 +1294,7 @@ _LONGEST_STILL_S = 10.0  # a damaged time stamp may claim a pause of a day
 
 
 def _at_rate(frames, rate):
-    """Yield (time_s, image) at steady times: each shows what a player would show then, but ten seconds at most."""
+    """Yield (time_s, image) at regular times: what a player would show then, each image for ten seconds at most."""
     shown, place, skipped_s, last_s = None, 0, 0.0, 0.0
     for frame in frames:
         skipped_s, last_s = skipped_s + max(frame.time_s - last_s - _LONGEST_STILL_S, 0), frame.time_s
@@ -1315,7 +1315,7 @@ def _retimed(frames):
 def recompress(
     source, target, *, crf=None, bitrate=None, longest_side=None, frame_rate=None, preset="veryfast"
 ):
-    """Decode a video and write it again as H.264, without sound.
+    """Decode a video and re-encode it as H.264, without audio.
 
     Parameters
     ----------
@@ -1327,9 +1327,9 @@ def recompress(
     bitrate : float, optional
         See `write_video`.
     longest_side : int, optional
-        Make frames smaller to this longest side in pixels.
+        Reduce frames to this longest side in pixels.
     frame_rate : float or Fraction, optional
-        Drop or repeat frames to this steady rate; by default frames keep their times.
+        Drop or repeat frames to reach this constant rate; by default frames keep their times.
     preset : str
 
     Returns
@@ -1355,13 +1355,13 @@ def recompress(
 
 # %% ../nbs/01_video.ipynb #038ba7c5
 def recompress_frames(frames, frame_rate=25, *, crf=None, bitrate=None, preset="veryfast"):
-    """Send frames through H.264 and back, in memory.
+    """Encode frames as H.264 and decode them again, in memory.
 
     Parameters
     ----------
     frames : iterable of Frame or ndarray, uint8 (H, W, 3), or ndarray, uint8 (T, H, W, 3)
     frame_rate : float or Fraction
-        Frames a second; it matters for `bitrate`.
+        Frames per second; it matters for `bitrate`.
     crf, bitrate, preset
         See `write_video`; the default is CRF 23.
 

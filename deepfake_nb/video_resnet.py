@@ -34,7 +34,7 @@ PIXEL_MEAN, PIXEL_DEVIATION = IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATIO
 
 
 def normalise_clips(clips):
-    """Clips of pixels as the network wants them.
+    """Convert clips of pixels to the input of the network.
 
     Normalised by ImageNet's statistics, as in AltFreezing's released code (`demo.py`).
 
@@ -45,12 +45,12 @@ def normalise_clips(clips):
     Returns
     -------
     float32 tensor, shape (N, 3, T, H, W)
-        On the device of `clips`, in memory as `torch.channels_last_3d` has it.
+        On the device of `clips`, in the memory format `torch.channels_last_3d`.
 
     Raises
     ------
     InputError
-        The clips are not pixels, or not in this shape.
+        The clips are not pixels, or have another shape.
     """
     if not isinstance(clips, torch.Tensor):
         clips = torch.from_numpy(np.array(clips))
@@ -70,12 +70,12 @@ TEMPORAL_SIZES = {"s2": (3, 3, 3), "s3": (3, 1, 3, 1), "s4": (3, 1, 3, 1, 3, 1),
 
 
 def named(**modules):
-    """Modules that follow one another, under names."""
+    """A sequence of named modules."""
     return nn.Sequential(OrderedDict(modules))
 
 
 def convolution(inputs, outputs, frames, pixels, stride=1):
-    """A convolution of `frames` x `pixels` x `pixels` that keeps the length, without bias."""
+    """A convolution of `frames` x `pixels` x `pixels` that preserves the length, without bias."""
     return nn.Conv3d(
         inputs,
         outputs,
@@ -88,7 +88,7 @@ def convolution(inputs, outputs, frames, pixels, stride=1):
 
 # %% ../nbs/08_video_resnet.ipynb #8c0af5f7
 class Bottleneck(nn.Module):
-    """Three convolutions and a shortcut: maps (N, inputs, T, H, W) to (N, 4 * width, T, H / stride, W / stride)."""
+    """Three convolutions and a skip connection: maps (N, inputs, T, H, W) to (N, 4 * width, T, H / stride, W / stride)."""
 
     def __init__(self, inputs, width, frames, stride):
         super().__init__()
@@ -109,7 +109,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, maps):
-        """Shortcut plus residual, through ReLU."""
+        """ReLU of the skip connection plus the residual."""
         return functional.relu(self.branch1_bn(self.branch1(maps)) + self.branch2(maps), inplace=True)
 
 
@@ -125,7 +125,7 @@ def stem(width):
 
 
 def stage(inputs, width, temporal_sizes, stride):
-    """Bottlenecks one behind the other; the first one takes the stride."""
+    """A sequence of bottlenecks; the first one has the stride."""
     blocks = OrderedDict()
     for number, frames in enumerate(temporal_sizes):
         blocks[f"pathway0_res{number}"] = Bottleneck(inputs, width, frames, stride)
@@ -135,15 +135,15 @@ def stage(inputs, width, temporal_sizes, stride):
 
 # %% ../nbs/08_video_resnet.ipynb #1b06a02d
 def in_full(layer, features):
-    """What a linear layer makes of features, in the number format of its weights whatever autocast asks for."""
-    device = features.device.type  # tensors without numbers, on "meta", know no autocast
+    """Output of a linear layer, in the number format of its weights regardless of autocast."""
+    device = features.device.type  # "meta" tensors, which hold no data, do not support autocast
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return layer(features.to(layer.weight.dtype))
 
 
 # %% ../nbs/08_video_resnet.ipynb #f4e70e15
 class LinearHead(nn.Module):
-    """Maps (N, channels, T, H, W) to their mean (N, channels), and that to logits (N, 1)."""
+    """Maps (N, channels, T, H, W) to their mean (N, channels), then to logits (N, 1)."""
 
     def __init__(self, channels, dropout):
         super().__init__()
@@ -170,7 +170,7 @@ def position_code(count, width, like):
 
 
 class TemporalTransformerHead(nn.Module):
-    """Maps (N, channels, T, H, W) through one encoder over T tokens to (N, width), and that to logits (N, 1)."""
+    """Maps (N, channels, T, H, W) through one encoder over T tokens to (N, width), then to logits (N, 1)."""
 
     def __init__(self, channels, width, pooling, dropout):
         super().__init__()
@@ -185,7 +185,7 @@ class TemporalTransformerHead(nn.Module):
         self.projection = nn.Linear(width, 1)
 
     def summarise(self, maps):
-        """What the moments say together."""
+        """Pool the encoded time steps."""
         tokens = self.embedding(maps.mean((3, 4)).transpose(1, 2))
         tokens = tokens + position_code(tokens.shape[1], tokens.shape[2], tokens)
         if self.class_token is None:
@@ -200,7 +200,7 @@ class TemporalTransformerHead(nn.Module):
 
 # %% ../nbs/08_video_resnet.ipynb #cb0fc2e8
 def initialise(network):
-    """Start values as in SlowFast's `init_weights`: He's rule, each block at first its shortcut, a small head."""
+    """Initialise as SlowFast's `init_weights`: He initialisation, each block at first its skip connection, a small head."""
     for module in network.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -212,7 +212,7 @@ def initialise(network):
 
 # %% ../nbs/08_video_resnet.ipynb #7784715e
 def refuse_other_input(clips):
-    """Say what is wrong with a tensor that is not a batch of normalised clips."""
+    """Reject a tensor that is not a batch of normalised clips, with the reason."""
     if clips.ndim != 5 or clips.shape[1] != 3 or 0 in clips.shape[2:]:
         raise InputError(
             f"A batch of clips has the shape (clips, 3, frames, height, width), not {tuple(clips.shape)}. "
@@ -223,7 +223,7 @@ def refuse_other_input(clips):
 
 
 def build_head(head, channels, width, pooling, dropout):
-    """The head of a name."""
+    """Build a head by its name."""
     if pooling not in ("mean", "class"):
         raise UsageError(f"The transformer head pools by 'mean' or 'class', not {pooling!r}.")
     if head == "linear":
@@ -261,7 +261,7 @@ class VideoResNet(VideoBackbone):
     """AltFreezing's classifier, SlowFast's "i3d" 3D ResNet-50; 27,225,921 parameters at width 64.
 
     Wang et al. 2023, arXiv:2307.08317; configuration `i3d_ori` of the released code. Input (N, 3, T, H, W),
-    normalised (see `normalise_clips`), of any length and size; output logits (N,), higher is more fake. The
+    normalised (see `normalise_clips`), with any length and size; output logits (N,), higher is more fake. The
     published weights are for 32 x 224 x 224.
 
     Parameters
@@ -269,9 +269,9 @@ class VideoResNet(VideoBackbone):
     width : int
         Channels of the stem; everything else scales with it. 64 is the published network.
     head : {"linear", "transformer"}
-        One linear layer on the mean of the last maps, as released, or one encoder over their moments.
+        One linear layer on the mean of the last maps, as released, or one transformer encoder over their time steps.
     pooling : {"mean", "class"}
-        How the transformer head comes to one answer: the mean of its tokens, or a token of its own.
+        Pooling of the transformer head: the mean of its tokens, or a class token.
     dropout : float in [0, 1)
         Before the last layer, in training.
     """
@@ -289,7 +289,7 @@ class VideoResNet(VideoBackbone):
         return {"stem": self.s1} | {name: getattr(self, name) for name in (*TEMPORAL_SIZES, "head")}
 
     def forward_features(self, clips):
-        """What the last layer sees of clips (N, 3, T, H, W): a tensor (N, num_features)."""
+        """Input of the last layer for clips (N, 3, T, H, W): a tensor (N, num_features)."""
         return self.head.summarise(self.forward_maps(clips))
 
     def forward(self, clips):
@@ -297,7 +297,7 @@ class VideoResNet(VideoBackbone):
         return self.head(self.forward_features(clips)).squeeze(1)
 
     def explain_misfit(self, state_dict):
-        """Why tensors under our names do not fit, where it is their width; else None."""
+        """Why tensors under our names do not fit, if the width is the reason; else None."""
         width = stem_width(state_dict)
         if width not in (None, self.width):
             return (
@@ -308,14 +308,14 @@ class VideoResNet(VideoBackbone):
 
 # %% ../nbs/08_video_resnet.ipynb #9615eddb
 def stem_width(state_dict):
-    """The width of the video ResNet whose tensors these are; None where they are another network's."""
+    """Width of a video ResNet from its tensors; None for tensors of another network."""
     weight = state_dict.get("s1.pathway0_stem.conv.weight")
     return None if weight is None or weight.ndim != 5 else len(weight)
 
 
 # %% ../nbs/08_video_resnet.ipynb #4d70584d
 def group_by(network, group_of):
-    """Parameters of a network by group, `group_of` being asked for each with its name and itself."""
+    """Parameters of a network by group, as returned by `group_of(name, parameter)`."""
     groups = {"spatial": {}, "temporal": {}, "shared": {}}
     for name, parameter in network.named_parameters():
         groups[group_of(name, parameter)][name] = parameter
@@ -323,14 +323,14 @@ def group_by(network, group_of):
 
 
 def group_of_kernel(name, parameter):
-    """The group of a parameter by the shape of its kernel."""
+    """The group of a parameter, from the shape of its kernel."""
     if parameter.ndim != 5 or (max(parameter.shape[3:]) > 1) == (parameter.shape[2] > 1):
         return "shared"
     return "temporal" if parameter.shape[2] > 1 else "spatial"
 
 
 def group_of_name(name, parameter):
-    """The group of a parameter by the rule of the paper's released code."""
+    """The group of a parameter, by the rule of the paper's released code."""
     if "conv.weight" not in name:
         return "shared"
     return "temporal" if "time" in name or "temporal" in name else "spatial"
@@ -338,7 +338,7 @@ def group_of_name(name, parameter):
 
 # %% ../nbs/08_video_resnet.ipynb #d6a2bccf
 def kernel_groups(network):
-    """Parameters by the shape of their kernel: what alternate freezing freezes in turns.
+    """Group parameters by kernel shape, for alternate freezing.
 
     Wang et al. 2023, AltFreezing, arXiv:2307.08317; `slowfast/models/optimizer.py` of the released code.
 
@@ -357,7 +357,7 @@ def kernel_groups(network):
 
 # %% ../nbs/08_video_resnet.ipynb #3ee6e823
 def named_groups(network):
-    """Parameters as the paper's released code groups them, by what their names contain.
+    """Group parameters by their names, as the paper's released code does.
 
     A name with ``conv.weight`` is spatial, or temporal if it also has ``time`` or ``temporal`` in it; all else is
     shared (`split_parameters` in ``ft_zoom_altfrz_stage2.py`` of github.com/csbrendan/CS229).
@@ -365,7 +365,7 @@ def named_groups(network):
     Parameters
     ----------
     network : nn.Module
-        With the names of the release, as `VideoResNet` has them.
+        With the names of the release, as in `VideoResNet`.
 
     Returns
     -------
@@ -377,7 +377,7 @@ def named_groups(network):
 
 # %% ../nbs/08_video_resnet.ipynb #bef01860
 def released_key(key):
-    """A released name from its stage on: ``module.network.resnet.s1.x`` to ``s1.x``; other names stay."""
+    """Strip a released name down to its stage: ``module.network.resnet.s1.x`` to ``s1.x``; other names are kept."""
     parts = key.split(".")
     first = next((place for place, part in enumerate(parts) if part in ("s1", *TEMPORAL_SIZES, "head")), 0)
     return ".".join(parts[first:])
@@ -385,12 +385,12 @@ def released_key(key):
 
 # %% ../nbs/08_video_resnet.ipynb #f033d928
 def from_released_keys(state_dict):
-    """The tensors of a released checkpoint under the names of `VideoResNet`.
+    """Rename the tensors of a released checkpoint to the names of `VideoResNet`.
 
     Parameters
     ----------
     state_dict : dict
-        Of names to tensors, with any prefix; or a training checkpoint that holds such a dictionary
+        From names to tensors, with any prefix; or a training checkpoint that holds such a dictionary
         (``model_state_dict``, ``state_dict``, ...).
 
     Returns
@@ -402,14 +402,14 @@ def from_released_keys(state_dict):
 
 # %% ../nbs/08_video_resnet.ipynb #1256bc09
 def load_backbone(network, state_dict):
-    """Fill all of a network but its head with released tensors.
+    """Load released tensors into all of a network but its head.
 
     Parameters
     ----------
     network : VideoResNet
-        Changed in place; its head and its mode stay as they are.
+        Changed in place; its head and its mode are unchanged.
     state_dict : dict
-        As for `from_released_keys`; tensors of a head are left out.
+        As for `from_released_keys`; tensors of a head are ignored.
 
     Returns
     -------
@@ -419,7 +419,7 @@ def load_backbone(network, state_dict):
     Raises
     ------
     InputError
-        The tensors are of another network or another width.
+        The tensors belong to another network or another width.
     """
     tensors = {key: t for key, t in from_released_keys(state_dict).items() if not key.startswith("head.")}
     width = stem_width(tensors)
@@ -440,7 +440,7 @@ def load_backbone(network, state_dict):
 def save_video_resnet(
     path, network, trained_on, *, clip_length=32, size=224, stride=1, threshold=0.5, **usage
 ):
-    """Write a video ResNet with all that it takes to score videos with it.
+    """Write a video ResNet with everything needed to score videos with it.
 
     Parameters
     ----------
@@ -448,13 +448,13 @@ def save_video_resnet(
         Ends in ``.safetensors``.
     network : VideoResNet
     trained_on : str
-        In plain words; every verdict says it.
+        In plain words; shown with every verdict.
     clip_length, size, stride : int
-        Of the clips it was trained on: frames, pixels, and frames of the video from one of them to the next.
+        Of the training clips: number of frames, side in pixels, and step between frames of the video.
     threshold : float
-        Scores from here on are called fake.
+        Scores from this value on are called fake.
     **usage
-        Anything else that `json` takes, such as how the threshold was found.
+        Anything else that `json` can write, such as how the threshold was found.
 
     Raises
     ------

@@ -39,21 +39,21 @@ from .video_resnet import normalise_clips
 
 # %% ../nbs/09_views.ipynb #6459f8d7
 class Source(NamedTuple):
-    """A media file to score, or what is wrong with a path."""
+    """A media file to score, or the problem with a path."""
 
     path: str
     problem: str | None = None
 
 
 def find_media(paths, skipped=None):
-    """Walk files, folders and patterns for media, one after the other.
+    """Iterate over the media files in files, folders and patterns.
 
     Parameters
     ----------
     paths : iterable of str or Path
-        Files, folders (walked down to the last one) and patterns such as ``clips/**/*.mp4``.
+        Files, folders (searched recursively) and patterns such as ``clips/**/*.mp4``.
     skipped : collections.Counter, optional
-        Counts what is left out of folders, by reason.
+        Counts the files skipped in folders, by reason.
 
     Yields
     ------
@@ -75,14 +75,14 @@ def find_media(paths, skipped=None):
 
 # %% ../nbs/09_views.ipynb #08a9fbff
 def not_media(path):
-    """Why a named file is no media file; None when it only does not exist, which reading it will say."""
+    """Why a named file is not a media file; None if it does not exist, which is reported on reading."""
     if not os.path.lexists(path):
         return f"There is no file {path!r}. Check the path."
     return "By its ending this is neither a picture nor a video; if it is one, give it the right ending."
 
 
 def counts_as_media(path, skipped):
-    """Whether a file in a folder is scored; counts it in `skipped` when not."""
+    """Whether a file in a folder is scored; counts it in `skipped` if not."""
     name = os.path.basename(path)
     if name.startswith("."):
         skipped["hidden"] += 1
@@ -95,7 +95,7 @@ def counts_as_media(path, skipped):
 
 # %% ../nbs/09_views.ipynb #20a35940
 def media_below(folder, skipped):
-    """The media files in a folder and those in it, sorted, and at the end a problem for each folder that cannot be listed."""
+    """The media files in a folder and its subfolders, sorted, then a problem for each folder that cannot be listed."""
     problems, found = [], False
     for here, folders, files in os.walk(folder, onerror=problems.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -109,7 +109,7 @@ def media_below(folder, skipped):
 
 
 def folder_problem(error, folder):
-    """A folder that cannot be listed."""
+    """The problem of a folder that cannot be listed."""
     return Source(
         error.filename or folder, f"This folder cannot be read: {error.strerror}. Change its permissions."
     )
@@ -117,7 +117,7 @@ def folder_problem(error, folder):
 
 # %% ../nbs/09_views.ipynb #faf6e40b
 def upright_square(box, landmarks, size, scale=1.2):
-    """The similarity transform that cuts a square around a face and sets it upright.
+    """The similarity transform that crops an upright square around a face.
 
     Parameters
     ----------
@@ -128,12 +128,12 @@ def upright_square(box, landmarks, size, scale=1.2):
     size : int
         Side of the crop in pixels.
     scale : float
-        Side of the square over the longer side of the box.
+        Side of the square divided by the longer side of the box.
 
     Returns
     -------
     float64, shape (2, 3)
-        Maps pixels of the picture to pixels of the crop.
+        Maps pixels of the image to pixels of the crop.
     """
     box, landmarks = np.asarray(box, float), np.asarray(landmarks, float)
     down = landmarks[3:5].mean(0) - landmarks[:2].mean(0)
@@ -146,7 +146,7 @@ def upright_square(box, landmarks, size, scale=1.2):
 
 # %% ../nbs/09_views.ipynb #223918d8
 def cut_as_mesonet(image, box, landmarks, size=256):
-    """Cut a face as MesoNet's training pictures were cut: upright, in its own resolution, then by nearest neighbour.
+    """Crop a face like MesoNet's training images: upright, at native resolution, then resized by nearest neighbour.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def cut_as_mesonet(image, box, landmarks, size=256):
     Returns
     -------
     uint8, shape (size, size, 3)
-        Mirrored where the square reaches beyond the picture.
+        Mirrored where the square extends beyond the image.
 
     Notes
     -----
@@ -173,7 +173,7 @@ def cut_as_mesonet(image, box, landmarks, size=256):
     x0, y0 = np.clip(np.floor(centre - side), 0, limits - 1).astype(int)
     x1, y1 = np.clip(np.ceil(centre + side), [x0 + 1, y0 + 1], limits).astype(int)
     matrix[:, 2] += matrix[:, :2] @ (x0, y0)
-    thin = min(x1 - x0, y1 - y0) == 1  # OpenCV never ends mirroring a single line
+    thin = min(x1 - x0, y1 - y0) == 1  # OpenCV never returns when mirroring a single line
     crop = cv2.warpAffine(
         image[y0:y1, x0:x1],
         matrix,
@@ -186,7 +186,7 @@ def cut_as_mesonet(image, box, landmarks, size=256):
 
 # %% ../nbs/09_views.ipynb #e404479e
 def cut_upright(image, box, landmarks, size=112):
-    """The cut of `deepfake_nb.frame_network.cut_face`, loaded when it is needed: timm takes its time.
+    """Crop by `deepfake_nb.frame_network.cut_face`, imported lazily because timm is slow to import.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def cut_upright(image, box, landmarks, size=112):
     Returns
     -------
     uint8, shape (size, size, 3)
-        Black beyond the picture.
+        Black beyond the image.
     """
     from deepfake_nb.frame_network import cut_face
 
@@ -209,13 +209,13 @@ def cut_upright(image, box, landmarks, size=112):
 # %% ../nbs/09_views.ipynb #8200e393
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video are looked at.
+    """Which frames of a video are sampled.
 
     Parameters
     ----------
     frames_per_second : float
     fewest, most : int
-        A short clip is looked at more closely to reach `fewest` frames, a long one less often to keep to `most`.
+        A short clip is sampled more densely to reach `fewest` frames, a long one less densely to stay within `most`.
     """
 
     frames_per_second: float = 5.0
@@ -223,13 +223,13 @@ class Sampling:
     most: int = 600
 
     def stride(self, frame_rate, frame_count):
-        """Every how many frames one is looked at.
+        """The sampling interval in frames.
 
         Parameters
         ----------
         frame_rate : float or None
         frame_count : int or None
-            None when the file does not say.
+            None if the file does not specify it.
 
         Returns
         -------
@@ -244,7 +244,7 @@ class Sampling:
 
 # %% ../nbs/09_views.ipynb #998f489c
 def score_of_person(frame_scores, minimum_frames=1):
-    """Pool the scores of one person's frames by their mean.
+    """Pool the frame scores of one person by their mean.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def score_of_person(frame_scores, minimum_frames=1):
     Returns
     -------
     float or None
-        None when fewer than `minimum_frames` frames have a score.
+        None if fewer than `minimum_frames` frames have a score.
     """
     known = [score for score in frame_scores if score is not None]
     return float(np.mean(known)) if len(known) >= max(minimum_frames, 1) else None
@@ -262,7 +262,7 @@ def score_of_person(frame_scores, minimum_frames=1):
 
 # %% ../nbs/09_views.ipynb #462583e8
 def unit_range(crops):
-    """Crops as MesoNet takes them: channels first, values divided by 255.
+    """Prepare crops for MesoNet: channels first, values divided by 255.
 
     Parameters
     ----------
@@ -276,16 +276,16 @@ def unit_range(crops):
 
 
 class Ready(NamedTuple):
-    """A network that can score, what its weights are in plain words, and the rules that came with them.
+    """A network ready to score, a description of its weights, and the rules that come with them.
 
     Parameters
     ----------
     network : callable
     weights, trained_on : str
     rules : dict, optional
-        Fields of the detector that are other than usual for these weights, such as ``threshold``.
+        Fields of the detector that differ for these weights, such as ``threshold``.
     sha256 : str, optional
-        Of the weight file, where there is one.
+        Of the weight file, if there is one.
     """
 
     network: Callable
@@ -297,68 +297,68 @@ class Ready(NamedTuple):
 
 # %% ../nbs/09_views.ipynb #ef5fecfb
 def rounded(score):
-    """A score with the six decimals that it is worth at most."""
+    """A score rounded to six decimals."""
     return None if score is None else round(float(score), 6)
 
 
 class OverFrames:
-    """How single frames of a file are looked at, and what becomes of what was said of them."""
+    """How single frames of a file are sampled, and how their scores are pooled."""
 
     def takes(self, kind):
-        """Whether it can judge a ``picture`` or a ``video``."""
+        """Whether it can score a ``picture`` or a ``video``."""
         return kind in self.kinds
 
     def pool(self, said, minimum_frames):
-        """One score of what was said of a track, pairs of row and score; None when that is too little."""
+        """One score for a track, from its pairs of row and score; None if there are too few."""
         return score_of_person([score for _, score in said], minimum_frames)
 
     def timeline(self, track, said):
-        """What was said of a track as times (N,) and scores (N,), NaN where there is none."""
+        """The scores of a track as times (N,) and scores (N,), NaN where there is none."""
         rows = [row for row, _ in said]
         return track.times_s[rows], np.array(
             [math.nan if score is None else score for _, score in said], float
         )
 
     def remark(self, track):
-        """What should be known of the way a track was looked at; empty when nothing."""
+        """A note on how a track was sampled; empty if there is none."""
         return ""
 
 
 # %% ../nbs/09_views.ipynb #f4127e21
 @dataclass(frozen=True)
 class Detector(OverFrames):
-    """What scores a face in single frames, and the rules around it.
+    """A detector that scores a face in single frames, and its rules.
 
     Parameters
     ----------
     name : str
     load : callable
-        Takes a weight file or None, gives a `Ready` network: it maps prepared faces to logits (N,), higher is
+        Takes a weight file or None, returns a `Ready` network: it maps prepared faces to logits (N,), higher is
         more fake, or (N, 2), index 1 fake.
     cut : callable
-        Takes a picture, box, landmarks and size, gives the crop of a face; see `cut_as_mesonet`.
+        Takes an image, box, landmarks and size, returns the crop of a face; see `cut_as_mesonet`.
     prepare : callable
-        Takes uint8 crops (N, S, S, 3), gives the network's input.
+        Takes uint8 crops (N, S, S, 3), returns the network's input.
     input_size : int
         Side S of a crop in pixels.
     minimum_frames : int
-        In a video, a person seen in fewer frames gets no score.
+        In a video, a person with fewer frames gets no score.
     smallest_face : int
         Longer side of the face's box, in pixels, below which it gets no score.
     threshold : float
-        Scores from here on are called fake.
+        Scores at or above it are called fake.
     batch_size : int
-        Crops that go through the network at once.
+        Crops per forward pass.
     precision : {"float32", "bf16", "auto"}
         Number format of the network; see `deepfake_nb.clips.inference_precision`.
     most_faces : int, optional
-        At most so many frames of a person are scored, evenly spaced; for networks that take their time.
+        Maximum number of frames scored per person, evenly spaced; for slow networks.
     kinds : tuple of str
-        What it can judge: ``picture``, ``video`` or both.
+        What it can score: ``picture``, ``video`` or both.
     least_bits_per_pixel : float
         A video file with fewer bits per pixel and frame is too strongly compressed for a verdict.
     task : {"edited", "generated"}, optional
-        The kind of fake it was trained on: a face of which a part was replaced, or one that a model made as a whole.
+        The kind of fake it was trained on: a partly replaced face, or one entirely generated by a model.
     """
 
     name: str
@@ -379,7 +379,7 @@ class Detector(OverFrames):
 
 # %% ../nbs/09_views.ipynb #40607044
 class OverClips:
-    """How clips of a video are looked at, and what becomes of what was said of them."""
+    """How clips of a video are sampled, and how their scores are pooled."""
 
     @property
     def span(self):
@@ -387,16 +387,16 @@ class OverClips:
         return (self.clip_length - 1) * self.stride + 1
 
     def takes(self, kind):
-        """Whether it can judge a ``picture`` or a ``video``."""
+        """Whether it can score a ``picture`` or a ``video``."""
         return kind == "video"
 
     def pool(self, said, minimum_frames):
-        """One score of what was said of a track; None when nothing was."""
+        """One score for a track; None if it has no scores."""
         known = [(start, score) for start, score in said if score is not None]
         return pool_clips(*zip(*known, strict=True)) if known else None
 
     def timeline(self, track, said):
-        """What was said of a track, pairs of start and score, as times (N,) and scores (N,) of the frames in clips."""
+        """A track's pairs of start and score as times (N,) and scores (N,) of the frames in clips."""
         starts, scores = zip(*said, strict=True) if said else ((), ())
         scores = [math.nan if score is None else score for score in scores]
         table = frame_timeline(starts, self.clip_length, scores, track.times_s, self.stride)
@@ -404,7 +404,7 @@ class OverClips:
         return heard.time_s.to_numpy(), heard.score.to_numpy()
 
     def remark(self, track):
-        """Says so where a track is shorter than a clip."""
+        """A note if the track is shorter than a clip."""
         if len(track) >= self.span:
             return ""
         return (
@@ -416,25 +416,25 @@ class OverClips:
 # %% ../nbs/09_views.ipynb #6c3e4c9e
 @dataclass(frozen=True)
 class ClipDetector(OverClips, Detector):
-    """What scores a face in clips of a video, and the rules around it.
+    """A detector that scores a face in clips of a video, and its rules.
 
     Parameters
     ----------
     cut : callable
-        Takes a face track, start and length, and ``stride`` and ``size``, gives a clip; see `deepfake_nb.clips.cut_clip`.
+        Takes a face track, start and length, and ``stride`` and ``size``, returns a clip; see `deepfake_nb.clips.cut_clip`.
     prepare : callable
-        Takes uint8 clips (N, T, S, S, 3), gives the network's input.
+        Takes uint8 clips (N, T, S, S, 3), returns the network's input.
     clip_length : int
-        Frames of a clip.
+        Number of frames in a clip.
     step : int
         Frames between the starts of two clips.
     stride : int
-        Frames from one frame of a clip to its next.
+        Distance in frames between consecutive frames of a clip.
 
     Notes
     -----
-    All other parameters are those of `Detector`. A person seen in fewer frames than a clip has, but not fewer than
-    `minimum_frames`, is seen in one clip that is mirrored at its end.
+    All other parameters are those of `Detector`. A person with fewer frames than a clip, but not fewer than
+    `minimum_frames`, is scored on one clip that is mirrored at its end.
     """
 
     cut: Callable = cut_clip
@@ -450,9 +450,9 @@ class ClipDetector(OverClips, Detector):
 
 # %% ../nbs/09_views.ipynb #71efdc35
 class View(NamedTuple):
-    """What a network is shown at once.
+    """One input of a network.
 
-    ``detector`` is its place in the list, `PORTRAIT` for a crop that no detector asked for; ``row`` is the frame of
+    ``detector`` is its index in the list, `PORTRAIT` for a crop that no detector requested; ``row`` is the frame of
     the track, or the first frame of the clip.
     """
 
@@ -467,7 +467,7 @@ PORTRAIT = -1
 
 @dataclass
 class Seen:
-    """The people in a file, the views of them as they stream by, and how the file was looked at."""
+    """The people in a file, a stream of their views, and how the file was sampled."""
 
     kind: str
     tracks: list
@@ -477,11 +477,11 @@ class Seen:
 
     @property
     def damage(self):
-        """What is missing in the file, or was passed over, as a sentence; empty when nothing was."""
+        """What is missing in the file, or was skipped, as a sentence; empty if nothing."""
         return self.stream.frames.damage if self.stream else self.passed_over
 
     def minimum_frames(self, detector):
-        """From how many frames of a person on a detector gives a score here."""
+        """The number of frames of a person that a detector needs for a score here."""
         return detector.minimum_frames if self.kind == "video" else 1
 
 
@@ -492,7 +492,7 @@ def how_many(count, noun):
 
 
 class Counted:
-    """A frame stream that counts what was taken from it."""
+    """A frame stream that counts the frames read from it."""
 
     def __init__(self, frames):
         self.frames, self.count = frames, 0
@@ -509,7 +509,7 @@ def sides_of(track):
 
 
 def large_enough(track, detector):
-    """Which frames of a track show the face large enough."""
+    """Which frames of a track have a large enough face."""
     return sides_of(track) >= detector.smallest_face
 
 
@@ -518,14 +518,14 @@ PORTRAITS = 8
 
 
 def evenly_spaced(rows, most=None):
-    """At most so many of some rows, evenly spaced, the first and the last among them; None keeps all."""
+    """At most `most` rows, evenly spaced, including the first and the last; None keeps all."""
     if most is None or len(rows) <= most:
         return rows
     return rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
 
 
 def wanted_frames(tracks, detectors, stride, portraits):
-    """For each frame index, who wants to see whom in it: triples of detector, track and row."""
+    """For each frame index, the requested views: triples of detector, track and row."""
     wanted = {}
 
     def ask(detector, number, rows):
@@ -547,7 +547,7 @@ def wanted_frames(tracks, detectors, stride, portraits):
 
 # %% ../nbs/09_views.ipynb #aa0e8e9d
 def frame_views(frames, wanted, tracks, detectors, portrait_size):
-    """Cut from each frame the faces that are `wanted` of it."""
+    """Crop the `wanted` faces from each frame."""
     for frame in frames:
         for place, number, row in wanted[frame.index]:
             box, landmarks = tracks[number].boxes[row], tracks[number].landmarks[row]
@@ -558,7 +558,7 @@ def frame_views(frames, wanted, tracks, detectors, portrait_size):
 
 
 def clip_views(tracks, place, detector):
-    """Cut the clips of all tracks that are long enough; at least half of a clip's frames show the face large enough."""
+    """Cut the clips of all tracks that are long enough; at least half of a clip's frames have a large enough face."""
     how = {"stride": detector.stride, "size": detector.input_size}
     for number, track in enumerate(tracks):
         large = large_enough(track, detector)
@@ -575,17 +575,17 @@ FIRST_FRAME = "This is an animation, and only its first frame was looked at: con
 
 
 def look(path, detectors, face_detector, sampling, portrait_size=None):
-    """Find the people in a file and get ready to show them to detectors.
+    """Find the people in a file and prepare their views for detectors.
 
     Parameters
     ----------
     path : str or Path
     detectors : list of Detector
-        All of them take a file of this kind.
+        All of them accept a file of this kind.
     face_detector : FaceDetector
     sampling : Sampling
     portrait_size : int, optional
-        Side of portraits that are shown besides, cut by `cut_upright`, in pixels.
+        Side in pixels of additional portraits for display, cropped by `cut_upright`.
 
     Returns
     -------
@@ -602,7 +602,7 @@ def look(path, detectors, face_detector, sampling, portrait_size=None):
 
 # %% ../nbs/09_views.ipynb #c5ddf63d
 def look_at_video(path, detectors, face_detector, sampling, portrait_size):
-    """Follow the faces of a video, and get ready to cut them."""
+    """Track the faces of a video, and prepare to crop them."""
     info = probe(path)
     rate = info.frame_rate or 25
     stride = sampling.stride(rate, info.frame_count or int((info.duration_s or 0) * rate))
@@ -617,7 +617,7 @@ def look_at_video(path, detectors, face_detector, sampling, portrait_size):
 
 
 def how_to_track(clips, stride, rate):
-    """Options of `track_faces` for some detectors of clips, or for none."""
+    """Options of `track_faces` for a set of clip detectors, or for none."""
     if not clips:
         gap_s = max(0.5, 3 * stride / rate)
         return {"every": 1, "max_gap_s": gap_s, "rescan_s": max(1.0, gap_s)}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 # %% ../nbs/08_vqvae.ipynb #33bff6b2
 class RunningMeans(nn.Module):
-    """Codes (size, dimension) that follow the features which choose them (Razavi et al. 2019, section 2.1)."""
+    """Codes (size, dimension), running means of the features assigned to them (Razavi et al. 2019, section 2.1)."""
 
     def __init__(self, size, dimension, decay=0.99):
         super().__init__()
@@ -27,7 +27,7 @@ class RunningMeans(nn.Module):
 
     @torch.no_grad()
     def follow(self, features, indices):
-        """Move the codes a step towards the mean of the features that chose them."""
+        """Update the codes towards the mean of the features assigned to them."""
         vectors, chosen = features.float().movedim(1, -1).flatten(0, 2), indices.flatten()
         usage = torch.bincount(chosen, minlength=len(self.codes)).to(self.usage)
         sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)
@@ -38,7 +38,7 @@ class RunningMeans(nn.Module):
 
     @torch.no_grad()
     def reset_dead(self, features, least_usage=1.0, generator=None):
-        """Put codes used less than `least_usage` times a step where features (N, D, H, W) are; count them."""
+        """Reset codes used less than `least_usage` times per step to features (N, D, H, W); return their number."""
         dead = (self.usage < least_usage).nonzero().flatten()
         vectors = features.float().movedim(1, -1).flatten(0, 2)
         chosen = torch.randint(len(vectors), (len(dead),), generator=generator, device="cpu")
@@ -49,10 +49,10 @@ class RunningMeans(nn.Module):
 
 # %% ../nbs/08_vqvae.ipynb #5843e0ac
 class Codebook(RunningMeans):
-    """Vectors that stand for the features next to them."""
+    """Code vectors; each represents the features nearest to it."""
 
     def nearest(self, features):
-        """Indices (N, H, W) of the codes next to features (N, D, H, W)."""
+        """Indices (N, H, W) of the codes nearest to features (N, D, H, W)."""
         vectors = features.detach().float().movedim(1, -1)
         with torch.autocast(vectors.device.type, enabled=False):
             distances = self.codes.square().sum(dim=1) - 2 * vectors @ self.codes.T
@@ -63,7 +63,7 @@ class Codebook(RunningMeans):
         return functional.embedding(indices, self.codes).movedim(-1, 1)
 
     def forward(self, features):
-        """Codes that let gradients through to the features, the commitment loss, and indices."""
+        """Codes with a straight-through gradient to the features, the commitment loss, and indices."""
         indices = self.nearest(features)
         codes = self.look_up(indices)
         if self.training:
@@ -74,7 +74,7 @@ class Codebook(RunningMeans):
 
 # %% ../nbs/08_vqvae.ipynb #150746b1
 class ReluBlock(nn.Module):
-    """Adds to maps what two convolutions see in them."""
+    """A residual block of two convolutions with ReLU."""
 
     def __init__(self, channels, hidden):
         super().__init__()
@@ -86,7 +86,7 @@ class ReluBlock(nn.Module):
 
 
 def halving_network(inputs, channels, residual_channels, halvings):
-    """Halve maps some times, then two residual blocks."""
+    """Downsample maps `halvings` times, then two residual blocks."""
     steps = []
     for left in reversed(range(halvings)):
         outputs = channels // 2 if left else channels
@@ -97,7 +97,7 @@ def halving_network(inputs, channels, residual_channels, halvings):
 
 
 def doubling_network(inputs, outputs, channels, residual_channels, doublings):
-    """Two residual blocks, then double maps some times."""
+    """Two residual blocks, then upsample maps `doublings` times."""
     steps = [nn.Conv2d(inputs, channels, 3, padding=1)]
     steps += [*(ReluBlock(channels, residual_channels) for _ in range(2)), nn.ReLU()]
     for left in reversed(range(doublings)):
@@ -109,18 +109,18 @@ def doubling_network(inputs, outputs, channels, residual_channels, doublings):
 
 # %% ../nbs/08_vqvae.ipynb #0b652194
 class Indices(NamedTuple):
-    """A picture in symbols: `top` (N, R / 8, R / 8) and `bottom` (N, R / 4, R / 4), int64."""
+    """An image as code indices: `top` (N, R / 8, R / 8) and `bottom` (N, R / 4, R / 4), int64."""
 
     top: torch.Tensor
     bottom: torch.Tensor
 
     def flat(self):
-        """All indices of a picture in one row: (N, R^2 / 64 + R^2 / 16)."""
+        """All indices of an image in one row: (N, R^2 / 64 + R^2 / 16)."""
         return torch.cat([self.top.flatten(1), self.bottom.flatten(1)], dim=1)
 
 
 class Reconstruction(NamedTuple):
-    """What `VQVAE2` makes of pictures: pictures again, the commitment loss to be added, and the indices."""
+    """Output of `VQVAE2`: reconstructed images, the commitment loss to be added, and the indices."""
 
     images: torch.Tensor
     commitment_loss: torch.Tensor
@@ -142,22 +142,22 @@ class PictureCoder(nn.Module):
         self.decoder = doubling_network(2 * code_size, 3, channels, residual_channels, doublings=2)
 
     def top_features(self, images):
-        """Maps at a quarter of the side, and what the upper codebook is asked for."""
+        """Maps at a quarter of the side, and the features that the top codebook quantises."""
         below = self.bottom_encoder(images)
         return below, self.to_top(self.top_encoder(below))
 
     def bottom_features(self, below, top):
-        """What the lower codebook is asked for, given the codes of the upper one."""
+        """The features that the bottom codebook quantises, given the codes of the top one."""
         return self.to_bottom(torch.cat([below, self.top_decoder(top)], dim=1))
 
     def picture(self, top, bottom):
-        """Pictures from the codes of both levels."""
+        """Images from the codes of both levels."""
         return self.decoder(torch.cat([self.top_upscaling(top), bottom], dim=1))
 
 
 # %% ../nbs/08_vqvae.ipynb #c52ee5bd
 def require_indices(indices, resolution, codebook_size):
-    """Refuse indices of another network."""
+    """Reject indices of another network."""
     top, bottom = (tuple(level.shape[1:]) for level in indices)
     if top != (resolution // 8,) * 2 or bottom != (resolution // 4,) * 2:
         raise InputError(
@@ -173,11 +173,11 @@ def require_indices(indices, resolution, codebook_size):
 
 # %% ../nbs/08_vqvae.ipynb #66f8d307
 class SymbolCoder(PictureCoder):
-    """Pictures to symbols and back, by the two codebooks of `VQVAE2`."""
+    """Images to code indices and back, by the two codebooks of `VQVAE2`."""
 
     @torch.no_grad()
     def encode(self, images):
-        """Write pictures (N, 3, R, R), RGB in [-1, 1], in symbols: `Indices` of the nearest codes."""
+        """Encode images (N, 3, R, R), RGB in [-1, 1], as `Indices` of the nearest codes."""
         require_side(images, self.resolution, "VQ-VAE-2")
         below, top_features = self.top_features(images)
         top = self.top_codebook.nearest(top_features)
@@ -186,7 +186,7 @@ class SymbolCoder(PictureCoder):
 
     @torch.no_grad()
     def decode(self, indices):
-        """Read pictures (N, 3, R, R), RGB clipped to [-1, 1], from `Indices`."""
+        """Decode `Indices` to images (N, 3, R, R), RGB clipped to [-1, 1]."""
         require_indices(indices, self.resolution, len(self.top_codebook.codes))
         top, bottom = indices
         codes = self.top_codebook.look_up(top), self.bottom_codebook.look_up(bottom)
@@ -194,20 +194,20 @@ class SymbolCoder(PictureCoder):
 
     @torch.no_grad()
     def reset_dead_codes(self, images, least_usage=1.0, generator=None):
-        """Move codes that are no longer chosen to features of pictures (N, 3, R, R) in [-1, 1].
+        """Reset unused codes to features of images (N, 3, R, R) in [-1, 1].
 
         Parameters
         ----------
         images : tensor, shape (N, 3, R, R)
         least_usage : float
-            A code chosen less often than this in a training step, on the running mean, counts as dead.
+            A code with a running mean of uses per training step below this counts as dead.
         generator : torch.Generator, optional
-            Chooses the features; of the CPU.
+            Samples the features; on the CPU.
 
         Returns
         -------
         dict of str to int
-            How many codes were moved in the ``top`` and the ``bottom`` codebook.
+            How many codes were reset in the ``top`` and the ``bottom`` codebook.
         """
         below, top_features = self.top_features(images)
         moved = {"top": self.top_codebook.reset_dead(top_features, least_usage, generator)}
@@ -218,20 +218,20 @@ class SymbolCoder(PictureCoder):
 
 # %% ../nbs/08_vqvae.ipynb #ef0e8180
 class VQVAE2(SymbolCoder):
-    """VQ-VAE-2 of two levels (Razavi et al. 2019, arXiv:1906.00446, section 3.1).
+    """VQ-VAE-2 with two levels (Razavi et al. 2019, arXiv:1906.00446, section 3.1).
 
     Parameters
     ----------
     resolution : int
-        Side R of the pictures in pixels, a multiple of 8.
+        Side R of the images in pixels, a multiple of 8.
     channels, residual_channels : int
         Of the maps, and inside their residual blocks.
     codebook_size, code_size : int
-        How many codes a level has, and their length.
+        Number of codes per level, and their length.
     commitment : float
         Weight of the loss that keeps features near their codes (the paper's beta).
     decay : float
-        Of the running means that the codes follow in training mode.
+        Of the running means that update the codes in training mode.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class VQVAE2(SymbolCoder):
         self.bottom_codebook = Codebook(codebook_size, code_size, decay)
 
     def forward(self, images):
-        """Code pictures (N, 3, R, R) in [-1, 1] and decode them: a `Reconstruction`; codebooks follow in training.
+        """Encode and decode images (N, 3, R, R) in [-1, 1]: a `Reconstruction`; codebooks are updated in training.
 
         Train on ``mse_loss(result.images, images) + result.commitment_loss``.
         """

