@@ -3075,6 +3075,10 @@ d = {
                 "real_people.html#model_card",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.offsets_of": (
+                "real_people.html#offsets_of",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.one_face": ("real_people.html#one_face", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.one_score_each": (
                 "real_people.html#one_score_each",

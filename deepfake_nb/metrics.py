@@ -8,13 +8,12 @@ __all__ = [
     "KEYS",
     "USUAL_NAMES",
     "LABEL_WORDS",
-    "IMAGES_IN_FOLDER",
     "METRICS",
+    "IMAGES_IN_FOLDER",
     "Undefined",
     "simulated_predictions",
     "check_predictions",
     "read_predictions",
-    "doubts_about",
     "pool",
     "auc",
     "average_precision",
@@ -26,6 +25,7 @@ __all__ = [
     "Metric",
     "bootstrap",
     "auc_by_person",
+    "doubts_about",
     "Evaluation",
     "evaluate",
     "evaluate_by",
@@ -383,74 +383,6 @@ def with_numbers(table):
         if numbers.notna().all():
             return table.assign(unit=numbers)
     return table
-
-
-# %% ../nbs/05_metrics.ipynb #7d00b702
-IMAGES_IN_FOLDER = 4  # mean per folder from which on its images look like frames of a video
-
-
-def doubts_about(table):
-    """List what looks wrong in a table of predictions.
-
-    Parameters
-    ----------
-    table : DataFrame
-        See `read_predictions`.
-
-    Returns
-    -------
-    list of str
-        One sentence per doubt: scores of 0 to 100, inverted labels or scores, decisions in place of scores, frames as
-        media files.
-    """
-    checks = (doubt_about_scale, doubt_about_direction, doubt_about_decisions, doubt_about_frames)
-    return [sentence for check in checks if (sentence := check(table))]
-
-
-# %% ../nbs/05_metrics.ipynb #7d00b703
-def doubt_about_scale(table):
-    low, high = table.score.min(), table.score.max()
-    if low >= 0 and 1 < high <= 100 and table.score.between(1, 100).mean() > 0.5:
-        return (
-            f"Scores run from {low:g} to {high:g}. If they are percentages, give the threshold as one too, such as "
-            f"--threshold 50."
-        )
-
-
-def doubt_about_direction(table):
-    if table.label.nunique() == 2 and (value := auc(table.label, table.score)) < 0.3:
-        return (
-            f"The AUC is {value:.2f}: fakes have the lower scores. If 1 stands for genuine in this file, or the score is that "
-            f"of being genuine, invert one of them."
-        )
-
-
-def doubt_about_decisions(table):
-    others = table.columns.difference(NEEDED)
-    named = [name for name in others if re.search("prob|score|conf|logit", str(name), re.I)]
-    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in named}
-    graded = [name for name, column in numbers.items() if column.notna().all() and column.nunique() > 2]
-    if graded and table.score.isin([0, 1]).all():
-        return f"The scores are decisions, 0 or 1. Column {graded[0]!r} has more values: --score {graded[0]}."
-
-
-def doubt_about_frames(table):
-    images = table.media_id.astype(str).str.contains(
-        r"[/\\\\].+\.(?:png|jpe?g|bmp|webp)$", case=False, regex=True
-    )
-    if {"unit", "folder"} & set(table.columns) or not images.all():
-        return None
-    n_media, n_folders = table.media_id.nunique(), folder_of(table).nunique()
-    if n_folders > 1 and n_media >= IMAGES_IN_FOLDER * n_folders:
-        return (
-            f"{n_media:,} images lie in {n_folders:,} folders. If a folder holds the frames of one video, the intervals are too "
-            f"narrow: give --clusters folder, or the column that names the video as --id."
-        )
-
-
-def folder_of(table):
-    """The folder of each media file."""
-    return table.media_id.astype(str).str.replace("\\", "/").str.rpartition("/")[0]
 
 
 # %% ../nbs/05_metrics.ipynb #ed2edd8d
@@ -1297,6 +1229,74 @@ def auc_by_person(rows, resamples=2000, rng=None, score="score"):
     drawn = resampled([sample], ["auc"], resamples, rng or np.random.default_rng(0))[0]["auc"]
     found = measure("auc", sample, drawn, 0.95)
     return Measured(found.value, found.low, found.high, files, found.reason)
+
+
+# %% ../nbs/05_metrics.ipynb #7d00b702
+IMAGES_IN_FOLDER = 4  # mean per folder from which on its images look like frames of a video
+
+
+def doubts_about(table):
+    """List what looks wrong in a table of predictions.
+
+    Parameters
+    ----------
+    table : DataFrame
+        See `read_predictions`.
+
+    Returns
+    -------
+    list of str
+        One sentence per doubt: scores of 0 to 100, inverted labels or scores, decisions in place of scores, frames as
+        media files.
+    """
+    checks = (doubt_about_scale, doubt_about_direction, doubt_about_decisions, doubt_about_frames)
+    return [sentence for check in checks if (sentence := check(table))]
+
+
+# %% ../nbs/05_metrics.ipynb #7d00b703
+def doubt_about_scale(table):
+    low, high = table.score.min(), table.score.max()
+    if low >= 0 and 1 < high <= 100 and table.score.between(1, 100).mean() > 0.5:
+        return (
+            f"Scores run from {low:g} to {high:g}. If they are percentages, give the threshold as one too, such as "
+            f"--threshold 50."
+        )
+
+
+def doubt_about_direction(table):
+    if table.label.nunique() == 2 and (value := auc(table.label, table.score)) < 0.3:
+        return (
+            f"The AUC is {value:.2f}: fakes have the lower scores. If 1 stands for genuine in this file, or the score is that "
+            f"of being genuine, invert one of them."
+        )
+
+
+def doubt_about_decisions(table):
+    others = table.columns.difference(NEEDED)
+    named = [name for name in others if re.search("prob|score|conf|logit", str(name), re.I)]
+    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in named}
+    graded = [name for name, column in numbers.items() if column.notna().all() and column.nunique() > 2]
+    if graded and table.score.isin([0, 1]).all():
+        return f"The scores are decisions, 0 or 1. Column {graded[0]!r} has more values: --score {graded[0]}."
+
+
+def doubt_about_frames(table):
+    images = table.media_id.astype(str).str.contains(
+        r"[/\\\\].+\.(?:png|jpe?g|bmp|webp)$", case=False, regex=True
+    )
+    if {"unit", "folder"} & set(table.columns) or not images.all():
+        return None
+    n_media, n_folders = table.media_id.nunique(), folder_of(table).nunique()
+    if n_folders > 1 and n_media >= IMAGES_IN_FOLDER * n_folders:
+        return (
+            f"{n_media:,} images lie in {n_folders:,} folders. If a folder holds the frames of one video, the intervals are too "
+            f"narrow: give --clusters folder, or the column that names the video as --id."
+        )
+
+
+def folder_of(table):
+    """The folder of each media file."""
+    return table.media_id.astype(str).str.replace("\\", "/").str.rpartition("/")[0]
 
 
 # %% ../nbs/05_metrics.ipynb #19d50a3b

@@ -24,6 +24,7 @@ __all__ = [
     "PEOPLE_GROUPS",
     "PORTRAITS_PER_SET",
     "LADDER_FAKES",
+    "ALIGNED_ON",
     "ABOUT",
     "STILL_LADDER",
     "LADDER_STILLS",
@@ -80,6 +81,7 @@ __all__ = [
     "ladder_of_file",
     "scores_of",
     "climb_ladder",
+    "offsets_of",
     "judge_edited_faces",
     "write_detector",
     "losses_of",
@@ -1027,8 +1029,38 @@ def climb_ladder(networks, rows, jobs=2):
 
 
 # %% ../nbs/09_real_people.ipynb #dd7f0e3c
+ALIGNED_ON = 100  # portraits
+
+
+def offsets_of(networks, portraits):
+    """By how much the logits of each fold's network lie above those of the final one: the difference of the medians on portraits.
+
+    Parameters
+    ----------
+    networks : dict of int to callable
+        By fold.
+    portraits : DataFrame
+        Genuine stills that no network was trained on, with the ``logits`` of the final network.
+
+    Returns
+    -------
+    DataFrame
+        ``offset``, indexed by fold.
+    """
+    some = portraits.iloc[:: max(1, len(portraits) // ALIGNED_ON)]
+    level = np.median(np.concatenate(list(some.logits)))
+    medians = {
+        fold: np.median(np.concatenate(list(with_logits(network, some).logits)))
+        for fold, network in networks.items()
+    }
+    return pd.DataFrame({"offset": pd.Series(medians) - level})
+
+
 def judge_edited_faces(table, folder, tuned, average):
     """Predictions and ladder of the folds of `edited-faces` on what they left out.
+
+    The networks of the folds are aligned on genuine portraits that none of them was trained on, because only the ranks of their
+    logits are comparable otherwise, and because it is the final network that will be used.
 
     Returns
     -------
@@ -1047,8 +1079,13 @@ def judge_edited_faces(table, folder, tuned, average):
         for fold, network in networks.items()
     ]
     final = load_face_encoder(clip, average, precision="auto")
-    parts.append(kept_table(folder / "portraits.parquet", lambda: with_logits(final, some_portraits(table))))
+    portraits = kept_table(folder / "portraits.parquet", lambda: with_logits(final, some_portraits(table)))
+    offsets = kept_table(folder / "offsets.parquet", lambda: offsets_of(networks, portraits)).offset
     rows = pd.concat(parts, ignore_index=True)
+    rows["logits"] = [np.asarray(v) - offsets[f] for v, f in zip(rows.logits, rows.fold, strict=True)]
+    rows = pd.concat([rows, portraits], ignore_index=True)
+    for fold, network in networks.items():
+        network.head.bias.data -= offsets[fold] / network.scale
     ladder = kept_table(folder / "ladder.parquet", lambda: climb_ladder(networks, ladder_media(rows)))
     return rows, ladder
 
