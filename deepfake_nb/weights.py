@@ -206,7 +206,7 @@ OF_REAL_PEOPLE = [
         (
             "edited-faces",
             "clip-tuned",
-            "4452e2e9cb40ba2a082ee60d741f064310d8912adea4e948af9da2c8172eab2b",
+            "8e146b801a08d17c1b2bc0e31cbeb7bccd6bc75c82ba990408ab5790b2a6f879",
             167932,
             REAL_PEOPLE,
         ),
@@ -220,7 +220,7 @@ OF_REAL_PEOPLE = [
         (
             "small-faces",
             "frame-network",
-            "c6fc4095e8838536f0187cb89aaae2e8b9676b09caad6e87c5170001d5b45c3f",
+            "a74445b9b38308bbdd3ae5982893cd7f26fa7ebb0ce862f6435bbd0c67f4012d",
             6858298,
             REAL_PEOPLE,
         ),
