@@ -2953,6 +2953,10 @@ d = {
                 "real_people.html#auc_by_source",
                 "deepfake_nb/real_people.py",
             ),
+            "deepfake_nb.real_people.auc_in_words": (
+                "real_people.html#auc_in_words",
+                "deepfake_nb/real_people.py",
+            ),
             "deepfake_nb.real_people.auc_table": ("real_people.html#auc_table", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.balanced": ("real_people.html#balanced", "deepfake_nb/real_people.py"),
             "deepfake_nb.real_people.blended_features": (

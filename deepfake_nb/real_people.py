@@ -68,6 +68,7 @@ __all__ = [
     "main_predictions",
     "read_predictions_of",
     "auc_table",
+    "auc_in_words",
     "with_generator",
     "verdict_table",
     "model_card",
@@ -347,7 +348,7 @@ def auc_by_source(predictions, by="source", resamples=1000):
     Returns
     -------
     DataFrame
-        ``held_out, source, n, n_fake, people, auc, low, high``.
+        ``held_out, source, n, n_fake, people, auc, low, high``; the ends are NaN where all resamples agree.
     """
     rows = []
     for (held_out, name), part in predictions.groupby(["held_out", by]):
@@ -816,7 +817,7 @@ def auc_table(predictions):
         rows = [with_generator(main, held_out) for held_out in ("people", "source")]
         main = pd.concat(rows).drop(columns="source").rename(columns={"method": "source"})
     found = auc_by_source(main)
-    found["value"] = [f"{r.auc:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in found.itertuples()]
+    found["value"] = [auc_in_words(row) for row in found.itertuples()]
     counts = found.groupby("source")[["n", "people"]].max()
     wide = (
         found.pivot(index="source", columns="held_out", values="value")
@@ -824,6 +825,11 @@ def auc_table(predictions):
         .fillna("")
     )
     return counts.join(wide.add_suffix(" left out")).reset_index().rename(columns={"source": "media"})
+
+
+def auc_in_words(row):
+    """An AUC with its interval, where the data can tell one."""
+    return f"{row.auc:.2f}" + (f" [{row.low:.2f}, {row.high:.2f}]" if np.isfinite(row.low) else "")
 
 
 def with_generator(main, held_out):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from deepfake_nb.leaderboard import headline_table
 from deepfake_nb.published import VERDICTS, compare_with_published, summary
-from deepfake_nb.real_people import auc_by_source, main_predictions
+from deepfake_nb.real_people import auc_by_source, auc_in_words, main_predictions
 from deepfake_nb.study import InputError, load_results, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,11 +35,6 @@ WORDS = {
     "ffpp_c40": "FaceForensics++, c40", "modern_swap": "five modern swaps", "classic_swap": "3D-model and thin-plate swaps",
     "lip_sync": "new lips", "openforensics": "OpenForensics, images",
 }  # fmt: skip
-
-
-def interval(row) -> str:
-    """An AUC with its interval."""
-    return f"{row.auc:.2f} [{row.low:.2f}, {row.high:.2f}]"
 
 
 def detectors() -> str:
@@ -69,7 +64,7 @@ def detectors() -> str:
         ]
         first = next((row for row in known if row is not None), None)
         if first is not None:
-            cells = ["" if row is None else interval(row) for row in known]
+            cells = ["" if row is None else auc_in_words(row) for row in known]
             lines.append(f"| {words} | {first.n} ({first.people}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
