@@ -490,22 +490,22 @@ def inversion_loss(protocol, encoder, weights="hub"):
 class InversionSettings:
     """Settings of the code search; the defaults are the papers' (Delmas et al. 2023, section 3.2; Zhu et al. 2020, code).
 
-        Parameters
-        ----------
-        steps : int
-            Of Adam; 0 keeps the encoder's prediction.
-        learning_rate : float
-        batch_size : int
-            Images optimised together; affects only the run time.
-        stall : int
-            Stop an image after this many steps with too little gain; 0 disables early stopping.
-        least_gain : float
-            Relative decrease of the loss required over `stall` steps.
-        precision : {"float32", "bf16", "auto"}
-            ``auto`` is bf16 on GPUs that support it, and float32 on CPUs, where such small maps gain nothing. The final
-    loss is always computed in float32.
-        capture : bool
-            On CUDA, record a step once and replay it (not with `stall`).
+    Parameters
+    ----------
+    steps : int
+        Of Adam; 0 keeps the encoder's prediction.
+    learning_rate : float
+    batch_size : int
+        Images optimised together; affects only the run time.
+    stall : int
+        Stop an image after this many steps with too little gain; 0 disables early stopping.
+    least_gain : float
+        Relative decrease of the loss required over `stall` steps.
+    precision : {"float32", "bf16", "auto"}
+        ``auto`` is bf16 on GPUs that support it, and float32 on CPUs, where such small maps gain nothing. The final
+        loss is always computed in float32.
+    capture : bool
+        On CUDA, record a step once and replay it (not with `stall`).
     """
 
     steps: int = 100

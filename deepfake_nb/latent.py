@@ -460,30 +460,30 @@ def train_head(
 ):  # fmt: skip
     """Train one of the paper's classifiers on codes (LatentForensics, section 4.2.2).
 
-        Parameters
-        ----------
-        name : {"RF", "LR", "MLP-2", "MLP-5"}
-        codes, labels : arrays, shapes (N, D) and (N,)
-        validation : tuple of codes and labels
-            For choosing a network's epoch; not used by a forest.
-        epochs, patience, batch_size, momentum
-            Of networks, at the paper's learning rate of 5e-4: maximum number of epochs, epochs without a lower validation
-    loss before early stopping.
-        seed, trees, levels, jobs : int
-            Trees of a forest, ranks available as split points (see `Ranks`), and threads for fitting; -1 for all cores.
-        device : torch.device or str
-            Device for training a network; a forest is fitted on the CPU.
+    Parameters
+    ----------
+    name : {"RF", "LR", "MLP-2", "MLP-5"}
+    codes, labels : arrays, shapes (N, D) and (N,)
+    validation : tuple of codes and labels
+        For choosing a network's epoch; not used by a forest.
+    epochs, patience, batch_size, momentum
+        Of networks, at the paper's learning rate of 5e-4: maximum number of epochs, epochs without a lower validation
+        loss before early stopping.
+    seed, trees, levels, jobs : int
+        Trees of a forest, ranks available as split points (see `Ranks`), and threads for fitting; -1 for all cores.
+    device : torch.device or str
+        Device for training a network; a forest is fitted on the CPU.
 
-        Returns
-        -------
-        LightHead
+    Returns
+    -------
+    LightHead
 
-        Raises
-        ------
-        UsageError
-            There is no such classifier.
-        InputError
-            The training codes have only one label, or codes contain NaN or infinite values.
+    Raises
+    ------
+    UsageError
+        There is no such classifier.
+    InputError
+        The training codes have only one label, or codes contain NaN or infinite values.
     """
     check_lesson(name, labels)
     began = time.perf_counter()
