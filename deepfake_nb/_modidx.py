@@ -866,8 +866,16 @@ d = {
                 "detector_training.html#detectorsettings.rate_at",
                 "deepfake_nb/detector_training.py",
             ),
+            "deepfake_nb.detector_training.as_input": (
+                "detector_training.html#as_input",
+                "deepfake_nb/detector_training.py",
+            ),
             "deepfake_nb.detector_training.blended_pair": (
                 "detector_training.html#blended_pair",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.device_of": (
+                "detector_training.html#device_of",
                 "deepfake_nb/detector_training.py",
             ),
             "deepfake_nb.detector_training.drawn": (
@@ -912,6 +920,10 @@ d = {
             ),
             "deepfake_nb.detector_training.train_detector": (
                 "detector_training.html#train_detector",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.training_device": (
+                "detector_training.html#training_device",
                 "deepfake_nb/detector_training.py",
             ),
             "deepfake_nb.detector_training.training_media": (
@@ -3778,10 +3790,6 @@ d = {
             ),
             "deepfake_nb.self_blending_study.BlendedPairs.pair": (
                 "self_blending.html#blendedpairs.pair",
-                "deepfake_nb/self_blending_study.py",
-            ),
-            "deepfake_nb.self_blending_study.as_input": (
-                "self_blending.html#as_input",
                 "deepfake_nb/self_blending_study.py",
             ),
             "deepfake_nb.self_blending_study.batches_ahead": (

@@ -13,6 +13,9 @@ __all__ = [
     "blended_pair",
     "forgery_and_genuine",
     "parameter_groups",
+    "training_device",
+    "device_of",
+    "as_input",
     "one_worker",
     "step_batches",
     "train_detector",
@@ -26,6 +29,7 @@ __all__ = [
 # %% ../nbs/09_detector_training.ipynb #16eb06c9
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -200,16 +204,33 @@ def parameter_groups(body, head, settings):
     ]  # fmt: skip
 
 
+def training_device():
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(network):
+    """The device that a network's weights are on; the CPU for one without weights."""
+    return next(network.parameters(), torch.empty(0)).device
+
+
+def as_input(images, device="cpu"):
+    """Images uint8 (N, S, S, 3) as network input, float32 (N, 3, S, S) in [0, 1]."""
+    return torch.as_tensor(images).to(device).permute(0, 3, 1, 2).float() / 255
+
+
 def one_worker(_):
     """Limit the process that makes batches to one thread."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 
-def step_batches(batches, start):
-    """The batches from a step on, made by another process while the network computes."""
+def step_batches(batches, start, workers=1):
+    """The batches from a step on, made by other processes while the network computes; the same for any number of them."""
     rest = torch.utils.data.Subset(batches, range(start, len(batches)))
-    loader = DataLoader(rest, batch_size=None, num_workers=1, prefetch_factor=3, worker_init_fn=one_worker)
+    loader = DataLoader(
+        rest, batch_size=None, num_workers=workers, prefetch_factor=3, worker_init_fn=one_worker
+    )
     with one_opencv_thread():
         return iter(loader)
 
@@ -255,11 +276,13 @@ def train_detector(
     records = restore(folder, settings, changing, optimizer)
     compute, began = network if compute is None else compute, time.monotonic()
     network.train()
-    for step, (images, labels) in enumerate(step_batches(batches, len(records)), start=len(records)):
+    device = body[0].device
+    workers = 1 if device.type == "cpu" else max(1, (os.cpu_count() or 2) - 1)
+    for step, (images, labels) in enumerate(step_batches(batches, len(records), workers), start=len(records)):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * settings.rate_at(step)
-        logits = compute(torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255)
-        labels = torch.as_tensor(labels)
+        logits = compute(as_input(images, device))
+        labels = torch.as_tensor(labels, device=device)
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -358,11 +381,12 @@ def predict_files(network, files, *, most=12, batch_size=32, output=None, tell=N
         Outputs for each file, shape (faces, ...).
     """
     output, found, waiting, owners = output or network, [[] for _ in files], [], []
+    device = device_of(network)
 
     def flush():
         if waiting:
-            faces = torch.from_numpy(np.stack(waiting)).permute(0, 3, 1, 2).float() / 255
-            for place, row in zip(owners, output(faces).float().cpu().numpy(), strict=True):
+            rows = output(as_input(np.stack(waiting), device)).float().cpu().numpy()
+            for place, row in zip(owners, rows, strict=True):
                 found[place].append(row)
             waiting.clear(), owners.clear()
 

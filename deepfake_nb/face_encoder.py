@@ -298,7 +298,7 @@ def class_tokens(encoder, pixels, blocks):
 
 
 # %% ../nbs/08_face_encoder.ipynb #f6e78172
-def load_face_encoder(clip_file, tensors=None, precision="float32"):
+def load_face_encoder(clip_file, tensors=None, precision="float32", device="cpu"):
     """CLIP's encoder as a detector.
 
     Parameters
@@ -308,7 +308,8 @@ def load_face_encoder(clip_file, tensors=None, precision="float32"):
     tensors : dict of str to tensor, optional
         See `tuned_tensors`; without them the LayerNorms are CLIP's own and the head is random.
     precision : {"float32", "mixed", "auto"}
-        "mixed" keeps all but the LayerNorms and the head in bfloat16; "auto" does so where the processor is fast at it.
+        "mixed" keeps all but the LayerNorms and the head in bfloat16; "auto" does so where the device is fast at it.
+    device : torch.device or str
 
     Returns
     -------
@@ -323,8 +324,8 @@ def load_face_encoder(clip_file, tensors=None, precision="float32"):
     network = FaceEncoder(load_clip(clip_file))
     if tensors is not None:
         load_tuned(network, tensors)
-    in_precision(network.encoder, precision)
-    return network.eval()
+    in_precision(network.encoder, precision, device)
+    return network.to(device).eval()
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from .corpus import MARGIN, SIZE, STORED, crop_with_margin, read_crops, stable_number
+from .detector_training import as_input
 from .encoders import clip_input, load_clip
 from .face_encoder import in_precision
 from .faces import align_ffhq, ffhq_transform, transform_points
@@ -144,7 +145,7 @@ def embed(encoder, faces):
             pixels, return_prefix_tokens=True, intermediates_only=True
         )
         return [tokens[:, 0].float().cpu().numpy() for _, tokens in found]
-    pixels = torch.as_tensor(wider(faces), device=weight.device).permute(0, 3, 1, 2).float() / 255
+    pixels = as_input(wider(faces), weight.device)
     scale = encoder.network.pretrained_cfg
     mean, std = (torch.tensor(scale[n], device=weight.device).view(3, 1, 1) for n in ("mean", "std"))
     maps = encoder.network.forward_intermediates((pixels - mean) / std, intermediates_only=True)

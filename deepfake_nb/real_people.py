@@ -130,8 +130,11 @@ from .degradations import jpeg
 from deepfake_nb.detector_training import (
     Batches,
     DetectorSettings,
+    as_input,
+    device_of,
     predict_files,
     train_detector,
+    training_device,
     training_media,
     training_portraits,
 )
@@ -148,7 +151,15 @@ from deepfake_nb.face_encoder import (
 from .frame_network import FrameNetwork
 from .metrics import auc_by_person
 from .self_blending import picture_changes, random_view, through_changes
-from .study import UsageError, atomic_path, cache_dir, random_stream, sha256_of, write_json
+from deepfake_nb.study import (
+    UsageError,
+    atomic_path,
+    cache_dir,
+    device_name,
+    random_stream,
+    sha256_of,
+    write_json,
+)
 from .video import read_frames, recompress_frames
 from deepfake_nb.weights import (
     REAL_AND_GENERATED,
@@ -234,7 +245,7 @@ def tune_clip(table, settings, folder, start=None, tell=None):
     if path.is_file():
         return read_state_dict(path)
     torch.manual_seed(settings.seed)
-    network = load_face_encoder(fetch("clip-vit-b16"), start, precision="auto")
+    network = load_face_encoder(fetch("clip-vit-b16"), start, "auto", training_device())
     norms, head = freeze_all_but_norms(network)
     batches = Batches(table.reset_index(drop=True), settings, SOURCE_WEIGHTS)
     with patch_dropout(network.encoder, settings.patch_dropout):
@@ -515,9 +526,9 @@ def tokens_of(network, faces, tell=None):
     """Class tokens of faces uint8 (SIZE, SIZE, 3), float32 (N, blocks, width)."""
     found = []
     for start in range(0, len(faces), 32):
-        batch = torch.from_numpy(np.stack(faces[start : start + 32])).permute(0, 3, 1, 2).float() / 255
+        batch = as_input(np.stack(faces[start : start + 32]), device_of(network))
         with torch.inference_mode():
-            found.append(network.forward_features(batch).float().numpy())
+            found.append(network.forward_features(batch).float().cpu().numpy())
         if tell:
             tell(start)
     return np.concatenate(found).reshape(len(faces), len(network.blocks), -1)
@@ -611,9 +622,7 @@ def blended_features(network, table, settings=SMALL_BLENDS, tell=None):
     batches, found, labels = Batches(training_portraits(table).reset_index(drop=True), settings), [], []
     for step in range(settings.steps):
         images, label = batches[step]
-        found.append(
-            network.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255).numpy()
-        )
+        found.append(network.forward_features(as_input(images)).numpy())
         labels.append(label)
         if tell:
             tell(step)
@@ -928,11 +937,13 @@ def against_genuine(rows):
 
 def made_in_words(name, made):
     """How a detector was made, from its ``training.json``."""
-    lines = [f"`deepfake-nb train-detector {name} --data-root DIR --seed {made['seed']}`"]
+    effort = made.get("effort", 1)
+    more = "" if effort == 1 else f" --effort {effort:g}"
+    lines = [f"`deepfake-nb train-detector {name} --data-root DIR --seed {made['seed']}{more}`"]
     for stage, about in made.get("stages", {}).items():
         hours = about["seconds"] / 3600
         lines.append(
-            f"- {stage}: {about['steps']} steps, {hours:.2f} hours on two cores, loss {about['first_loss']:.2f} to {about['last_loss']:.2f}"
+            f"- {stage}: {about['steps']} steps, {hours:.2f} hours on {made['device']}, loss {about['first_loss']:.2f} to {about['last_loss']:.2f}"
         )
     lines += [f"- {note}" for note in made.get("notes", ())]
     return "\n".join(lines)
@@ -1022,7 +1033,7 @@ def climb_ladder(networks, rows, jobs=2):
             cut = [faces[:, margin : margin + SIZE, margin : margin + SIZE] for faces in versions.values()]
             whole = np.concatenate([faces for faces in cut if len(faces)])
             with torch.inference_mode():
-                logits = networks[row.fold](torch.from_numpy(whole).permute(0, 3, 1, 2).float() / 255).numpy()
+                logits = networks[row.fold](as_input(whole, device_of(networks[row.fold]))).cpu().numpy()
             ends = np.cumsum([len(faces) for faces in cut])
             parts = np.split(logits, ends[:-1])
             found += [
@@ -1075,7 +1086,8 @@ def judge_edited_faces(table, folder, tuned, average):
     """
     folder, clip = Path(folder), fetch("clip-vit-b16")
     networks = {
-        fold: load_face_encoder(clip, tensors, precision="auto") for fold, tensors in enumerate(tuned)
+        fold: load_face_encoder(clip, tensors, "auto", training_device())
+        for fold, tensors in enumerate(tuned)
     }
     parts = [
         kept_table(
@@ -1084,7 +1096,7 @@ def judge_edited_faces(table, folder, tuned, average):
         )
         for fold, network in networks.items()
     ]
-    final = load_face_encoder(clip, average, precision="auto")
+    final = load_face_encoder(clip, average, "auto", training_device())
     portraits = kept_table(folder / "portraits.parquet", lambda: with_logits(final, some_portraits(table)))
     offsets = kept_table(folder / "offsets.parquet", lambda: offsets_of(networks, portraits)).offset
     rows = pd.concat(parts, ignore_index=True)
@@ -1158,13 +1170,16 @@ def losses_of(folder):
 
 
 # %% ../nbs/09_real_people.ipynb #ffabb2cf
-def make_edited_faces(table, out, seed=1, tell=None, blends=BLENDS, forgeries=FORGERIES):
-    """Train, judge, calibrate and write `edited-faces`; the weight file."""
+def make_edited_faces(table, out, seed=1, tell=None, effort=1.0, blends=BLENDS, forgeries=FORGERIES):
+    """Train, evaluate, calibrate and write `edited-faces`; the weight file."""
     work = Path(out) / "work"
+    blends, forgeries = (replace(stage, steps=round(effort * stage.steps)) for stage in (blends, forgeries))
     average, tuned = train_edited_faces(table, work, seed, blends, forgeries, tell)
     rows, ladder = judge_edited_faces(table, work, tuned, average)
     made = {
         "seed": seed,
+        "effort": effort,
+        "device": device_name(),
         "stages": {s: losses_of(work / s) for s in ("blends", *(f"fold{f}" for f in range(FOLDS)))},
     }
     scored = video_and_picture_rows(rows, list(rows.logits)).drop(columns="logits")
@@ -1173,8 +1188,8 @@ def make_edited_faces(table, out, seed=1, tell=None, blends=BLENDS, forgeries=FO
     )
 
 
-def make_small_faces(table, out, seed=1, tell=None):
-    """Train, judge, calibrate and write `small-faces`; the weight file."""
+def make_small_faces(table, out, seed=1, tell=None, effort=1.0):
+    """Train, evaluate, calibrate and write `small-faces`; the weight file."""
     network = small_network()
     say = (lambda step: tell("blends", step, {})) if tell else None
     blends = blended_features(network, table, replace(SMALL_BLENDS, seed=seed), say)
@@ -1212,11 +1227,11 @@ def make_small_faces(table, out, seed=1, tell=None):
 
 
 # %% ../nbs/09_real_people.ipynb #ebe41b1c
-def make_generated_faces(table, out, seed=1, tell=None):
-    """Train, judge, calibrate and write `generated-faces`; the weight file."""
+def make_generated_faces(table, out, seed=1, tell=None, effort=1.0):
+    """Train, evaluate, calibrate and write `generated-faces`; the weight file."""
     work, rows = Path(out) / "work", generated_rows(table)
     work.mkdir(parents=True, exist_ok=True)
-    network = ClipProbe(PROBE_BLOCKS).complete(fetch("clip-vit-b16"))
+    network = ClipProbe(PROBE_BLOCKS).complete(fetch("clip-vit-b16")).to(training_device())
     say = (lambda done: tell("tokens", done, {})) if tell else None
     plain = kept_array(work / "plain.npy", lambda: probe_tokens(network, list(rows.crops), tell=say))
     trained = rows.trained.to_numpy()
@@ -1303,7 +1318,7 @@ MAKERS = {
 }
 
 
-def make_detector(name, root, out, seed=1, jobs=2, tell=None):
+def make_detector(name, root, out, seed=1, jobs=2, tell=None, effort=1.0):
     """Make one of the detectors that ship, from a folder of sources.
 
     Parameters
@@ -1319,6 +1334,9 @@ def make_detector(name, root, out, seed=1, jobs=2, tell=None):
         Processes that look for faces.
     tell : callable, optional
         Receives stage, step and record.
+    effort : float
+        Training steps of `edited-faces`, relative to those that the one in the package got; a GPU has time for 10.
+        The other two have no training steps.
 
     Returns
     -------
@@ -1334,4 +1352,4 @@ def make_detector(name, root, out, seed=1, jobs=2, tell=None):
     """
     if name not in MAKERS:
         raise UsageError(f"There is no detector {name!r} to train. Choose one of: {', '.join(MAKERS)}.")
-    return MAKERS[name](open_corpus(root, jobs), out, seed, tell)
+    return MAKERS[name](open_corpus(root, jobs), out, seed, tell, effort)

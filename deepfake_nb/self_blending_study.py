@@ -19,7 +19,6 @@ __all__ = [
     "new_network",
     "batches_ahead",
     "train_on_blends",
-    "as_input",
     "score_files",
     "sources_and_methods",
     "mean_auc",
@@ -40,6 +39,7 @@ import torch.nn.functional as F
 
 from .corpus import MARGIN, SIZE, STORED, crop_with_margin, prepare_crops, read_crops
 from .degradations import jpeg
+from .detector_training import as_input
 from .forgery import SourceFace, swap_face
 from .frame_network import FrameNetwork
 from .generator import renderer_digest
@@ -331,11 +331,6 @@ def train_on_blends(network, pairs, settings, device="cpu", workers=None):
         losses.append(loss.item())
     network.eval()
     return losses
-
-
-def as_input(images, device):
-    """Images uint8 (N, S, S, 3) as network input, float32 (N, 3, S, S) in [0, 1]."""
-    return torch.as_tensor(images, device=device).permute(0, 3, 1, 2).float() / 255
 
 
 # %% ../nbs/45_self_blending.ipynb #90157a93

@@ -158,11 +158,21 @@ def test_every_rung_shows_the_face(clip):
     assert worst > mild > 0
 
 
+class MeanBrightness(torch.nn.Module):
+    def forward(self, faces):
+        return faces.mean((1, 2, 3))
+
+
+class Unused(torch.nn.Module):
+    def forward(self, faces):
+        pytest.fail("a network was used on a person of its training data")
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_ladder_asks_the_network_that_left_the_person_out(clip, tmp_path, monkeypatch, jobs):
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
     rows = pd.DataFrame({"path": [str(clip)], "media": ["person.mp4"], "label": [0], "person": ["p"], "source": ["s"], "fold": [1]})  # fmt: skip
-    networks = {0: lambda faces: pytest.fail("asked"), 1: lambda faces: faces.mean((1, 2, 3))}
+    networks = {0: Unused(), 1: MeanBrightness()}
     found = climb_ladder(networks, rows, jobs=jobs)
     assert set(found.version) == {"original", *real_people.LADDER}
     assert found.score.between(0, 1).all() and found.face_score.between(0, 1).all()
@@ -197,7 +207,7 @@ def test_a_generator_that_is_left_out_is_judged_by_a_probe_without_it():
     assert set(found.against) == {"", "one", "two"}
 
 
-class Sharpness:
+class Sharpness(torch.nn.Module):
     """Stands for a probe's network: its one token is how much neighbouring pixels differ."""
 
     blocks = (0,)
@@ -230,7 +240,7 @@ def written(tmp_path_factory):
     from deepfake_nb.face_encoder import ClipProbe
 
     out = tmp_path_factory.mktemp("detector")
-    made = {"seed": 1, "stages": {"blends": {"steps": 3, "seconds": 60, "first_loss": 0.7, "last_loss": 0.5}}}
+    made = {"seed": 1, "device": "cpu (2 cores)", "stages": {"blends": {"steps": 3, "seconds": 60, "first_loss": 0.7, "last_loss": 0.5}}}
     rows = predictions()
     ladder = pd.DataFrame({"media": np.repeat(rows.media.unique()[:20], 2), "version": ["original", "crf 38"] * 20, "label": np.repeat([0, 1] * 10, 2), "person": np.repeat([f"p{n}" for n in range(20)], 2), "source": "s", "score": np.tile([0.3, 0.4], 20), "face_score": np.tile([0.2, 0.4], 20)})  # fmt: skip
     write_detector(
