@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-from deepfake_nb.generator import as_inputs, shipped_networks
-from deepfake_nb.inversion import InversionSettings, inversion_loss, invert, rendered_faces
+from deepfake_nb.generator import shipped_networks
+from deepfake_nb.inversion import InversionSettings, inversion_loss, invert
 from deepfake_nb.latent import train_head
+from deepfake_nb.portraits import as_inputs, rendered_faces
 
 STEPS = 100
 TOGETHER, ALONE = 16, 3

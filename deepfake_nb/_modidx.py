@@ -201,7 +201,6 @@ d = {
             "deepfake_nb.builds._Journal.add": ("builds.html#_journal.add", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._Journal.compact": ("builds.html#_journal.compact", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._Journal.is_done": ("builds.html#_journal.is_done", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._at_work": ("builds.html#_at_work", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._build_file": ("builds.html#_build_file", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._build_files": ("builds.html#_build_files", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._cannot_write": ("builds.html#_cannot_write", "deepfake_nb/builds.py"),
@@ -209,14 +208,11 @@ d = {
             "deepfake_nb.builds._check_settings": ("builds.html#_check_settings", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._check_splits": ("builds.html#_check_splits", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._counts": ("builds.html#_counts", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._dask_client": ("builds.html#_dask_client", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._detector": ("builds.html#_detector", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._drop_duplicates": ("builds.html#_drop_duplicates", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._end_with": ("builds.html#_end_with", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._find_tracks": ("builds.html#_find_tracks", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._label_problems": ("builds.html#_label_problems", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._leak_problems": ("builds.html#_leak_problems", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._living": ("builds.html#_living", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._make_media": ("builds.html#_make_media", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._path_problems": ("builds.html#_path_problems", "deepfake_nb/builds.py"),
             "deepfake_nb.builds._read_manifest": ("builds.html#_read_manifest", "deepfake_nb/builds.py"),
@@ -237,8 +233,8 @@ d = {
             "deepfake_nb.builds._write_build": ("builds.html#_write_build", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.build": ("builds.html#build", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.check": ("builds.html#check", "deepfake_nb/builds.py"),
+            "deepfake_nb.builds.check_makers": ("builds.html#check_makers", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.load_manifest": ("builds.html#load_manifest", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.many_workers": ("builds.html#many_workers", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.plan": ("builds.html#plan", "deepfake_nb/builds.py"),
             "deepfake_nb.builds.read_settings": ("builds.html#read_settings", "deepfake_nb/builds.py"),
         },
@@ -252,22 +248,6 @@ d = {
                 "deepfake_nb/calibration.py",
             ),
             "deepfake_nb.calibration.Decision": ("calibration.html#decision", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.Familiarity": (
-                "calibration.html#familiarity",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Familiarity.as_dict": (
-                "calibration.html#familiarity.as_dict",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Familiarity.distance": (
-                "calibration.html#familiarity.distance",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Familiarity.what_differs": (
-                "calibration.html#familiarity.what_differs",
-                "deepfake_nb/calibration.py",
-            ),
             "deepfake_nb.calibration.MediaCalibration": (
                 "calibration.html#mediacalibration",
                 "deepfake_nb/calibration.py",
@@ -313,12 +293,7 @@ d = {
                 "calibration.html#reading.threshold",
                 "deepfake_nb/calibration.py",
             ),
-            "deepfake_nb.calibration.Threshold": ("calibration.html#threshold", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.by_person": ("calibration.html#by_person", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.can_be_used": (
-                "calibration.html#can_be_used",
-                "deepfake_nb/calibration.py",
-            ),
             "deepfake_nb.calibration.check_ladder": (
                 "calibration.html#check_ladder",
                 "deepfake_nb/calibration.py",
@@ -335,32 +310,12 @@ d = {
                 "calibration.html#decision_for",
                 "deepfake_nb/calibration.py",
             ),
-            "deepfake_nb.calibration.detail_statistics": (
-                "calibration.html#detail_statistics",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.distances_of_others": (
-                "calibration.html#distances_of_others",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.distances_to": (
-                "calibration.html#distances_to",
-                "deepfake_nb/calibration.py",
-            ),
             "deepfake_nb.calibration.drawn_lines": (
                 "calibration.html#drawn_lines",
                 "deepfake_nb/calibration.py",
             ),
-            "deepfake_nb.calibration.face_statistics": (
-                "calibration.html#face_statistics",
-                "deepfake_nb/calibration.py",
-            ),
             "deepfake_nb.calibration.fit_combination": (
                 "calibration.html#fit_combination",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.fit_familiarity": (
-                "calibration.html#fit_familiarity",
                 "deepfake_nb/calibration.py",
             ),
             "deepfake_nb.calibration.fit_lines": ("calibration.html#fit_lines", "deepfake_nb/calibration.py"),
@@ -368,35 +323,17 @@ d = {
                 "calibration.html#fit_media_calibration",
                 "deepfake_nb/calibration.py",
             ),
-            "deepfake_nb.calibration.fitted_spread": (
-                "calibration.html#fitted_spread",
-                "deepfake_nb/calibration.py",
-            ),
             "deepfake_nb.calibration.flips": ("calibration.html#flips", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.in_six_figures": (
-                "calibration.html#in_six_figures",
-                "deepfake_nb/calibration.py",
-            ),
             "deepfake_nb.calibration.joined": ("calibration.html#joined", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.ladder_effects": (
                 "calibration.html#ladder_effects",
                 "deepfake_nb/calibration.py",
             ),
-            "deepfake_nb.calibration.limits_of": ("calibration.html#limits_of", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.line_of": ("calibration.html#line_of", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.merged_score": (
                 "calibration.html#merged_score",
                 "deepfake_nb/calibration.py",
             ),
-            "deepfake_nb.calibration.noise_statistics": (
-                "calibration.html#noise_statistics",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.opponent_channels": (
-                "calibration.html#opponent_channels",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.percent": ("calibration.html#percent", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.read_calibrations": (
                 "calibration.html#read_calibrations",
                 "deepfake_nb/calibration.py",
@@ -405,32 +342,8 @@ d = {
                 "calibration.html#read_combination",
                 "deepfake_nb/calibration.py",
             ),
-            "deepfake_nb.calibration.read_familiarity": (
-                "calibration.html#read_familiarity",
-                "deepfake_nb/calibration.py",
-            ),
             "deepfake_nb.calibration.read_one": ("calibration.html#read_one", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.residual": ("calibration.html#residual", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.shifted": ("calibration.html#shifted", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.spectrum": ("calibration.html#spectrum", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.texture_network": (
-                "calibration.html#texture_network",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.texture_statistics": (
-                "calibration.html#texture_statistics",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.threshold_for": (
-                "calibration.html#threshold_for",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.threshold_in_words": (
-                "calibration.html#threshold_in_words",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.unpacked": ("calibration.html#unpacked", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.whitened": ("calibration.html#whitened", "deepfake_nb/calibration.py"),
             "deepfake_nb.calibration.with_ladder": (
                 "calibration.html#with_ladder",
                 "deepfake_nb/calibration.py",
@@ -452,10 +365,19 @@ d = {
             "deepfake_nb.camera.Pace": ("camera.html#pace", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.Pace.__init__": ("camera.html#pace.__init__", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.Pace.tick": ("camera.html#pace.tick", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Tally": ("camera.html#tally", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Tally.__init__": ("camera.html#tally.__init__", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Tally.note": ("camera.html#tally.note", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Tally.summed_up": ("camera.html#tally.summed_up", "deepfake_nb/camera.py"),
+            "deepfake_nb.camera.RunningTotals": ("camera.html#runningtotals", "deepfake_nb/camera.py"),
+            "deepfake_nb.camera.RunningTotals.__init__": (
+                "camera.html#runningtotals.__init__",
+                "deepfake_nb/camera.py",
+            ),
+            "deepfake_nb.camera.RunningTotals.note": (
+                "camera.html#runningtotals.note",
+                "deepfake_nb/camera.py",
+            ),
+            "deepfake_nb.camera.RunningTotals.summed_up": (
+                "camera.html#runningtotals.summed_up",
+                "deepfake_nb/camera.py",
+            ),
             "deepfake_nb.camera.Watched": ("camera.html#watched", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.Watched.as_dict": ("camera.html#watched.as_dict", "deepfake_nb/camera.py"),
             "deepfake_nb.camera.Window": ("camera.html#window", "deepfake_nb/camera.py"),
@@ -727,6 +649,7 @@ d = {
                 "decisions.html#calibration.as_dict",
                 "deepfake_nb/decisions.py",
             ),
+            "deepfake_nb.decisions.Threshold": ("decisions.html#threshold", "deepfake_nb/decisions.py"),
             "deepfake_nb.decisions.as_logits": ("decisions.html#as_logits", "deepfake_nb/decisions.py"),
             "deepfake_nb.decisions.decision_threshold": (
                 "decisions.html#decision_threshold",
@@ -745,12 +668,25 @@ d = {
                 "decisions.html#fit_staircase",
                 "deepfake_nb/decisions.py",
             ),
+            "deepfake_nb.decisions.in_six_figures": (
+                "decisions.html#in_six_figures",
+                "deepfake_nb/decisions.py",
+            ),
+            "deepfake_nb.decisions.percent": ("decisions.html#percent", "deepfake_nb/decisions.py"),
             "deepfake_nb.decisions.read_calibration": (
                 "decisions.html#read_calibration",
                 "deepfake_nb/decisions.py",
             ),
             "deepfake_nb.decisions.scores_for_calibration": (
                 "decisions.html#scores_for_calibration",
+                "deepfake_nb/decisions.py",
+            ),
+            "deepfake_nb.decisions.threshold_for": (
+                "decisions.html#threshold_for",
+                "deepfake_nb/decisions.py",
+            ),
+            "deepfake_nb.decisions.threshold_in_words": (
+                "decisions.html#threshold_in_words",
                 "deepfake_nb/decisions.py",
             ),
         },
@@ -1887,20 +1823,22 @@ d = {
                 "generator.html#batches.__next__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.Desk": ("generator.html#desk", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Desk.__init__": (
-                "generator.html#desk.__init__",
+            "deepfake_nb.generator.CheckpointStore": (
+                "generator.html#checkpointstore",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.Desk.put": ("generator.html#desk.put", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Desk.take": ("generator.html#desk.take", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Duel": ("generator.html#duel", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Duel.__init__": (
-                "generator.html#duel.__init__",
+            "deepfake_nb.generator.CheckpointStore.__init__": (
+                "generator.html#checkpointstore.__init__",
                 "deepfake_nb/generator.py",
             ),
-            "deepfake_nb.generator.Duel.advance": ("generator.html#duel.advance", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Duel.draw": ("generator.html#duel.draw", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.CheckpointStore.load": (
+                "generator.html#checkpointstore.load",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.CheckpointStore.save": (
+                "generator.html#checkpointstore.save",
+                "deepfake_nb/generator.py",
+            ),
             "deepfake_nb.generator.EncoderSettings": (
                 "generator.html#encodersettings",
                 "deepfake_nb/generator.py",
@@ -1917,6 +1855,27 @@ d = {
                 "generator.html#encodertraining.advance",
                 "deepfake_nb/generator.py",
             ),
+            "deepfake_nb.generator.GANTraining": ("generator.html#gantraining", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.GANTraining.__init__": (
+                "generator.html#gantraining.__init__",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.GANTraining.advance": (
+                "generator.html#gantraining.advance",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.GANTraining.draw": (
+                "generator.html#gantraining.draw",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.GeneratorTrainingSettings": (
+                "generator.html#generatortrainingsettings",
+                "deepfake_nb/generator.py",
+            ),
+            "deepfake_nb.generator.GeneratorTrainingSettings.__post_init__": (
+                "generator.html#generatortrainingsettings.__post_init__",
+                "deepfake_nb/generator.py",
+            ),
             "deepfake_nb.generator.Learner": ("generator.html#learner", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.Learner.__init__": (
                 "generator.html#learner.__init__",
@@ -1929,11 +1888,6 @@ d = {
             ),
             "deepfake_nb.generator.Learner.placed": (
                 "generator.html#learner.placed",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.Lesson": ("generator.html#lesson", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Lesson.__post_init__": (
-                "generator.html#lesson.__post_init__",
                 "deepfake_nb/generator.py",
             ),
             "deepfake_nb.generator.Networks": ("generator.html#networks", "deepfake_nb/generator.py"),
@@ -1971,8 +1925,6 @@ d = {
                 "deepfake_nb/generator.py",
             ),
             "deepfake_nb.generator.arguments_of": ("generator.html#arguments_of", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.as_inputs": ("generator.html#as_inputs", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.as_pictures": ("generator.html#as_pictures", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.card_of": ("generator.html#card_of", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.check_pictures": (
                 "generator.html#check_pictures",
@@ -1985,8 +1937,6 @@ d = {
             ),
             "deepfake_nb.generator.follow_mean": ("generator.html#follow_mean", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.identity_of": ("generator.html#identity_of", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.kept_portion": ("generator.html#kept_portion", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.learned": ("generator.html#learned", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.load_network": ("generator.html#load_network", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.load_networks": (
                 "generator.html#load_networks",
@@ -2001,15 +1951,6 @@ d = {
             "deepfake_nb.generator.new_pair": ("generator.html#new_pair", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.pictures_digest": (
                 "generator.html#pictures_digest",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.portraits": ("generator.html#portraits", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.render_portion": (
-                "generator.html#render_portion",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.renderer_digest": (
-                "generator.html#renderer_digest",
                 "deepfake_nb/generator.py",
             ),
             "deepfake_nb.generator.save_network": ("generator.html#save_network", "deepfake_nb/generator.py"),
@@ -2040,6 +1981,7 @@ d = {
                 "deepfake_nb/generator.py",
             ),
             "deepfake_nb.generator.train": ("generator.html#train", "deepfake_nb/generator.py"),
+            "deepfake_nb.generator.train_all": ("generator.html#train_all", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.train_encoder": (
                 "generator.html#train_encoder",
                 "deepfake_nb/generator.py",
@@ -2053,10 +1995,6 @@ d = {
                 "deepfake_nb/generator.py",
             ),
             "deepfake_nb.generator.train_vqvae": ("generator.html#train_vqvae", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.training_pictures": (
-                "generator.html#training_pictures",
-                "deepfake_nb/generator.py",
-            ),
             "deepfake_nb.generator.usual_perceptual": (
                 "generator.html#usual_perceptual",
                 "deepfake_nb/generator.py",
@@ -2159,16 +2097,6 @@ d = {
                 "inversion.html#inversionsettings.uses_bf16",
                 "deepfake_nb/inversion.py",
             ),
-            "deepfake_nb.inversion.PatchNetwork": ("inversion.html#patchnetwork", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.PatchNetwork.__init__": (
-                "inversion.html#patchnetwork.__init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PatchNetwork.forward": (
-                "inversion.html#patchnetwork.forward",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.Perceptual": ("inversion.html#perceptual", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.PublishedLoss": (
                 "inversion.html#publishedloss",
                 "deepfake_nb/inversion.py",
@@ -2235,37 +2163,11 @@ d = {
                 "inversion.html#statedloss.targets",
                 "deepfake_nb/inversion.py",
             ),
-            "deepfake_nb.inversion.VGG16Features": (
-                "inversion.html#vgg16features",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.VGG16Features.__init__": (
-                "inversion.html#vgg16features.__init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.VGG16Features.forward": (
-                "inversion.html#vgg16features.forward",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.answers": ("inversion.html#answers", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.check_starts": ("inversion.html#check_starts", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.descend": ("inversion.html#descend", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.distance_to_units": (
-                "inversion.html#distance_to_units",
-                "deepfake_nb/inversion.py",
-            ),
             "deepfake_nb.inversion.draw": ("inversion.html#draw", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.embedded_perceptual": (
-                "inversion.html#embedded_perceptual",
-                "deepfake_nb/inversion.py",
-            ),
             "deepfake_nb.inversion.find_codes": ("inversion.html#find_codes", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.fit_patch_network": (
-                "inversion.html#fit_patch_network",
-                "deepfake_nb/inversion.py",
-            ),
             "deepfake_nb.inversion.fixed": ("inversion.html#fixed", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.hub_vgg16": ("inversion.html#hub_vgg16", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.inversion_loss": (
                 "inversion.html#inversion_loss",
                 "deepfake_nb/inversion.py",
@@ -2278,38 +2180,13 @@ d = {
                 "deepfake_nb/inversion.py",
             ),
             "deepfake_nb.inversion.no_inversion": ("inversion.html#no_inversion", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.perceptual_distance": (
-                "inversion.html#perceptual_distance",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.perceptual_network": (
-                "inversion.html#perceptual_network",
-                "deepfake_nb/inversion.py",
-            ),
             "deepfake_nb.inversion.picture_keys": ("inversion.html#picture_keys", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.random_patches": (
-                "inversion.html#random_patches",
-                "deepfake_nb/inversion.py",
-            ),
             "deepfake_nb.inversion.read_codes": ("inversion.html#read_codes", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.read_kept": ("inversion.html#read_kept", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.rendered_faces": (
-                "inversion.html#rendered_faces",
-                "deepfake_nb/inversion.py",
-            ),
             "deepfake_nb.inversion.search": ("inversion.html#search", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.searched": ("inversion.html#searched", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.ship_patch_network": (
-                "inversion.html#ship_patch_network",
-                "deepfake_nb/inversion.py",
-            ),
             "deepfake_nb.inversion.store_of": ("inversion.html#store_of", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.tensors_of": ("inversion.html#tensors_of", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.typical_patches": (
-                "inversion.html#typical_patches",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.unit_vectors": ("inversion.html#unit_vectors", "deepfake_nb/inversion.py"),
             "deepfake_nb.inversion.weights_digest": (
                 "inversion.html#weights_digest",
                 "deepfake_nb/inversion.py",
@@ -2595,32 +2472,9 @@ d = {
                 "metrics.html#calibration_columns",
                 "deepfake_nb/metrics.py",
             ),
-            "deepfake_nb.metrics.check_ids": ("metrics.html#check_ids", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.check_predictions": (
-                "metrics.html#check_predictions",
-                "deepfake_nb/metrics.py",
-            ),
             "deepfake_nb.metrics.cluster_codes": ("metrics.html#cluster_codes", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.column_of": ("metrics.html#column_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.counts_of": ("metrics.html#counts_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.crossing": ("metrics.html#crossing", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.doubt_about_decisions": (
-                "metrics.html#doubt_about_decisions",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.doubt_about_direction": (
-                "metrics.html#doubt_about_direction",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.doubt_about_frames": (
-                "metrics.html#doubt_about_frames",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.doubt_about_scale": (
-                "metrics.html#doubt_about_scale",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.doubts_about": ("metrics.html#doubts_about", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.draw_counts": ("metrics.html#draw_counts", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.equal_error_rate": (
                 "metrics.html#equal_error_rate",
@@ -2637,12 +2491,8 @@ d = {
                 "deepfake_nb/metrics.py",
             ),
             "deepfake_nb.metrics.f1_of": ("metrics.html#f1_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.first_bad": ("metrics.html#first_bad", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.folder_of": ("metrics.html#folder_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.four_counts": ("metrics.html#four_counts", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.gap_of_sums": ("metrics.html#gap_of_sums", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.genuine_beside": ("metrics.html#genuine_beside", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.groups_of": ("metrics.html#groups_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.headline": ("metrics.html#headline", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.highest_at": ("metrics.html#highest_at", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.interval_at_the_end": (
@@ -2650,8 +2500,6 @@ d = {
                 "deepfake_nb/metrics.py",
             ),
             "deepfake_nb.metrics.is_defined": ("metrics.html#is_defined", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.is_records": ("metrics.html#is_records", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.label_of": ("metrics.html#label_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.log_loss_column": ("metrics.html#log_loss_column", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.mean_by_scikit_learn": (
                 "metrics.html#mean_by_scikit_learn",
@@ -2663,8 +2511,6 @@ d = {
             "deepfake_nb.metrics.measure_all": ("metrics.html#measure_all", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.measured": ("metrics.html#measured", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.middle": ("metrics.html#middle", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.mixed": ("metrics.html#mixed", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.named_columns": ("metrics.html#named_columns", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.names_of": ("metrics.html#names_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.need": ("metrics.html#need", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.need_probabilities": (
@@ -2677,45 +2523,24 @@ d = {
                 "metrics.html#of_probabilities",
                 "deepfake_nb/metrics.py",
             ),
-            "deepfake_nb.metrics.one_of_each": ("metrics.html#one_of_each", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.pick_column": ("metrics.html#pick_column", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.plain_value": ("metrics.html#plain_value", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.pool": ("metrics.html#pool", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.precision_of": ("metrics.html#precision_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.present": ("metrics.html#present", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.probability_bins": (
                 "metrics.html#probability_bins",
                 "deepfake_nb/metrics.py",
             ),
             "deepfake_nb.metrics.ranking": ("metrics.html#ranking", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.ratio": ("metrics.html#ratio", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.read_any": ("metrics.html#read_any", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.read_json": ("metrics.html#read_json", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.read_json_lines": ("metrics.html#read_json_lines", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.read_parquet": ("metrics.html#read_parquet", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.read_predictions": (
-                "metrics.html#read_predictions",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.read_text_table": ("metrics.html#read_text_table", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.recall_of": ("metrics.html#recall_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.record_of": ("metrics.html#record_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.resampled": ("metrics.html#resampled", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.rows_at": ("metrics.html#rows_at", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.shares_genuine": ("metrics.html#shares_genuine", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.simulated_predictions": (
-                "metrics.html#simulated_predictions",
-                "deepfake_nb/metrics.py",
-            ),
             "deepfake_nb.metrics.smaller_class": ("metrics.html#smaller_class", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.smallest_stratum": (
                 "metrics.html#smallest_stratum",
                 "deepfake_nb/metrics.py",
             ),
-            "deepfake_nb.metrics.table_in_json": ("metrics.html#table_in_json", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.table_of": ("metrics.html#table_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.tail_of": ("metrics.html#tail_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.top_quarter": ("metrics.html#top_quarter", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.trials_behind": ("metrics.html#trials_behind", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.trials_of": ("metrics.html#trials_of", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.true_positive_rate_at": (
@@ -2726,12 +2551,161 @@ d = {
                 "metrics.html#true_positive_rate_of_curve",
                 "deepfake_nb/metrics.py",
             ),
-            "deepfake_nb.metrics.with_decimal_points": (
-                "metrics.html#with_decimal_points",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.with_numbers": ("metrics.html#with_numbers", "deepfake_nb/metrics.py"),
             "deepfake_nb.metrics.within_bounds": ("metrics.html#within_bounds", "deepfake_nb/metrics.py"),
+        },
+        "deepfake_nb.out_of_distribution": {
+            "deepfake_nb.out_of_distribution.OutOfDistribution": (
+                "out_of_distribution.html#outofdistribution",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.OutOfDistribution.as_dict": (
+                "out_of_distribution.html#outofdistribution.as_dict",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.OutOfDistribution.distance": (
+                "out_of_distribution.html#outofdistribution.distance",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.OutOfDistribution.what_differs": (
+                "out_of_distribution.html#outofdistribution.what_differs",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.can_be_used": (
+                "out_of_distribution.html#can_be_used",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.detail_statistics": (
+                "out_of_distribution.html#detail_statistics",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.distances_of_others": (
+                "out_of_distribution.html#distances_of_others",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.distances_to": (
+                "out_of_distribution.html#distances_to",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.face_statistics": (
+                "out_of_distribution.html#face_statistics",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.fit_out_of_distribution": (
+                "out_of_distribution.html#fit_out_of_distribution",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.fitted_spread": (
+                "out_of_distribution.html#fitted_spread",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.limits_of": (
+                "out_of_distribution.html#limits_of",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.noise_statistics": (
+                "out_of_distribution.html#noise_statistics",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.opponent_channels": (
+                "out_of_distribution.html#opponent_channels",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.read_out_of_distribution": (
+                "out_of_distribution.html#read_out_of_distribution",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.residual": (
+                "out_of_distribution.html#residual",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.spectrum": (
+                "out_of_distribution.html#spectrum",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.texture_network": (
+                "out_of_distribution.html#texture_network",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.texture_statistics": (
+                "out_of_distribution.html#texture_statistics",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.unpacked": (
+                "out_of_distribution.html#unpacked",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+            "deepfake_nb.out_of_distribution.whitened": (
+                "out_of_distribution.html#whitened",
+                "deepfake_nb/out_of_distribution.py",
+            ),
+        },
+        "deepfake_nb.perceptual": {
+            "deepfake_nb.perceptual.PatchNetwork": (
+                "perceptual.html#patchnetwork",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.PatchNetwork.__init__": (
+                "perceptual.html#patchnetwork.__init__",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.PatchNetwork.forward": (
+                "perceptual.html#patchnetwork.forward",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.Perceptual": ("perceptual.html#perceptual", "deepfake_nb/perceptual.py"),
+            "deepfake_nb.perceptual.VGG16Features": (
+                "perceptual.html#vgg16features",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.VGG16Features.__init__": (
+                "perceptual.html#vgg16features.__init__",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.VGG16Features.forward": (
+                "perceptual.html#vgg16features.forward",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.distance_to_units": (
+                "perceptual.html#distance_to_units",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.embedded_perceptual": (
+                "perceptual.html#embedded_perceptual",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.fit_patch_network": (
+                "perceptual.html#fit_patch_network",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.hub_responds": (
+                "perceptual.html#hub_responds",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.hub_vgg16": ("perceptual.html#hub_vgg16", "deepfake_nb/perceptual.py"),
+            "deepfake_nb.perceptual.perceptual_distance": (
+                "perceptual.html#perceptual_distance",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.perceptual_network": (
+                "perceptual.html#perceptual_network",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.random_patches": (
+                "perceptual.html#random_patches",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.ship_patch_network": (
+                "perceptual.html#ship_patch_network",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.typical_patches": (
+                "perceptual.html#typical_patches",
+                "deepfake_nb/perceptual.py",
+            ),
+            "deepfake_nb.perceptual.unit_vectors": (
+                "perceptual.html#unit_vectors",
+                "deepfake_nb/perceptual.py",
+            ),
         },
         "deepfake_nb.pictures": {
             "deepfake_nb.pictures.ArraySet": ("pictures.html#arrayset", "deepfake_nb/pictures.py"),
@@ -2802,6 +2776,126 @@ d = {
             "deepfake_nb.pictures.stated_pixels": ("pictures.html#stated_pixels", "deepfake_nb/pictures.py"),
             "deepfake_nb.pictures.to_device": ("pictures.html#to_device", "deepfake_nb/pictures.py"),
             "deepfake_nb.pictures.unreadable": ("pictures.html#unreadable", "deepfake_nb/pictures.py"),
+        },
+        "deepfake_nb.portraits": {
+            "deepfake_nb.portraits.as_inputs": ("portraits.html#as_inputs", "deepfake_nb/portraits.py"),
+            "deepfake_nb.portraits.as_pictures": ("portraits.html#as_pictures", "deepfake_nb/portraits.py"),
+            "deepfake_nb.portraits.kept_portion": ("portraits.html#kept_portion", "deepfake_nb/portraits.py"),
+            "deepfake_nb.portraits.portraits": ("portraits.html#portraits", "deepfake_nb/portraits.py"),
+            "deepfake_nb.portraits.render_portion": (
+                "portraits.html#render_portion",
+                "deepfake_nb/portraits.py",
+            ),
+            "deepfake_nb.portraits.rendered_faces": (
+                "portraits.html#rendered_faces",
+                "deepfake_nb/portraits.py",
+            ),
+            "deepfake_nb.portraits.renderer_digest": (
+                "portraits.html#renderer_digest",
+                "deepfake_nb/portraits.py",
+            ),
+            "deepfake_nb.portraits.training_pictures": (
+                "portraits.html#training_pictures",
+                "deepfake_nb/portraits.py",
+            ),
+        },
+        "deepfake_nb.predictions": {
+            "deepfake_nb.predictions.check_ids": ("predictions.html#check_ids", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.check_predictions": (
+                "predictions.html#check_predictions",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.column_of": ("predictions.html#column_of", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.doubt_about_decisions": (
+                "predictions.html#doubt_about_decisions",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.doubt_about_direction": (
+                "predictions.html#doubt_about_direction",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.doubt_about_frames": (
+                "predictions.html#doubt_about_frames",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.doubt_about_scale": (
+                "predictions.html#doubt_about_scale",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.doubts_about": (
+                "predictions.html#doubts_about",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.first_bad": ("predictions.html#first_bad", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.folder_of": ("predictions.html#folder_of", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.genuine_beside": (
+                "predictions.html#genuine_beside",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.groups_of": ("predictions.html#groups_of", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.is_records": (
+                "predictions.html#is_records",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.label_of": ("predictions.html#label_of", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.mixed": ("predictions.html#mixed", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.named_columns": (
+                "predictions.html#named_columns",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.one_of_each": (
+                "predictions.html#one_of_each",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.pick_column": (
+                "predictions.html#pick_column",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.pool": ("predictions.html#pool", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.present": ("predictions.html#present", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.read_any": ("predictions.html#read_any", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.read_json": ("predictions.html#read_json", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.read_json_lines": (
+                "predictions.html#read_json_lines",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.read_parquet": (
+                "predictions.html#read_parquet",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.read_predictions": (
+                "predictions.html#read_predictions",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.read_text_table": (
+                "predictions.html#read_text_table",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.rows_at": ("predictions.html#rows_at", "deepfake_nb/predictions.py"),
+            "deepfake_nb.predictions.shares_genuine": (
+                "predictions.html#shares_genuine",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.simulated_predictions": (
+                "predictions.html#simulated_predictions",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.table_in_json": (
+                "predictions.html#table_in_json",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.top_quarter": (
+                "predictions.html#top_quarter",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.with_decimal_points": (
+                "predictions.html#with_decimal_points",
+                "deepfake_nb/predictions.py",
+            ),
+            "deepfake_nb.predictions.with_numbers": (
+                "predictions.html#with_numbers",
+                "deepfake_nb/predictions.py",
+            ),
         },
         "deepfake_nb.pretrained_encoder": {
             "deepfake_nb.pretrained_encoder.Encoder": (
@@ -4880,6 +4974,13 @@ d = {
             "deepfake_nb.wheels.remove_leftovers": ("wheels.html#remove_leftovers", "deepfake_nb/wheels.py"),
             "deepfake_nb.wheels.run_watched": ("wheels.html#run_watched", "deepfake_nb/wheels.py"),
             "deepfake_nb.wheels.unavailable": ("wheels.html#unavailable", "deepfake_nb/wheels.py"),
+        },
+        "deepfake_nb.workers": {
+            "deepfake_nb.workers._at_work": ("workers.html#_at_work", "deepfake_nb/workers.py"),
+            "deepfake_nb.workers._dask_client": ("workers.html#_dask_client", "deepfake_nb/workers.py"),
+            "deepfake_nb.workers._end_with": ("workers.html#_end_with", "deepfake_nb/workers.py"),
+            "deepfake_nb.workers._living": ("workers.html#_living", "deepfake_nb/workers.py"),
+            "deepfake_nb.workers.worker_pool": ("workers.html#worker_pool", "deepfake_nb/workers.py"),
         },
         "deepfake_nb.xception": {
             "deepfake_nb.xception.Xception": ("xception.html#xception", "deepfake_nb/xception.py"),

@@ -9,7 +9,6 @@ __all__ = [
     "BuildSettings",
     "read_settings",
     "plan",
-    "many_workers",
     "BuildReport",
     "build",
     "CheckReport",
@@ -26,9 +25,7 @@ import hashlib
 import itertools
 import json
 import os
-import threading
 import time
-import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -55,6 +52,7 @@ from deepfake_nb.study import (
     write_atomically,
     write_json,
 )
+from .workers import worker_pool
 
 
 # %% ../nbs/09_builds.ipynb #004035f0
@@ -112,6 +110,28 @@ class BuildSettings:
 # %% ../nbs/09_builds.ipynb #c8ef4692
 TRACK_SETTINGS = ("frame_stride", "max_frames", "detect_every", "crop_size", "working_size", "threshold")
 
+# %% ../nbs/09_builds.ipynb #a18fe15c
+LEAST = {"seed": 0, "max_frames": 0, "frames": 1}
+LEAST |= dict.fromkeys(("frame_stride", "detect_every", "crop_size", "working_size"), 1)
+
+
+def _check_settings(settings):
+    if settings.limit_order not in ("random", "sorted"):
+        raise UsageError(f"limit_order={settings.limit_order!r} is neither random nor sorted.")
+    for name, least in LEAST.items():
+        if getattr(settings, name) < least:
+            raise UsageError(f"{name} must be at least {least}, not {getattr(settings, name)}.")
+    if not 0 <= settings.threshold <= 1:
+        raise UsageError(f"threshold must lie between 0 and 1, not {settings.threshold}.")
+    read_shares(settings.shares)
+
+
+def _truth(value):
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if str(value).lower() not in words:
+        raise ValueError(value)
+    return words[str(value).lower()]
+
 
 # %% ../nbs/09_builds.ipynb #0b73c1ee
 def read_settings(values=None):
@@ -147,27 +167,19 @@ def read_settings(values=None):
     return settings
 
 
-# %% ../nbs/09_builds.ipynb #a18fe15c
-LEAST = {"seed": 0, "max_frames": 0, "frames": 1}
-LEAST |= dict.fromkeys(("frame_stride", "detect_every", "crop_size", "working_size"), 1)
+# %% ../nbs/09_builds.ipynb #30edd139
+ACROSS_SPLITS = "its two people came to stand on different sides of the identity split"
 
 
-def _check_settings(settings):
-    if settings.limit_order not in ("random", "sorted"):
-        raise UsageError(f"limit_order={settings.limit_order!r} is neither random nor sorted.")
-    for name, least in LEAST.items():
-        if getattr(settings, name) < least:
-            raise UsageError(f"{name} must be at least {least}, not {getattr(settings, name)}.")
-    if not 0 <= settings.threshold <= 1:
-        raise UsageError(f"threshold must lie between 0 and 1, not {settings.threshold}.")
-    read_shares(settings.shares)
+def _check_splits(splits):
+    if splits not in ("official", "identity"):
+        raise UsageError(f"splits={splits!r} is neither official nor identity.")
 
 
-def _truth(value):
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if str(value).lower() not in words:
-        raise ValueError(value)
-    return words[str(value).lower()]
+def _drop_duplicates(manifest, rejected):
+    twice = manifest.media_id.duplicated()
+    extra = [{"path": path, "reason": "another file has the same media_id"} for path in manifest.path[twice]]
+    return manifest[~twice].reset_index(drop=True), [*rejected, *extra]
 
 
 # %% ../nbs/09_builds.ipynb #b9309ded
@@ -211,19 +223,31 @@ def plan(source, root, limit=None, splits="official", settings=None):
     return manifest[~across].reset_index(drop=True), rejected
 
 
-# %% ../nbs/09_builds.ipynb #30edd139
-ACROSS_SPLITS = "its two people came to stand on different sides of the identity split"
+# %% ../nbs/09_builds.ipynb #9d439bd5
+def _trouble(error):
+    """Whether an error comes from the disk, the file, or our code, where a later run may succeed."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, OSError) and cause.errno in DISK_ERRORS for cause in causes):
+        return {"stop": str(next((cause for cause in causes if isinstance(cause, InputError)), error))}
+    if isinstance(error, InputError):
+        return {"rejected": str(error)}
+    if isinstance(error, OSError):
+        return {"rejected": f"cannot be read ({error.strerror or error})"}
+    return {"rejected": f"failed unexpectedly ({type(error).__name__}: {error})", "again": True}
 
 
-def _check_splits(splits):
-    if splits not in ("official", "identity"):
-        raise UsageError(f"splits={splits!r} is neither official nor identity.")
+def _causes(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _drop_duplicates(manifest, rejected):
-    twice = manifest.media_id.duplicated()
-    extra = [{"path": path, "reason": "another file has the same media_id"} for path in manifest.path[twice]]
-    return manifest[~twice].reset_index(drop=True), [*rejected, *extra]
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def _source_state(path):
+    status = os.stat(path)
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 # %% ../nbs/09_builds.ipynb #d9315d64
@@ -292,31 +316,16 @@ def _build_file(job):
     return result | {"seconds": round(time.perf_counter() - started, 3)}
 
 
-# %% ../nbs/09_builds.ipynb #9d439bd5
-def _trouble(error):
-    """Whether an error comes from the disk, the file, or our code, where a later run may succeed."""
-    causes = list(_causes(error))
-    if any(isinstance(cause, OSError) and cause.errno in DISK_ERRORS for cause in causes):
-        return {"stop": str(next((cause for cause in causes if isinstance(cause, InputError)), error))}
-    if isinstance(error, InputError):
-        return {"rejected": str(error)}
-    if isinstance(error, OSError):
-        return {"rejected": f"cannot be read ({error.strerror or error})"}
-    return {"rejected": f"failed unexpectedly ({type(error).__name__}: {error})", "again": True}
+# %% ../nbs/09_builds.ipynb #eff6a3c3
+def _cannot_write(path, error):
+    reason = error.strerror or error
+    return InputError(f"Cannot write {str(path)!r}: {reason}. Free some space, or choose another folder.")
 
 
-def _causes(error):
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
-
-def _source_state(path):
-    status = os.stat(path)
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+def _track_digest(settings):
+    """Digest of the settings that the content of a track file depends on."""
+    kept = {name: getattr(settings, name) for name in TRACK_SETTINGS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # %% ../nbs/09_builds.ipynb #d3074ab4
@@ -360,101 +369,6 @@ class _Journal:
         return False
 
 
-# %% ../nbs/09_builds.ipynb #eff6a3c3
-def _cannot_write(path, error):
-    reason = error.strerror or error
-    return InputError(f"Cannot write {str(path)!r}: {reason}. Free some space, or choose another folder.")
-
-
-def _track_digest(settings):
-    """Digest of the settings that the content of a track file depends on."""
-    kept = {name: getattr(settings, name) for name in TRACK_SETTINGS}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
-
-# %% ../nbs/09_builds.ipynb #3613ca26
-@contextlib.contextmanager
-def many_workers(work, jobs=1, scheduler=None, threads=1):
-    """Yield a function from tasks to the results of `work`, as they arrive, in any order.
-
-    Parameters
-    ----------
-    work : callable
-        Takes one task; both must be available in other processes.
-    jobs : int
-        Processes on this machine; 1 uses the current process, -1 one per core.
-    scheduler : str, optional
-        Address of a Dask scheduler; its workers are used instead.
-    threads : int
-        Threads per process.
-
-    Raises
-    ------
-    InputError
-        `jobs` is 0, the cluster does not respond, or a process died.
-    """
-    import joblib
-
-    if jobs == 0:
-        raise UsageError("jobs must be at least 1, not 0.")
-    if scheduler is None and jobs == 1:
-        yield lambda tasks: map(work, tasks)
-        return
-    with contextlib.ExitStack() as stack:
-        if scheduler is None:
-            backend = {"backend": "loky", "n_jobs": jobs, "inner_max_num_threads": threads}
-        else:
-            client = stack.enter_context(_dask_client(scheduler))
-            backend = {"backend": "dask", "client": client, "n_jobs": -1}
-        stack.enter_context(joblib.parallel_config(**backend))
-        parallel = joblib.Parallel(return_as="generator_unordered")
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message=r"\d+ tasks")  # joblib's, about work cancelled by a stop
-        job = joblib.delayed(functools.partial(_at_work, work, os.getpid()) if scheduler is None else work)
-        yield lambda tasks: _living(parallel(job(task) for task in tasks))
-
-
-# %% ../nbs/09_builds.ipynb #9e1f1879
-def _at_work(work, asker, task):
-    """Run one task in another process, which ends when its parent ends."""
-    _end_with(asker)
-    return work(task)
-
-
-@functools.cache
-def _end_with(asker):
-    def watch():
-        while os.getppid() == asker:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-# %% ../nbs/09_builds.ipynb #53ce8570
-@contextlib.contextmanager
-def _dask_client(address):
-    """A client of a running cluster; its pending tasks are cancelled on exit."""
-    import distributed
-
-    try:
-        client = distributed.Client(address, timeout=5, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"No Dask scheduler answers at {address!r} ({error}). Start one with `dask scheduler`."
-        ) from None
-    try:
-        if not client.ncores():
-            raise InputError(
-                f"The Dask scheduler at {address!r} has no workers. Start one with `dask worker {address}`."
-            )
-        yield client
-    finally:
-        with contextlib.suppress(Exception):
-            client.cancel(list(client.futures), force=True)
-        client.close(timeout=5)
-
-
 # %% ../nbs/09_builds.ipynb #820bd5db
 @dataclass
 class BuildReport:
@@ -482,83 +396,6 @@ class BuildReport:
     rejected: int
     leaking: int
     seconds: float
-
-
-# %% ../nbs/09_builds.ipynb #a934ad6e
-def build(
-    source, root, out, *, limit=None, jobs=1, scheduler=None, splits="official", settings=None, progress=None
-):
-    """Build a manifest and face tracks from a data set.
-
-    An interrupted build resumes where it stopped; a finished one is checked and left unchanged. Files are
-    rebuilt when they or a setting have changed since.
-
-    Parameters
-    ----------
-    source : str
-        A key of `SOURCES`.
-    root : str or Path
-        The data set's folder.
-    out : str or Path
-        The build's folder. One build at a time may write to it.
-    limit : int, optional
-        Maximum number of media files, half of them fake where there are enough.
-    jobs : int
-        Processes on this machine.
-    scheduler : str, optional
-        Address of a Dask scheduler; its workers are used instead.
-    splits : {"official", "identity"}
-        See `plan`.
-    settings : dict or BuildSettings, optional
-        See `BuildSettings`.
-    progress : object, optional
-        With ``add_task(description, total)`` and ``advance(task)``, such as `rich.progress.Progress`.
-
-    Returns
-    -------
-    BuildReport
-
-    Raises
-    ------
-    UsageError
-        A name or setting does not exist.
-    InputError
-        The data set is absent, the folder is in use or not writable, or the cluster does not respond.
-    """
-    started = time.perf_counter()
-    settings = settings if isinstance(settings, BuildSettings) else read_settings(settings)
-    root, out = Path(root).absolute(), Path(out).absolute()
-    _check_splits(splits)
-    if source not in MADE_HERE:
-        manifest, rejected = plan(source, root, limit, splits, settings)
-    with locked_folder(out):
-        _remove_half_files(out / "tracks")
-        if source in MADE_HERE:
-            root, manifest, rejected = _make_media(source, root, out, limit, splits, settings, progress)
-        journal = _Journal(out, _track_digest(settings))
-        todo = _unfinished(manifest, root, out, journal)
-        _build_files(manifest[todo], root, out, settings, journal, jobs, scheduler, progress)
-        manifest, rejected = _with_results(manifest, rejected, journal)
-        built, seconds = int(todo[manifest.index].sum()), round(time.perf_counter() - started, 1)
-        report = BuildReport(
-            out, manifest.reset_index(drop=True), rejected, built=built, kept=len(manifest) - built,
-            rejected=len(rejected), leaking=len(leaks(manifest)), seconds=seconds,
-        )  # fmt: skip
-        _write_build(report, source, root, limit, splits, settings)
-    return report
-
-
-MADE_HERE = ("lfw", "rendered")
-
-
-# %% ../nbs/09_builds.ipynb #eda1ba67
-def _make_media(source, root, out, limit, splits, settings, progress):
-    """Generate the media of a source without media; return their folder and the plan."""
-    from deepfake_nb.filming import MAKERS
-
-    root, left_out = MAKERS[source](root, out, limit, settings, progress)
-    manifest, rejected = plan("rendered", root, limit, splits, settings)
-    return root, manifest, [*left_out, *rejected]
 
 
 # %% ../nbs/09_builds.ipynb #0abbc8e2
@@ -595,7 +432,7 @@ def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
     ]
     task = progress.add_task("faces", total=len(tasks)) if progress is not None else None
     try:
-        with many_workers(_build_file, jobs, scheduler, threads) as run:
+        with worker_pool(_build_file, jobs, scheduler, threads) as run:
             for result in run(tasks):
                 if "stop" in result:
                     raise InputError(result["stop"])
@@ -604,19 +441,6 @@ def _build_files(rows, root, out, settings, journal, jobs, scheduler, progress):
                     progress.advance(task)
     finally:
         _remove_half_files(out / "tracks")
-
-
-def _living(results):
-    """Results of workers, with an error message when one dies."""
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    try:
-        yield from results
-    except TerminatedWorkerError:
-        raise InputError(
-            "A worker process died, most likely for want of memory. What was finished is kept: run the same "
-            "command again with fewer --jobs."
-        ) from None
 
 
 # %% ../nbs/09_builds.ipynb #2c0f64bc
@@ -657,6 +481,94 @@ def _write_build(report, source, root, limit, splits, settings):
     write_json(report.folder / "build.json", about | {"counts": counts, "versions": installed_versions()})
 
 
+# %% ../nbs/09_builds.ipynb #eda1ba67
+def check_makers(source, makers):
+    """Reject a source whose media have to be made, without a function that makes them."""
+    if source in MADE_HERE and source not in makers:
+        raise UsageError(
+            f"The media of {source!r} have to be made first: give makers, such as `filming.MAKERS`."
+        )
+
+
+def _make_media(source, root, out, limit, splits, settings, progress, makers):
+    """Generate the media of a source without media; return their folder and the plan."""
+    root, left_out = makers[source](root, out, limit, settings, progress)
+    manifest, rejected = plan("rendered", root, limit, splits, settings)
+    return root, manifest, [*left_out, *rejected]
+
+
+# %% ../nbs/09_builds.ipynb #a934ad6e
+def build(
+    source, root, out, *, limit=None, jobs=1, scheduler=None, splits="official", settings=None, progress=None, makers=None
+):  # fmt: skip
+    """Build a manifest and face tracks from a data set.
+
+    An interrupted build resumes where it stopped; a finished one is checked and left unchanged. Files are
+    rebuilt when they or a setting have changed since.
+
+    Parameters
+    ----------
+    source : str
+        A key of `SOURCES`.
+    root : str or Path
+        The data set's folder.
+    out : str or Path
+        The build's folder. One build at a time may write to it.
+    limit : int, optional
+        Maximum number of media files, half of them fake where there are enough.
+    jobs : int
+        Processes on this machine.
+    scheduler : str, optional
+        Address of a Dask scheduler; its workers are used instead.
+    splits : {"official", "identity"}
+        See `plan`.
+    settings : dict or BuildSettings, optional
+        See `BuildSettings`.
+    progress : object, optional
+        With ``add_task(description, total)`` and ``advance(task)``, such as `rich.progress.Progress`.
+    makers : dict of str to callable, optional
+        For the sources of `MADE_HERE`, whose media have to be made; see `filming.MAKERS`.
+
+    Returns
+    -------
+    BuildReport
+
+    Raises
+    ------
+    UsageError
+        A name or setting does not exist, or a source has no maker.
+    InputError
+        The data set is absent, the folder is in use or not writable, or the cluster does not respond.
+    """
+    started = time.perf_counter()
+    settings = settings if isinstance(settings, BuildSettings) else read_settings(settings)
+    root, out = Path(root).absolute(), Path(out).absolute()
+    _check_splits(splits)
+    check_makers(source, makers or {})
+    if source not in MADE_HERE:
+        manifest, rejected = plan(source, root, limit, splits, settings)
+    with locked_folder(out):
+        _remove_half_files(out / "tracks")
+        if source in MADE_HERE:
+            root, manifest, rejected = _make_media(
+                source, root, out, limit, splits, settings, progress, makers
+            )
+        journal = _Journal(out, _track_digest(settings))
+        todo = _unfinished(manifest, root, out, journal)
+        _build_files(manifest[todo], root, out, settings, journal, jobs, scheduler, progress)
+        manifest, rejected = _with_results(manifest, rejected, journal)
+        built, seconds = int(todo[manifest.index].sum()), round(time.perf_counter() - started, 1)
+        report = BuildReport(
+            out, manifest.reset_index(drop=True), rejected, built=built, kept=len(manifest) - built,
+            rejected=len(rejected), leaking=len(leaks(manifest)), seconds=seconds,
+        )  # fmt: skip
+        _write_build(report, source, root, limit, splits, settings)
+    return report
+
+
+MADE_HERE = ("lfw", "rendered")
+
+
 # %% ../nbs/09_builds.ipynb #761854e2
 @dataclass
 class CheckReport:
@@ -675,37 +587,6 @@ class CheckReport:
     counts: pd.DataFrame
     problems: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
-
-
-# %% ../nbs/09_builds.ipynb #4a756160
-def check(folder):
-    """Check a build: checksums, paths, labels, duplicates, leaks and class balance.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A folder that `build` wrote.
-
-    Returns
-    -------
-    CheckReport
-
-    Raises
-    ------
-    InputError
-        There is no finished build.
-    """
-    folder = Path(folder)
-    manifest = _read_manifest(folder)
-    report = CheckReport(_counts(manifest))
-    if manifest.empty:
-        report.problems.append("it holds no usable media file; rejected.csv says why")
-    report.problems += _path_problems(manifest) + _label_problems(manifest) + _leak_problems(manifest)
-    for row in manifest.itertuples():
-        if not is_outside(row.tracks):
-            report.problems += _track_problems(folder, row)
-    report.warnings += _warnings(manifest)
-    return report
 
 
 # %% ../nbs/09_builds.ipynb #87de02ae
@@ -761,6 +642,24 @@ def _leak_problems(manifest):
     ]
 
 
+# %% ../nbs/09_builds.ipynb #de29a684
+def _read_manifest(folder):
+    path = Path(folder) / "manifest.parquet"
+    if not path.is_file():
+        raise InputError(
+            f"{str(folder)!r} holds no finished build (no manifest.parquet). Run `data build` to its end."
+        )
+    try:
+        manifest = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({error}). Run the same `data build` again."
+        ) from None
+    if missing := [column for column in (*COLUMNS, *RESULT_COLUMNS) if column not in manifest]:
+        raise InputError(f"{str(path)!r} is no manifest of a build: it has no column {', '.join(missing)}.")
+    return manifest
+
+
 # %% ../nbs/09_builds.ipynb #2cced83b
 def _track_problems(folder, row):
     path = folder / row.tracks
@@ -785,6 +684,37 @@ def _warnings(manifest):
     if unknown:
         found.append(f"{unknown} of {len(manifest)} files name no person, so leaks among them cannot be seen")
     return found
+
+
+# %% ../nbs/09_builds.ipynb #4a756160
+def check(folder):
+    """Check a build: checksums, paths, labels, duplicates, leaks and class balance.
+
+    Parameters
+    ----------
+    folder : str or Path
+        A folder that `build` wrote.
+
+    Returns
+    -------
+    CheckReport
+
+    Raises
+    ------
+    InputError
+        There is no finished build.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    report = CheckReport(_counts(manifest))
+    if manifest.empty:
+        report.problems.append("it holds no usable media file; rejected.csv says why")
+    report.problems += _path_problems(manifest) + _label_problems(manifest) + _leak_problems(manifest)
+    for row in manifest.itertuples():
+        if not is_outside(row.tracks):
+            report.problems += _track_problems(folder, row)
+    report.warnings += _warnings(manifest)
+    return report
 
 
 # %% ../nbs/09_builds.ipynb #4a32586c
@@ -813,24 +743,6 @@ def load_manifest(folder):
     about = folder / "build.json"
     root = json.loads(about.read_text(encoding="utf-8"))["root"] if about.is_file() else None
     manifest.attrs.update(folder=str(folder), root=root)
-    return manifest
-
-
-# %% ../nbs/09_builds.ipynb #de29a684
-def _read_manifest(folder):
-    path = Path(folder) / "manifest.parquet"
-    if not path.is_file():
-        raise InputError(
-            f"{str(folder)!r} holds no finished build (no manifest.parquet). Run `data build` to its end."
-        )
-    try:
-        manifest = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{str(path)!r} cannot be read ({error}). Run the same `data build` again."
-        ) from None
-    if missing := [column for column in (*COLUMNS, *RESULT_COLUMNS) if column not in manifest]:
-        raise InputError(f"{str(path)!r} is no manifest of a build: it has no column {', '.join(missing)}.")
     return manifest
 
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .calibration import FACE_SIZE, face_statistics
 from .faces import align_clip, box_overlap
+from .out_of_distribution import FACE_SIZE, face_statistics
 from .score import in_one, scores_of
 from .study import InputError, UsageError
 from .views import ClipDetector, cut_upright
@@ -126,7 +126,7 @@ def pixels_for(window, detector):
 
 
 def portrait(look):
-    """The image statistics for familiarity."""
+    """The image statistics that tell what is out of distribution."""
     side = (look.box[2:] - look.box[:2]).max()
     return face_statistics(cut_upright(look.picture, look.box, look.landmarks, FACE_SIZE)[None], [side])[0]
 
@@ -275,7 +275,7 @@ def moments_of(frames, scorer, length_s):
         yield Moment(passed, pace.tick(), *said)
 
 
-class Tally:
+class RunningTotals:
     """Running totals over all moments, and the last moments themselves."""
 
     def __init__(self, most=MOST_MOMENTS):
@@ -337,12 +337,12 @@ def watch(source, scorer, *, frames=None, window_s=3.0, tell=None):
     if not any(member.detector.takes("video") for member in scorer.members):
         names = ", ".join(member.detector.name for member in scorer.members)
         raise UsageError(f"{names} judges images only, and a camera gives a video. Choose another detector.")
-    tally = Tally()
+    totals = RunningTotals()
     with Camera(source) as camera, contextlib.suppress(KeyboardInterrupt):
         for count, moment in enumerate(moments_of(camera, scorer, window_s), 1):
-            tally.note(moment)
+            totals.note(moment)
             if tell:
                 tell(moment)
             if count == frames:
                 break
-    return tally.summed_up(scorer)
+    return totals.summed_up(scorer)

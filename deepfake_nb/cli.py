@@ -153,12 +153,15 @@ def data_build(
     ] = None,
 ):
     """Find the faces of a data set once, and store them as aligned tracks."""
-    from deepfake_nb.builds import build
+    from deepfake_nb.builds import MADE_HERE, build
 
+    makers = None
+    if source in MADE_HERE:
+        from deepfake_nb.filming import MAKERS as makers
     with _progress() as progress:
         report = build(
             source, root, out, limit=limit, jobs=jobs, scheduler=scheduler, splits=splits,
-            settings=_settings(set_), progress=progress,
+            settings=_settings(set_), progress=progress, makers=makers,
         )  # fmt: skip
     typer.echo(
         f"{report.built} media files built, {report.kept} kept from before, {report.rejected} rejected."
@@ -278,7 +281,7 @@ def _print_comparison(comparison, first, second):
 
 # %% ../nbs/80_cli.ipynb #5b0424bf
 def _read_rows(path, names, where, lenient=False):
-    from deepfake_nb.metrics import read_predictions
+    from deepfake_nb.predictions import read_predictions
 
     try:
         table = read_predictions(path, **names)
@@ -314,7 +317,8 @@ def evaluate(
 ):
     """Compute metrics with intervals from a file of predictions."""
     from deepfake_nb.comparison import compare as compare_detectors
-    from deepfake_nb.metrics import doubts_about, evaluate_by, folder_of, record_of
+    from deepfake_nb.metrics import evaluate_by, record_of
+    from deepfake_nb.predictions import doubts_about, folder_of
     from deepfake_nb.study import write_json
 
     names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _settings(where, "--where")
@@ -688,11 +692,13 @@ def train_generator(
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on, or begin anew.")] = True,
 ):
     """Train StyleGAN, encoder and VQ-VAE-2 on rendered people; the weights in the package were trained with it."""
-    from deepfake_nb.generator import Lesson, train_networks
+    from deepfake_nb.generator import GeneratorTrainingSettings, train_networks
 
-    lesson = Lesson(resolution, people, takes, domain, seed, steps, encoder_steps, vqvae_steps)
+    settings = GeneratorTrainingSettings(
+        resolution, people, takes, domain, seed, steps, encoder_steps, vqvae_steps
+    )
     with _progress() as progress:
-        networks = train_networks(out, lesson, resume=resume, progress=progress)
+        networks = train_networks(out, settings, resume=resume, progress=progress)
     for kind in ("generator", "encoder", "vqvae"):
         about = networks.card[kind]
         typer.echo(f"{kind}: {about['steps']} steps, {about['hours']} hours; {out / kind}.safetensors")

@@ -22,26 +22,22 @@ from dataclasses import asdict, dataclass, replace
 from deepfake_nb.metrics import (
     MANY_UNDEFINED,
     METRICS,
-    NEEDED,
     Sample,
     Undefined,
     WORDS,
     as_arrays,
     as_generator,
-    check_predictions,
     cluster_codes,
-    first_bad,
     interval_at_the_end,
     is_defined,
     middle,
     names_of,
     need,
-    one_of_each,
-    pool,
     resampled,
     smallest_stratum,
     tail_of,
 )
+from .predictions import NEEDED, check_predictions, first_bad, one_of_each, pool
 from .study import InputError
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata

@@ -65,11 +65,11 @@ import numpy as np
 import pandas as pd
 
 from .adapters import scan_celeb_df, scan_dfdc, scan_ffpp, scan_folders
-from .builds import many_workers
 from .faces import CenterFace, face_tracks, fit_similarity, transform_points, warp
 from .frame_network import standard_points
 from .study import InputError, atomic_path
 from .video import probe, read_frames, read_image
+from .workers import worker_pool
 
 # %% ../nbs/09_corpus.ipynb #8f874058
 COLUMNS = ("path", "label", "task", "source", "method", "person", "split", "kind")
@@ -533,7 +533,7 @@ def prepare_crops(table, folder, *, jobs=2, most=FRAMES_PER_VIDEO, tell=None):
     rows = list(zip(table.path, table.kind, strict=True))
     parts = [rows[start : start + 24] for start in range(0, len(rows), 24)]
     found = {}
-    with many_workers(partial(store_some, folder=folder, most=most), jobs) as stored:
+    with worker_pool(partial(store_some, folder=folder, most=most), jobs) as stored:
         for number, files in stored(enumerate(parts)):
             found[number] = files
             if tell:

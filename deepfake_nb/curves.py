@@ -28,21 +28,17 @@ from deepfake_nb.metrics import (
     as_generator,
     auc,
     bootstrap_mean,
-    check_predictions,
     draw_counts,
     expected_calibration_error,
-    groups_of,
     measure,
     middle,
-    mixed,
     need,
     need_probabilities,
-    one_of_each,
     probability_bins,
     resampled,
-    rows_at,
     smallest_stratum,
 )
+from .predictions import check_predictions, groups_of, mixed, one_of_each, rows_at
 from itertools import cycle
 from scipy.stats import norm
 from sklearn.metrics import det_curve, precision_recall_curve, roc_curve

@@ -41,7 +41,6 @@ from .builds import BuildReport, build
 from .builds import FaceSet as FaceSet
 from .builds import check as check
 from .builds import load_manifest as load_manifest
-from .builds import many_workers
 from .forgery import pair_identities
 from deepfake_nb.study import (
     InputError,
@@ -54,6 +53,7 @@ from deepfake_nb.study import (
     write_atomically,
     write_json,
 )
+from .workers import worker_pool
 
 # %% ../nbs/10_datasets.ipynb #842ad299
 _all_ = ["SOURCES", "FaceSet", "build", "check", "load_manifest"]
@@ -483,7 +483,7 @@ def _recipe_digest(camera, sizes):
     from deepfake_nb.generator import shipped_folder
 
     drawn = camera.truncation is not None
-    modules = MAKING_MODULES + (("generator", "stylegan") if drawn else ())
+    modules = MAKING_MODULES + (("generator", "portraits", "stylegan") if drawn else ())
     files = [find_spec(f"deepfake_nb.{name}").origin for name in modules]
     files += [shipped_folder() / "generator.safetensors"] if drawn else []
     code = [sha256_of(path) for path in files]
@@ -551,7 +551,7 @@ def render_sets(names, profile="demo", seed=0, root=None, *, protocol="stated", 
         for name, camera in cameras.items()
     }
     tasks = [(name, profile, cameras[name], root) for name in sorted(cameras, key=frames.get, reverse=True)]
-    with many_workers(_render_task, jobs) as run:
+    with worker_pool(_render_task, jobs) as run:
         for _ in run(tasks):
             pass
 

@@ -10,9 +10,13 @@ __all__ = [
     "read_calibration",
     "decision_threshold",
     "expected_cost",
+    "Threshold",
+    "threshold_for",
+    "in_six_figures",
 ]
 
 # %% ../nbs/05_decisions.ipynb #997e5a37
+import json
 import numpy as np
 from dataclasses import asdict, dataclass
 from .metrics import as_arrays, need
@@ -20,6 +24,7 @@ from .study import InputError, UsageError
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
+from typing import NamedTuple
 
 
 # %% ../nbs/05_decisions.ipynb #658d66f3
@@ -230,3 +235,70 @@ PAPER_THRESHOLDS = {
     "0.1": (0.1, "Murphy 2024, section 5.1, for the Zoom and Celeb-DF test sets"),
     "0.04": (0.04, "AltFreezing's authors, as Murphy 2024, section 5.1, reports"),
 }
+
+
+# %% ../nbs/05_decisions.ipynb #121da5c6
+def percent(share):
+    """A share in percent with two significant figures, such as "5 %"."""
+    return f"{100 * share:.2g} %"
+
+
+def threshold_in_words(score, rate, kept, people):
+    """What a threshold guarantees, in one or two sentences."""
+    words = (
+        f"{score:.2f} and above is called fake: that happens to at most {percent(kept)} of genuine media like those of the "
+        f"calibration."
+    )
+    if kept > rate:
+        words += (
+            f" With {people} genuine people it cannot promise less, though {percent(rate)} was asked for."
+        )
+    return words
+
+
+# %% ../nbs/05_decisions.ipynb #c1287452
+class Threshold(NamedTuple):
+    """The lowest score that is called fake, the false-alarm rate it guarantees, and a description in words."""
+
+    score: float
+    rate: float
+    sentence: str
+
+
+def threshold_for(genuine, rate):
+    """The threshold at which genuine media like these are called fake at most at the given rate.
+
+    Parameters
+    ----------
+    genuine : list of list of float
+        Scores of genuine media, one list per person.
+    rate : float in (0, 1)
+        The false-alarm rate.
+
+    Returns
+    -------
+    Threshold
+        With the lowest rate that can be guaranteed if `rate` is below it.
+
+    Raises
+    ------
+    UsageError
+        The rate is not between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise UsageError(f"The false-alarm rate is {rate}: give a number between 0 and 1, such as 0.05.")
+    shares = np.concatenate([np.full(len(own), 1 / len(own)) for own in genuine])
+    values, place = np.unique(np.concatenate(genuine), return_inverse=True)
+    above = np.bincount(place, shares)[::-1].cumsum()[::-1] - np.bincount(place, shares)
+    promised = (1 + above.round(9)) / (len(genuine) + 1)
+    at = int(np.argmax(promised <= rate)) if promised[-1] <= rate else len(values) - 1
+    score, kept = float(np.nextafter(values[at], 2)), max(rate, float(promised[-1]))
+    return Threshold(score, kept, threshold_in_words(score, rate, kept, len(genuine)))
+
+
+# %% ../nbs/05_decisions.ipynb #b4130563
+def in_six_figures(numbers):
+    """An array as nested lists, rounded to six significant figures."""
+    return json.loads(
+        json.dumps(np.asarray(numbers).tolist()), parse_float=lambda text: float(f"{float(text):.6g}")
+    )

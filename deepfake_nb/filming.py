@@ -29,8 +29,9 @@ from deepfake_nb.forgery import (
     write_masks,
     write_pair,
 )
-from .generator import draw_faces, portraits, shipped_networks
+from .generator import draw_faces, shipped_networks
 from .heads import random_identity
+from .portraits import portraits
 from .rendered import render_stills, render_video
 from deepfake_nb.study import (
     InputError,

@@ -6,10 +6,6 @@
 __all__ = [
     "KINDS",
     "STYLEGAN_SIZES",
-    "portraits",
-    "training_pictures",
-    "as_inputs",
-    "as_pictures",
     "StyleGANSettings",
     "train_stylegan",
     "EncoderSettings",
@@ -24,7 +20,7 @@ __all__ = [
     "shipped_folder",
     "shipped_networks",
     "draw_faces",
-    "Lesson",
+    "GeneratorTrainingSettings",
     "train_networks",
 ]
 
@@ -46,10 +42,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch.nn import functional
 
-# %% ../nbs/09_generator.ipynb #24e1c628
-from .faces import align_ffhq
-from .heads import random_identity
-from .rendered import render_stills
+from .perceptual import perceptual_network
+from .portraits import as_inputs, as_pictures, training_pictures
 from deepfake_nb.study import (
     InputError,
     UsageError,
@@ -62,126 +56,6 @@ from deepfake_nb.study import (
 from .stylegan import Discriminator, Encoder, Generator, mix_styles, require_same_codes
 from .vqvae import VQVAE2
 from .training import has_bf16
-
-
-# %% ../nbs/09_generator.ipynb #19709240
-def portraits(identities, size, domain="wild", seed=0, device=None):
-    """Render one small image per person, cropped as in FFHQ.
-
-    Parameters
-    ----------
-    identities : sequence of Identity
-        A person given twice gets two different images.
-    size : int
-        Side in pixels. People are rendered at twice the size and reduced by area averages.
-    domain, seed, device
-        See `rendered.render_stills`.
-
-    Returns
-    -------
-    array, shape (n, size, size, 3), uint8
-    """
-    stills = render_stills(identities, domain, size=2 * size, seed=seed, device=device)
-    pairs = zip(stills.images, stills.landmarks, strict=True)
-    return np.stack([align_ffhq(image, points, size) for image, points in pairs])
-
-
-# %% ../nbs/09_generator.ipynb #890f6570
-def training_pictures(
-    people=2400, takes=2, size=64, *, domain="wild", seed=0, folder=None, device=None, progress=None
-):
-    """Training images of a generator's own identities.
-
-    Parameters
-    ----------
-    people, takes : int
-        How many people, and how many images of each.
-    size : int
-        Side in pixels.
-    domain : str
-        A key of `scenes.DOMAINS`.
-    seed : int
-        For sampling people and scenes.
-    folder : str or Path, optional
-        Cache of portions of 16 people each.
-    device, progress
-        See `train_networks`.
-
-    Returns
-    -------
-    array, shape (people * takes, size, size, 3), uint8
-        All takes of a person are consecutive.
-    """
-    task = progress.add_task("rendering people to learn from", total=people) if progress else None
-    about, parts = {"takes": takes, "size": size, "domain": domain, "seed": seed}, []
-    for start in range(0, people, 16):
-        some = min(16, people - start)
-        parts.append(kept_portion(folder, start, about | {"people": some}, device))
-        if progress:
-            progress.advance(task, some)
-    return np.concatenate(parts)
-
-
-# %% ../nbs/09_generator.ipynb #b493e3f9
-def render_portion(start, people, takes, size, domain, seed, device):
-    """All takes of a portion of the people."""
-    cast = [random_identity(random_seed(seed, "generator cast", start + n)) for n in range(people)]
-    some = [person for person in cast for _ in range(takes)]
-    return portraits(some, size, domain, random_seed(seed, "generator takes", start), device)
-
-
-def kept_portion(folder, start, about, device):
-    """A portion of the training images, read from its file if that is complete."""
-    if folder is None:
-        return render_portion(start, device=device, **about)
-    digest = hashlib.sha256(json.dumps([about, renderer_digest()], sort_keys=True).encode()).hexdigest()[:8]
-    path = Path(folder) / f"people-{start:05d}-{digest}.npy"
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        pictures = render_portion(start, device=device, **about)
-        with write_atomically(path) as file:
-            np.save(file, pictures)
-        return pictures
-
-
-@functools.cache
-def renderer_digest():
-    """A digest of the code that renders people."""
-    places = [
-        Path(find_spec(f"deepfake_nb.{name}").origin) for name in ("heads", "scenes", "rendered", "faces")
-    ]
-    return hashlib.sha256(b"".join(place.read_bytes() for place in places)).hexdigest()
-
-
-# %% ../nbs/09_generator.ipynb #aab239bb
-def as_inputs(pictures):
-    """Convert bytes to numbers in [-1, 1].
-
-    Parameters
-    ----------
-    pictures : array, shape (n, H, W, 3), uint8
-
-    Returns
-    -------
-    tensor, shape (n, 3, H, W), float32
-    """
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def as_pictures(images):
-    """Convert numbers in [-1, 1] to bytes; values outside are clipped.
-
-    Parameters
-    ----------
-    images : tensor, shape (n, 3, H, W)
-
-    Returns
-    -------
-    array, shape (n, H, W, 3), uint8
-    """
-    bytes_ = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return bytes_.permute(0, 2, 3, 1).cpu().numpy()
 
 
 # %% ../nbs/09_generator.ipynb #d4ed8d58
@@ -230,7 +104,7 @@ class Learner(Resumable):
     """The common base of the three trainings."""
 
     def __init__(self, pictures, settings, seed, device, name):
-        self.settings, self.device, self.step = settings, torch.device(device), 0
+        self.settings, self.device, self.step, self.name = settings, torch.device(device), 0, name
         self.batches = Batches(
             pictures, settings.batch_size, random_seed(seed, f"{name} pictures"), self.device
         )
@@ -337,18 +211,18 @@ def new_pair(settings, seed):
 
 
 @torch.no_grad()
-def follow_mean(duel):
+def follow_mean(training):
     """Update the running mean of a generator's weights; faster at the beginning."""
-    size, seen = duel.settings.batch_size, (duel.step + 1) * duel.settings.batch_size
-    decay = 0.5 ** (size / min(duel.settings.half_life, 0.05 * seen))
-    for mean, value in zip(duel.average.parameters(), duel.generator.parameters(), strict=True):
+    size, seen = training.settings.batch_size, (training.step + 1) * training.settings.batch_size
+    decay = 0.5 ** (size / min(training.settings.half_life, 0.05 * seen))
+    for mean, value in zip(training.average.parameters(), training.generator.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
-    for mean, value in zip(duel.average.buffers(), duel.generator.buffers(), strict=True):
+    for mean, value in zip(training.average.buffers(), training.generator.buffers(), strict=True):
         mean.copy_(value)
 
 
 # %% ../nbs/09_generator.ipynb #82552c8d
-class Duel(Learner):
+class GANTraining(Learner):
     """A generator, the running mean of its weights, and the discriminator that trains it."""
 
     networks = ("generator", "discriminator", "average")
@@ -387,9 +261,6 @@ class Duel(Learner):
 
 
 # %% ../nbs/09_generator.ipynb #99ebf0c0
-LOG_EVERY = 50  # number of steps averaged in one row of the log
-
-
 def pictures_digest(pictures):
     """A digest of the images, sixteen hexadecimal digits."""
     pictures = np.ascontiguousarray(pictures)
@@ -406,14 +277,19 @@ def check_pictures(pictures, resolution):
         )
 
 
+def identity_of(pictures, settings, seed):
+    """What a training must share with the one that it resumes."""
+    return {"pictures": pictures_digest(pictures), "settings": json.dumps(asdict(settings)), "seed": seed}
+
+
 # %% ../nbs/09_generator.ipynb #c02e885b
-class Desk:
+class CheckpointStore:
     """The checkpoint of a training: one file in a folder, or none."""
 
     def __init__(self, folder, name, identity):
         self.path, self.identity = folder and Path(folder) / f"{name}.checkpoint", identity
 
-    def take(self):
+    def load(self):
         """The checkpoint, or None."""
         if self.path is None or not self.path.exists():
             return None
@@ -432,7 +308,7 @@ class Desk:
             )
         return content
 
-    def put(self, learner, log, seconds):
+    def save(self, learner, log, seconds):
         """Write a checkpoint."""
         if self.path is not None:
             content = {
@@ -446,6 +322,9 @@ class Desk:
 
 
 # %% ../nbs/09_generator.ipynb #f2fcd42d
+LOG_EVERY = 50  # number of steps averaged in one row of the log
+
+
 def summary(learner, reports, seconds):
     """A row of the log."""
     names = dict.fromkeys(name for report in reports for name in report)
@@ -465,27 +344,23 @@ def summary(learner, reports, seconds):
 
 
 # %% ../nbs/09_generator.ipynb #2b3ae355
-def train(learner, steps, desk, *, every_s=180.0, watch=None, progress=None):
+def train(learner, steps, checkpoints, *, every_s=180.0, watch=None, progress=None):
     """Train a learner up to a number of steps; returns its log (DataFrame, one row per 50 steps)."""
-    content, log, seconds, reports = desk.take(), [], 0.0, []
+    content, log, seconds, reports = checkpoints.load(), [], 0.0, []
     if content:
         learner.load_state_dict(content["learner"])
         log, seconds = content["log"], content["seconds"]
-    task = (
-        progress.add_task(type(learner).__name__.lower(), total=steps, completed=learner.step)
-        if progress
-        else None
-    )
-    begun = put_away = time.perf_counter() - seconds
+    task = progress.add_task(learner.name, total=steps, completed=learner.step) if progress else None
+    begun = saved_at = time.perf_counter() - seconds
     while learner.step < steps:
         reports.append(learner.advance())
         seconds = time.perf_counter() - begun
         if learner.step % LOG_EVERY == 0 or learner.step == steps:
             log.append(summary(learner, reports, seconds))
             reports = []
-        if learner.step == steps or (seconds + begun - put_away > every_s and not reports):
-            desk.put(learner, log, seconds)
-            put_away = time.perf_counter()
+        if learner.step == steps or (seconds + begun - saved_at > every_s and not reports):
+            checkpoints.save(learner, log, seconds)
+            saved_at = time.perf_counter()
         if watch is not None:
             watch(learner)
         if progress is not None:
@@ -531,15 +406,9 @@ def train_stylegan(
     settings = settings or StyleGANSettings()
     check_pictures(pictures, settings.resolution)
     identity = identity_of(pictures, settings, seed)
-    learner = Duel(pictures, settings, seed, device or "cpu")
-    log = train(learner, steps, Desk(folder, "stylegan", identity), watch=watch, progress=progress)
+    learner = GANTraining(pictures, settings, seed, device or "cpu")
+    log = train(learner, steps, CheckpointStore(folder, "stylegan", identity), watch=watch, progress=progress)
     return learner.average.cpu(), log
-
-
-# %% ../nbs/09_generator.ipynb #37c16cd6
-def identity_of(pictures, settings, seed):
-    """What a training must share with the one that it resumes."""
-    return {"pictures": pictures_digest(pictures), "settings": json.dumps(asdict(settings)), "seed": seed}
 
 
 # %% ../nbs/09_generator.ipynb #5d42f1d5
@@ -640,6 +509,13 @@ class EncoderTraining(Learner):
         return report
 
 
+# %% ../nbs/09_generator.ipynb #9cb8d5af
+def network_digest(network):
+    """A digest of the weights, sixteen hexadecimal digits."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    return hashlib.sha256(to_safetensors(tensors)).hexdigest()[:16]
+
+
 # %% ../nbs/09_generator.ipynb #17d9aea9
 def train_encoder(
     generator, pictures, settings=None, steps=3_000, *, perceptual, seed=0, folder=None, device=None, watch=None,
@@ -655,7 +531,7 @@ def train_encoder(
     settings : EncoderSettings, optional
     steps : int
     perceptual : Module
-        Maps images (N, 3, S, S) in [-1, 1] to a list of maps; see `inversion.perceptual_network`.
+        Maps images (N, 3, S, S) in [-1, 1] to a list of maps; see `perceptual.perceptual_network`.
     seed, folder, device, watch, progress
         See `train_stylegan`.
 
@@ -675,15 +551,8 @@ def train_encoder(
     check_pictures(pictures, generator.resolution)
     identity = identity_of(pictures, settings, seed) | {"generator": network_digest(generator)}
     learner = EncoderTraining(pictures, settings, generator, perceptual, seed, device or "cpu")
-    log = train(learner, steps, Desk(folder, "encoder", identity), watch=watch, progress=progress)
+    log = train(learner, steps, CheckpointStore(folder, "encoder", identity), watch=watch, progress=progress)
     return learner.encoder.cpu().eval(), log
-
-
-# %% ../nbs/09_generator.ipynb #9cb8d5af
-def network_digest(network):
-    """A digest of the weights, sixteen hexadecimal digits."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    return hashlib.sha256(to_safetensors(tensors)).hexdigest()[:16]
 
 
 # %% ../nbs/09_generator.ipynb #e15145f9
@@ -780,7 +649,7 @@ def train_vqvae(
     check_pictures(pictures, np.shape(pictures)[1] if np.ndim(pictures) == 4 else 8)
     learner = VQVAETraining(pictures, settings, seed, device or "cpu")
     identity = identity_of(pictures, settings, seed)
-    log = train(learner, steps, Desk(folder, "vqvae", identity), watch=watch, progress=progress)
+    log = train(learner, steps, CheckpointStore(folder, "vqvae", identity), watch=watch, progress=progress)
     return learner.vqvae.cpu().eval(), log
 
 
@@ -960,7 +829,7 @@ STYLEGAN_SIZES = {
 
 # %% ../nbs/09_generator.ipynb #621e91cb
 @dataclass(frozen=True)
-class Lesson:
+class GeneratorTrainingSettings:
     """The training data of the networks, and the training lengths.
 
     Parameters
@@ -994,8 +863,72 @@ class Lesson:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
+# %% ../nbs/09_generator.ipynb #0d86685e
+def arguments_of(settings):
+    """The settings of a training as command-line arguments."""
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(settings).items())
+
+
+# %% ../nbs/09_generator.ipynb #70759f2c
+def losses_of(log, most=100):
+    """Evenly spaced rows of a log, rounded."""
+    chosen = log.iloc[np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int))]
+    rows = chosen.to_dict("records")
+    return [{name: float(f"{v:.4g}") for name, v in row.items() if pd.notna(v)} for row in rows]
+
+
+# %% ../nbs/09_generator.ipynb #c07ae01f
+def card_of(settings, of_networks, pictures, words, logs, device):
+    """The model card of the networks, from the settings of the training and of each network."""
+    card = {
+        "command": f"deepfake-nb train-generator --out OUT {arguments_of(settings)}",
+        "lesson": asdict(settings),
+        "data": f"{len(pictures)} pictures of {settings.people} rendered people, domain {settings.domain}, mirrored at random",
+        "pictures_digest": pictures_digest(pictures),
+        "resolution": settings.resolution,
+        "perceptual": words,
+        "device": f"{device_name()}, threads: {torch.get_num_threads()}",
+        "bf16": has_bf16(device),
+    }
+    for kind, log in logs.items():
+        last = log.iloc[-1]
+        card[kind] = {
+            "settings": asdict(of_networks[kind]), "steps": int(last.step), "pictures_seen": int(last.pictures),
+            "hours": round(last.seconds / 3600, 2), "losses": losses_of(log),
+        }  # fmt: skip
+    return card
+
+
+# %% ../nbs/09_generator.ipynb #bfa8b640
+def usual_perceptual():
+    """The perceptual network of inversion, and its description."""
+    found = perceptual_network("hub")
+    return found.network, found.words
+
+
+# %% ../nbs/09_generator.ipynb #fc64eab3
+def train_all(settings, folder, perceptual, device, progress):
+    """Run the three trainings on the images; returns networks and card."""
+    pictures = training_pictures(
+        settings.people, settings.takes, settings.resolution, domain=settings.domain, seed=settings.seed,
+        folder=folder / "pictures", device=device, progress=progress,
+    )  # fmt: skip
+    options = {"folder": folder, "seed": settings.seed, "device": device, "progress": progress}
+    network, words = perceptual
+    stylegan = STYLEGAN_SIZES[settings.resolution]
+    vqvae, of_vqvae = train_vqvae(pictures, None, settings.vqvae_steps, **options)
+    generator, of_generator = train_stylegan(pictures, stylegan, settings.steps, **options)
+    encoder, of_encoder = train_encoder(
+        generator, pictures, None, settings.encoder_steps, perceptual=network, **options
+    )
+    logs = {"generator": of_generator, "encoder": of_encoder, "vqvae": of_vqvae}
+    of_networks = {"generator": stylegan, "encoder": EncoderSettings(), "vqvae": VQVAESettings()}
+    card = card_of(settings, of_networks, pictures, words, logs, device)
+    return Networks(generator, encoder, vqvae, card)
+
+
 # %% ../nbs/09_generator.ipynb #562b8a51
-def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=None, progress=None):
+def train_networks(out, settings=None, *, perceptual=None, resume=True, device=None, progress=None):
     """Render people, train generator, encoder and VQ-VAE-2 on them, and write files and card.
 
     Parameters
@@ -1003,7 +936,7 @@ def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=Non
     out : str or Path
         Gets ``generator.safetensors``, ``encoder.safetensors``, ``vqvae.safetensors``, ``card.json``, and in
         ``training`` the checkpoints for resuming.
-    lesson : Lesson, optional
+    settings : GeneratorTrainingSettings, optional
     perceptual : (Module, str), optional
         A network for `train_encoder` and its description. Default: VGG16 if available, else the package's own.
     resume : bool
@@ -1022,80 +955,14 @@ def train_networks(out, lesson=None, *, perceptual=None, resume=True, device=Non
     Raises
     ------
     InputError
-        The folder is in use, or holds a training of another lesson.
+        The folder is in use, or holds a training with other settings.
     """
-    lesson, out = lesson or Lesson(), Path(out)
+    settings, out = settings or GeneratorTrainingSettings(), Path(out)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with locked_folder(out):
         for old in [] if resume else (out / "training").glob("*.checkpoint"):
             old.unlink()
         save_networks(
-            out, learned(lesson, out / "training", perceptual or usual_perceptual(), device, progress)
+            out, train_all(settings, out / "training", perceptual or usual_perceptual(), device, progress)
         )
         return load_networks(out)
-
-
-# %% ../nbs/09_generator.ipynb #fc64eab3
-def learned(lesson, folder, perceptual, device, progress):
-    """Run the three trainings on the images; returns networks and card."""
-    pictures = training_pictures(
-        lesson.people, lesson.takes, lesson.resolution, domain=lesson.domain, seed=lesson.seed,
-        folder=folder / "pictures", device=device, progress=progress,
-    )  # fmt: skip
-    desk = {"folder": folder, "seed": lesson.seed, "device": device, "progress": progress}
-    network, words = perceptual
-    stylegan = STYLEGAN_SIZES[lesson.resolution]
-    vqvae, of_vqvae = train_vqvae(pictures, None, lesson.vqvae_steps, **desk)
-    generator, of_generator = train_stylegan(pictures, stylegan, lesson.steps, **desk)
-    encoder, of_encoder = train_encoder(
-        generator, pictures, None, lesson.encoder_steps, perceptual=network, **desk
-    )
-    logs = {"generator": of_generator, "encoder": of_encoder, "vqvae": of_vqvae}
-    settings = {"generator": stylegan, "encoder": EncoderSettings(), "vqvae": VQVAESettings()}
-    card = card_of(lesson, settings, pictures, words, logs, device)
-    return Networks(generator, encoder, vqvae, card)
-
-
-# %% ../nbs/09_generator.ipynb #bfa8b640
-def usual_perceptual():
-    """The perceptual network of inversion, and its description."""
-    from deepfake_nb.inversion import perceptual_network
-
-    found = perceptual_network("hub")
-    return found.network, found.words
-
-
-# %% ../nbs/09_generator.ipynb #70759f2c
-def losses_of(log, most=100):
-    """Evenly spaced rows of a log, rounded."""
-    chosen = log.iloc[np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int))]
-    rows = chosen.to_dict("records")
-    return [{name: float(f"{v:.4g}") for name, v in row.items() if pd.notna(v)} for row in rows]
-
-
-# %% ../nbs/09_generator.ipynb #c07ae01f
-def card_of(lesson, settings, pictures, words, logs, device):
-    """The model card of the networks."""
-    card = {
-        "command": f"deepfake-nb train-generator --out OUT {arguments_of(lesson)}",
-        "lesson": asdict(lesson),
-        "data": f"{len(pictures)} pictures of {lesson.people} rendered people, domain {lesson.domain}, mirrored at random",
-        "pictures_digest": pictures_digest(pictures),
-        "resolution": lesson.resolution,
-        "perceptual": words,
-        "device": f"{device_name()}, threads: {torch.get_num_threads()}",
-        "bf16": has_bf16(device),
-    }
-    for kind, log in logs.items():
-        last = log.iloc[-1]
-        card[kind] = {
-            "settings": asdict(settings[kind]), "steps": int(last.step), "pictures_seen": int(last.pictures),
-            "hours": round(last.seconds / 3600, 2), "losses": losses_of(log),
-        }  # fmt: skip
-    return card
-
-
-# %% ../nbs/09_generator.ipynb #0d86685e
-def arguments_of(lesson):
-    """A lesson as command-line arguments."""
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(lesson).items())

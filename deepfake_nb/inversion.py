@@ -4,22 +4,7 @@
 
 # %% auto #0
 __all__ = [
-    "VGG16_BLOCKS",
-    "LPIPS_NORMALISATION",
-    "FIRST_NORMALISATION",
-    "EMBEDDED",
     "KEPT",
-    "PatchNetwork",
-    "fit_patch_network",
-    "rendered_faces",
-    "VGG16Features",
-    "Perceptual",
-    "embedded_perceptual",
-    "ship_patch_network",
-    "perceptual_network",
-    "unit_vectors",
-    "distance_to_units",
-    "perceptual_distance",
     "StatedLoss",
     "PublishedLoss",
     "inversion_loss",
@@ -46,18 +31,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
-from torch.nn import functional
 
-# %% ../nbs/09_inversion.ipynb #59ddf171
-from .builds import many_workers
-from .generator import as_inputs, as_pictures, portraits
-from .heads import random_identity
-from .pictures import IMAGENET_NORMALISATION
-from .study import InputError, UsageError, random_seed, write_atomically
+from .perceptual import distance_to_units, perceptual_network, unit_vectors
+from .portraits import as_inputs, as_pictures
+from .study import InputError, UsageError, write_atomically
 from deepfake_nb.stylegan import (
     require_same_codes,
     require_side,
@@ -66,308 +46,14 @@ from deepfake_nb.stylegan import (
     restore_generator,
 )
 from .training import has_bf16
-from .weights import read_state_dict, shipped_file
+from .weights import read_state_dict
+from .workers import worker_pool
 
 
-# %% ../nbs/09_inversion.ipynb #f5cbc078
-class PatchNetwork(nn.Module):
-    """A small convolutional network of typical patches; images (N, 3, R, R) in [-1, 1] to a list of maps.
-
-    Parameters
-    ----------
-    widths : sequence of int
-        Channels of each level; each level has half the side of the one before.
-    """
-
-    def __init__(self, widths=(16, 32, 64, 96)):
-        super().__init__()
-        self.widths, inputs = tuple(widths), 3
-        self.levels = nn.ModuleList()
-        for width in widths:
-            self.levels.append(nn.Conv2d(inputs, width, 3, padding=1, padding_mode="zeros"))
-            inputs = width
-
-    def forward(self, images):
-        """Non-negative maps of each level: (N, widths[i], R / 2^i, R / 2^i)."""
-        found = []
-        for level in self.levels:
-            images = functional.relu(level(functional.avg_pool2d(images, 2) if found else images))
-            found.append(images)
-        return found
-
-
-# %% ../nbs/09_inversion.ipynb #d1dd6b75
-def random_patches(maps, count, rng):
-    """Patches (count, C * 9) of 3 x 3 cells from maps (N, C, H, W), at random places."""
-    image = rng.integers(len(maps), size=count)
-    row, column = (rng.integers(side - 2, size=(count, 1, 1)) + np.arange(3) for side in maps.shape[2:])
-    cells = maps.movedim(1, -1).numpy()[image[:, None, None], row.swapaxes(1, 2), column]
-    return cells.transpose(0, 3, 1, 2).reshape(count, -1)
-
-
-def typical_patches(patches, count, seed):
-    """Directions (count, D) of the cluster centres of patches (n, D), by k-means."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    lengths = np.linalg.norm(patches, axis=1)
-    clear = patches[lengths > np.quantile(lengths, 0.2)]
-    clear /= np.linalg.norm(clear, axis=1, keepdims=True)
-    centres = MiniBatchKMeans(count, random_state=seed, batch_size=2048, n_init=1).fit(clear).cluster_centers_
-    return (centres / np.linalg.norm(centres, axis=1, keepdims=True)).astype(np.float32)
-
-
-# %% ../nbs/09_inversion.ipynb #bce09aa1
-@torch.no_grad()
-def fit_patch_network(images, widths=(16, 32, 64, 96), seed=0, patches=40_000):
-    """Fit a `PatchNetwork` level by level; every channel is scaled to variance 1.
-
-    Parameters
-    ----------
-    images : tensor, shape (N, 3, R, R), in [-1, 1]
-    widths : sequence of int
-    seed : int
-    patches : int
-        Number of patches used per level.
-
-    Returns
-    -------
-    PatchNetwork
-        In eval mode, with fixed weights.
-    """
-    network, rng, maps = PatchNetwork(widths), np.random.default_rng(seed), images
-    for at, level in enumerate(network.levels):
-        maps = functional.avg_pool2d(maps, 2) if at else maps
-        found = random_patches(maps, patches, rng)
-        found -= (
-            found.mean(0) if at else found.mean(1, keepdims=True)
-        )  # only differences to neighbouring pixels count
-        kernels = typical_patches(found, level.out_channels, seed)
-        level.weight.copy_(torch.from_numpy(kernels).reshape(level.weight.shape))
-        level.bias.zero_()
-        deviation, mean = torch.std_mean(level(maps), dim=(0, 2, 3))
-        level.weight.div_(deviation[:, None, None, None])
-        level.bias.copy_(-mean / deviation)
-        maps = functional.relu(level(maps))
-    return network.eval().requires_grad_(False)
-
-
-# %% ../nbs/09_inversion.ipynb #06686257
-def rendered_faces(count, size=64, seed=0, cast="patches", domains=("wild", "studio")):
-    """Faces of rendered people, cropped as in FFHQ.
-
-    Parameters
-    ----------
-    count : int
-        How many people; one image of each.
-    size : int
-        Side in pixels; people are rendered at twice the size.
-    seed : int
-    cast : str
-        The same name gives the same people.
-    domains : sequence of str
-        Keys of `scenes.DOMAINS`, in turn.
-
-    Returns
-    -------
-    array, shape (count, size, size, 3), uint8
-    """
-    people = [random_identity(random_seed(seed, cast, number)) for number in range(count)]
-    pictures = np.empty((count, size, size, 3), np.uint8)
-    for turn, domain in enumerate(domains):
-        places = range(turn, count, len(domains))
-        for start in range(0, len(places), 16):
-            some = places[start : start + 16]
-            stream = random_seed(seed, cast, domain, start)
-            pictures[list(some)] = portraits([people[place] for place in some], size, domain, stream)
-    return pictures
-
-
-# %% ../nbs/09_inversion.ipynb #bb89836c
-VGG16_BLOCKS = (4, 9, 16, 23, 30)
-LPIPS_NORMALISATION = (IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATION.std)
-FIRST_NORMALISATION = ((0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255))
-
-
-class VGG16Features(nn.Module):
-    """The five blocks of VGG16 before their pooling layers; images (N, 3, R, R) in [-1, 1] to a list of maps.
-
-    Parameters
-    ----------
-    normalisation : pair of 3 float
-        Mean and deviation of each colour on a scale of [0, 1].
-    state_dict : dict, optional
-        Of torchvision's ``vgg16``; its classifier is not used.
-    """
-
-    def __init__(self, normalisation=LPIPS_NORMALISATION, state_dict=None):
-        super().__init__()
-        with torch.device("meta" if state_dict else "cpu"):
-            self.features = torchvision.models.vgg16(weights=None).features
-        if state_dict:
-            tensors = {
-                key.partition(".")[2]: value
-                for key, value in state_dict.items()
-                if key.startswith("features.")
-            }
-            self.features.load_state_dict(tensors, assign=True)
-        for name, values in zip(("mean", "deviation"), normalisation, strict=True):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
-        self.eval().requires_grad_(False)
-
-    def forward(self, images):
-        """Maps after relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
-        maps, found = ((images + 1) / 2 - self.mean) / self.deviation, []
-        for at, layer in enumerate(self.features):
-            if at in VGG16_BLOCKS:
-                found.append(maps)
-            maps = functional.relu(maps) if isinstance(layer, nn.ReLU) else layer(maps)
-        return found
-
-
-# %% ../nbs/09_inversion.ipynb #80b52975
-class Perceptual(NamedTuple):
-    """A network for comparing feature maps, its description, and a factor on the maps used by idinvert's loss."""
-
-    network: nn.Module
-    words: str
-    scale: float = 1.0
-
-
-EMBEDDED = "the package's own patch network, not VGG16"
-
-
-def embedded_perceptual():
-    """The network shipped in the package; see `fit_patch_network`.
-
-    Returns
-    -------
-    Perceptual
-        Its features have variance 1, those of the original VGG16 about 100 times 100: hence the scale.
-    """
-    tensors = read_state_dict(shipped_file("perceptual.safetensors"))
-    network = PatchNetwork([len(tensors[f"levels.{at}.bias"]) for at in range(len(tensors) // 2)])
-    network.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return Perceptual(network.eval().requires_grad_(False), EMBEDDED, scale=100.0)
-
-
-# %% ../nbs/09_inversion.ipynb #43e1c6e4
-def ship_patch_network(path, count=240, size=64, seed=0):
-    """Write the file shipped in the package: ``python -c "from deepfake_nb.inversion import *; ship_patch_network(FILE)"``.
-
-    Parameters
-    ----------
-    path : str or Path
-    count, size, seed : int
-        Number of people it is fitted on, side of their images in pixels, and seed.
-    """
-    network = fit_patch_network(as_inputs(rendered_faces(count, size, seed)), seed=seed)
-    tensors = {name: tensor.half() for name, tensor in network.state_dict().items()}
-    about = {
-        "people": count,
-        "size": size,
-        "seed": seed,
-        "made by": "deepfake_nb.inversion.ship_patch_network",
-    }
-    with write_atomically(path) as file:
-        file.write(to_safetensors(tensors, {"about": json.dumps(about, sort_keys=True)}))
-
-
-# %% ../nbs/09_inversion.ipynb #fb6046ec
-def answers(url, timeout=4.0):
-    """Whether a server responds at an address."""
-    import urllib.request
-
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
-    except OSError:
-        return False
-    return True
-
-
-def hub_vgg16(use):
-    """VGG16 with the weights a use needs, from torch's cache or its hub; None if they are not available."""
-    published = torchvision.models.VGG16_Weights
-    weights, normalisation, name = {
-        "lpips": (published.IMAGENET1K_V1, LPIPS_NORMALISATION, "VGG16 (torchvision, ImageNet)"),
-        "idinvert": (published.IMAGENET1K_FEATURES, FIRST_NORMALISATION, "the first VGG16 (features alone)"),
-    }[use]
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    if not kept.is_file() and not answers(weights.url):
-        return None
-    try:
-        tensors = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError):
-        return None
-    return Perceptual(VGG16Features(normalisation, tensors), name)
-
-
-# %% ../nbs/09_inversion.ipynb #92f8676c
-def perceptual_network(weights="hub", use="lpips"):
-    """The perceptual network for comparing images.
-
-    Parameters
-    ----------
-    weights : {"hub", "embedded"}
-        VGG16 if its weights are available, else ours; or always ours.
-    use : {"lpips", "idinvert"}
-        For the distance stated in the paper, or for the published loss of in-domain inversion.
-
-    Returns
-    -------
-    Perceptual
-
-    Raises
-    ------
-    UsageError
-        One of the names is unknown.
-    """
-    if weights not in ("hub", "embedded"):
-        raise UsageError(f"A perceptual network comes from 'hub' or is 'embedded', not {weights!r}.")
-    if use not in ("lpips", "idinvert"):
-        raise UsageError(f"A perceptual network is for 'lpips' or 'idinvert', not {use!r}.")
-    found = hub_vgg16(use) if weights == "hub" else None
-    return found or embedded_perceptual()
-
-
-# %% ../nbs/09_inversion.ipynb #0905c14a
-def unit_vectors(maps, epsilon=1e-3):
-    """Maps (N, C, H, W) with the channel vector at each position normalised to length 1 (0 stays 0)."""
-    return maps / (maps.square().sum(dim=1, keepdim=True).sqrt() + epsilon)
-
-
-def distance_to_units(maps, units, epsilon=1e-3):
-    """Mean squared difference (N,) of the unit vectors of `maps` and `units`, both (N, C, H, W)."""
-    squares = maps.square().sum(dim=1)
-    lengths = (squares + 1e-12).sqrt() + epsilon
-    along = (maps * units).sum(dim=1)
-    return (squares / lengths.square() + units.square().sum(dim=1) - 2 * along / lengths).mean(dim=(1, 2))
-
-
-def perceptual_distance(perceptual, first, second, batch_size=64):
-    """Perceptual distance of images: LPIPS without fitted channel weights (Zhang et al. 2018, equation 1).
-
-    Parameters
-    ----------
-    perceptual : Perceptual
-    first, second : tensors, shape (N, 3, R, R), in [-1, 1]
-        On any device; compared on the network's device.
-    batch_size : int
-
-    Returns
-    -------
-    float32 tensor, shape (N,)
-        0 for equal images; at most 2.
-    """
-    found, device = [], next(perceptual.network.parameters()).device
-    with torch.no_grad():
-        for pair in zip(first.split(batch_size), second.split(batch_size), strict=True):
-            levels = zip(*(perceptual.network(images.to(device)) for images in pair), strict=True)
-            found.append(
-                torch.stack([distance_to_units(maps, unit_vectors(theirs)) for maps, theirs in levels])
-                .mean(0)
-                .cpu()
-            )
-    return torch.cat(found)
+# %% ../nbs/09_inversion.ipynb #c4a7a9fe
+def mean_square(values):
+    """Mean squares (N,) of values (N, ...)."""
+    return values.float().square().flatten(1).mean(dim=1)
 
 
 # %% ../nbs/09_inversion.ipynb #90cd8cf2
@@ -406,12 +92,6 @@ class StatedLoss:
             for maps, unit in zip(self.perceptual.network(made), units, strict=True)
         ]
         return torch.stack(levels).mean(0) + self.pixel_weight * mean_square(made - images)
-
-
-# %% ../nbs/09_inversion.ipynb #c4a7a9fe
-def mean_square(values):
-    """Mean squares (N,) of values (N, ...)."""
-    return values.float().square().flatten(1).mean(dim=1)
 
 
 # %% ../nbs/09_inversion.ipynb #953e53d8
@@ -671,52 +351,6 @@ def descend(descent):
     return losses, codes, taken
 
 
-# %% ../nbs/09_inversion.ipynb #f1e5d6a5
-def invert(images, generator, encoder, loss, settings=None, *, starts=None):
-    """Invert images into a generator's codes: the encoder's prediction, refined by gradient descent.
-
-    Delmas et al. 2023, section 3.2, after Zhu et al. 2020 (arXiv:2004.00049). The networks are not changed.
-
-    Parameters
-    ----------
-    images : tensor, shape (N, 3, R, R), RGB in [-1, 1]
-    generator : Generator
-        On the device to use.
-    encoder : Encoder
-    loss : StatedLoss or PublishedLoss
-    settings : InversionSettings, optional
-    starts : tensor, shape (N, layers, style_size), optional
-        Initial codes; the encoder's predictions by default.
-
-    Returns
-    -------
-    Inversion
-
-    Raises
-    ------
-    InputError
-        The networks do not match, the images have another size or are not finite, or the starts do not fit.
-    """
-    settings = settings or InversionSettings()
-    require_same_codes(generator, encoder)
-    require_side(images, generator.resolution, "generator")
-    if not torch.isfinite(images).all():
-        raise InputError("A picture holds values that are no numbers. Give RGB in [-1, 1].")
-    check_starts(starts, len(images), generator)
-    if not len(images):
-        return no_inversion(generator, settings)
-    networks = [generator, encoder, *loss.networks()]
-    device = next(generator.parameters()).device
-    with torch.no_grad(), fixed(networks):
-        for network in networks:
-            network.to(device)
-        search = BatchSearch(generator, encoder, loss, settings, device)
-        batches = images.split(settings.batch_size)
-        begins = [None] * len(batches) if starts is None else starts.split(settings.batch_size)
-        parts = [search(some.to(device), begin) for some, begin in zip(batches, begins, strict=True)]
-    return Inversion(*map(torch.cat, zip(*parts, strict=True)))
-
-
 # %% ../nbs/09_inversion.ipynb #9c1fd0ea
 def check_starts(starts, count, generator):
     """Reject starts other than one code of this generator per image."""
@@ -764,6 +398,52 @@ class BatchSearch:
         made = self.generator.synthesis(codes)
         losses[torch.arange(len(images)), taken] = self.loss(made, codes, targets)
         return codes.cpu(), made.float().cpu(), losses.cpu(), taken
+
+
+# %% ../nbs/09_inversion.ipynb #f1e5d6a5
+def invert(images, generator, encoder, loss, settings=None, *, starts=None):
+    """Invert images into a generator's codes: the encoder's prediction, refined by gradient descent.
+
+    Delmas et al. 2023, section 3.2, after Zhu et al. 2020 (arXiv:2004.00049). The networks are not changed.
+
+    Parameters
+    ----------
+    images : tensor, shape (N, 3, R, R), RGB in [-1, 1]
+    generator : Generator
+        On the device to use.
+    encoder : Encoder
+    loss : StatedLoss or PublishedLoss
+    settings : InversionSettings, optional
+    starts : tensor, shape (N, layers, style_size), optional
+        Initial codes; the encoder's predictions by default.
+
+    Returns
+    -------
+    Inversion
+
+    Raises
+    ------
+    InputError
+        The networks do not match, the images have another size or are not finite, or the starts do not fit.
+    """
+    settings = settings or InversionSettings()
+    require_same_codes(generator, encoder)
+    require_side(images, generator.resolution, "generator")
+    if not torch.isfinite(images).all():
+        raise InputError("A picture holds values that are no numbers. Give RGB in [-1, 1].")
+    check_starts(starts, len(images), generator)
+    if not len(images):
+        return no_inversion(generator, settings)
+    networks = [generator, encoder, *loss.networks()]
+    device = next(generator.parameters()).device
+    with torch.no_grad(), fixed(networks):
+        for network in networks:
+            network.to(device)
+        search = BatchSearch(generator, encoder, loss, settings, device)
+        batches = images.split(settings.batch_size)
+        begins = [None] * len(batches) if starts is None else starts.split(settings.batch_size)
+        parts = [search(some.to(device), begin) for some, begin in zip(batches, begins, strict=True)]
+    return Inversion(*map(torch.cat, zip(*parts, strict=True)))
 
 
 # %% ../nbs/09_inversion.ipynb #6a9edc67
@@ -907,6 +587,37 @@ def read_kept(path, digest, steps):
         return tuple(content[name] for name in KEPT) if len(content["losses"]) == steps + 1 else None
 
 
+# %% ../nbs/09_inversion.ipynb #eab486ba
+def searched(pictures, missing, networks, jobs, scheduler):
+    """The codes of missing images, batch by batch as they finish."""
+    if not missing:
+        return
+    size = networks[-1].batch_size
+    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+    tasks = [SearchTask(pictures[places], places, *networks) for places in batches]
+    with worker_pool(search, jobs, scheduler) as run:
+        yield from run(tasks)
+
+
+def joined(kept, generator, settings):
+    """Codes, losses, steps and seconds of all images as tensors."""
+    if kept:
+        return [torch.stack(values) for values in zip(*kept, strict=True)]
+    nothing = no_inversion(generator, settings)
+    return [nothing.codes, nothing.losses, nothing.steps, torch.zeros(0)]
+
+
+@torch.no_grad()
+def draw(generator, codes, batch_size=64):
+    """Generate images from codes (N, layers, style_size): bytes (N, R, R, 3)."""
+    if not len(codes):
+        return np.empty((0, generator.resolution, generator.resolution, 3), np.uint8)
+    device = next(generator.parameters()).device
+    return np.concatenate(
+        [as_pictures(generator.synthesis(some.to(device))) for some in codes.split(batch_size)]
+    )
+
+
 # %% ../nbs/09_inversion.ipynb #81b8231b
 def find_codes(
     pictures, generator, encoder, loss, settings=None, *, folder=None, jobs=1, scheduler=None, progress=None
@@ -957,35 +668,18 @@ def find_codes(
     return FoundCodes(*joined(kept, generator, settings), before)
 
 
-# %% ../nbs/09_inversion.ipynb #eab486ba
-def searched(pictures, missing, networks, jobs, scheduler):
-    """The codes of missing images, batch by batch as they finish."""
-    if not missing:
-        return
-    size = networks[-1].batch_size
-    batches = [missing[start : start + size] for start in range(0, len(missing), size)]
-    tasks = [SearchTask(pictures[places], places, *networks) for places in batches]
-    with many_workers(search, jobs, scheduler) as run:
-        yield from run(tasks)
-
-
-def joined(kept, generator, settings):
-    """Codes, losses, steps and seconds of all images as tensors."""
-    if kept:
-        return [torch.stack(values) for values in zip(*kept, strict=True)]
-    nothing = no_inversion(generator, settings)
-    return [nothing.codes, nothing.losses, nothing.steps, torch.zeros(0)]
-
-
-@torch.no_grad()
-def draw(generator, codes, batch_size=64):
-    """Generate images from codes (N, layers, style_size): bytes (N, R, R, 3)."""
-    if not len(codes):
-        return np.empty((0, generator.resolution, generator.resolution, 3), np.uint8)
-    device = next(generator.parameters()).device
-    return np.concatenate(
-        [as_pictures(generator.synthesis(some.to(device))) for some in codes.split(batch_size)]
-    )
+# %% ../nbs/09_inversion.ipynb #6f80fbc2
+def tensors_of(path):
+    """The tensors of a file; an error with a remedy if it holds objects."""
+    try:
+        return read_state_dict(path)
+    except InputError as error:
+        if "Python objects" not in str(error):
+            raise
+        raise InputError(
+            f"{error} Who has the project that wrote it can convert it there: load it, then "
+            f"`torch.save(network.state_dict(), 'plain.pth')`."
+        ) from None
 
 
 # %% ../nbs/09_inversion.ipynb #dd6ef9c3
@@ -1010,17 +704,3 @@ def networks_from_files(generator_file, encoder_file):
     encoder = restore_encoder(tensors_of(encoder_file))
     require_same_codes(generator, encoder)
     return generator, encoder
-
-
-# %% ../nbs/09_inversion.ipynb #6f80fbc2
-def tensors_of(path):
-    """The tensors of a file; an error with a remedy if it holds objects."""
-    try:
-        return read_state_dict(path)
-    except InputError as error:
-        if "Python objects" not in str(error):
-            raise
-        raise InputError(
-            f"{error} Who has the project that wrote it can convert it there: load it, then "
-            f"`torch.save(network.state_dict(), 'plain.pth')`."
-        ) from None

@@ -58,12 +58,12 @@ from .faces import align_ffhq
 from .degradations import degrade
 from .frame_detectors import person_of
 from .generator import shipped_networks
-from .generator import as_inputs, as_pictures
 from .inversion import draw, find_codes, networks_from_files
 from .mesonet import Meso4
 from .decisions import decision_threshold, expected_cost
 from .study import InputError, UsageError, atomic_path, random_seed, random_stream
 from .pictures import HALF_NORMALISATION, ArraySet, Normalise
+from .portraits import as_inputs, as_pictures
 from .training import Trainer, TrainingSettings, fake_scores, seeded
 from .video import media_kind, probe, read_frames, read_image
 

@@ -56,7 +56,8 @@ from .frame_detectors import SimpleNet, count_parameters, xception_detector
 from .fusion import combination_of, milliseconds_a_picture, pareto_front, title_of
 from .comparison import bootstrap_test, delong_test, holm
 from .curves import COLOURS
-from .metrics import Sample, Undefined, measure, pool, read_predictions, resampled
+from .metrics import Sample, Undefined, measure, resampled
+from .predictions import pool, read_predictions
 from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
 from deepfake_nb.study import (
     BEYOND_THE_PAPERS,

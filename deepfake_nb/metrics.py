@@ -4,17 +4,8 @@
 
 # %% auto #0
 __all__ = [
-    "NEEDED",
-    "KEYS",
-    "USUAL_NAMES",
-    "LABEL_WORDS",
     "METRICS",
-    "IMAGES_IN_FOLDER",
     "Undefined",
-    "simulated_predictions",
-    "check_predictions",
-    "read_predictions",
-    "pool",
     "auc",
     "average_precision",
     "equal_error_rate",
@@ -25,24 +16,39 @@ __all__ = [
     "Metric",
     "bootstrap",
     "auc_by_person",
-    "doubts_about",
     "Evaluation",
     "evaluate",
     "evaluate_by",
     "record_of",
+    "KEYS",
+    "check_predictions",
+    "doubts_about",
+    "pool",
+    "read_predictions",
+    "simulated_predictions",
 ]
 
 # %% ../nbs/05_metrics.ipynb #b1539542
-import itertools
-import json
-import re
 import numpy as np
 import pandas as pd
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from deepfake_nb.predictions import (
+    KEYS as KEYS,
+    check_predictions,
+    column_of,
+    doubts_about as doubts_about,
+    groups_of,
+    mixed,
+    named_columns,
+    one_of_each,
+    pool,
+    present,
+    read_predictions as read_predictions,
+    rows_at,
+    simulated_predictions,
+)
 from .study import InputError, UsageError
-from pathlib import Path
-from scipy.special import expit
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -56,381 +62,12 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-# %% ../nbs/05_metrics.ipynb #7c9e0734
-NEEDED = ("media_id", "label", "score")
-KEYS = ("detector", "train_set", "eval_set", "split")
+_all_ = ["KEYS", "check_predictions", "doubts_about", "pool", "read_predictions", "simulated_predictions"]
 
 
+# %% ../nbs/05_metrics.ipynb #b10afaae
 class Undefined(InputError):
     """A metric is undefined on these labels and scores; the message states why."""
-
-
-# %% ../nbs/05_metrics.ipynb #11427ce8
-def simulated_predictions(
-    rng, n_media=60, n_frames=1, separation=1.5, of_media=1.0, of_frame=0.0, detector="simulated"
-):
-    """Predictions of a simulated detector with known AUC; the first half of the media is real.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    n_media, n_frames : int
-        Media files, and frames per file.
-    separation : float
-        Distance of the mean logits of fake and real frames.
-    of_media, of_frame : float
-        Standard deviations of the logit between videos, and within a video.
-    detector : str
-
-    Returns
-    -------
-    DataFrame
-        ``media_id, unit, label, score, detector``. The AUC of frames is
-        ``norm.cdf(separation / sqrt(2 * (of_media**2 + of_frame**2)))``.
-    """
-    labels = np.repeat([0, 1], [n_media - n_media // 2, n_media // 2])
-    of_video = separation * (labels - 0.5) + of_media * rng.standard_normal(n_media)
-    logits = of_video[:, None] + of_frame * rng.standard_normal((n_media, n_frames))
-    return pd.DataFrame(
-        {
-            "media_id": np.repeat([f"video {i:03d}" for i in range(n_media)], n_frames),
-            "unit": np.tile(np.arange(n_frames), n_media),
-            "label": np.repeat(labels, n_frames),
-            "score": expit(logits).ravel(),
-            "detector": detector,
-        }
-    )
-
-
-# %% ../nbs/05_metrics.ipynb #022646eb
-def first_bad(table, bad, what):
-    """Raise an `InputError` that names the first row where `bad` is true."""
-    if bad.any():
-        at = int(np.flatnonzero(bad)[0])
-        media, more = table["media_id"].iloc[at], int(bad.sum()) - 1
-        others = f" ({more} more rows like it)" if more else ""
-        raise InputError(f"Row {at + 1} (media file {str(media)!r}): {what(at)}{others}.")
-
-
-def present(table, columns=KEYS):
-    """Those of `columns` that the table has."""
-    return [column for column in columns if column in table.columns]
-
-
-def named_columns(table, columns):
-    """`columns` as a list, also for a single name; a `UsageError` names the first missing from the table."""
-    columns = [columns] if isinstance(columns, str) else list(columns)
-    for column in columns:
-        if column not in table.columns:
-            raise UsageError(
-                f"There is no column {column!r}; there are {', '.join(map(str, table.columns))}."
-            )
-    return columns
-
-
-def check_ids(table):
-    """Reject media files with two labels, and duplicate units."""
-    groups = table.groupby(present(table, ("eval_set", "media_id")), sort=False, dropna=False, observed=True)[
-        "label"
-    ]
-    several = (groups.transform("min") != groups.transform("max")).to_numpy()
-    first_bad(table, several, lambda at: "it is called real in one row and fake in another. Mend its label")
-    if "unit" in table.columns and table["unit"].notna().all():
-        twice = table.duplicated([*present(table), "media_id", "unit"]).to_numpy()
-        first_bad(
-            table,
-            twice,
-            lambda at: (
-                f"unit {table['unit'].iloc[at]} is there twice. Leave one, or name the detectors apart"
-            ),
-        )
-
-
-# %% ../nbs/05_metrics.ipynb #92d4a8ca
-def check_predictions(predictions):
-    """Validate a table of predictions and convert its types.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        With ``media_id``, ``label`` (0 real, 1 fake), ``score`` (finite, higher is more fake).
-
-    Returns
-    -------
-    DataFrame
-        A copy with ids as text, labels int64, scores float64 and rows numbered from 0.
-
-    Raises
-    ------
-    InputError
-        A column is missing, there are no rows, a label is not 0 or 1, a score is not finite, a media file has two
-        labels, or a unit is duplicated. The message names the first such row.
-    """
-    missing = [column for column in NEEDED if column not in predictions.columns]
-    if missing:
-        raise InputError(
-            f"The predictions have no column {missing[0]!r}; they have {', '.join(map(str, predictions.columns)) or 'none'}."
-        )
-    if not len(predictions):
-        raise InputError("There are no predictions: the table has no rows, as an empty split gives.")
-    table = predictions.reset_index(drop=True).copy()
-    nameless = table["media_id"].isna() | (table["media_id"].astype(str) == "")
-    first_bad(table, nameless.to_numpy(), lambda at: "it has no media_id")
-    label = pd.to_numeric(table["label"], errors="coerce")
-    first_bad(
-        table, ~label.isin([0, 1]).to_numpy(), lambda at: f"label {table['label'].iloc[at]!r} is not 0 or 1"
-    )
-    score = pd.to_numeric(table["score"], errors="coerce").astype(float)
-    bad = ~np.isfinite(score.to_numpy())
-    first_bad(table, bad, lambda at: f"score {table['score'].iloc[at]!r} is not a finite number")
-    table = table.assign(media_id=table["media_id"].astype(str), label=label.astype(np.int64), score=score)
-    check_ids(table)
-    return table
-
-
-# %% ../nbs/05_metrics.ipynb #318c1133
-USUAL_NAMES = {
-    "media_id": ("media_id", "filename", "file_name", "file", "video", "video_name", "video_id", "video_path",
-                 "image", "image_path", "path", "name", "id"),
-    "label": ("label", "ground_truth", "true_label", "y_true", "target", "truth", "gt", "is_fake"),
-    "score": ("score", "mean_prediction", "fake_score", "fake_probability", "prob_fake", "probability", "prob",
-              "y_score", "prediction", "pred"),
-}  # fmt: skip
-LABEL_WORDS = {
-    **dict.fromkeys(("0", "0.0", "false", "real", "original", "genuine", "authentic", "pristine"), 0),
-    **dict.fromkeys(("1", "1.0", "true", "fake", "deepfake", "manipulated", "forged", "synthetic"), 1),
-}
-
-
-# %% ../nbs/05_metrics.ipynb #d893c8f1
-def pick_column(table, role, wanted, source):
-    """The column of the file for a role: the requested one, or the first with a usual name."""
-    columns = [str(column) for column in table.columns]
-    if wanted is not None:
-        if wanted in columns:
-            return wanted
-        raise UsageError(f"{source} has no column {wanted!r}; it has {', '.join(columns)}.")
-    by_lower_case = {column.strip().lower(): column for column in reversed(columns)}
-    for name in USUAL_NAMES[role]:
-        if name in by_lower_case:
-            return by_lower_case[name]
-    option = "id" if role == "media_id" else role
-    raise InputError(
-        f"{source} has no column that looks like the {role} ({', '.join(USUAL_NAMES[role][:4])} ...); it has "
-        f"{', '.join(columns) or 'none'}. Name it with --{option}."
-    )
-
-
-def label_of(value):
-    """0 or 1 for common label words; any other value is returned unchanged."""
-    return LABEL_WORDS.get(str(value).strip().lower(), value)
-
-
-# %% ../nbs/05_metrics.ipynb #815f546b
-def is_records(value):
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
-def table_in_json(value, source):
-    """Find the table in the content of a JSON file."""
-    if is_records(value):
-        return pd.DataFrame(value)
-    if isinstance(value, dict):
-        lists = [key for key, item in value.items() if is_records(item)]
-        if len(lists) > 1:
-            raise InputError(f"{source} has several lists of records ({', '.join(lists)}). Keep one of them.")
-        if lists:
-            return pd.DataFrame(value[lists[0]])
-        if value and all(isinstance(item, dict) for item in value.values()):
-            return pd.DataFrame([{"media_id": key} | item for key, item in value.items()])
-        columns = {key: item for key, item in value.items() if isinstance(item, list)}
-        if columns and len({len(item) for item in columns.values()}) == 1:
-            return pd.DataFrame(columns)
-    raise InputError(
-        f"{source} holds no list of records such as {{'media_id': ..., 'label': 1, 'score': 0.9}}."
-    )
-
-
-# %% ../nbs/05_metrics.ipynb #4a587d2a
-def read_text_table(path, separator):
-    """Read a delimited file as text, so that an id such as 007 keeps its zeros.
-
-    Spreadsheets export UTF-16, a line ``sep=;``, semicolons with decimal commas, and a separator at the end of each row;
-    others begin with comment lines.
-    """
-    with open(path, "rb") as file:
-        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    with open(path, encoding=encoding, newline="") as file:
-        begin = list(itertools.islice(file, 100))
-    preamble = list(itertools.takewhile(lambda line: re.match(r"#|sep=.$|\s*$", line.rstrip("\r\n")), begin))
-    stated = [line[4] for line in preamble if line.startswith("sep=")]
-    header = begin[len(preamble)] if len(begin) > len(preamble) else ""
-    found = stated[0] if stated else max((separator, ",", ";", "\t"), key=header.count)
-    rows = [line.rstrip("\r\n") for line in begin[len(preamble) + 1 :]]
-    trails = not header.rstrip("\r\n").endswith(found) and all(row.endswith(found) for row in rows if row)
-    options = {"index_col": False, "usecols": range(header.count(found) + 1)} if trails else {}
-    table = pd.read_csv(
-        path, sep=found, dtype=str, keep_default_na=False, encoding=encoding, skipinitialspace=True,
-        skiprows=len(preamble), **options,
-    )  # fmt: skip
-    return table if found == "," else with_decimal_points(table)
-
-
-def with_decimal_points(table):
-    """Convert decimal commas to points in the numeric columns of a table of text."""
-    for column in table:
-        numbers = table[column].str.fullmatch(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
-        if numbers.all() and table[column].str.contains(",").any():
-            table[column] = table[column].str.replace(",", ".")
-    return table
-
-
-def read_json_lines(path):
-    with open(path, encoding="utf-8-sig") as file:
-        return pd.DataFrame([json.loads(line) for line in file if line.strip()])
-
-
-def read_json(path):
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            return table_in_json(json.load(file), f"{str(path)!r}")
-    except json.JSONDecodeError as error:
-        if not error.msg.startswith("Extra data"):
-            raise
-        return read_json_lines(path)
-
-
-def read_parquet(path):
-    """Read a Parquet file; a named index becomes a column."""
-    table = pd.read_parquet(path)
-    return table.reset_index() if any(table.index.names) else table
-
-
-READERS = {
-    ".csv": lambda path: read_text_table(path, ","),
-    ".tsv": lambda path: read_text_table(path, "\t"),
-    ".json": read_json,
-    ".jsonl": read_json_lines,
-    ".parquet": read_parquet,
-    ".pq": read_parquet,
-}
-
-
-# %% ../nbs/05_metrics.ipynb #7979a8e4
-def read_predictions(path, label=None, score=None, media_id=None):
-    """Read predictions from CSV, TSV, Parquet, JSON or JSON lines.
-
-    Parameters
-    ----------
-    path : str or Path
-        JSON may be a list of records, such a list under any key, one record per media file, or one list per
-        column.
-    label, score, media_id : str, optional
-        Names of these columns in the file; usual names are found automatically (`USUAL_NAMES`). Labels may be 0
-        and 1, true and false, or words such as "fake" and "real".
-
-    Returns
-    -------
-    DataFrame
-        Checked by `check_predictions`, with all other columns kept; ``attrs["columns"]`` holds the original three names.
-
-    Raises
-    ------
-    UsageError
-        A requested column is missing.
-    InputError
-        The file cannot be read, lacks these columns, or fails `check_predictions`.
-    """
-    path = Path(path)
-    source = f"{str(path)!r}"
-    table = read_any(path, source)
-    roles = {"media_id": media_id, "label": label, "score": score}
-    found = {role: pick_column(table, role, wanted, source) for role, wanted in roles.items()}
-    chosen = {role: table[column] for role, column in found.items()}
-    table = table.drop(columns=[*{*found.values()}, *present(table, NEEDED)], errors="ignore")
-    table = pd.DataFrame({**chosen, **{column: table[column] for column in table.columns}})
-    table["label"] = [label_of(value) for value in table["label"]]
-    try:
-        checked = check_predictions(with_numbers(table))
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-    checked.attrs["columns"] = found
-    return checked
-
-
-# %% ../nbs/05_metrics.ipynb #9b175db6
-def read_any(path, source):
-    """Read a file by its extension; any failure of a reader becomes an error message."""
-    if path.suffix.lower() not in READERS:
-        raise InputError(f"{source} is not one of {', '.join(READERS)}: predictions are read from these.")
-    if not path.is_file():
-        raise InputError(f"There is no file {source}. Check the path.")
-    try:
-        return READERS[path.suffix.lower()](path)
-    except InputError:
-        raise
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{source} is empty.") from None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source} cannot be read as {path.suffix[1:].upper()}: {reason}.") from None
-
-
-def with_numbers(table):
-    """Convert units to numbers where all are numeric; otherwise they stay text."""
-    if "unit" in table.columns:
-        numbers = pd.to_numeric(table["unit"], errors="coerce")
-        if numbers.notna().all():
-            return table.assign(unit=numbers)
-    return table
-
-
-# %% ../nbs/05_metrics.ipynb #ed2edd8d
-def top_quarter(scores):
-    """Mean of the highest quarter of the scores, at least one score."""
-    return np.sort(scores)[-max(1, round(len(scores) / 4)) :].mean()
-
-
-POOLINGS = {"mean": "mean", "median": "median", "max": "max", "top_quarter": top_quarter}
-
-
-# %% ../nbs/05_metrics.ipynb #587979aa
-def pool(predictions, how="mean", by=()):
-    """Pool the scores of frames or clips into one score per media file.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        See `check_predictions`.
-    how : {"mean", "median", "max", "top_quarter"}
-        "top_quarter" is the mean of the highest quarter of a media file's scores.
-    by : str or sequence of str
-        Further columns to group by, besides `KEYS`.
-
-    Returns
-    -------
-    DataFrame
-        One row per media file, in order of first appearance; ``n_units`` counts the pooled units. Other columns are
-        kept if they have one value per media file.
-
-    Raises
-    ------
-    UsageError
-        `how` or a column is unknown.
-    InputError
-        See `check_predictions`.
-    """
-    if how not in POOLINGS:
-        raise UsageError(f"There is no pooling {how!r}. Choose one of: {', '.join(POOLINGS)}.")
-    table = check_predictions(predictions)
-    keys = [*dict.fromkeys([*present(table), *named_columns(table, by), "media_id"])]
-    groups = table.groupby(keys, sort=False, dropna=False, observed=True)
-    pooled = groups.agg(label=("label", "first"), score=("score", POOLINGS[how]), n_units=("score", "size"))
-    others = [column for column in table.columns if column not in {*keys, *pooled.columns, "unit"}]
-    for column in others:
-        if len(table) == len(pooled) or (groups[column].nunique(dropna=False) == 1).all():
-            pooled[column] = groups[column].first()
-    return pooled.reset_index()
 
 
 # %% ../nbs/05_metrics.ipynb #8a3589eb
@@ -713,6 +350,21 @@ def measured(value, drawn, n, confidence, trials=None, turned=False):
     return Measured(value, low, high, n)
 
 
+# %% ../nbs/05_metrics.ipynb #61eff1a4
+def as_generator(rng):
+    return np.random.default_rng(0) if rng is None else rng
+
+
+def within_bounds(mean, drawn, n, confidence, bounds):
+    """`measured` for values between bounds, rescaled to [0, 1] so that both ends are known."""
+    if bounds is None:
+        return measured(mean, drawn, n, confidence)
+    low, width = bounds[0], bounds[1] - bounds[0]
+    share = measured((mean - low) / width, (drawn - low) / width, n, confidence, trials=n)
+    ends = {} if share.low is None else {"low": low + share.low * width, "high": low + share.high * width}
+    return replace(share, value=mean, **ends)
+
+
 # %% ../nbs/05_metrics.ipynb #c75d25b6
 def bootstrap_mean(values, clusters=None, rng=None, resamples=2000, confidence=0.95, bounds=None):
     """A mean over rows, with an interval from resampling media files.
@@ -751,21 +403,6 @@ def bootstrap_mean(values, clusters=None, rng=None, resamples=2000, confidence=0
         [counts @ sums for counts in draw_counts(np.zeros(n), resamples, as_generator(rng))]
     )
     return within_bounds(mean, total[:, 0] / total[:, 1], n, confidence, bounds)
-
-
-# %% ../nbs/05_metrics.ipynb #61eff1a4
-def as_generator(rng):
-    return np.random.default_rng(0) if rng is None else rng
-
-
-def within_bounds(mean, drawn, n, confidence, bounds):
-    """`measured` for values between bounds, rescaled to [0, 1] so that both ends are known."""
-    if bounds is None:
-        return measured(mean, drawn, n, confidence)
-    low, width = bounds[0], bounds[1] - bounds[0]
-    share = measured((mean - low) / width, (drawn - low) / width, n, confidence, trials=n)
-    ends = {} if share.low is None else {"low": low + share.low * width, "high": low + share.high * width}
-    return replace(share, value=mean, **ends)
 
 
 # %% ../nbs/05_metrics.ipynb #16046ad0
@@ -1084,28 +721,16 @@ def resampled(samples, names, resamples, rng):
     ]
 
 
-# %% ../nbs/05_metrics.ipynb #a940bc9a
-def mixed(table, columns=KEYS):
-    """Columns with several values."""
-    return [column for column in present(table, columns) if table[column].nunique(dropna=False) > 1]
-
-
-def one_of_each(table):
-    """Reject predictions that mix detectors, training sets, test sets or splits."""
-    for column in mixed(table):
-        values = ", ".join(map(str, table[column].unique()[:5]))
-        raise InputError(
-            f"These predictions mix several values of {column} ({values}); a metric of the mixture has no meaning. "
-            f"Choose one, or evaluate by {column}."
-        )
-    return table
-
-
-def column_of(rows, name):
-    """A column to resample by."""
-    if name not in rows.columns or rows[name].isna().any():
-        raise UsageError(f"There is no column {name!r} that has one value for each media file.")
-    return rows[name]
+# %% ../nbs/05_metrics.ipynb #d2a8a79f
+def names_of(metrics):
+    """Keys of `METRICS` as a list, also for one name; a `UsageError` where none is given or one is unknown."""
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"There is no metric {name!r}. Choose from: {', '.join(METRICS)}.")
+    if not names:
+        raise UsageError("Name at least one metric.")
+    return names
 
 
 # %% ../nbs/05_metrics.ipynb #2e9a5b59
@@ -1146,18 +771,6 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
     for name in names:
         METRICS[name].plain(*sample.parts)
     return pd.DataFrame(resampled([sample], names, resamples, as_generator(rng))[0])
-
-
-# %% ../nbs/05_metrics.ipynb #d2a8a79f
-def names_of(metrics):
-    """Keys of `METRICS` as a list, also for one name; a `UsageError` where none is given or one is unknown."""
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    for name in names:
-        if name not in METRICS:
-            raise UsageError(f"There is no metric {name!r}. Choose from: {', '.join(METRICS)}.")
-    if not names:
-        raise UsageError("Name at least one metric.")
-    return names
 
 
 # %% ../nbs/05_metrics.ipynb #4ac67761
@@ -1231,74 +844,6 @@ def auc_by_person(rows, resamples=2000, rng=None, score="score"):
     return Measured(found.value, found.low, found.high, files, found.reason)
 
 
-# %% ../nbs/05_metrics.ipynb #7d00b702
-IMAGES_IN_FOLDER = 4  # mean per folder from which on its images look like frames of a video
-
-
-def doubts_about(table):
-    """List what looks wrong in a table of predictions.
-
-    Parameters
-    ----------
-    table : DataFrame
-        See `read_predictions`.
-
-    Returns
-    -------
-    list of str
-        One sentence per doubt: scores of 0 to 100, inverted labels or scores, decisions in place of scores, frames as
-        media files.
-    """
-    checks = (doubt_about_scale, doubt_about_direction, doubt_about_decisions, doubt_about_frames)
-    return [sentence for check in checks if (sentence := check(table))]
-
-
-# %% ../nbs/05_metrics.ipynb #7d00b703
-def doubt_about_scale(table):
-    low, high = table.score.min(), table.score.max()
-    if low >= 0 and 1 < high <= 100 and table.score.between(1, 100).mean() > 0.5:
-        return (
-            f"Scores run from {low:g} to {high:g}. If they are percentages, give the threshold as one too, such as "
-            f"--threshold 50."
-        )
-
-
-def doubt_about_direction(table):
-    if table.label.nunique() == 2 and (value := auc(table.label, table.score)) < 0.3:
-        return (
-            f"The AUC is {value:.2f}: fakes have the lower scores. If 1 stands for genuine in this file, or the score is that "
-            f"of being genuine, invert one of them."
-        )
-
-
-def doubt_about_decisions(table):
-    others = table.columns.difference(NEEDED)
-    named = [name for name in others if re.search("prob|score|conf|logit", str(name), re.I)]
-    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in named}
-    graded = [name for name, column in numbers.items() if column.notna().all() and column.nunique() > 2]
-    if graded and table.score.isin([0, 1]).all():
-        return f"The scores are decisions, 0 or 1. Column {graded[0]!r} has more values: --score {graded[0]}."
-
-
-def doubt_about_frames(table):
-    images = table.media_id.astype(str).str.contains(
-        r"[/\\\\].+\.(?:png|jpe?g|bmp|webp)$", case=False, regex=True
-    )
-    if {"unit", "folder"} & set(table.columns) or not images.all():
-        return None
-    n_media, n_folders = table.media_id.nunique(), folder_of(table).nunique()
-    if n_folders > 1 and n_media >= IMAGES_IN_FOLDER * n_folders:
-        return (
-            f"{n_media:,} images lie in {n_folders:,} folders. If a folder holds the frames of one video, the intervals are too "
-            f"narrow: give --clusters folder, or the column that names the video as --id."
-        )
-
-
-def folder_of(table):
-    """The folder of each media file."""
-    return table.media_id.astype(str).str.replace("\\", "/").str.rpartition("/")[0]
-
-
 # %% ../nbs/05_metrics.ipynb #19d50a3b
 def counts_of(sample):
     """Row counts, threshold, majority rate and confusion matrix of a sample."""
@@ -1312,13 +857,6 @@ def counts_of(sample):
         "majority_rate": float(np.bincount(sample.labels).max() / len(sample.labels)),
         "confusion_matrix": confusion_matrix(sample.labels, called, labels=[0, 1]).tolist(),
     }
-
-
-def rows_at(level, table, how="mean"):
-    """The rows to evaluate: media files, or the units themselves."""
-    if level not in ("media", "unit"):
-        raise UsageError(f"There is no level {level!r}. Choose media or unit.")
-    return pool(table, how) if level == "media" else table
 
 
 def plain_value(value):
@@ -1424,40 +962,6 @@ def evaluate(
     about = {"n_media": rows.media_id.nunique(), "level": level, "confidence": confidence}
     about["of"] = {column: plain_value(rows[column].iloc[0]) for column in present(rows)}
     return Evaluation(**counts_of(sample), **about, values=values)
-
-
-# %% ../nbs/05_metrics.ipynb #92301e8c
-GENUINE = {"", "original", "real", "genuine", "pristine", "none"}
-
-
-def shares_genuine(table, column):
-    """Whether a column divides only the fakes: real rows are "original" or empty in it."""
-    words = table[column].astype(object).where(table[column].notna(), "").astype(str).str.lower()
-    real, fake = (set(words[table["label"] == label]) for label in (0, 1))
-    return column not in KEYS and bool(real) and real <= GENUINE and not real & fake
-
-
-def genuine_beside(table, values):
-    """The real rows with these values, {column: value}; a missing value counts as a value."""
-    beside = table["label"] == 0
-    for column, value in values.items():
-        beside &= table[column].isna() if pd.isna(value) else table[column] == value
-    return table[beside]
-
-
-def groups_of(table, by):
-    """Yield (name, rows) for each value of the columns in `by`."""
-    if not by:
-        yield "all", table
-        return
-    shared = [column for column in by if shares_genuine(table, column)]
-    for values, rows in table.groupby(by, sort=False, dropna=False, observed=True):
-        if shared and rows["label"].max() == 0:
-            continue
-        if shared:
-            kept_apart = {column: v for column, v in zip(by, values, strict=True) if column not in shared}
-            rows = pd.concat([genuine_beside(table, kept_apart), rows])
-        yield ", ".join(map(str, values)), rows
 
 
 # %% ../nbs/05_metrics.ipynb #02ba5af8

@@ -108,7 +108,6 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
-from .builds import many_workers
 from .calibration import MISS_RATE, decision_for, fit_media_calibration, write_calibrations
 from deepfake_nb.corpus import (
     GENERATED_SETS,
@@ -170,6 +169,7 @@ from deepfake_nb.weights import (
     read_state_dict,
     save_network,
 )
+from .workers import worker_pool
 
 
 # %% ../nbs/09_real_people.ipynb #45469fd8
@@ -1027,7 +1027,7 @@ def climb_ladder(networks, rows, jobs=2):
     """
     margin, found = (STORED - SIZE) // 2, []
     of_path = {row.path: row for row in rows.itertuples()}
-    with many_workers(ladder_of_file, jobs) as versions_of:
+    with worker_pool(ladder_of_file, jobs) as versions_of:
         for path, versions in versions_of(rows.path):
             row = of_path[path]
             cut = [faces[:, margin : margin + SIZE, margin : margin + SIZE] for faces in versions.values()]

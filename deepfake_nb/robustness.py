@@ -45,7 +45,8 @@ from deepfake_nb.degradations import (
 )
 from .comparison import delong
 from .curves import COLOURS
-from .metrics import KEYS, Sample, Undefined, measure, measured, resampled
+from .metrics import Sample, Undefined, measure, measured, resampled
+from .predictions import KEYS
 from .study import InputError, UsageError, random_stream, sizes_for
 from .video import recompress_frames
 

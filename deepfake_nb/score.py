@@ -54,17 +54,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepfake_nb.calibration import (
-    FACE_SIZE,
-    Decision,
-    face_statistics,
-    fit_familiarity,
-    fit_media_calibration,
-    read_calibrations,
-)
+from .calibration import Decision, fit_media_calibration, read_calibrations
 from .clips import SHORTEST_TRACK, inference_precision
 from .faces import CenterFace
-from .metrics import pool, read_predictions
+from .out_of_distribution import FACE_SIZE, face_statistics, fit_out_of_distribution
+from .predictions import pool, read_predictions
 from .study import InputError, UsageError, write_atomically
 from .video import media_kind, probe
 from deepfake_nb.views import (
@@ -1167,7 +1161,7 @@ def gather(media, scorer, progress=None):
     -------
     DataFrame
         ``media_id, label, score, detector, kind, person, statistics``, one row per file and detector; statistics are
-        those of the most prominent person with a score (`deepfake_nb.calibration.face_statistics`).
+        those of the most prominent person with a score (`out_of_distribution.face_statistics`).
     list of (path, reason)
         Files without a score.
     """
@@ -1254,7 +1248,7 @@ def calibration_of(rows, weights, about, options):
     familiarity = None
     if "statistics" in rows:
         once = rows.dropna(subset="statistics").drop_duplicates("media_id")
-        familiarity = fit_familiarity(np.array(once.statistics.tolist()), once.person)
+        familiarity = fit_out_of_distribution(np.array(once.statistics.tolist()), once.person)
     plain = rows.drop(columns="statistics", errors="ignore")
     return fit_media_calibration(plain, familiarity, weights=weights, about=about, **options)
 

@@ -42,9 +42,9 @@ from .degradations import jpeg
 from .detector_training import as_input
 from .forgery import SourceFace, swap_face
 from .frame_network import FrameNetwork
-from .generator import renderer_digest
 from .heads import random_identity
 from .metrics import Sample, auc, resampled
+from .portraits import renderer_digest
 from .rendered import render_stills
 from deepfake_nb.self_blending import (
     BlendSettings,

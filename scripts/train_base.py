@@ -16,7 +16,8 @@ import torch
 from deepfake_nb.altfreezing import BASE_SETTINGS, base_set, train_base
 from deepfake_nb.clips import ClipSet, clip_predictions
 from deepfake_nb.decisions import fit_calibration
-from deepfake_nb.metrics import evaluate, pool
+from deepfake_nb.metrics import evaluate
+from deepfake_nb.predictions import pool
 from deepfake_nb.video_resnet import save_video_resnet
 
 LENGTH, SIZE, WIDTH = 16, 96, 16

@@ -8,17 +8,19 @@ import pytest
 from scipy.special import expit, logit
 
 from deepfake_nb.calibration import (
+    decision_for,
+    fit_media_calibration,
+    read_calibrations,
+    write_calibrations,
+)
+from deepfake_nb.decisions import threshold_for
+from deepfake_nb.out_of_distribution import (
     COARSE,
     FACE_SIZE,
     STATISTICS,
-    decision_for,
     face_statistics,
-    fit_familiarity,
-    fit_media_calibration,
-    read_calibrations,
-    read_familiarity,
-    threshold_for,
-    write_calibrations,
+    fit_out_of_distribution,
+    read_out_of_distribution,
 )
 from deepfake_nb.study import InputError, UsageError
 
@@ -321,7 +323,7 @@ def test_a_file_from_before_two_thresholds_has_one(calibration, tmp_path):
     assert old.probability(scores) == pytest.approx(calibration.probability(scores), abs=1e-3)
 
 
-# --- familiarity ------------------------------------------------------------------------------------------------
+# --- out of distribution ------------------------------------------------------------------------------------------------
 
 
 def test_the_stated_share_of_new_people_stays_within_the_limit():
@@ -330,7 +332,7 @@ def test_the_stated_share_of_new_people_stays_within_the_limit():
         rng = np.random.default_rng(seed)
         mixing = rng.normal(size=(width, width))
         known, new = ((rng.normal(size=(n, width)) + rng.normal(size=(n, 1))) @ mixing for n in (120, 300))
-        found = fit_familiarity(known, range(120), share=0.95)
+        found = fit_out_of_distribution(known, range(120), share=0.95)
         shares.append(np.mean(found.distance(new) <= 1))
         assert np.all(found.distance(new + 40 * new.std(0)) > 1)
     assert 0.92 < np.mean(shares) < 0.99, shares
@@ -338,11 +340,11 @@ def test_the_stated_share_of_new_people_stays_within_the_limit():
 
 def test_a_face_is_compared_with_the_nearest_that_was_seen():
     known = np.random.default_rng(0).normal(size=(40, sum(map(len, STATISTICS.values()))))
-    found = fit_familiarity(known, range(40))
+    found = fit_out_of_distribution(known, range(40))
     assert found.distance(known) == pytest.approx(np.zeros(40), abs=1e-6)
     larger = known[7] + 60 * (np.arange(known.shape[1]) == COARSE - 1)
     assert found.distance(larger) > 1 and found.what_differs(larger).startswith("size")
-    far = fit_familiarity(np.concatenate([known, [larger + 1]]), range(41))
+    far = fit_out_of_distribution(np.concatenate([known, [larger + 1]]), range(41))
     assert far.distance(larger) < 1, "one that was seen is as far from the middle, and near to it"
 
 
@@ -358,7 +360,7 @@ def test_statistics_do_not_depend_on_what_else_is_in_the_batch():
 def memory():
     """What a calibration remembers of faces, as a file has it."""
     known = np.random.default_rng(0).normal(size=(20, sum(map(len, STATISTICS.values()))))
-    return json.loads(json.dumps(fit_familiarity(known, range(20)).as_dict()))
+    return json.loads(json.dumps(fit_out_of_distribution(known, range(20)).as_dict()))
 
 
 @pytest.mark.parametrize(
@@ -374,9 +376,9 @@ def memory():
     ],
 )  # fmt: skip
 def test_a_damaged_memory_of_faces_is_refused(memory, name, spoil):
-    assert read_familiarity(memory).n_people == 20
+    assert read_out_of_distribution(memory).n_people == 20
     with pytest.raises(InputError, match="cannot be read, or is of another version"):
-        read_familiarity(memory | {name: spoil(memory.get(name))})
+        read_out_of_distribution(memory | {name: spoil(memory.get(name))})
 
 
 @pytest.mark.parametrize(
@@ -389,9 +391,9 @@ def test_a_damaged_memory_of_faces_is_refused(memory, name, spoil):
 )
 def test_statistics_that_say_nothing_of_others_are_refused(statistics, people, words):
     with pytest.raises(InputError, match=words):
-        fit_familiarity(statistics, people)
+        fit_out_of_distribution(statistics, people)
     with pytest.raises(UsageError, match="share of familiar media"):
-        fit_familiarity(np.zeros((12, 3)), range(12), share=1)
+        fit_out_of_distribution(np.zeros((12, 3)), range(12), share=1)
 
 
 def test_logits_of_true_odds_come_back():

@@ -20,9 +20,10 @@ import psutil
 import pytest
 from commands import allow_files_of, run
 
-from deepfake_nb import builds, filming
+from deepfake_nb import filming, workers
 from deepfake_nb.builds import FaceSet, build, check, load_manifest
 from deepfake_nb.datasets import MAKING_MODULES, learning_rows, paper_set, render_sets, validation_rows
+from deepfake_nb.filming import MAKERS
 from deepfake_nb.study import InputError, UsageError
 
 SMALL = {"crop_size": 32, "detect_every": 5}
@@ -199,7 +200,7 @@ def test_usage_errors(media, tmp_path):
         {"settings": {"shares": "nan,0,1"}},
     ):
         with pytest.raises(UsageError):
-            build("rendered", tmp_path / "made", tmp_path / "out", **change)
+            build("rendered", tmp_path / "made", tmp_path / "out", makers=MAKERS, **change)
     assert not (tmp_path / "made").exists()  # told before anything is rendered
     with pytest.raises(UsageError, match="no set 'ff'"):
         paper_set("ff", "smoke")
@@ -400,7 +401,7 @@ def test_a_dead_worker_gets_a_sentence(monkeypatch):
         yield {"media_id": "a"}
         raise TerminatedWorkerError("killed")
 
-    results = builds._living(dying())
+    results = workers._living(dying())
     assert next(results) == {"media_id": "a"}
     with pytest.raises(InputError, match="fewer --jobs"):
         next(results)
@@ -410,8 +411,8 @@ def test_workers_end_with_the_process_that_asked(tmp_path):
     """Killed in the middle of long tasks, so that nobody can tell them."""
     asking = tmp_path / "asking.py"
     asking.write_text(
-        "import time\nfrom deepfake_nb.builds import many_workers\n"
-        "if __name__ == '__main__':\n    with many_workers(time.sleep, 2) as run:\n        list(run([600, 600]))\n"
+        "import time\nfrom deepfake_nb.workers import worker_pool\n"
+        "if __name__ == '__main__':\n    with worker_pool(time.sleep, 2) as run:\n        list(run([600, 600]))\n"
     )
     process = subprocess.Popen([sys.executable, asking], stderr=subprocess.DEVNULL)
     deadline, below = time.time() + 60, []
@@ -437,8 +438,8 @@ def modules_behind(name, without):
 
 
 def test_a_set_is_rendered_anew_when_any_code_that_makes_it_changes():
-    """But for the random streams of `study`, names of real files, and the generator, which few sets need."""
-    behind = modules_behind("filming", {"study", "adapters", "generator"})
+    """But for the random streams of `study`, names of real files, and generator and portraits, which few sets need."""
+    behind = modules_behind("filming", {"study", "adapters", "generator", "portraits"})
     assert set(MAKING_MODULES) == behind | {"datasets"}
 
 
@@ -482,13 +483,17 @@ def test_nobody_is_learnt_from_and_validated_on(seed):
 
 
 def test_lfw_is_swapped_within_splits(shared_data, tmp_path):
-    report = build("lfw", shared_data / "lfw", tmp_path / "out", limit=16, settings={"crop_size": 64})
+    report = build(
+        "lfw", shared_data / "lfw", tmp_path / "out", limit=16, settings={"crop_size": 64}, makers=MAKERS
+    )
     assert report.manifest.label.value_counts().to_dict() == {0: 8, 1: 8}
     assert report.leaking == 0 and not check(tmp_path / "out").problems
     fakes = report.manifest[report.manifest.label == 1]
     assert (fakes.source_id != fakes.target_id).all()
     assert (
-        again := build("lfw", shared_data / "lfw", tmp_path / "out", limit=16, settings={"crop_size": 64})
+        again := build(
+            "lfw", shared_data / "lfw", tmp_path / "out", limit=16, settings={"crop_size": 64}, makers=MAKERS
+        )
     ).built == 0
     assert again.kept == 16
 
@@ -525,10 +530,14 @@ def test_who_is_swapped_in_ffpp(tmp_path, flat):
 
 def test_rendered_people_are_a_source_of_their_own(tmp_path):
     settings = {**SMALL, "frames": 4}
-    report = build("rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings)
+    report = build(
+        "rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings, makers=MAKERS
+    )
     assert report.manifest.label.tolist() == [1, 1, 0, 0] and report.leaking == 0
     assert (report.manifest.n_frames == 4).all()
-    again = build("rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings)
+    again = build("rendered", tmp_path / "media", tmp_path / "out", limit=4, settings=settings, makers=MAKERS)
     assert (again.built, again.kept) == (0, 4)
-    fewer = build("rendered", tmp_path / "media", tmp_path / "fewer", limit=2, settings=settings)
+    fewer = build(
+        "rendered", tmp_path / "media", tmp_path / "fewer", limit=2, settings=settings, makers=MAKERS
+    )
     assert sorted(fewer.manifest.label) == [0, 1]

@@ -16,12 +16,13 @@ from torch import nn
 from torch.nn import functional
 
 from deepfake_nb import generator as module
+from deepfake_nb import portraits
 from deepfake_nb.datasets import RECIPES, _camera_of, _recipe_digest, paper_set, set_sizes
 from deepfake_nb.filming import Camera, Shot, shoot_portraits
 from deepfake_nb.forgery import read_masks
 from deepfake_nb.generator import (
     EncoderSettings,
-    Lesson,
+    GeneratorTrainingSettings,
     Networks,
     StyleGANSettings,
     VQVAESettings,
@@ -35,8 +36,8 @@ from deepfake_nb.generator import (
     train_networks,
     train_stylegan,
     train_vqvae,
-    training_pictures,
 )
+from deepfake_nb.portraits import training_pictures
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import read_image
@@ -146,7 +147,7 @@ def test_the_encoder_learns_in_front_of_a_generator_that_stays(pictures, small):
 
 
 def test_what_is_kept_is_the_running_mean(pictures):
-    learner = module.Duel(pictures, replace(SMALL, half_life=10**9), 0)
+    learner = module.GANTraining(pictures, replace(SMALL, half_life=10**9), 0)
     start = [p.clone() for p in learner.average.parameters()]
     for _ in range(3):
         size, seen = 4, (learner.step + 1) * 4
@@ -159,14 +160,14 @@ def test_what_is_kept_is_the_running_mean(pictures):
 
 
 def test_the_penalty_is_computed_at_its_steps_and_counts(pictures):
-    learner = module.Duel(pictures, replace(SMALL, penalty_every=3), 0)
+    learner = module.GANTraining(pictures, replace(SMALL, penalty_every=3), 0)
     assert [("slope" in learner.advance()) for _ in range(7)] == [True, False, False] * 2 + [True]
     gentle, strict = (train_stylegan(pictures, replace(SMALL, penalty=p), steps=2)[0] for p in (0.0, 100.0))
     assert not equal(gentle, strict)
 
 
 def test_the_discriminator_learns_only_in_its_own_turn(pictures):
-    learner = module.Duel(pictures, SMALL, 0)
+    learner = module.GANTraining(pictures, SMALL, 0)
     drawn = learner.draw()
     module.taken_for_real(learner, drawn).backward()
     assert all(p.grad is None for p in learner.discriminator.parameters())
@@ -232,7 +233,7 @@ def test_wrong_pictures_get_a_sentence(pictures, small, wrong):
 )
 def test_lessons_that_cannot_work_get_a_sentence(field):
     with pytest.raises(UsageError, match=next(iter(field))):
-        Lesson(**field)
+        GeneratorTrainingSettings(**field)
 
 
 def test_files_give_the_networks_back(trio, tmp_path):
@@ -298,7 +299,7 @@ def test_rendering_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         rendered.append(start)
         return np.full((people * takes, size, size, 3), start, np.uint8)
 
-    monkeypatch.setattr(module, "render_portion", quick)
+    monkeypatch.setattr(portraits, "render_portion", quick)
     whole = training_pictures(40, 2, 32, folder=tmp_path)
     assert rendered == [0, 16, 32] and whole.shape == (80, 32, 32, 3)
     first, *_ = sorted(tmp_path.iterdir())
@@ -313,15 +314,16 @@ def test_rendering_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 QUICK = """
 import sys, numpy as np, torch
 from deepfake_nb import generator as g
+from deepfake_nb import portraits
 torch.set_num_threads(1)
 picture = lambda start, people, takes, size, **_: np.random.default_rng(start).integers(0, 256, (people * takes, size, size, 3), np.uint8)
-g.render_portion = picture
+portraits.render_portion = picture
 g.STYLEGAN_SIZES[32] = g.StyleGANSettings(resolution=32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, batch_size=4)
 g.LOG_EVERY = 5
 g.usual_perceptual = lambda: (torch.nn.Sequential(), "none")
 g.feature_difference = lambda first, second: (first - second).abs().mean()
 train, g.train = g.train, lambda *a, **k: train(*a, every_s=0, **k)
-lesson = g.Lesson(resolution=32, people=16, takes=1, steps=int(sys.argv[2]), encoder_steps=3, vqvae_steps=3)
+lesson = g.GeneratorTrainingSettings(resolution=32, people=16, takes=1, steps=int(sys.argv[2]), encoder_steps=3, vqvae_steps=3)
 print(g.train_networks(sys.argv[1], lesson, device="cpu").card["generator"]["steps"])
 """
 
@@ -338,7 +340,12 @@ def test_a_killed_training_goes_on_and_a_second_one_waits_outside(tmp_path):
         assert killed.poll() is None, killed.communicate()[1]
         time.sleep(0.02)
     with pytest.raises(InputError, match="Another run"):
-        train_networks(tmp_path, Lesson(resolution=32, people=1), perceptual=(Plain(), "none"), device="cpu")
+        train_networks(
+            tmp_path,
+            GeneratorTrainingSettings(resolution=32, people=1),
+            perceptual=(Plain(), "none"),
+            device="cpu",
+        )
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert not (tmp_path / "card.json").exists()
@@ -361,16 +368,18 @@ def test_the_command_answers_bad_input_with_a_sentence(tmp_path, capsys, argumen
 def test_the_command_hands_its_options_on(tmp_path, monkeypatch, trio, capsys):
     seen = {}
 
-    def quick(out, lesson, resume, progress):
-        seen.update(out=out, lesson=lesson, resume=resume)
+    def quick(out, settings, resume, progress):
+        seen.update(out=out, settings=settings, resume=resume)
         about = {"steps": 1, "hours": 0.0}
         return replace(trio, card=dict.fromkeys(("generator", "encoder", "vqvae"), about))
 
     monkeypatch.setattr(module, "train_networks", quick)
     options = "--resolution 32 --people 5 --takes 3 --domain studio --seed 4 --steps 6 --encoder-steps 7 --vqvae-steps 8"
     assert status_of("train-generator", "--out", tmp_path, *options.split(), "--fresh") == 0
-    assert seen["lesson"] == Lesson(32, 5, 3, "studio", 4, 6, 7, 8) and not seen["resume"]
-    assert module.arguments_of(seen["lesson"]) == options
+    assert (
+        seen["settings"] == GeneratorTrainingSettings(32, 5, 3, "studio", 4, 6, 7, 8) and not seen["resume"]
+    )
+    assert module.arguments_of(seen["settings"]) == options
     assert "generator: 1 steps" in capsys.readouterr().out
 
 

@@ -13,31 +13,33 @@ import pytest
 import torch
 from torch.nn import functional
 
-from deepfake_nb import inversion
-from deepfake_nb.generator import as_inputs, as_pictures
+from deepfake_nb import inversion, perceptual
 from deepfake_nb.inversion import (
     InversionSettings,
-    Perceptual,
     PublishedLoss,
     StatedLoss,
-    VGG16Features,
     draw,
-    embedded_perceptual,
     find_codes,
-    fit_patch_network,
-    hub_vgg16,
     inversion_loss,
     invert,
     networks_from_files,
-    perceptual_distance,
-    perceptual_network,
     read_codes,
-    ship_patch_network,
     store_of,
-    unit_vectors,
     weights_digest,
     write_codes,
 )
+from deepfake_nb.perceptual import (
+    Perceptual,
+    VGG16Features,
+    embedded_perceptual,
+    fit_patch_network,
+    hub_vgg16,
+    perceptual_distance,
+    perceptual_network,
+    ship_patch_network,
+    unit_vectors,
+)
+from deepfake_nb.portraits import as_inputs, as_pictures
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 
@@ -286,9 +288,9 @@ def test_vgg16_features_are_torchvisions():
 
 def test_without_a_hub_ours_is_taken_and_named(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(inversion, "answers", lambda url, timeout=4.0: False)
+    monkeypatch.setattr(perceptual, "hub_responds", lambda url, timeout=4.0: False)
     assert hub_vgg16("lpips") is None
-    assert perceptual_network("hub").words == inversion.EMBEDDED
+    assert perceptual_network("hub").words == perceptual.EMBEDDED
     assert "not VGG16" in inversion_loss("stated", None, "hub").describe()
 
 
@@ -304,12 +306,12 @@ def test_with_a_hub_the_kept_file_is_taken(monkeypatch, tmp_path):
     monkeypatch.setattr(type(weights), "get_state_dict", lambda self, *args, **kwargs: tensors)
     found = perceptual_network("hub")
     assert "torchvision" in found.words
-    assert torch.equal(found.network.features[0].weight, tensors["features.0.weight"])
+    assert torch.equal(found.network.state_dict()["features.0.weight"], tensors["features.0.weight"])
 
 
 def test_what_lies_in_the_package_can_be_made_again(tmp_path, monkeypatch):
     few = functools.partial(fit_patch_network, patches=1500)
-    monkeypatch.setattr(inversion, "fit_patch_network", few)
+    monkeypatch.setattr(perceptual, "fit_patch_network", few)
     ship_patch_network(tmp_path / "one.safetensors", count=2, size=32)
     ship_patch_network(tmp_path / "two.safetensors", count=2, size=32)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()

@@ -14,7 +14,7 @@ from deepfake_nb import latent
 from deepfake_nb.builds import build
 from deepfake_nb.datasets import RECIPES, paper_set
 from deepfake_nb.generator import shipped_networks
-from deepfake_nb.inversion import InversionSettings, StatedLoss, embedded_perceptual
+from deepfake_nb.inversion import InversionSettings, StatedLoss
 from deepfake_nb.latent import (
     HIDDEN,
     aligned_faces,
@@ -36,6 +36,7 @@ from deepfake_nb.latent import (
     validation_people,
 )
 from deepfake_nb.metrics import Measured
+from deepfake_nb.perceptual import embedded_perceptual
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import Frame, read_frames, write_video

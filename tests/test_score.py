@@ -1547,7 +1547,7 @@ def test_ctrl_c_ends_watching_with_a_summary(quick, tmp_path):
 def test_the_highest_score_is_not_forgotten_when_its_moment_is(quick, tmp_path, monkeypatch):
     from deepfake_nb import camera
 
-    monkeypatch.setattr(camera.Tally.__init__, "__defaults__", (10,))
+    monkeypatch.setattr(camera.RunningTotals.__init__, "__defaults__", (10,))
     write_video(tmp_path / "call.mp4", [patches(230)] * 20 + [patches()] * 5 + [patches(90)] * 100, 25)
     watched = camera.watch(tmp_path / "call.mp4", quick, window_s=0.2)
     assert watched.frames == 125 and watched.frames_with_face == 120 and len(watched.moments) == 10
