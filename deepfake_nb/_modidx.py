@@ -546,11 +546,13 @@ d = {
                 "corpus.html#one_opencv_thread",
                 "deepfake_nb/corpus.py",
             ),
+            "deepfake_nb.corpus.open_corpus": ("corpus.html#open_corpus", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.portrait_rows": ("corpus.html#portrait_rows", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.prepare_crops": ("corpus.html#prepare_crops", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.read_corpus": ("corpus.html#read_corpus", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.read_crops": ("corpus.html#read_crops", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.read_index": ("corpus.html#read_index", "deepfake_nb/corpus.py"),
+            "deepfake_nb.corpus.read_sides": ("corpus.html#read_sides", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.stable_number": ("corpus.html#stable_number", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.store_crops": ("corpus.html#store_crops", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.store_some": ("corpus.html#store_some", "deepfake_nb/corpus.py"),
@@ -830,6 +832,18 @@ d = {
                 "detector_training.html#grouped",
                 "deepfake_nb/detector_training.py",
             ),
+            "deepfake_nb.detector_training.load_or_make": (
+                "detector_training.html#load_or_make",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.mean_score": (
+                "detector_training.html#mean_score",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.middle_face_score": (
+                "detector_training.html#middle_face_score",
+                "deepfake_nb/detector_training.py",
+            ),
             "deepfake_nb.detector_training.one_worker": (
                 "detector_training.html#one_worker",
                 "deepfake_nb/detector_training.py",
@@ -848,6 +862,10 @@ d = {
             ),
             "deepfake_nb.detector_training.save": (
                 "detector_training.html#save",
+                "deepfake_nb/detector_training.py",
+            ),
+            "deepfake_nb.detector_training.save_tensors": (
+                "detector_training.html#save_tensors",
                 "deepfake_nb/detector_training.py",
             ),
             "deepfake_nb.detector_training.step_batches": (
@@ -869,6 +887,32 @@ d = {
             "deepfake_nb.detector_training.training_portraits": (
                 "detector_training.html#training_portraits",
                 "deepfake_nb/detector_training.py",
+            ),
+        },
+        "deepfake_nb.edited_faces": {
+            "deepfake_nb.edited_faces.compile_where_possible": (
+                "edited_faces.html#compile_where_possible",
+                "deepfake_nb/edited_faces.py",
+            ),
+            "deepfake_nb.edited_faces.evaluate_edited_faces": (
+                "edited_faces.html#evaluate_edited_faces",
+                "deepfake_nb/edited_faces.py",
+            ),
+            "deepfake_nb.edited_faces.make_edited_faces": (
+                "edited_faces.html#make_edited_faces",
+                "deepfake_nb/edited_faces.py",
+            ),
+            "deepfake_nb.edited_faces.measure_offsets": (
+                "edited_faces.html#measure_offsets",
+                "deepfake_nb/edited_faces.py",
+            ),
+            "deepfake_nb.edited_faces.train_edited_faces": (
+                "edited_faces.html#train_edited_faces",
+                "deepfake_nb/edited_faces.py",
+            ),
+            "deepfake_nb.edited_faces.tune_clip": (
+                "edited_faces.html#tune_clip",
+                "deepfake_nb/edited_faces.py",
             ),
         },
         "deepfake_nb.encoders": {
@@ -1813,6 +1857,32 @@ d = {
             "deepfake_nb.fusion.views_of_epochs": ("fusion.html#views_of_epochs", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.weights_digest": ("fusion.html#weights_digest", "deepfake_nb/fusion.py"),
         },
+        "deepfake_nb.generated_faces": {
+            "deepfake_nb.generated_faces.average_scores": (
+                "generated_faces.html#average_scores",
+                "deepfake_nb/generated_faces.py",
+            ),
+            "deepfake_nb.generated_faces.fit_probe": (
+                "generated_faces.html#fit_probe",
+                "deepfake_nb/generated_faces.py",
+            ),
+            "deepfake_nb.generated_faces.leave_out_generators": (
+                "generated_faces.html#leave_out_generators",
+                "deepfake_nb/generated_faces.py",
+            ),
+            "deepfake_nb.generated_faces.make_generated_faces": (
+                "generated_faces.html#make_generated_faces",
+                "deepfake_nb/generated_faces.py",
+            ),
+            "deepfake_nb.generated_faces.select_generated_media": (
+                "generated_faces.html#select_generated_media",
+                "deepfake_nb/generated_faces.py",
+            ),
+            "deepfake_nb.generated_faces.select_stills": (
+                "generated_faces.html#select_stills",
+                "deepfake_nb/generated_faces.py",
+            ),
+        },
         "deepfake_nb.generator": {
             "deepfake_nb.generator.Batches": ("generator.html#batches", "deepfake_nb/generator.py"),
             "deepfake_nb.generator.Batches.__init__": (
@@ -2053,6 +2123,62 @@ d = {
             "deepfake_nb.heads.smooth_step": ("heads.html#smooth_step", "deepfake_nb/heads.py"),
             "deepfake_nb.heads.texture_grid": ("heads.html#texture_grid", "deepfake_nb/heads.py"),
             "deepfake_nb.heads.visibility": ("heads.html#visibility", "deepfake_nb/heads.py"),
+        },
+        "deepfake_nb.held_out": {
+            "deepfake_nb.held_out.auc_by_source": ("held_out.html#auc_by_source", "deepfake_nb/held_out.py"),
+            "deepfake_nb.held_out.count_verdicts": (
+                "held_out.html#count_verdicts",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.decide_left_out": (
+                "held_out.html#decide_left_out",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.fit_calibrations": (
+                "held_out.html#fit_calibrations",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.format_auc": ("held_out.html#format_auc", "deepfake_nb/held_out.py"),
+            "deepfake_nb.held_out.held_out_portraits": (
+                "held_out.html#held_out_portraits",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.list_as_videos_and_images": (
+                "held_out.html#list_as_videos_and_images",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.mark_frames_of_videos": (
+                "held_out.html#mark_frames_of_videos",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.predict_logits": (
+                "held_out.html#predict_logits",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.read_all_predictions": (
+                "held_out.html#read_all_predictions",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.rename_for_calibration": (
+                "held_out.html#rename_for_calibration",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.sample_portraits": (
+                "held_out.html#sample_portraits",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.select_columns": (
+                "held_out.html#select_columns",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.select_left_out": (
+                "held_out.html#select_left_out",
+                "deepfake_nb/held_out.py",
+            ),
+            "deepfake_nb.held_out.select_main_predictions": (
+                "held_out.html#select_main_predictions",
+                "deepfake_nb/held_out.py",
+            ),
         },
         "deepfake_nb.inversion": {
             "deepfake_nb.inversion.BatchSearch": ("inversion.html#batchsearch", "deepfake_nb/inversion.py"),
@@ -2553,6 +2679,48 @@ d = {
             ),
             "deepfake_nb.metrics.within_bounds": ("metrics.html#within_bounds", "deepfake_nb/metrics.py"),
         },
+        "deepfake_nb.model_cards": {
+            "deepfake_nb.model_cards.add_genuine": (
+                "model_cards.html#add_genuine",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.describe_training": (
+                "model_cards.html#describe_training",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.list_failures": (
+                "model_cards.html#list_failures",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.markdown_table": (
+                "model_cards.html#markdown_table",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.model_card": (
+                "model_cards.html#model_card",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.repeat_genuine": (
+                "model_cards.html#repeat_genuine",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.summarize_losses": (
+                "model_cards.html#summarize_losses",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.tabulate_auc": (
+                "model_cards.html#tabulate_auc",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.tabulate_verdicts": (
+                "model_cards.html#tabulate_verdicts",
+                "deepfake_nb/model_cards.py",
+            ),
+            "deepfake_nb.model_cards.write_detector": (
+                "model_cards.html#write_detector",
+                "deepfake_nb/model_cards.py",
+            ),
+        },
         "deepfake_nb.out_of_distribution": {
             "deepfake_nb.out_of_distribution.OutOfDistribution": (
                 "out_of_distribution.html#outofdistribution",
@@ -3043,231 +3211,59 @@ d = {
             "deepfake_nb.published.whole_share": ("published.html#whole_share", "deepfake_nb/published.py"),
         },
         "deepfake_nb.real_people": {
-            "deepfake_nb.real_people.against_genuine": (
-                "real_people.html#against_genuine",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.as_calibration_rows": (
-                "real_people.html#as_calibration_rows",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.as_motion_jpeg": (
-                "real_people.html#as_motion_jpeg",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.auc_by_source": (
-                "real_people.html#auc_by_source",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.auc_in_words": (
-                "real_people.html#auc_in_words",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.auc_table": ("real_people.html#auc_table", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.balanced": ("real_people.html#balanced", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.blended_features": (
-                "real_people.html#blended_features",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.calibrations_of": (
-                "real_people.html#calibrations_of",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.climb_ladder": (
-                "real_people.html#climb_ladder",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.climb_still_ladder": (
-                "real_people.html#climb_still_ladder",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.compiled": ("real_people.html#compiled", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.decide_left_out": (
-                "real_people.html#decide_left_out",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.encoded_again": (
-                "real_people.html#encoded_again",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.failures": ("real_people.html#failures", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.fit_linear_head": (
-                "real_people.html#fit_linear_head",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.fit_probe": ("real_people.html#fit_probe", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.generated_media": (
-                "real_people.html#generated_media",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.generated_rows": (
-                "real_people.html#generated_rows",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.is_frame_of_video": (
-                "real_people.html#is_frame_of_video",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.judge_edited_faces": (
-                "real_people.html#judge_edited_faces",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.kept_array": (
-                "real_people.html#kept_array",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.kept_columns": (
-                "real_people.html#kept_columns",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.kept_table": (
-                "real_people.html#kept_table",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.ladder_faces": (
-                "real_people.html#ladder_faces",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.ladder_media": (
-                "real_people.html#ladder_media",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.ladder_of_file": (
-                "real_people.html#ladder_of_file",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.ladder_steps": (
-                "real_people.html#ladder_steps",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.leave_out_generators": (
-                "real_people.html#leave_out_generators",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.left_out_rows": (
-                "real_people.html#left_out_rows",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.losses_of": ("real_people.html#losses_of", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.made_in_words": (
-                "real_people.html#made_in_words",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.main_predictions": (
-                "real_people.html#main_predictions",
-                "deepfake_nb/real_people.py",
-            ),
             "deepfake_nb.real_people.make_detector": (
                 "real_people.html#make_detector",
                 "deepfake_nb/real_people.py",
+            )
+        },
+        "deepfake_nb.reencoding": {
+            "deepfake_nb.reencoding.compute_tokens": (
+                "reencoding.html#compute_tokens",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.make_edited_faces": (
-                "real_people.html#make_edited_faces",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.cut_ladder_faces": (
+                "reencoding.html#cut_ladder_faces",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.make_generated_faces": (
-                "real_people.html#make_generated_faces",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.encode_as_h264": (
+                "reencoding.html#encode_as_h264",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.make_small_faces": (
-                "real_people.html#make_small_faces",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.encode_as_motion_jpeg": (
+                "reencoding.html#encode_as_motion_jpeg",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.markdown_table": (
-                "real_people.html#markdown_table",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.read_ladder_faces": (
+                "reencoding.html#read_ladder_faces",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.middle_score": (
-                "real_people.html#middle_score",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.read_middle_face": (
+                "reencoding.html#read_middle_face",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.model_card": (
-                "real_people.html#model_card",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.read_tokens": (
+                "reencoding.html#read_tokens",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.offsets_of": (
-                "real_people.html#offsets_of",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.score_faces": (
+                "reencoding.html#score_faces",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.one_face": ("real_people.html#one_face", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.one_score_each": (
-                "real_people.html#one_score_each",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.score_ladder": (
+                "reencoding.html#score_ladder",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.open_corpus": (
-                "real_people.html#open_corpus",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.score_still_ladder": (
+                "reencoding.html#score_still_ladder",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.pooled_score": (
-                "real_people.html#pooled_score",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.select_ladder_media": (
+                "reencoding.html#select_ladder_media",
+                "deepfake_nb/reencoding.py",
             ),
-            "deepfake_nb.real_people.predict_table": (
-                "real_people.html#predict_table",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.probe_tokens": (
-                "real_people.html#probe_tokens",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.read_predictions_of": (
-                "real_people.html#read_predictions_of",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.read_sides": (
-                "real_people.html#read_sides",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.save_tensors": (
-                "real_people.html#save_tensors",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.scores_of": ("real_people.html#scores_of", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.small_head": (
-                "real_people.html#small_head",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.small_network": (
-                "real_people.html#small_network",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.some_portraits": (
-                "real_people.html#some_portraits",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.test_portraits": (
-                "real_people.html#test_portraits",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.tokens_of": ("real_people.html#tokens_of", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.train_edited_faces": (
-                "real_people.html#train_edited_faces",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.tune_clip": ("real_people.html#tune_clip", "deepfake_nb/real_people.py"),
-            "deepfake_nb.real_people.verdict_counts": (
-                "real_people.html#verdict_counts",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.verdict_table": (
-                "real_people.html#verdict_table",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.video_and_picture_rows": (
-                "real_people.html#video_and_picture_rows",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.with_generator": (
-                "real_people.html#with_generator",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.with_logits": (
-                "real_people.html#with_logits",
-                "deepfake_nb/real_people.py",
-            ),
-            "deepfake_nb.real_people.write_detector": (
-                "real_people.html#write_detector",
-                "deepfake_nb/real_people.py",
+            "deepfake_nb.reencoding.select_ladder_steps": (
+                "reencoding.html#select_ladder_steps",
+                "deepfake_nb/reencoding.py",
             ),
         },
         "deepfake_nb.rendered": {
@@ -3949,6 +3945,32 @@ d = {
             "deepfake_nb.self_blending_study.with_faces": (
                 "self_blending.html#with_faces",
                 "deepfake_nb/self_blending_study.py",
+            ),
+        },
+        "deepfake_nb.small_faces": {
+            "deepfake_nb.small_faces.balance_weights": (
+                "small_faces.html#balance_weights",
+                "deepfake_nb/small_faces.py",
+            ),
+            "deepfake_nb.small_faces.build_small_network": (
+                "small_faces.html#build_small_network",
+                "deepfake_nb/small_faces.py",
+            ),
+            "deepfake_nb.small_faces.compute_blend_features": (
+                "small_faces.html#compute_blend_features",
+                "deepfake_nb/small_faces.py",
+            ),
+            "deepfake_nb.small_faces.fit_linear_head": (
+                "small_faces.html#fit_linear_head",
+                "deepfake_nb/small_faces.py",
+            ),
+            "deepfake_nb.small_faces.fit_small_head": (
+                "small_faces.html#fit_small_head",
+                "deepfake_nb/small_faces.py",
+            ),
+            "deepfake_nb.small_faces.make_small_faces": (
+                "small_faces.html#make_small_faces",
+                "deepfake_nb/small_faces.py",
             ),
         },
         "deepfake_nb.study": {

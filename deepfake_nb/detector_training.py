@@ -24,6 +24,10 @@ __all__ = [
     "training_portraits",
     "training_media",
     "predict_files",
+    "mean_score",
+    "middle_face_score",
+    "load_or_make",
+    "save_tensors",
 ]
 
 # %% ../nbs/09_detector_training.ipynb #16eb06c9
@@ -39,6 +43,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.special import expit
 from torch.utils.data import DataLoader, Dataset
 
 from deepfake_nb.corpus import (
@@ -403,3 +408,46 @@ def predict_files(network, files, *, most=12, batch_size=32, output=None, tell=N
                     tell(done)
     flush()
     return [np.array(rows, np.float32) for rows in found]
+
+
+# %% ../nbs/09_detector_training.ipynb #4e73f964
+def mean_score(logits):
+    """One score in [0, 1] of the logits of a file's faces: the mean of their probabilities."""
+    return float(np.mean(expit(logits)))
+
+
+def middle_face_score(logits):
+    """The score in [0, 1] of the middle one of a file's faces."""
+    return float(expit(logits[len(logits) // 2]))
+
+
+# %% ../nbs/09_detector_training.ipynb #36b4255f
+def load_or_make(path, make):
+    """Read what an earlier call left in a file, or compute it and write it.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.parquet`` for a table, ``.npy`` for an array.
+    make : callable
+        Returns the table or array; called only where there is no file.
+
+    Returns
+    -------
+    DataFrame or array
+    """
+    path = Path(path)
+    if not path.is_file():
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            made.to_parquet(file) if path.suffix == ".parquet" else np.save(file, made)
+    return pd.read_parquet(path) if path.suffix == ".parquet" else np.load(path)
+
+
+def save_tensors(path, tensors):
+    """Write tensors as safetensors, whole or not at all."""
+    from safetensors.torch import save
+
+    with atomic_path(path) as temporary:
+        Path(temporary).write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from deepfake_nb.held_out import auc_by_source, format_auc, select_main_predictions
 from deepfake_nb.leaderboard import headline_table
 from deepfake_nb.published import VERDICTS, compare_with_published, summary
-from deepfake_nb.real_people import auc_by_source, auc_in_words, main_predictions
 from deepfake_nb.study import InputError, load_results, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +43,7 @@ def detectors() -> str:
     for name in ("edited-faces", "small-faces"):
         path = ROOT / "reports" / "detectors" / name / "predictions.csv"
         if path.is_file():
-            found = auc_by_source(main_predictions(pd.read_csv(path)))
+            found = auc_by_source(select_main_predictions(pd.read_csv(path)))
             columns |= {
                 (name, held_out): part.set_index("source") for held_out, part in found.groupby("held_out")
             }
@@ -64,7 +64,7 @@ def detectors() -> str:
         ]
         first = next((row for row in known if row is not None), None)
         if first is not None:
-            cells = ["" if row is None else auc_in_words(row) for row in known]
+            cells = ["" if row is None else format_auc(row) for row in known]
             lines.append(f"| {words} | {first.n} ({first.people}) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

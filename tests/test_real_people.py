@@ -9,28 +9,25 @@ import pytest
 import torch
 from scipy.special import expit
 
-from deepfake_nb import real_people
+from deepfake_nb import reencoding
 from deepfake_nb.calibration import read_calibrations
 from deepfake_nb.corpus import MARGIN, SIZE, STORED
-from deepfake_nb.real_people import (
+from deepfake_nb.detector_training import load_or_make
+from deepfake_nb.generated_faces import fit_probe, leave_out_generators, select_stills
+from deepfake_nb.held_out import (
     auc_by_source,
-    auc_in_words,
-    calibrations_of,
-    climb_ladder,
+    count_verdicts,
     decide_left_out,
-    fit_probe,
-    generated_rows,
-    kept_table,
-    ladder_faces,
-    leave_out_generators,
-    left_out_rows,
-    make_detector,
-    model_card,
-    some_portraits,
-    verdict_counts,
-    video_and_picture_rows,
-    write_detector,
+    fit_calibrations,
+    format_auc,
+    list_as_videos_and_images,
+    read_all_predictions,
+    sample_portraits,
+    select_left_out,
 )
+from deepfake_nb.model_cards import model_card, write_detector
+from deepfake_nb.real_people import make_detector
+from deepfake_nb.reencoding import cut_ladder_faces, score_ladder
 from deepfake_nb.study import UsageError
 from deepfake_nb.video import write_video
 from deepfake_nb.weights import check_file
@@ -74,7 +71,7 @@ def corpus():
 
 
 def test_each_medium_is_left_out_once_for_its_person_and_once_for_its_source(corpus):
-    rows = pd.concat([left_out_rows(corpus, fold) for fold in range(4)])
+    rows = pd.concat([select_left_out(corpus, fold) for fold in range(4)])
     edited = corpus[(corpus.task == "edited") & (corpus.source != "real_faces")]
     for held_out in ("people", "source"):
         assert sorted(rows.media[rows.held_out == held_out]) == sorted(edited.media)
@@ -84,7 +81,7 @@ def test_nobody_who_is_left_out_is_trained_on(corpus):
     from deepfake_nb.detector_training import training_media
 
     for fold in range(4):
-        trained, asked = training_media(corpus, fold), left_out_rows(corpus, fold)
+        trained, asked = training_media(corpus, fold), select_left_out(corpus, fold)
         assert set(trained.person).isdisjoint(asked.person)
         sources = set(asked.source[asked.held_out == "source"])
         assert sources and sources.isdisjoint(trained.source)
@@ -93,7 +90,7 @@ def test_nobody_who_is_left_out_is_trained_on(corpus):
 def test_portraits_that_are_tested_on_were_not_trained_on(corpus):
     from deepfake_nb.detector_training import training_portraits
 
-    assert set(some_portraits(corpus).media).isdisjoint(training_portraits(corpus).media)
+    assert set(sample_portraits(corpus).media).isdisjoint(training_portraits(corpus).media)
 
 
 def test_auc_by_source_has_an_interval_around_it():
@@ -102,7 +99,7 @@ def test_auc_by_source_has_an_interval_around_it():
     known = found.dropna()
     assert len(known) and (known.low <= known.auc).all() and (known.auc <= known.high).all()
     assert (found.people == 8).all() and (found.auc[found.low.isna()] == 1).all()
-    assert {auc_in_words(row) for row in found[found.low.isna()].itertuples()} == {"1.00"}
+    assert {format_auc(row) for row in found[found.low.isna()].itertuples()} == {"1.00"}
 
 
 def test_decisions_on_a_group_do_not_depend_on_its_labels():
@@ -116,21 +113,21 @@ def test_decisions_on_a_group_do_not_depend_on_its_labels():
 
 def test_counts_of_verdicts():
     table = pd.DataFrame({"label": [0, 0, 1, 1], "verdict": ["real", "fake", "fake", "abstain"]})
-    found = verdict_counts(table)
+    found = count_verdicts(table)
     assert found["abstentions"] == 0.25 and found["right"] == pytest.approx(2 / 3)
     assert found["genuine called fake"] == 0.5 and found["fakes called real"] == 0.0
 
 
 def test_a_video_counts_as_a_video_and_by_one_face_as_an_image():
     rows = pd.DataFrame({"media": ["a.mp4", "b.jpg"], "kind": ["video", "image"]})
-    found = video_and_picture_rows(rows, [np.array([-2.0, 0.0, 2.0]), np.array([1.0])])
+    found = list_as_videos_and_images(rows, [np.array([-2.0, 0.0, 2.0]), np.array([1.0])])
     assert found.kind.tolist() == ["video", "image", "image"]
     np.testing.assert_allclose(found.score, [0.5, 0.5, expit(1.0)])
 
 
 def test_a_step_that_left_a_file_is_not_made_again(tmp_path):
-    first = kept_table(tmp_path / "a" / "t.parquet", lambda: pd.DataFrame({"n": [1]}))
-    again = kept_table(tmp_path / "a" / "t.parquet", lambda: pytest.fail("made again"))
+    first = load_or_make(tmp_path / "a" / "t.parquet", lambda: pd.DataFrame({"n": [1]}))
+    again = load_or_make(tmp_path / "a" / "t.parquet", lambda: pytest.fail("made again"))
     assert first.equals(again)
 
 
@@ -148,8 +145,8 @@ def clip(tmp_path_factory):
 
 
 def test_every_rung_shows_the_face(clip):
-    found = ladder_faces(clip, frames=12, faces=3)
-    assert list(found) == ["original", *real_people.LADDER]
+    found = cut_ladder_faces(clip, frames=12, faces=3)
+    assert list(found) == ["original", *reencoding.LADDER]
     large = [found[name] for name in ("original", "crf 28", "crf 38", "motion JPEG", "six frames")]
     assert all(faces.shape == (3, STORED, STORED, 3) for faces in large)
     worst, mild = (
@@ -173,10 +170,10 @@ def test_the_ladder_asks_the_network_that_left_the_person_out(clip, tmp_path, mo
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
     rows = pd.DataFrame({"path": [str(clip)], "media": ["person.mp4"], "label": [0], "person": ["p"], "source": ["s"], "fold": [1]})  # fmt: skip
     networks = {0: Unused(), 1: MeanBrightness()}
-    found = climb_ladder(networks, rows, jobs=jobs)
-    assert set(found.version) == {"original", *real_people.LADDER}
+    found = score_ladder(networks, rows, jobs=jobs)
+    assert set(found.version) == {"original", *reencoding.LADDER}
     assert found.score.between(0, 1).all() and found.face_score.between(0, 1).all()
-    assert climb_ladder(networks, rows, jobs=1).equals(found)
+    assert score_ladder(networks, rows, jobs=1).equals(found)
 
 
 # -- the probe
@@ -220,13 +217,13 @@ def test_a_still_is_scored_in_all_versions(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1, STORED, STORED, 3), dtype=np.uint8)
     np.savez(tmp_path / "a.npz", faces=noise, landmarks=np.zeros((1, 5, 2)), sides=np.ones(1))
     rows = pd.DataFrame({"media": ["a.jpg"], "label": [0], "person": ["p"], "source": ["s"], "crops": [str(tmp_path / "a.npz")]})  # fmt: skip
-    found = real_people.climb_still_ladder(Sharpness(), np.ones(1), 0.0, rows).set_index("version")
-    assert set(found.index) == {"original", *real_people.STILL_LADDER}
+    found = reencoding.score_still_ladder(Sharpness(), np.ones(1), 0.0, rows).set_index("version")
+    assert set(found.index) == {"original", *reencoding.STILL_LADDER}
     assert found.score["half size"] < found.score["original"] and (found.score == found.face_score).all()
 
 
 def test_stills_of_the_probe_keep_the_splits(corpus):
-    found = generated_rows(corpus)
+    found = select_stills(corpus)
     stills = found[found.task == "generated"]
     assert (stills.trained == (stills.split == "train")).all()
     assert not (found.label[found.task == "edited"] == 1).any()
@@ -271,7 +268,7 @@ def test_the_card_says_what_was_measured(written):
     card = model_card("edited-faces", written)
     found = auc_by_source(pd.read_csv(written / "predictions.csv"))
     for row in found.itertuples():
-        assert auc_in_words(row) in card
+        assert format_auc(row) in card
     assert "| all |" in card
     assert "Where it fails" in card and "3 steps" in card and card.startswith("---\n")
 
@@ -284,13 +281,13 @@ def test_frames_of_videos_stand_apart(tmp_path):
     rows = pd.concat([rows, rows.assign(kind="image")], ignore_index=True)
     write_detector("small-faces", "clip-probe", ClipProbe((0,)), rows, tmp_path, {"seed": 1}, "made numbers", {"blocks": [0]})  # fmt: skip
     assert set(read_held_out(tmp_path / "predictions.csv").kind) == {"video"}
-    assert len(real_people.read_predictions_of(tmp_path)) == len(rows)
+    assert len(read_all_predictions(tmp_path)) == len(rows)
     assert (tmp_path / "calibration-small-faces-picture.json").is_file()
 
 
 def test_a_calibration_needs_both_classes():
     rows = predictions()
-    assert calibrations_of(rows[rows.label == 0], "edited-faces", "0" * 64, "made numbers") == []
+    assert fit_calibrations(rows[rows.label == 0], "edited-faces", "0" * 64, "made numbers") == []
 
 
 def test_an_unknown_detector_is_refused(tmp_path):
@@ -301,9 +298,9 @@ def test_an_unknown_detector_is_refused(tmp_path):
 def test_one_face_is_the_middle_one_without_its_margin(tmp_path):
     faces = np.stack([np.full((STORED, STORED, 3), value, np.uint8) for value in (10, 20, 30)])
     np.savez(tmp_path / "crops.npz", faces=faces, landmarks=np.zeros((3, 5, 2)), sides=np.ones(3))
-    face = real_people.one_face(tmp_path / "crops.npz")
+    face = reencoding.read_middle_face(tmp_path / "crops.npz")
     assert face.shape == (SIZE, SIZE, 3) and (face == 20).all() and STORED == SIZE + 2 * MARGIN
-    changed = [real_people.one_face(tmp_path / "crops.npz", np.random.default_rng(3)) for _ in range(2)]
+    changed = [reencoding.read_middle_face(tmp_path / "crops.npz", np.random.default_rng(3)) for _ in range(2)]
     assert (changed[0] == changed[1]).all()
 
 
