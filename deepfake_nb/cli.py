@@ -371,7 +371,7 @@ class _LiveLine:
 
 # %% ../nbs/80_cli.ipynb #3caaa8cb
 def _line_of(verdict):
-    from deepfake_nb.score import interval_in_words, percent, task_in_words
+    from deepfake_nb.verdict import interval_in_words, percent, task_in_words
 
     numbers, what = [], task_in_words(verdict.task)
     if verdict.probability is not None:
@@ -416,7 +416,7 @@ class _Outcome:
 
     def note(self, verdict):
         """Add a verdict; the part of its reason common to all files is stored once per kind of media and task."""
-        from deepfake_nb.score import ReasonCode
+        from deepfake_nb.verdict import ReasonCode
 
         self.words[verdict.verdict] += 1
         self.scored += verdict.score is not None
@@ -429,7 +429,7 @@ class _Outcome:
 
     def sentences(self):
         """The remarks on all files, one sentence per line."""
-        from deepfake_nb.score import task_in_words
+        from deepfake_nb.verdict import task_in_words
         from deepfake_nb.views import how_many
 
         for fitted_on in self.calibrations:
@@ -572,7 +572,7 @@ def score(
 # %% ../nbs/80_cli.ipynb #2f244000
 def _table_to_calibrate(source, scorer, kind):
     """The table of `calibrate`, from a folder of media or from a file of predictions."""
-    from deepfake_nb.score import gather, media_in, predictions_to_calibrate
+    from deepfake_nb.fit_calibration import gather, media_in, predictions_to_calibrate
 
     if not source.is_dir():
         names = [member.detector.name for member in scorer.members]
@@ -600,7 +600,7 @@ def calibrate(
 ):
     """Fit a calibration on labelled media that the detectors were not trained on."""
     from deepfake_nb.calibration import write_calibrations
-    from deepfake_nb.score import calibrate as fit
+    from deepfake_nb.fit_calibration import calibrate as fit
     from deepfake_nb.score import open_scorer
 
     scorer = open_scorer(detector or "default", weights, calibration=False, false_alarm_rate=false_alarm_rate)

@@ -89,12 +89,12 @@ import torch
 from markupsafe import Markup, escape
 
 from .explain import COLOURS, overlay, saliency, scaled
-from deepfake_nb.score import (
+from .score import what_is_better
+from deepfake_nb.verdict import (
     TASKS,
     interval_in_words,
     percent,
     task_in_words,
-    what_is_better,
 )
 from .study import InputError, package_version, sha256_of, write_atomically
 from .video import reduced

@@ -8,32 +8,21 @@ __all__ = [
     "RENDERED",
     "ON_CLIP",
     "SMALL",
-    "TASKS",
-    "ADVICE",
     "CSV_COLUMNS",
     "detector_of",
     "default_detectors",
     "what_is_better",
-    "percent",
-    "interval_in_words",
-    "task_in_words",
-    "ReasonCode",
-    "FaceScore",
-    "Verdict",
     "KeptView",
-    "score_of_media",
-    "advice_on",
     "MediaScorer",
     "Panel",
-    "gather",
-    "calibrate",
-    "media_in",
-    "predictions_to_calibrate",
     "Verdicts",
     "open_scorer",
     "score_paths",
     "VerdictFiles",
     "write_verdicts",
+    "FaceScore",
+    "ReasonCode",
+    "Verdict",
     "draw_timeline",
 ]
 
@@ -45,28 +34,32 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields, replace
-from enum import StrEnum
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 
-from deepfake_nb.calibration import (
-    FACE_SIZE,
-    Decision,
-    face_statistics,
-    fit_familiarity,
-    fit_media_calibration,
-    read_calibrations,
-)
+from .calibration import FACE_SIZE, face_statistics, read_calibrations
 from .clips import SHORTEST_TRACK, inference_precision
 from .faces import CenterFace
-from .metrics import pool, read_predictions
 from .study import InputError, UsageError, write_atomically
-from .video import media_kind, probe
+from deepfake_nb.verdict import (
+    Calibrated,
+    FaceScore,
+    Heard,
+    ReasonCode,
+    Uncalibrated,
+    Verdict,
+    Voice,
+    advice_on,
+    draw_timeline,
+    judge,
+    score_of_media,
+    too_compressed,
+)
+from .video import media_kind
 from deepfake_nb.views import (
     PORTRAIT,
     ClipDetector,
@@ -76,8 +69,6 @@ from deepfake_nb.views import (
     cut_as_mesonet,
     cut_upright,
     find_media,
-    how_many,
-    large_enough,
     look,
     rounded,
     sides_of,
@@ -206,57 +197,6 @@ def what_is_better(names):
     )
 
 
-# %% ../nbs/70_score.ipynb #21c9a722
-def percent(share):
-    """A share in [0, 1] in whole percent, never 0 or 100: ``"<1 %"``, ``"97 %"``, ``">99 %"``; with a non-breaking space."""
-    if share is None:
-        return "unknown"
-    number = "<1" if share < 0.01 else ">99" if share > 0.99 else f"{100 * share:.0f}"
-    return f"{number}\u00a0%"
-
-
-def interval_in_words(value, interval):
-    """The ends of an interval around a share, ``"58 % to 95 %"``; empty if all three round to the same."""
-    low, high = map(percent, interval)
-    return "" if low == high == percent(value) else f"{low} to {high}"
-
-
-# %% ../nbs/70_score.ipynb #60725e56
-TASKS = {
-    "edited": ("an edited face", "a part of the face was replaced or changed"),
-    "generated": ("a generated face", "a model made the face as a whole"),
-}
-
-
-def task_in_words(task):
-    """What detectors of a task detect: ``"an edited face"``, ``"a generated face"``, or ``"a forgery"`` without a task."""
-    return TASKS[task][0] if task in TASKS else "a forgery"
-
-
-# %% ../nbs/70_score.ipynb #020263b7
-class ReasonCode(StrEnum):
-    """The reason for an abstention on a file."""
-
-    NO_FACE = "no_face"
-    FACE_TOO_SMALL = "face_too_small"
-    TOO_FEW_FRAMES = "too_few_frames"
-    UNDEFINED_SCORE = "undefined_score"
-    NOT_CALIBRATED = "not_calibrated"
-    OUT_OF_DISTRIBUTION = "out_of_distribution"
-    UNDECIDED = "undecided"
-    TOO_COMPRESSED = "too_compressed"
-    NEEDS_VIDEO = "needs_video"
-    NEEDS_IMAGE = "needs_image"
-    UNREADABLE = "unreadable"
-    OUT_OF_MEMORY = "out_of_memory"
-    FAULT = "fault"
-
-    @property
-    def words(self):
-        """The code as readable text."""
-        return self.value.replace("_", " ").capitalize()
-
-
 # %% ../nbs/70_score.ipynb #987460e3
 class NotForThis(InputError):
     """A file of a kind that no detector can score."""
@@ -266,127 +206,7 @@ class NotForThis(InputError):
         self.code = code
 
 
-# %% ../nbs/70_score.ipynb #dfc3c02b
-@dataclass
-class FaceScore:
-    """One person in one shot.
-
-    Parameters
-    ----------
-    track : int
-        The most prominent person is 0.
-    n_frames : int
-        Frames in the timeline.
-    score : float or None
-        Joint score of all detectors, in [0, 1]; None if there are too few samples.
-    timeline : list of dict
-        ``{"time_s": float, "score": float}``, one per frame.
-    scores : dict of str to float
-        The score of each detector that has one.
-    probability, interval : float, list of two float, optional
-        P(fake), if a calibration applies and the face is in its distribution.
-    threshold : float, optional
-        Scores at or above it are called fake.
-    real_below : float, optional
-        Scores below it are called real; between both there is no decision.
-    distance : float, optional
-        Distance of the face from the calibration's media; above 1 is out of distribution.
-    task : {"edited", "generated"}, optional
-        What the detectors behind `score` detect.
-    suspicious : list of dict
-        ``{"start_s": float, "end_s": float}`` of the intervals at or above the threshold.
-    """
-
-    track: int
-    n_frames: int
-    score: float | None
-    timeline: list
-    scores: dict = field(default_factory=dict)
-    probability: float | None = None
-    interval: list | None = None
-    threshold: float | None = None
-    real_below: float | None = None
-    distance: float | None = None
-    task: str | None = None
-    suspicious: list = field(default_factory=list)
-
-    @property
-    def unlike(self):
-        """Whether it is out of the calibration's distribution."""
-        return self.distance is not None and self.distance > 1
-
-
-# %% ../nbs/70_score.ipynb #3db61f1c
-@dataclass
-class Verdict:
-    """The verdict on one media file.
-
-    Parameters
-    ----------
-    path : str
-    verdict : {"fake", "real", "abstain"}
-    score : float or None
-        Score of the deciding person, in [0, 1]; may be present despite an abstention.
-    probability, interval : float, list of two float, optional
-        P(fake) at even prior odds, and its 95 % interval, if a calibration applies.
-    reason : str
-        The reason for an abstention and other remarks on this file, then `footnote`.
-    detector, weights, trained_on : str
-        The detectors, their weights and training sets.
-    faces : list of FaceScore
-    kind : {"picture", "video"}, optional
-        None if the path is neither.
-    threshold : float, optional
-        Scores at or above it are called fake.
-    false_alarm_rate : float, optional
-        At most this share of genuine media like the calibration's is called fake.
-    real_below : float, optional
-        Scores below it are called real; between both there is no decision.
-    task : {"edited", "generated"}, optional
-        What the deciding detectors detect: a partly replaced face, or one entirely generated by a model.
-    calibration : str, optional
-        What the calibration was fitted on, in plain words.
-    detectors : list of dict
-        ``{"name", "score", "probability", "weights", "sha256", "trained_on"}`` of each detector used.
-    reason_code : str, optional
-        A `ReasonCode`, if there is no verdict.
-    footnote : str
-        How to interpret the score; the same for all files with the same calibration.
-    advice : str
-        What would help if there is no verdict; empty if no remedy is known.
-    """
-
-    path: str
-    verdict: str
-    score: float | None
-    probability: float | None
-    interval: list | None
-    reason: str
-    detector: str
-    weights: str
-    trained_on: str
-    faces: list
-    kind: str | None = None
-    threshold: float | None = None
-    false_alarm_rate: float | None = None
-    real_below: float | None = None
-    task: str | None = None
-    calibration: str | None = None
-    detectors: list = field(default_factory=list)
-    reason_code: str | None = None
-    footnote: str = ""
-    advice: str = ""
-
-    @property
-    def own_reason(self):
-        """The reason for this file alone, without the footnote."""
-        return self.reason.removesuffix(self.footnote).rstrip()
-
-    def as_dict(self):
-        """The verdict in JSON types: numbers, text, lists and None."""
-        return asdict(self)
-
-
+# %% ../nbs/70_score.ipynb #376f0e01
 class KeptView(NamedTuple):
     """A detector's highest-scoring view: pixels (S, S, 3) of a face, or (T, S, S, 3) of a clip that starts at `moment_s`."""
 
@@ -395,22 +215,6 @@ class KeptView(NamedTuple):
     moment_s: float
     score: float
     pixels: np.ndarray
-
-
-# %% ../nbs/70_score.ipynb #c3a0cbf9
-def score_of_media(person_scores):
-    """Pool the scores of the people in a file by their maximum.
-
-    Parameters
-    ----------
-    person_scores : sequence of float in [0, 1], or None where a person has no score
-
-    Returns
-    -------
-    float or None
-        None if nobody has a score.
-    """
-    return max((score for score in person_scores if score is not None), default=None)
 
 
 # %% ../nbs/70_score.ipynb #52bf6b43
@@ -481,27 +285,6 @@ class Keeper:
 
 
 # %% ../nbs/70_score.ipynb #d9a0660a
-@dataclass
-class Heard:
-    """Scores of the people in a file: {(detector, track): [(row, score)]}, and the statistics of their faces."""
-
-    seen: object
-    members: list
-    said: dict
-    statistics: dict
-    kept: list
-
-    def score(self, place, number):
-        """The score of one detector for one track; None if it has none."""
-        detector = self.members[place].detector
-        return rounded(detector.pool(self.said.get((place, number), []), self.seen.minimum_frames(detector)))
-
-    def scores(self, number):
-        """The scores of all detectors that have one for a track, by name."""
-        every = {member.detector.name: self.score(place, number) for place, member in enumerate(self.members)}
-        return {name: score for name, score in every.items() if score is not None}
-
-
 def listen(seen, members, keep=0):
     """Run the detectors on the people, and collect the scores."""
     said, statistics, keeper = {}, {}, Keeper(keep)
@@ -514,305 +297,6 @@ def listen(seen, members, keep=0):
             keeper.see(view, score)
     means = {number: np.mean(rows, axis=0) for number, rows in statistics.items()}
     return Heard(seen, members, said, means, keeper.views(members, seen.tracks))
-
-
-# %% ../nbs/70_score.ipynb #2c1fb8c3
-class Uncalibrated:
-    """Interprets scores by the detectors' own thresholds."""
-
-    words = None
-
-    def __init__(self, members, why=""):
-        self.thresholds = {member.detector.name: member.detector.threshold for member in members}
-        self.why = why
-
-    def score(self, table):
-        """One score of {detector: score or array of scores}."""
-        return np.mean(list(table.values()), axis=0)
-
-    def probability(self, scores):
-        """There is none."""
-        return None
-
-    def distance(self, statistics):
-        """None: without a calibration there is no reference distribution."""
-        return None
-
-    def decision(self, detectors, shares):
-        """The detectors' own threshold as a `Decision`; it gives no verdict."""
-        value = float(np.mean([self.thresholds[name] for name in detectors]))
-        because = f" ({self.why})" if self.why else ""
-        words = (
-            f"Not calibrated{because}: the score is no probability, and no verdict is made of it; the detector's own threshold is "
-            f"{value:g}."
-        )
-        return Decision(value, value, None, words)
-
-
-# %% ../nbs/70_score.ipynb #8da08f30
-class Calibrated:
-    """Interprets scores by a `MediaCalibration`, at a false-alarm rate per file."""
-
-    def __init__(self, calibration, rate):
-        self.calibration, self.rate, self.words = calibration, rate, calibration.words
-
-    def score(self, table):
-        """One score of {detector: score or array of scores}."""
-        return self.calibration.scores(
-            {name: np.atleast_1d(scores) for name, scores in table.items()}
-        ).squeeze()
-
-    def probability(self, scores):
-        """The `Probability` of being fake."""
-        return self.calibration.probability(scores)
-
-    def distance(self, statistics):
-        """Distance of a face from the calibration's media; above 1 is out of distribution."""
-        familiarity = self.calibration.familiarity
-        return (
-            None
-            if familiarity is None or statistics is None
-            else round(float(familiarity.distance(statistics)[0]), 3)
-        )
-
-    def decision(self, detectors, shares):
-        """The `Decision` on the detectors' score; the rate holds jointly over `shares` of them, people times tasks."""
-        found = self.calibration.decision(detectors, self.rate / shares)
-        shared = (
-            f" Each of {shares} looks at people keeps to its share of {100 * self.rate:.2g} %."
-            if shares > 1
-            else ""
-        )
-        return found._replace(rate=min(1.0, found.rate * shares), words=found.words + shared)
-
-
-# %% ../nbs/70_score.ipynb #cbc7e79e
-def joint_timeline(heard, number, reading, scores):
-    """Times and joint scores of a track; at the times of the densest detector, the others interpolated."""
-    lines = {}
-    for place, member in enumerate(heard.members):
-        if member.detector.name in scores:
-            times, values = member.detector.timeline(heard.seen.tracks[number], heard.said[place, number])
-            lines[member.detector.name] = times, values
-    if not lines:
-        return times_without_score(heard, number)
-    times = max((times for times, _ in lines.values()), key=len)
-    if len(lines) == 1 and len(heard.members) == 1:
-        return times, next(iter(lines.values()))[1]
-    table = {
-        name: np.interp(times, own[~np.isnan(of)], of[~np.isnan(of)]) for name, (own, of) in lines.items()
-    }
-    return times, np.atleast_1d(reading.score(table))
-
-
-def times_without_score(heard, number):
-    """The timeline of a track without a score from any detector: that of the first detector used."""
-    for place, member in enumerate(heard.members):
-        if said := heard.said.get((place, number)):
-            return member.detector.timeline(heard.seen.tracks[number], said)
-    return np.zeros(0), np.zeros(0)
-
-
-# %% ../nbs/70_score.ipynb #74847ae7
-SHORTEST_PAUSE = 0.4
-
-
-def suspicious_parts(times, scores, threshold):
-    """Intervals at or above a threshold as ``{"start_s", "end_s"}``, merged if less than 0.4 s apart."""
-    times, above = np.asarray(times, float), np.asarray(scores, float) >= threshold
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    parts = []
-    for time in times[above].tolist():
-        if parts and time - parts[-1][1] <= max(SHORTEST_PAUSE, 1.5 * step):
-            parts[-1][1] = time + step
-        else:
-            parts.append([time, time + step])
-    return [{"start_s": round(start, 3), "end_s": round(end, 3)} for start, end in parts]
-
-
-# %% ../nbs/70_score.ipynb #e9128af9
-class Voice(NamedTuple):
-    """The detectors of one task, by name, and the interpretation of their score."""
-
-    task: str | None
-    names: tuple
-    reading: "Uncalibrated | Calibrated"
-
-
-def face_score(heard, number, voices, shares):
-    """The `FaceScore` of one track by its most suspicious `Voice`, that `Voice`, and its `Decision`."""
-    every = heard.scores(number)
-    found = []
-    for voice in voices:
-        scores = {name: score for name, score in every.items() if name in voice.names}
-        if scores or len(voices) == 1:
-            found.append((*score_by_voice(heard, number, voice, scores, shares), voice))
-    if not found:
-        return FaceScore(number, 0, None, []), None, voices[0]
-    face, decision, voice = max(found, key=lambda one: how_suspicious(one[0]))
-    return replace(face, scores=every), decision, voice
-
-
-def score_by_voice(heard, number, voice, scores, shares):
-    """The `FaceScore` of one track by one `Voice`, and its `Decision`."""
-    reading = voice.reading
-    times, values = joint_timeline(heard, number, reading, scores)
-    timeline = [
-        {"time_s": round(float(time), 3), "score": None if math.isnan(value) else rounded(value)}
-        for time, value in zip(times, values, strict=True)
-    ]
-    if not scores:
-        return FaceScore(number, len(timeline), None, timeline), None
-    score, decision = rounded(reading.score(scores)), reading.decision(list(scores), shares)
-    face = FaceScore(number, len(timeline), score, timeline, scores, threshold=decision.fake_from)
-    face.real_below, face.task = decision.real_below, voice.task
-    face.distance = reading.distance(heard.statistics.get(number))
-    if not face.unlike:
-        said = reading.probability(scores)
-        face.probability = said and rounded(said.value)
-        face.interval = said and [rounded(said.low), rounded(said.high)]
-        face.suspicious = suspicious_parts(times, values, decision.fake_from)
-    return face, decision
-
-
-# %% ../nbs/70_score.ipynb #289cfaa6
-def why_no_score(seen, detector):
-    """Why a detector has no score for a file: a `ReasonCode` and a sentence."""
-    looked_at = f"{how_many(seen.stream.count, 'frame')} looked at" if seen.stream else "the picture"
-    if not seen.tracks:
-        return ReasonCode.NO_FACE, f"No face was found in {looked_at}."
-    side = max(float(sides_of(track).max()) for track in seen.tracks)
-    if side < detector.smallest_face:
-        words = f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
-        return ReasonCode.FACE_TOO_SMALL, words
-    longest = max(int(large_enough(track, detector).sum()) for track in seen.tracks)
-    if longest < seen.minimum_frames(detector):
-        needed = f"{seen.minimum_frames(detector)} are needed"
-        words = f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
-        return ReasonCode.TOO_FEW_FRAMES, words
-    return ReasonCode.UNDEFINED_SCORE, "The score is undefined: the network did not output a number."
-
-
-def bits_per_pixel(path):
-    """Bits of a video file per pixel and frame; None if the file does not specify its number of frames."""
-    info = probe(path)
-    frames = info.frame_count or (info.duration_s or 0) * (info.frame_rate or 25)
-    return 8 * os.path.getsize(path) / (frames * info.width * info.height) if frames else None
-
-
-def too_compressed(path, heard):
-    """Why a video is too strongly compressed for its detectors; empty if it is not."""
-    least = max(member.detector.least_bits_per_pixel for member in heard.members)
-    found = bits_per_pixel(path) if least and heard.seen.kind == "video" else None
-    if found is None or found >= least:
-        return ""
-    return (
-        f"Too strongly compressed: {1000 * found:.1f} bits per 1,000 pixels, {1000 * least:.1f} are needed. So strong a "
-        f"compression leaves traces that look like those of a forgery."
-    )
-
-
-def why_undecided(face):
-    """The sentence for a score between the two thresholds."""
-    return (
-        f"Undecided: its score of {face.score:.2f} lies between {face.real_below:.2f}, below which few fakes fall, and "
-        f"{face.threshold:.2f}, above which few genuine media fall, or so near to one of them that a re-encode could turn "
-        f"the verdict around."
-    )
-
-
-def why_unlike(face, heard, reading):
-    """The sentence for a face out of the calibration's distribution."""
-    where = reading.calibration.familiarity.what_differs(heard.statistics[face.track])
-    mainly = f", mainly in {where}" if where else ""
-    return f"Unlike anything the calibration saw{mainly}: what its score of {face.score:.2f} is worth nobody knows."
-
-
-def what_it_saw(reading):
-    """The sentences after that one, the same for every file."""
-    return f"The calibration was fitted on {reading.words}. How often such a score is wrong in other media nobody has measured."
-
-
-# %% ../nbs/70_score.ipynb #d89fcc17
-ADVICE = {
-    ReasonCode.NO_FACE: "A piece in which a face is seen from the front, upright and in enough light would help.",
-    ReasonCode.FACE_TOO_SMALL: "The file at its full resolution, or a part in which the face is larger, would help.",
-    ReasonCode.UNDECIDED: "A longer piece, or the file before it was sent on, may tell more; so may another detector.",
-    ReasonCode.NOT_CALIBRATED: (
-        "A verdict needs a calibration for these weights and this kind of media. `deepfake-nb calibrate` fits one on media "
-        "whose truth is known."
-    ),
-    ReasonCode.TOO_COMPRESSED: "A copy of a higher quality, such as the file before it was sent on, would help.",
-    ReasonCode.TOO_FEW_FRAMES: "A longer piece, in which the face stays in view, would help.",
-    ReasonCode.NEEDS_VIDEO: "The video that this picture was taken from would help, or a detector of single pictures.",
-    ReasonCode.NEEDS_IMAGE: "A detector of videos would help, or single frames of this one, saved as pictures.",
-    ReasonCode.OUT_OF_MEMORY: "A smaller or shorter version would help.",
-    ReasonCode.OUT_OF_DISTRIBUTION: (
-        "Nothing done to this file will help. Detectors trained on media like this can be named "
-        "(`deepfake-nb weights list`), and calibrated on some whose truth is known (`deepfake-nb calibrate`)."
-    ),
-}
-
-
-def advice_on(code):
-    """The remedy for an abstention; empty if none is known."""
-    return ADVICE.get(code, "")
-
-
-# %% ../nbs/70_score.ipynb #70e2bc03
-class Judgement(NamedTuple):
-    """The verdict on a file, the deciding face, the reason for an abstention, and the footnote on the score."""
-
-    word: str
-    face: FaceScore | None
-    rate: float | None
-    code: ReasonCode | None = None
-    reason: str = ""
-    footnote: str = ""
-    voice: Voice | None = None
-
-
-def judge(heard, voices):
-    """The `FaceScore` of every person, and the `Judgement` on the file."""
-    shares = sum(speaking(heard, number, voices) for number in range(len(heard.seen.tracks)))
-    found = [face_score(heard, number, voices, shares) for number in range(len(heard.seen.tracks))]
-    faces, scored = [face for face, *_ in found], [one for one in found if one[0].score is not None]
-    if not scored:
-        detector = min((member.detector for member in heard.members), key=lambda one: one.minimum_frames)
-        return faces, Judgement("abstain", None, None, *why_no_score(heard.seen, detector))
-    known = [one for one in scored if not one[0].unlike]
-    alarms = [one for one in known if one[0].score >= one[0].threshold]
-    strange = [one for one in scored if one[0].unlike] if not alarms else []
-    face, decision, voice = max(alarms or strange or known, key=lambda one: how_suspicious(one[0]))
-    if isinstance(voice.reading, Uncalibrated):
-        return faces, Judgement("abstain", face, None, ReasonCode.NOT_CALIBRATED, "", decision.words, voice)
-    if strange:
-        why, footnote = why_unlike(face, heard, voice.reading), what_it_saw(voice.reading)
-        return faces, Judgement("abstain", face, None, ReasonCode.OUT_OF_DISTRIBUTION, why, footnote, voice)
-    if not alarms and face.score >= face.real_below:
-        why = why_undecided(face)
-        return faces, Judgement("abstain", face, None, ReasonCode.UNDECIDED, why, decision.words, voice)
-    return faces, Judgement(
-        "fake" if alarms else "real", face, decision.rate, None, "", decision.words, voice
-    )
-
-
-def speaking(heard, number, voices):
-    """The number of `Voice`s with a score for a track."""
-    scores = heard.scores(number)
-    return sum(any(name in scores for name in voice.names) for voice in voices)
-
-
-def how_suspicious(face):
-    """The sort key for people, and for the `Voice`s on one person.
-
-    Calibrated alarms come first, then faces out of distribution, alarms without a calibration, and no alarm.
-    """
-    if face.score is None:
-        return (-1, 0.0)
-    alarm, calibrated = face.score >= face.threshold, face.probability is not None
-    rank = 3 if face.unlike else 4 if calibrated and alarm else 2 if alarm else int(calibrated)
-    return (rank, face.probability if calibrated else face.score)
 
 
 # %% ../nbs/70_score.ipynb #8adb0c9d
@@ -1152,195 +636,6 @@ class Panel(Speaker):
         ]  # fmt: skip
 
 
-# %% ../nbs/70_score.ipynb #5c779399
-def gather(media, scorer, progress=None):
-    """Scores of labelled media, in the format of `fit_media_calibration`.
-
-    Parameters
-    ----------
-    media : DataFrame
-        ``path, label, person``, one row per media file; label 1 is fake.
-    scorer : MediaScorer or Panel
-    progress : rich.progress.Progress, optional
-
-    Returns
-    -------
-    DataFrame
-        ``media_id, label, score, detector, kind, person, statistics``, one row per file and detector; statistics are
-        those of the most prominent person with a score (`deepfake_nb.calibration.face_statistics`).
-    list of (path, reason)
-        Files without a score.
-    """
-    rows, left_out = [], []
-    task = progress.add_task("looking", total=len(media)) if progress else None
-    for row in media.itertuples():
-        try:
-            heard = scorer.listen(row.path, portraits=True)
-            rows += rows_of(row, heard)
-            if not any(map(heard.scores, range(len(heard.seen.tracks)))):
-                left_out.append((row.path, why_no_score(heard.seen, heard.members[-1].detector)[1]))
-        except InputError as error:
-            left_out.append((row.path, str(error)))
-        if progress:
-            progress.advance(task)
-    names = ["media_id", "label", "score", "detector", "kind", "person", "statistics"]
-    return pd.DataFrame(rows, columns=names), left_out
-
-
-# %% ../nbs/70_score.ipynb #3c81ffa5
-def rows_of(row, heard):
-    """The rows of one media file for `gather`."""
-    every = [heard.scores(number) for number in range(len(heard.seen.tracks))]
-    number = next((number for number, scores in enumerate(every) if scores), None)
-    for member in heard.members:
-        name = member.detector.name
-        score = score_of_media([scores.get(name) for scores in every])
-        if score is not None:
-            yield (
-                os.fspath(row.path),
-                row.label,
-                score,
-                name,
-                heard.seen.kind,
-                row.person,
-                heard.statistics.get(number),
-            )
-
-
-# %% ../nbs/70_score.ipynb #2d76d56d
-def calibrate(table, scorer, about, **options):
-    """Fit a calibration for each kind of media in a table.
-
-    Parameters
-    ----------
-    table : DataFrame
-        The output of `gather`; without a column ``statistics`` no media are reported as out of distribution.
-    scorer : MediaScorer or Panel
-        The scorer of the table; the calibrations are bound to its weights.
-    about : str
-        The media in plain words.
-    **options
-        See `deepfake_nb.calibration.fit_media_calibration`.
-
-    Returns
-    -------
-    list of MediaCalibration
-    list of (kind, reason)
-        Kinds with too few media, or with classes that cannot be separated.
-
-    Raises
-    ------
-    InputError
-        No kind can be calibrated.
-    """
-    weights = {member.detector.name: member.ready.sha256 for member in scorer.members}
-    found, left_out = [], []
-    for kind, rows in table.groupby("kind"):
-        try:
-            found.append(calibration_of(rows, weights, about, options))
-        except UsageError:
-            raise
-        except InputError as error:
-            left_out.append((kind, str(error)))
-    if not found:
-        reasons = " ".join(dict.fromkeys(reason for _, reason in left_out))
-        raise InputError(reasons or "No media file got a score, so there is nothing to calibrate on.")
-    return found, left_out
-
-
-# %% ../nbs/70_score.ipynb #c0d42228
-def calibration_of(rows, weights, about, options):
-    """The `MediaCalibration` of the rows of one kind of media."""
-    familiarity = None
-    if "statistics" in rows:
-        once = rows.dropna(subset="statistics").drop_duplicates("media_id")
-        familiarity = fit_familiarity(np.array(once.statistics.tolist()), once.person)
-    plain = rows.drop(columns="statistics", errors="ignore")
-    return fit_media_calibration(plain, familiarity, weights=weights, about=about, **options)
-
-
-# %% ../nbs/70_score.ipynb #5f2f5517
-def media_in(folder):
-    """The media in ``real/`` and ``fake/`` of a folder, in the format of `gather`.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A person is a folder in ``real`` or ``fake``; each file outside such a folder counts as a person.
-
-    Returns
-    -------
-    DataFrame
-        ``path, label, person``.
-
-    Raises
-    ------
-    InputError
-        One of the two folders is missing or has no media.
-    """
-    rows = []
-    for label, name in enumerate(("real", "fake")):
-        here = Path(folder) / name
-        found = (
-            [Path(source.path) for source in find_media([here]) if not source.problem]
-            if here.is_dir()
-            else []
-        )
-        if not found:
-            raise InputError(
-                f"There is no media file in {str(here)!r}. A calibration needs a folder with genuine media in real/ and "
-                f"forged ones in fake/."
-            )
-        inner = [path.relative_to(here).parts for path in found]
-        people = [parts[0] if len(parts) > 1 else f"{name}/{parts[0]}" for parts in inner]
-        rows += [(str(path), label, person) for path, person in zip(found, people, strict=True)]
-    return pd.DataFrame(rows, columns=["path", "label", "person"])
-
-
-# %% ../nbs/70_score.ipynb #cb3fb870
-def predictions_to_calibrate(path, detectors, kind=None):
-    """Read a file of predictions in the format of `calibrate`.
-
-    Parameters
-    ----------
-    path : str or Path
-        See `deepfake_nb.metrics.read_predictions`; a file's frames or clips are pooled by their mean. A column
-        ``person`` identifies the person, a column ``kind`` whether it is a picture or a video.
-    detectors : sequence of str
-        Detectors of the scores. A single name applies to all rows if the file names no detector.
-    kind : {"picture", "video"}, optional
-        For files without a column ``kind``.
-
-    Returns
-    -------
-    DataFrame
-        ``media_id, label, score, detector, kind, person``.
-
-    Raises
-    ------
-    UsageError
-        Neither the file nor the call specifies the detector or the kind of media.
-    InputError
-        The file cannot be read, or a detector has no rows in it.
-    """
-    table = pool(read_predictions(path))
-    if "detector" not in table:
-        if len(detectors) != 1:
-            raise UsageError(
-                f"{str(path)!r} has no column 'detector': name the one detector that its scores are of."
-            )
-        table = table.assign(detector=detectors[0])
-    if "kind" not in table:
-        if kind is None:
-            raise UsageError(f"{str(path)!r} has no column 'kind': say --kind picture or --kind video.")
-        table = table.assign(kind=kind)
-    if absent := [name for name in detectors if name not in set(table.detector)]:
-        there = ", ".join(sorted(set(table.detector)))
-        raise InputError(f"{str(path)!r} holds no scores of {', '.join(absent)}, only of {there}.")
-    table = table[table.detector.isin(detectors)]
-    return table.assign(person=table.person if "person" in table else table.media_id)
-
-
 # %% ../nbs/70_score.ipynb #86f7bbde
 class Verdicts:
     """Iterator of `Verdict`, made by `score_paths`.
@@ -1505,37 +800,5 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
             files.add(verdict)
 
 
-# %% ../nbs/70_score.ipynb #0c95ac1e
-def draw_timeline(verdict, threshold=None, axes=None):
-    """Plot the score of every face track over time.
-
-    Parameters
-    ----------
-    verdict : Verdict
-        With at least one scored frame.
-    threshold : float, optional
-        Drawn as a line; default: the verdict's.
-    axes : matplotlib Axes, optional
-
-    Returns
-    -------
-    matplotlib Axes
-    """
-    import matplotlib.pyplot as plt
-
-    axes = axes or plt.subplots(figsize=(8, 2.6), layout="constrained")[1]
-    threshold = verdict.threshold if threshold is None else threshold
-    for face in verdict.faces:
-        times = [moment["time_s"] for moment in face.timeline]
-        scores = [math.nan if moment["score"] is None else moment["score"] for moment in face.timeline]
-        mean = "too few frames" if face.score is None else f"score {face.score:.2f}"
-        (line,) = axes.plot(times, scores, marker="o", markersize=3, label=f"face {face.track + 1}: {mean}")
-        for part in face.suspicious:
-            axes.axvspan(part["start_s"], part["end_s"], color=line.get_color(), alpha=0.12, linewidth=0)
-    if threshold is not None:
-        axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label="fake from here on")
-        if verdict.real_below is not None and verdict.real_below < threshold:
-            axes.axhline(verdict.real_below, color="0.4", linestyle=":", linewidth=1, label="real below")
-    axes.set(xlabel="time (s)", ylabel="score, 1 = fake", ylim=(-0.03, 1.03))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize="small")
-    return axes
+# %% ../nbs/70_score.ipynb #1188b559
+_all_ = ["FaceScore", "ReasonCode", "Verdict", "draw_timeline"]

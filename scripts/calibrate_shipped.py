@@ -16,9 +16,10 @@ import numpy as np
 
 from deepfake_nb.calibration import COARSE, write_calibrations
 from deepfake_nb.filming import Camera, Shot, shoot, shoot_portraits, shoot_stills
+from deepfake_nb.fit_calibration import calibrate, gather, media_in
 from deepfake_nb.forgery import pair_identities
 from deepfake_nb.metrics import auc, expected_calibration_error
-from deepfake_nb.score import RENDERED, calibrate, gather, media_in, open_scorer
+from deepfake_nb.score import RENDERED, open_scorer
 from deepfake_nb.study import atomic_path, random_stream
 from deepfake_nb.video import read_frames, read_image, write_video
 

@@ -23,16 +23,12 @@ from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
 from deepfake_nb.score import (
-    FaceScore,
     KeptView,
     MediaScorer,
     Panel,
-    ReasonCode,
-    Verdict,
-    advice_on,
-    percent,
 )
 from deepfake_nb.study import InputError, sha256_of
+from deepfake_nb.verdict import FaceScore, ReasonCode, Verdict, advice_on, percent
 from deepfake_nb.video import write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready
 from deepfake_nb.weights import Whereabouts

@@ -17,6 +17,7 @@ from PIL import Image
 
 from deepfake_nb.calibration import read_calibrations, write_calibrations
 from deepfake_nb.faces import CenterFace
+from deepfake_nb.fit_calibration import calibrate, gather, media_in
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.score import (
@@ -24,9 +25,6 @@ from deepfake_nb.score import (
     RENDERED,
     MediaScorer,
     Panel,
-    calibrate,
-    gather,
-    media_in,
     open_scorer,
     score_paths,
     write_verdicts,
