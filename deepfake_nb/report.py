@@ -89,12 +89,12 @@ import torch
 from markupsafe import Markup, escape
 
 from .explain import COLOURS, overlay, saliency, scaled
-from .score import what_is_better
+from .score import recommend_detectors
 from deepfake_nb.verdict import (
     TASKS,
-    interval_in_words,
-    percent,
-    task_in_words,
+    format_interval,
+    format_percent,
+    describe_task,
 )
 from .study import InputError, package_version, sha256_of, write_atomically
 from .video import reduced
@@ -425,7 +425,7 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
     Parameters
     ----------
     kept : list of KeptView
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
     most : int
 
     Returns
@@ -438,7 +438,7 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
     for name in dict.fromkeys(view.detector for view in ranked[:most]):
         mine = [piece for piece in shown[:most] if piece["view"].detector == name]
         maps, problem = maps_or_reason(
-            scorer.member(name), np.stack([piece["view"].pixels for piece in mine])
+            scorer.find_detector(name), np.stack([piece["view"].pixels for piece in mine])
         )
         for piece, map in zip(mine, maps, strict=True):
             piece.update(map=map, problem=problem)
@@ -505,7 +505,7 @@ def person_of(face, pieces, span):
     return {
         "number": face.track + 1,
         "face": face,
-        "what": task_in_words(face.task),
+        "what": describe_task(face.task),
         "portrait": data_uri(reduced(mine[0]["picture"], 192)) if mine else None,
         "timeline": timeline_of(face, span),
         "suspicious": stretches_in_words(face.suspicious),
@@ -641,8 +641,8 @@ def gauge_of(verdict):
     """
     if verdict.probability is not None:
         low, high = verdict.interval or (None, None)
-        between = interval_in_words(verdict.probability, verdict.interval) if verdict.interval else ""
-        words = f"Probability of {task_in_words(verdict.task)}: {percent(verdict.probability)}"
+        between = format_interval(verdict.probability, verdict.interval) if verdict.interval else ""
+        words = f"Probability of {describe_task(verdict.task)}: {format_percent(verdict.probability)}"
         words += f" (95\u00a0% interval: {between})" if between else ""
         alt = f"{words}, if forged files were as frequent as real ones."
         ends, limit = ("0 %", "100 % forged"), None
@@ -734,7 +734,7 @@ def facts_of(verdict, scorer):
     Parameters
     ----------
     verdict : Verdict
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
 
     Returns
     -------
@@ -747,7 +747,10 @@ def facts_of(verdict, scorer):
         facts.append((f"Weights of {speaker['name']}", speaker["weights"]))
         facts.append(("SHA-256 of these weights", speaker["sha256"] or "there is no file"))
         facts.append(
-            (f"Settings of {speaker['name']}", settings_of(scorer.member(speaker["name"]), scorer.sampling))
+            (
+                f"Settings of {speaker['name']}",
+                settings_of(scorer.find_detector(speaker["name"]), scorer.sampling),
+            )
         )
     software = (
         f"deepfake-nb {package_version()}, torch {torch.__version__}, Python {platform.python_version()}"
@@ -811,7 +814,7 @@ def templates():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine.filters |= {"visible": visible, "percent": percent}
+    engine.filters |= {"visible": visible, "percent": format_percent}
     engine.globals |= {"no_proof": NO_PROOF, "style": Markup(COLOUR_STYLE + PAGE_STYLE + DRAWING_STYLE)}
     return engine
 
@@ -849,7 +852,7 @@ def page_values(verdict, pieces, scorer):
 
 def better_for(verdict):
     """How to get better detectors than those that scored a verdict; empty if there is no score or no better detector."""
-    return what_is_better([own["name"] for own in verdict.detectors if own["score"] is not None])
+    return recommend_detectors([own["name"] for own in verdict.detectors if own["score"] is not None])
 
 
 def summary_of(words, broken_off=False):
@@ -951,7 +954,7 @@ class ReportWriter(PageFolder):
         verdict : Verdict
         kept : list of KeptView
             The views to show, as returned by `score.MediaScorer.examine`.
-        scorer : MediaScorer or Panel
+        scorer : MediaScorer
             The scorer of the file.
 
         Returns

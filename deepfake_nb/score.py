@@ -9,12 +9,12 @@ __all__ = [
     "ON_CLIP",
     "SMALL",
     "CSV_COLUMNS",
-    "detector_of",
-    "default_detectors",
-    "what_is_better",
+    "build_detector",
+    "choose_default_detectors",
+    "recommend_detectors",
+    "LoadedDetector",
     "KeptView",
     "MediaScorer",
-    "Panel",
     "Verdicts",
     "open_scorer",
     "score_paths",
@@ -34,7 +34,7 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,18 +46,17 @@ from .clips import SHORTEST_TRACK, inference_precision
 from .faces import CenterFace
 from .study import InputError, UsageError, write_atomically
 from deepfake_nb.verdict import (
-    Calibrated,
+    DetectorScores,
     FaceScore,
-    Heard,
+    FittedCalibration,
+    NoCalibration,
     ReasonCode,
-    Uncalibrated,
+    TaskGroup,
     Verdict,
-    Voice,
-    advice_on,
+    advise,
     draw_timeline,
-    judge,
-    score_of_media,
-    too_compressed,
+    sign_verdict,
+    write_verdict,
 )
 from .video import media_kind
 from deepfake_nb.views import (
@@ -68,32 +67,14 @@ from deepfake_nb.views import (
     Sampling,
     cut_as_mesonet,
     cut_upright,
+    extract_views,
     find_media,
-    look,
     rounded,
     sides_of,
     unit_range,
 )
 from .weights import REGISTRY, WeightFile, load_detector, shipped_file, whereabouts
 from .xception import cut_as_deepfakebench, half_range
-
-
-# %% ../nbs/70_score.ipynb #ac7517ed
-def published(name):
-    """A loader of registered weights, for `Detector.load`."""
-
-    def load(weights=None):
-        loaded = load_detector(name, weights)
-        file = loaded.weights
-        return Ready(loaded.network, in_words(file), file.trained_on, rules_of(file), file.sha256)
-
-    return load
-
-
-def in_words(file: WeightFile):
-    """The weights in use: the release, or the name and checksum of an unregistered file."""
-    return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
-
 
 # %% ../nbs/70_score.ipynb #5d81fc79
 USAGE = {
@@ -104,7 +85,7 @@ USAGE = {
 }
 
 
-def rules_of(file: WeightFile):
+def read_rules(file: WeightFile):
     """The fields of a detector that a weight file overrides."""
     rules = {}
     for name, (rule, kind, low, high) in USAGE.items():
@@ -118,6 +99,23 @@ def rules_of(file: WeightFile):
     if "clip_length" in rules:
         rules["minimum_frames"] = min(SHORTEST_TRACK, rules["clip_length"])
     return rules
+
+
+# %% ../nbs/70_score.ipynb #ac7517ed
+def describe_weights(file: WeightFile):
+    """The weights in use: the release, or the name and checksum of an unregistered file."""
+    return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
+
+
+def make_loader(name):
+    """A loader of registered weights, for `Detector.load`."""
+
+    def load(weights=None):
+        loaded = load_detector(name, weights)
+        file = loaded.weights
+        return Ready(loaded.network, describe_weights(file), file.trained_on, read_rules(file), file.sha256)
+
+    return load
 
 
 # %% ../nbs/70_score.ipynb #f075419f
@@ -143,7 +141,7 @@ OF_REAL_PEOPLE = {
 
 
 # %% ../nbs/70_score.ipynb #e21cf3c9
-def detector_of(entry):
+def build_detector(entry):
     """The detector of a registered checkpoint.
 
     Parameters
@@ -155,20 +153,22 @@ def detector_of(entry):
     Detector
     """
     if entry.kind == "altfreezing":
-        return ClipDetector(entry.name, published(entry.name), input_size=entry.input_size)
+        return ClipDetector(entry.name, make_loader(entry.name), input_size=entry.input_size)
     how = {"cut": CUTS.get(entry.kind, cut_as_mesonet), "prepare": PREPARATIONS[entry.normalisation]}
     how |= OF_REAL_PEOPLE.get(entry.name, {})
-    return Detector(entry.name, published(entry.name), input_size=entry.input_size, **how)
+    return Detector(entry.name, make_loader(entry.name), input_size=entry.input_size, **how)
 
 
 DETECTORS = {
-    name: detector_of(entry) for name, entry in REGISTRY.items() if entry.polarity
+    name: build_detector(entry) for name, entry in REGISTRY.items() if entry.polarity
 }  # encoders have none
+
+# %% ../nbs/70_score.ipynb #fd71a598
 RENDERED = ("rendered-clips", "rendered-faces")  # images are scored by the second alone
 ON_CLIP, SMALL = ("edited-faces", "generated-faces"), ("small-faces",)
 
 
-def default_detectors():
+def choose_default_detectors():
     """The default detectors: those on CLIP if its weights are available, else the small network.
 
     Returns
@@ -178,7 +178,7 @@ def default_detectors():
     return ON_CLIP if whereabouts(ENCODER).is_there else SMALL
 
 
-def what_is_better(names):
+def recommend_detectors(names):
     """How to get better detectors than those with these names, as a sentence; empty if there are none.
 
     Parameters
@@ -197,16 +197,135 @@ def what_is_better(names):
     )
 
 
-# %% ../nbs/70_score.ipynb #987460e3
-class NotForThis(InputError):
-    """A file of a kind that no detector can score."""
+# %% ../nbs/70_score.ipynb #8adb0c9d
+def resolve_detectors(detectors):
+    """Detectors by their names; a single one gives a list of one, and a detector is returned unchanged."""
+    given = [detectors] if isinstance(detectors, (str, Detector)) else list(detectors)
+    for one in given:
+        if not isinstance(one, Detector) and one not in DETECTORS:
+            raise UsageError(f"There is no detector {one!r}. Choose one of: {', '.join(DETECTORS)}.")
+    return [one if isinstance(one, Detector) else DETECTORS[one] for one in given]
 
-    def __init__(self, code, sentence):
-        super().__init__(sentence)
-        self.code = code
+
+def resolve_weights(weights, detectors):
+    """Weight files by the names of the detectors; a single file belongs to a single detector."""
+    if weights is None or isinstance(weights, dict):
+        return weights or {}
+    if len(detectors) > 1:
+        raise UsageError("One weight file is for one detector: name that detector.")
+    return {detectors[0].name: weights}
 
 
-# %% ../nbs/70_score.ipynb #376f0e01
+# %% ../nbs/70_score.ipynb #5ed3a46a
+def check_options(detectors, clip_step, batch_size, false_alarm_rate):
+    """Raise `UsageError` if no scorer can be made of these detectors and options."""
+    names = [detector.name for detector in detectors]
+    listed = ", ".join(names)
+    if len({*names}) < len(names) or not names:
+        raise UsageError(f"Name each detector once, and at least one: {listed or 'there is none'}.")
+    if clip_step is not None and not any(isinstance(detector, ClipDetector) for detector in detectors):
+        looks = "looks" if len(names) == 1 else "look"
+        raise UsageError(f"{listed} {looks} at single frames, not at clips: leave the stride of clips out.")
+    for words, value in (("stride of clips", clip_step), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"The {words} is {value}: give 1 or more.")
+    if not 0 < false_alarm_rate < 1:
+        raise UsageError(
+            f"The false-alarm rate is {false_alarm_rate}: give a number between 0 and 1, such as 0.05."
+        )
+
+
+# %% ../nbs/70_score.ipynb #77e2b14f
+@dataclass
+class LoadedDetector:
+    """A detector whose network is on a device.
+
+    Parameters
+    ----------
+    detector : Detector
+    ready : Ready
+        The network and a description of its weights.
+    device : torch.device
+    """
+
+    detector: Detector
+    ready: Ready
+    device: torch.device
+
+    @property
+    def name(self):
+        """The name of the detector."""
+        return self.detector.name
+
+    @property
+    def network(self):
+        """The network."""
+        return self.ready.network
+
+    def predict(self, pixels):
+        """Logits of crops or clips, uint8 (N, ...)."""
+        with torch.inference_mode(), inference_precision(self.detector.precision, self.device):
+            return self.network(self.detector.prepare(pixels).to(self.device))
+
+
+# %% ../nbs/70_score.ipynb #a3a441a5
+def override_rules(detector, rules):
+    """A detector with some of its fields changed; None leaves a field unchanged."""
+    known = {field.name for field in fields(detector)}
+    rules = {name: value for name, value in rules.items() if name in known and value is not None}
+    return replace(detector, **rules)
+
+
+def load_on_device(detector, weights=None, device=None, **rules):
+    """The `LoadedDetector` of a detector; by default on a GPU if there is one."""
+    ready = detector.load(weights)
+    detector = override_rules(override_rules(detector, ready.rules or {}), rules)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    inference_precision(detector.precision, device)  # an invalid name is reported before any file is opened
+    return LoadedDetector(detector, ready._replace(network=ready.network.to(device)), device)
+
+
+def describe_detector(loaded):
+    """What a verdict states of a detector, see `Verdict.detectors`."""
+    ready = loaded.ready
+    return {
+        "name": loaded.name,
+        "weights": ready.weights,
+        "sha256": ready.sha256,
+        "trained_on": ready.trained_on,
+    }
+
+
+# %% ../nbs/70_score.ipynb #52bf6b43
+def logits_to_scores(logits):
+    """P(fake) from logits (N,) or (N, 2); None where one is NaN."""
+    logits = logits.float()
+    scores = (torch.sigmoid(logits) if logits.ndim == 1 else logits.softmax(1)[:, 1]).cpu().tolist()
+    return [score if math.isfinite(score) else None for score in scores]
+
+
+def predict_views(views, detectors):
+    """Yield pairs of `View` and score, with batches per detector; portraits have no score."""
+    waiting = [[] for _ in detectors]
+
+    def flush(place):
+        batch, waiting[place] = waiting[place], []
+        logits = detectors[place].predict(np.stack([view.pixels for view in batch]))
+        return zip(batch, logits_to_scores(logits), strict=True)
+
+    for view in views:
+        if view.detector == PORTRAIT:
+            yield view, None
+            continue
+        waiting[view.detector].append(view)
+        if len(waiting[view.detector]) == detectors[view.detector].detector.batch_size:
+            yield from flush(view.detector)
+    for place, batch in enumerate(waiting):
+        if batch:
+            yield from flush(place)
+
+
+# %% ../nbs/70_score.ipynb #8e3b326b
 class KeptView(NamedTuple):
     """A detector's highest-scoring view: pixels (S, S, 3) of a face, or (T, S, S, 3) of a clip that starts at `moment_s`."""
 
@@ -217,48 +336,18 @@ class KeptView(NamedTuple):
     pixels: np.ndarray
 
 
-# %% ../nbs/70_score.ipynb #52bf6b43
-def scores_of(logits):
-    """P(fake) from logits (N,) or (N, 2); None where one is NaN."""
-    logits = logits.float()
-    scores = (torch.sigmoid(logits) if logits.ndim == 1 else logits.softmax(1)[:, 1]).cpu().tolist()
-    return [score if math.isfinite(score) else None for score in scores]
-
-
-def answers(views, members):
-    """Pairs of view and score, with batches per detector; portraits pass unchanged."""
-    waiting = [[] for _ in members]
-
-    def flush(place):
-        batch, waiting[place] = waiting[place], []
-        return zip(
-            batch, scores_of(members[place].ask(np.stack([view.pixels for view in batch]))), strict=True
-        )
-
-    for view in views:
-        if view.detector == PORTRAIT:
-            yield view, None
-            continue
-        waiting[view.detector].append(view)
-        if len(waiting[view.detector]) == members[view.detector].detector.batch_size:
-            yield from flush(view.detector)
-    for place, batch in enumerate(waiting):
-        if batch:
-            yield from flush(place)
-
-
-# %% ../nbs/70_score.ipynb #8e3b326b
+# %% ../nbs/70_score.ipynb #95b5d891
 PEOPLE_KEPT = 12
 
 
-class Keeper:
-    """Keeps the highest-scoring views of each detector, and the highest-scoring one of each of the first people."""
+class HighestViews:
+    """The highest-scoring views of each detector, and the highest-scoring one of each of the first people."""
 
     def __init__(self, keep):
         self.keep, self.highest, self.of_person = keep, {}, {}
 
-    def see(self, view, score):
-        """Record a view with its score."""
+    def add(self, view, score):
+        """Consider a view with its score."""
         if not self.keep or score is None:
             return
         best = self.highest.setdefault(view.detector, [])
@@ -269,7 +358,7 @@ class Keeper:
         if view.track < PEOPLE_KEPT and score > self.of_person.get(key, (-1,))[0]:
             self.of_person[key] = score, view
 
-    def views(self, members, tracks):
+    def collect(self, detectors, tracks):
         """The kept views, a list of `KeptView`, the highest score of a detector first."""
         found = {}
         for score, view in [
@@ -277,7 +366,7 @@ class Keeper:
             *self.of_person.values(),
         ]:
             moment = round(float(tracks[view.track].times_s[view.row]), 3)
-            name = members[view.detector].detector.name
+            name = detectors[view.detector].name
             found[view.detector, view.track, view.row] = KeptView(
                 name, view.track, moment, rounded(score), view.pixels
             )
@@ -285,49 +374,32 @@ class Keeper:
 
 
 # %% ../nbs/70_score.ipynb #d9a0660a
-def listen(seen, members, keep=0):
-    """Run the detectors on the people, and collect the scores."""
-    said, statistics, keeper = {}, {}, Keeper(keep)
-    for view, score in answers(seen.views, members):
+def run_detectors(views, detectors, keep=0):
+    """Run detectors on the people in a file.
+
+    Parameters
+    ----------
+    views : MediaViews
+    detectors : list of LoadedDetector
+    keep : int
+        Number of views to keep per detector; see `MediaScorer.examine`.
+
+    Returns
+    -------
+    DetectorScores
+    list of KeptView
+    """
+    scores, statistics, highest = {}, {}, HighestViews(keep)
+    for view, score in predict_views(views.views, detectors):
         if view.detector == PORTRAIT:
-            side = sides_of(seen.tracks[view.track])[view.row]
+            side = sides_of(views.tracks[view.track])[view.row]
             statistics.setdefault(view.track, []).append(face_statistics(view.pixels[None], [side])[0])
         else:
-            said.setdefault((view.detector, view.track), []).append((view.row, score))
-            keeper.see(view, score)
-    means = {number: np.mean(rows, axis=0) for number, rows in statistics.items()}
-    return Heard(seen, members, said, means, keeper.views(members, seen.tracks))
-
-
-# %% ../nbs/70_score.ipynb #8adb0c9d
-def find_detector(detector):
-    """A detector by its name; a detector is returned unchanged."""
-    if isinstance(detector, Detector):
-        return detector
-    if detector not in DETECTORS:
-        raise UsageError(f"There is no detector {detector!r}. Choose one of: {', '.join(DETECTORS)}.")
-    return DETECTORS[detector]
-
-
-def with_rules(detector, rules):
-    """A detector with some of its fields changed; None leaves a field unchanged."""
-    rules = {name: value for name, value in rules.items() if value is not None}
-    known = {field.name for field in fields(detector)}
-    if "step" in rules and "step" not in known:
-        raise UsageError(
-            f"{detector.name} looks at single frames, not at clips: leave the stride of clips out."
-        )
-    for name in ("step", "batch_size"):
-        if rules.get(name, 1) < 1:
-            raise UsageError(
-                f"The {'stride of clips' if name == 'step' else name} is {rules[name]}: give 1 or more."
-            )
-    return replace(detector, **{name: value for name, value in rules.items() if name in known})
-
-
-def printable(text):
-    """Text that can be encoded as UTF-8, for file names of any bytes."""
-    return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
+            scores.setdefault((view.detector, view.track), []).append((view.row, score))
+            highest.add(view, score)
+    means = {track: np.mean(rows, axis=0) for track, rows in statistics.items()}
+    rules = [loaded.detector for loaded in detectors]
+    return DetectorScores(views, rules, scores, means), highest.collect(detectors, views.tracks)
 
 
 # %% ../nbs/70_score.ipynb #3c1ce8ec
@@ -339,7 +411,7 @@ SHIPPED_CALIBRATIONS = (
 
 
 @functools.cache
-def shipped_calibrations():
+def load_shipped_calibrations():
     """The calibrations shipped with the package."""
     found = []
     for name in SHIPPED_CALIBRATIONS:
@@ -350,7 +422,7 @@ def shipped_calibrations():
     return tuple(found)
 
 
-def given_calibrations(calibration):
+def load_calibrations(calibration):
     """The calibrations from a file, a list, or a single one; None and False give none."""
     if calibration is None or calibration is False:
         return ()
@@ -360,70 +432,131 @@ def given_calibrations(calibration):
 
 
 # %% ../nbs/70_score.ipynb #bf4eb0ee
-class Scorer:
-    """Scores media files with its `members`, one file at a time."""
+def choose_calibration(calibrations, kind, detectors, rate, is_given):
+    """The interpretation of the detectors' joint score on a kind of media: the first calibration that fits, or none."""
+    weights = {loaded.name: loaded.ready.sha256 for loaded in detectors}
+    problem = f"it is not for {kind}s"
+    for found in calibrations:
+        if found.kind == kind:
+            problem = found.misfit(weights)
+            if not problem:
+                return FittedCalibration(found, rate)
+    why = f"the calibration is not used: {problem}" if is_given and calibrations else ""
+    return NoCalibration([loaded.detector for loaded in detectors], why)
 
-    def settle(self, face_detector, sampling, calibration, false_alarm_rate):
-        """Store what is common to all members."""
-        if not 0 < false_alarm_rate < 1:
-            raise UsageError(
-                f"The false-alarm rate is {false_alarm_rate}: give a number between 0 and 1, such as 0.05."
-            )
+
+def group_by_task(detectors, choose):
+    """The `TaskGroup` of each task among detectors; `choose` returns the calibration of those of one task."""
+    groups = {}
+    for loaded in detectors:
+        groups.setdefault(loaded.detector.task, []).append(loaded)
+    return [TaskGroup(task, tuple(one.name for one in own), choose(own)) for task, own in groups.items()]
+
+
+# %% ../nbs/70_score.ipynb #987460e3
+class UnsupportedKind(InputError):
+    """A file of a kind that no detector can score."""
+
+    def __init__(self, code, sentence):
+        super().__init__(sentence)
+        self.code = code
+
+
+def select_detectors(detectors, kind):
+    """The detectors that can score a kind of media."""
+    able = [loaded for loaded in detectors if loaded.detector.takes(kind)]
+    if able:
+        return able
+    names = ", ".join(loaded.name for loaded in detectors)
+    if kind == "picture":
+        why = f"{names} looks at how a face moves and needs a video; a picture has none."
+        raise UnsupportedKind(ReasonCode.NEEDS_VIDEO, why)
+    raise UnsupportedKind(ReasonCode.NEEDS_IMAGE, f"{names} judges single pictures, and this is a video.")
+
+
+# %% ../nbs/70_score.ipynb #9c20621c
+def explain_failure(error):
+    """Why a file could not be scored: a sentence and a `ReasonCode`."""
+    if isinstance(error, UnsupportedKind):
+        return str(error), error.code
+    if isinstance(error, InputError):
+        return f"It cannot be read: {error}", ReasonCode.UNREADABLE
+    if isinstance(error, MemoryError):
+        return "It does not fit into memory.", ReasonCode.OUT_OF_MEMORY
+    return f"A fault of this program kept it from being scored: {error!r}", ReasonCode.FAULT
+
+
+# %% ../nbs/70_score.ipynb #56a2f878
+class MediaScorer:
+    """Scores media files with one or several detectors, one file at a time; faces are tracked once per file.
+
+    Parameters
+    ----------
+    detectors : str, Detector or sequence of them
+        Names of `DETECTORS`, or detectors of your own. They are skipped for kinds of files that they cannot score.
+    weights : str or Path, optional
+        A weight file instead of the published one; a dictionary by detector for several.
+    device : str or torch.device, optional
+        Default: a GPU if available.
+    face_detector : FaceDetector, optional
+        Default: `CenterFace()`.
+    sampling : Sampling, optional
+        The frames sampled for detectors of single frames.
+    clip_step : int, optional
+        Frames between the starts of two clips, for detectors of clips; the released code uses 1.
+    batch_size, precision : optional
+        Replace the detectors' own; see `Detector`.
+    calibration : MediaCalibration, list of them, str or Path, optional
+        Default: those shipped with the package, if they belong to these weights; False uses none.
+    false_alarm_rate : float in (0, 1)
+        Share of genuine media called fake at which a calibration sets the threshold.
+
+    Attributes
+    ----------
+    detectors : list of LoadedDetector
+
+    Raises
+    ------
+    UsageError
+        There is no such detector, one is named twice, or they do not accept an option.
+    InputError
+        The weights or the calibration are unavailable or unusable.
+    """
+
+    def __init__(self, detectors, weights=None, *, device=None, face_detector=None, sampling=None, clip_step=None,
+                 batch_size=None, precision=None, calibration=None, false_alarm_rate=0.05):  # fmt: skip
+        rules = resolve_detectors(detectors)
+        check_options(rules, clip_step, batch_size, false_alarm_rate)
+        files, options = resolve_weights(weights, rules), {"batch_size": batch_size, "precision": precision}
         self.face_detector, self.sampling = face_detector or CenterFace(), sampling or Sampling()
-        self.given, self.false_alarm_rate = calibration is not None, false_alarm_rate
-        self.calibrations = given_calibrations(calibration) if self.given else shipped_calibrations()
-
-    def member(self, name):
-        """The `MediaScorer` of one of the detectors."""
-        return next(member for member in self.members if member.detector.name == name)
-
-    def reading(self, kind, members):
-        """The interpretation of the members' scores on this kind of media."""
-        weights = {member.detector.name: member.ready.sha256 for member in members}
-        problem = f"it is not for {kind}s"
-        for found in self.calibrations:
-            if found.kind == kind:
-                problem = found.misfit(weights)
-                if not problem:
-                    return Calibrated(found, self.false_alarm_rate)
-        return Uncalibrated(
-            members, f"the calibration is not used: {problem}" if self.given and self.calibrations else ""
-        )
-
-    def voices(self, kind, members):
-        """The `Voice` of each task among members, for a kind of media."""
-        tasks = dict.fromkeys(member.detector.task for member in members)
-        groups = {task: [member for member in members if member.detector.task == task] for task in tasks}
-        return [
-            Voice(task, tuple(member.detector.name for member in group), self.reading(kind, group))
-            for task, group in groups.items()
+        self.is_given, self.false_alarm_rate = calibration is not None, false_alarm_rate
+        self.calibrations = load_calibrations(calibration) if self.is_given else load_shipped_calibrations()
+        self.detectors = [
+            load_on_device(one, files.get(one.name), device, step=clip_step, **options) for one in rules
         ]
 
+    def find_detector(self, name):
+        """The `LoadedDetector` of a name."""
+        return next(loaded for loaded in self.detectors if loaded.name == name)
 
-# %% ../nbs/70_score.ipynb #7c419237
-class Listener(Scorer):
-    """Runs its members on files."""
+    def group_by_task(self, kind):
+        """The `TaskGroup` of each task among the detectors for a kind of media."""
 
-    def listen(self, path, keep=0, portraits=None):
-        """The `Heard` of the members that can score such a file; with portraits if a calibration needs them."""
+        def choose(own):
+            return choose_calibration(self.calibrations, kind, own, self.false_alarm_rate, self.is_given)
+
+        return group_by_task(select_detectors(self.detectors, kind), choose)
+
+    def compute_scores(self, path, keep=0, portraits=None):
+        """The `DetectorScores` of a file and a list of `KeptView`; with image statistics if a calibration needs them."""
         kind = "video" if media_kind(path) == "video" else "picture"
-        members = [member for member in self.members if member.detector.takes(kind)]
-        if not members:
-            names = ", ".join(member.detector.name for member in self.members)
-            if kind == "picture":
-                why = f"{names} looks at how a face moves and needs a video; a picture has none."
-                raise NotForThis(ReasonCode.NEEDS_VIDEO, why)
-            raise NotForThis(ReasonCode.NEEDS_IMAGE, f"{names} judges single pictures, and this is a video.")
+        loaded = select_detectors(self.detectors, kind)
         if portraits is None:
-            readings = [voice.reading for voice in self.voices(kind, members)]
-            portraits = any(isinstance(one, Calibrated) and one.calibration.familiarity for one in readings)
-        detectors, size = [member.detector for member in members], FACE_SIZE if portraits else None
-        return listen(look(path, detectors, self.face_detector, self.sampling, size), members, keep)
-
-
-# %% ../nbs/70_score.ipynb #d7e6f99a
-class FileScorer(Listener):
-    """Scores media files of any kind."""
+            portraits = any(group.calibration.compares_faces for group in self.group_by_task(kind))
+        rules, size = [one.detector for one in loaded], FACE_SIZE if portraits else None
+        return run_detectors(
+            extract_views(path, rules, self.face_detector, self.sampling, size), loaded, keep
+        )
 
     def examine(self, path, keep=3):
         """The `Verdict` on one image or video, and the highest-scoring views.
@@ -441,199 +574,25 @@ class FileScorer(Listener):
         list of KeptView
         """
         try:
-            heard = self.listen(path, keep)
-            return self.verdict(path, heard), heard.kept
-        except NotForThis as error:
-            return self.abstain(path, str(error), error.code), []
-        except InputError as error:
-            return self.abstain(path, f"It cannot be read: {error}"), []
-        except MemoryError:
-            return self.abstain(path, "It does not fit into memory.", ReasonCode.OUT_OF_MEMORY), []
+            scores, kept = self.compute_scores(path, keep)
+            kind = scores.views.kind
+            about = [describe_detector(loaded) for loaded in select_detectors(self.detectors, kind)]
+            return write_verdict(path, scores, self.group_by_task(kind), about), kept
         except Exception as error:
-            why = f"A fault of this program kept it from being scored: {error!r}"
-            return self.abstain(path, why, ReasonCode.FAULT), []
+            return self.abstain(path, *explain_failure(error)), []
 
     def score(self, path):
         """The `Verdict` on one image or video; an abstention if it cannot be read or scored."""
         return self.examine(path, keep=0)[0]
 
-
-# %% ../nbs/70_score.ipynb #68b012d9
-class Speaker(FileScorer):
-    """Writes verdicts, with the detectors and their weights."""
-
     def abstain(self, path, reason, code=ReasonCode.UNREADABLE):
         """An abstaining `Verdict` with its reason."""
-        advice = advice_on(code)
-        return self.signed(
-            path, self.members, verdict="abstain", reason=reason, reason_code=code, advice=advice, faces=[]
+        about = [
+            describe_detector(loaded) | {"score": None, "probability": None} for loaded in self.detectors
+        ]
+        return sign_verdict(
+            path, about, verdict="abstain", reason=reason, reason_code=code, advice=advise(code), faces=[]
         )
-
-    def verdict(self, path, heard):
-        """The `Verdict` from the scores of a file."""
-        voices = self.voices(heard.seen.kind, heard.members)
-        faces, found = judge(heard, voices)
-        if found.word != "abstain" and (problem := too_compressed(path, heard)):
-            found = found._replace(word="abstain", rate=None, code=ReasonCode.TOO_COMPRESSED, reason=problem)
-        remarks = remarks_on(heard, found.face)
-        reason = " ".join(
-            part for part in (found.reason, *remarks, heard.seen.damage, found.footnote) if part
-        )
-        said = {"reason_code": found.code, "footnote": found.footnote, "advice": advice_on(found.code)}
-        if face := found.face:
-            said |= {"score": face.score, "threshold": face.threshold, "probability": face.probability,
-                    "interval": face.interval, "false_alarm_rate": found.rate, "real_below": face.real_below,
-                    "task": face.task}  # fmt: skip
-        own = own_words(heard, voices, faces)
-        words = (found.voice or voices[0]).reading.words
-        return self.signed(path, heard.members, verdict=found.word, reason=reason, faces=faces, own=own,
-                           calibration=words, **said)  # fmt: skip
-
-    def signed(self, path, members, own=None, **said):
-        """A `Verdict` of the given members."""
-        kind = {"image": "picture"}.get(media_kind(path), media_kind(path))
-        nothing = {"score": None, "probability": None, "interval": None}
-        return Verdict(
-            path=printable(path), reason=printable(said.pop("reason")), kind=kind,
-            detector=" + ".join(member.detector.name for member in members),
-            weights=in_one([member.ready.weights for member in members]),
-            trained_on=in_one([member.ready.trained_on for member in members]),
-            detectors=[about(member) | (own or {}).get(member.detector.name, {}) for member in members],
-            **nothing | said,
-        )  # fmt: skip
-
-
-# %% ../nbs/70_score.ipynb #d0938584
-def in_one(words):
-    """Several texts joined, without duplicates."""
-    return "; ".join(dict.fromkeys(words))
-
-
-def about(member):
-    """The entry of a detector in a verdict."""
-    ready = member.ready
-    return {"name": member.detector.name, "score": None, "probability": None, "weights": ready.weights,
-            "sha256": ready.sha256, "trained_on": ready.trained_on}  # fmt: skip
-
-
-def own_words(heard, voices, faces):
-    """Each detector's own score and probability for the most suspicious person, by its name."""
-    own = {}
-    for member in heard.members:
-        name = member.detector.name
-        reading = next(voice.reading for voice in voices if name in voice.names)
-        score = score_of_media([face.scores.get(name) for face in faces])
-        said = None
-        if score is not None and not any(face.unlike for face in faces):
-            said = reading.probability({name: score})
-        own[name] = {"score": score, "probability": said and rounded(said.value)}
-    return own
-
-
-def remarks_on(heard, face):
-    """Notes on how the deciding person was sampled."""
-    if face is None:
-        return []
-    return [
-        m.detector.remark(heard.seen.tracks[face.track])
-        for m in heard.members
-        if m.detector.name in face.scores
-    ]
-
-
-# %% ../nbs/70_score.ipynb #56a2f878
-class MediaScorer(Speaker):
-    """Scores media files with one detector, one file at a time.
-
-    Parameters
-    ----------
-    detector : str or Detector
-        A name of `DETECTORS`, or a detector of your own.
-    weights : str or Path, optional
-        A weight file instead of the published one.
-    device : str or torch.device, optional
-        Default: a GPU if available.
-    face_detector : FaceDetector, optional
-        Default: `CenterFace()`.
-    sampling : Sampling, optional
-        The frames sampled for a detector of single frames.
-    clip_step : int, optional
-        Frames between the starts of two clips, for a detector of clips; the released code uses 1.
-    batch_size, precision : optional
-        Replaces the detector's own; see `Detector`.
-    calibration : MediaCalibration, list of them, str or Path, optional
-        Default: those shipped with the package, if they belong to these weights; False uses none.
-    false_alarm_rate : float in (0, 1)
-        Share of genuine media called fake at which a calibration sets the threshold.
-
-    Raises
-    ------
-    UsageError
-        There is no such detector, or it does not accept an option.
-    InputError
-        The weights or the calibration are unavailable or unusable.
-    """
-
-    def __init__(self, detector, weights=None, *, device=None, face_detector=None, sampling=None, clip_step=None,
-                 batch_size=None, precision=None, calibration=None, false_alarm_rate=0.05):  # fmt: skip
-        rules = {"step": clip_step, "batch_size": batch_size, "precision": precision}
-        detector = find_detector(detector)
-        self.ready = detector.load(weights)
-        self.detector = with_rules(with_rules(detector, self.ready.rules or {}), rules)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = self.ready.network.to(self.device)
-        # so that an invalid name is reported before any file is opened
-        inference_precision(self.detector.precision, self.device)
-        self.members = [self]
-        self.settle(face_detector, sampling, calibration, false_alarm_rate)
-
-    def ask(self, pixels):
-        """Logits of crops or clips, uint8 (N, ...)."""
-        with torch.inference_mode(), inference_precision(self.detector.precision, self.device):
-            return self.network(self.detector.prepare(pixels).to(self.device))
-
-
-# %% ../nbs/70_score.ipynb #b86aafc0
-class Panel(Speaker):
-    """Scores media files with several detectors, which share one pass of face tracking per file.
-
-    Parameters
-    ----------
-    detectors : sequence of str or Detector
-        Detectors are skipped for kinds of files they cannot score.
-    weights : dict of str to path, optional
-        Weight files instead of the published ones, by detector.
-    clip_step : int, optional
-        For the clip detectors among them.
-    face_detector, sampling, calibration, false_alarm_rate, **options
-        See `MediaScorer`.
-
-    Raises
-    ------
-    UsageError
-        There is no such detector, one is named twice, or none accepts an option.
-    InputError
-        The weights or the calibration are unavailable or unusable.
-    """
-
-    def __init__(self, detectors, weights=None, *, clip_step=None, face_detector=None, sampling=None, calibration=None,
-                 false_alarm_rate=0.05, **options):  # fmt: skip
-        detectors, weights = [find_detector(detector) for detector in detectors], weights or {}
-        names = [detector.name for detector in detectors]
-        if len({*names}) < len(names) or not names:
-            raise UsageError(
-                f"Name each detector once, and at least one: {', '.join(names) or 'there is none'}."
-            )
-        if clip_step is not None and not any(isinstance(detector, ClipDetector) for detector in detectors):
-            raise UsageError(f"{', '.join(names)} look at single frames: leave the stride of clips out.")
-        self.settle(face_detector, sampling, calibration, false_alarm_rate)
-        self.members = [
-            MediaScorer(
-                detector, weights.get(detector.name), face_detector=self.face_detector, calibration=False,
-                clip_step=clip_step if isinstance(detector, ClipDetector) else None, **options,
-            )
-            for detector in detectors
-        ]  # fmt: skip
 
 
 # %% ../nbs/70_score.ipynb #86f7bbde
@@ -642,12 +601,12 @@ class Verdicts:
 
     Parameters
     ----------
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
     paths : iterable of str or Path
 
     Attributes
     ----------
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
     skipped : collections.Counter
         Files skipped in folders so far, by reason.
     """
@@ -660,9 +619,9 @@ class Verdicts:
         return self
 
     def __next__(self):
-        return next(self.examined(keep=0))[0]
+        return next(self.examine_all(keep=0))[0]
 
-    def examined(self, keep=3, tell=None):
+    def examine_all(self, keep=3, tell=None):
         """Yield pairs of `Verdict` and the list of `KeptView`, file by file; see `MediaScorer.examine`.
 
         Each path is passed to `tell`, if given, before it is scored.
@@ -680,7 +639,7 @@ def open_scorer(detector="default", weights=None, **options):
     Parameters
     ----------
     detector : str, Detector or sequence of them
-        "default" stands for `default_detectors`.
+        "default" stands for `choose_default_detectors`.
     weights : str or Path, optional
         The weight file of a single detector; a dictionary by detector for several.
     **options
@@ -688,7 +647,7 @@ def open_scorer(detector="default", weights=None, **options):
 
     Returns
     -------
-    MediaScorer or Panel
+    MediaScorer
 
     Raises
     ------
@@ -698,16 +657,12 @@ def open_scorer(detector="default", weights=None, **options):
         The weights or the calibration are unavailable or unusable.
     """
     names = [detector] if isinstance(detector, (str, Detector)) else list(detector)
-    names = [
+    detectors = [
         one
         for name in names
-        for one in (default_detectors() if isinstance(name, str) and name == "default" else [name])
+        for one in (choose_default_detectors() if isinstance(name, str) and name == "default" else [name])
     ]
-    if len(names) == 1:
-        return MediaScorer(names[0], weights, **options)
-    if weights is not None and not isinstance(weights, dict):
-        raise UsageError("One weight file is for one detector: name that detector.")
-    return Panel(names, weights, **options)
+    return MediaScorer(detectors, weights, **options)
 
 
 # %% ../nbs/70_score.ipynb #52b5fbc1

@@ -6,18 +6,45 @@
 __all__ = [
     "TASKS",
     "ADVICE",
-    "percent",
-    "interval_in_words",
-    "task_in_words",
+    "SHORTEST_PAUSE",
+    "format_percent",
+    "format_interval",
+    "describe_task",
     "ReasonCode",
-    "advice_on",
+    "advise",
     "FaceScore",
     "Verdict",
-    "score_of_media",
+    "pool_people",
+    "DetectorScores",
+    "NoCalibration",
+    "FittedCalibration",
+    "join_timelines",
+    "find_unscored_timeline",
+    "find_suspicious_parts",
+    "TaskGroup",
+    "ScoredFace",
+    "score_face",
+    "score_face_for_task",
+    "rank_suspicion",
+    "explain_missing_score",
+    "measure_bits_per_pixel",
+    "explain_compression",
+    "explain_undecided",
+    "explain_out_of_distribution",
+    "describe_calibration",
+    "MediaDecision",
+    "count_scored_groups",
+    "decide",
+    "make_printable",
+    "join_once",
+    "sign_verdict",
+    "list_remarks",
+    "score_detectors",
+    "write_verdict",
     "draw_timeline",
 ]
 
-# %% ../nbs/69_verdict.ipynb #d8c09d87
+# %% ../nbs/69_verdict.ipynb #0a8194f5
 import math
 import os
 from dataclasses import asdict, dataclass, field, replace
@@ -27,12 +54,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .calibration import Decision
-from .video import probe
-from .views import how_many, large_enough, rounded, sides_of
+from .video import media_kind, probe
+from .views import MediaViews, how_many, large_enough, rounded, sides_of
 
 
 # %% ../nbs/69_verdict.ipynb #21c9a722
-def percent(share):
+def format_percent(share):
     """A share in [0, 1] in whole percent, never 0 or 100: ``"<1 %"``, ``"97 %"``, ``">99 %"``; with a non-breaking space."""
     if share is None:
         return "unknown"
@@ -40,10 +67,10 @@ def percent(share):
     return f"{number}\u00a0%"
 
 
-def interval_in_words(value, interval):
+def format_interval(value, interval):
     """The ends of an interval around a share, ``"58 % to 95 %"``; empty if all three round to the same."""
-    low, high = map(percent, interval)
-    return "" if low == high == percent(value) else f"{low} to {high}"
+    low, high = map(format_percent, interval)
+    return "" if low == high == format_percent(value) else f"{low} to {high}"
 
 
 # %% ../nbs/69_verdict.ipynb #60725e56
@@ -53,7 +80,7 @@ TASKS = {
 }
 
 
-def task_in_words(task):
+def describe_task(task):
     """What detectors of a task detect: ``"an edited face"``, ``"a generated face"``, or ``"a forgery"`` without a task."""
     return TASKS[task][0] if task in TASKS else "a forgery"
 
@@ -103,7 +130,7 @@ ADVICE = {
 }
 
 
-def advice_on(code):
+def advise(code):
     """The remedy for an abstention; empty if none is known."""
     return ADVICE.get(code, "")
 
@@ -230,7 +257,7 @@ class Verdict:
 
 
 # %% ../nbs/69_verdict.ipynb #c3a0cbf9
-def score_of_media(person_scores):
+def pool_people(person_scores):
     """Pool the scores of the people in a file by their maximum.
 
     Parameters
@@ -245,41 +272,61 @@ def score_of_media(person_scores):
     return max((score for score in person_scores if score is not None), default=None)
 
 
-# %% ../nbs/69_verdict.ipynb #f4767b02
+# %% ../nbs/69_verdict.ipynb #cea83c96
 @dataclass
-class Heard:
-    """Scores of the people in a file: {(detector, track): [(row, score)]}, and the statistics of their faces."""
+class DetectorScores:
+    """Scores of several detectors for the people in a file.
 
-    seen: object
-    members: list
-    said: dict
-    statistics: dict
-    kept: list
+    Parameters
+    ----------
+    views : MediaViews
+        The people, and how the file was sampled.
+    detectors : list of Detector
+    scores : dict
+        ``{(detector, track): [(row, score)]}``: indices of a detector and a person, and the scores of frames or clips.
+    statistics : dict
+        ``{track: array}``: image statistics of a face, if they were measured.
+    """
 
-    def score(self, place, number):
+    views: MediaViews
+    detectors: list
+    scores: dict
+    statistics: dict = field(default_factory=dict)
+
+    def pool(self, place, track):
         """The score of one detector for one track; None if it has none."""
-        detector = self.members[place].detector
-        return rounded(detector.pool(self.said.get((place, number), []), self.seen.minimum_frames(detector)))
+        detector = self.detectors[place]
+        return rounded(
+            detector.pool(self.scores.get((place, track), []), self.views.minimum_frames(detector))
+        )
 
-    def scores(self, number):
+    def of_track(self, track):
         """The scores of all detectors that have one for a track, by name."""
-        every = {member.detector.name: self.score(place, number) for place, member in enumerate(self.members)}
+        every = {detector.name: self.pool(place, track) for place, detector in enumerate(self.detectors)}
         return {name: score for name, score in every.items() if score is not None}
 
 
 # %% ../nbs/69_verdict.ipynb #2c1fb8c3
-class Uncalibrated:
-    """Interprets scores by the detectors' own thresholds."""
+class NoCalibration:
+    """Interprets scores by the detectors' own thresholds.
+
+    Parameters
+    ----------
+    detectors : list of Detector
+    why : str
+        Why a calibration that was given is not used.
+    """
 
     words = None
+    compares_faces = False
 
-    def __init__(self, members, why=""):
-        self.thresholds = {member.detector.name: member.detector.threshold for member in members}
+    def __init__(self, detectors, why=""):
+        self.thresholds = {detector.name: detector.threshold for detector in detectors}
         self.why = why
 
-    def score(self, table):
+    def combine(self, scores):
         """One score of {detector: score or array of scores}."""
-        return np.mean(list(table.values()), axis=0)
+        return np.mean(list(scores.values()), axis=0)
 
     def probability(self, scores):
         """There is none."""
@@ -289,7 +336,7 @@ class Uncalibrated:
         """None: without a calibration there is no reference distribution."""
         return None
 
-    def decision(self, detectors, shares):
+    def decision(self, detectors, n_tests):
         """The detectors' own threshold as a `Decision`; it gives no verdict."""
         value = float(np.mean([self.thresholds[name] for name in detectors]))
         because = f" ({self.why})" if self.why else ""
@@ -301,16 +348,27 @@ class Uncalibrated:
 
 
 # %% ../nbs/69_verdict.ipynb #8da08f30
-class Calibrated:
-    """Interprets scores by a `MediaCalibration`, at a false-alarm rate per file."""
+class FittedCalibration:
+    """Interprets scores by a `MediaCalibration`, at a false-positive rate per file.
+
+    Parameters
+    ----------
+    calibration : MediaCalibration
+    rate : float in (0, 1)
+    """
 
     def __init__(self, calibration, rate):
         self.calibration, self.rate, self.words = calibration, rate, calibration.words
 
-    def score(self, table):
+    @property
+    def compares_faces(self):
+        """Whether it can tell that a face is out of distribution."""
+        return self.calibration.familiarity is not None
+
+    def combine(self, scores):
         """One score of {detector: score or array of scores}."""
         return self.calibration.scores(
-            {name: np.atleast_1d(scores) for name, scores in table.items()}
+            {name: np.atleast_1d(values) for name, values in scores.items()}
         ).squeeze()
 
     def probability(self, scores):
@@ -319,48 +377,63 @@ class Calibrated:
 
     def distance(self, statistics):
         """Distance of a face from the calibration's media; above 1 is out of distribution."""
-        familiarity = self.calibration.familiarity
-        return (
-            None
-            if familiarity is None or statistics is None
-            else round(float(familiarity.distance(statistics)[0]), 3)
-        )
+        if not self.compares_faces or statistics is None:
+            return None
+        return round(float(self.calibration.familiarity.distance(statistics)[0]), 3)
 
-    def decision(self, detectors, shares):
-        """The `Decision` on the detectors' score; the rate holds jointly over `shares` of them, people times tasks."""
-        found = self.calibration.decision(detectors, self.rate / shares)
+    def describe_difference(self, statistics):
+        """In which respects a face differs from the calibration's media; empty if none stands out."""
+        return self.calibration.familiarity.what_differs(statistics)
+
+    def decision(self, detectors, n_tests):
+        """The `Decision` on the detectors' score; the rate holds jointly over the tests, people times tasks."""
+        found = self.calibration.decision(detectors, self.rate / n_tests)
         shared = (
-            f" Each of {shares} looks at people keeps to its share of {100 * self.rate:.2g} %."
-            if shares > 1
+            f" Each of {n_tests} looks at people keeps to its share of {100 * self.rate:.2g} %."
+            if n_tests > 1
             else ""
         )
-        return found._replace(rate=min(1.0, found.rate * shares), words=found.words + shared)
+        return found._replace(rate=min(1.0, found.rate * n_tests), words=found.words + shared)
 
 
 # %% ../nbs/69_verdict.ipynb #cbc7e79e
-def joint_timeline(heard, number, reading, scores):
-    """Times and joint scores of a track; at the times of the densest detector, the others interpolated."""
-    lines = {}
-    for place, member in enumerate(heard.members):
-        if member.detector.name in scores:
-            times, values = member.detector.timeline(heard.seen.tracks[number], heard.said[place, number])
-            lines[member.detector.name] = times, values
+def join_timelines(scores, track, names, calibration):
+    """Times and joint scores of a track by the named detectors.
+
+    Parameters
+    ----------
+    scores : DetectorScores
+    track : int
+    names : iterable of str
+        Detectors that have a score for the track.
+    calibration : NoCalibration or FittedCalibration
+
+    Returns
+    -------
+    array, array
+        Times in seconds and scores, NaN where a single detector has none.
+    """
+    lines = {
+        detector.name: detector.timeline(scores.views.tracks[track], scores.scores[place, track])
+        for place, detector in enumerate(scores.detectors)
+        if detector.name in names
+    }
     if not lines:
-        return times_without_score(heard, number)
+        return find_unscored_timeline(scores, track)
     times = max((times for times, _ in lines.values()), key=len)
-    if len(lines) == 1 and len(heard.members) == 1:
+    if len(lines) == 1 and len(scores.detectors) == 1:
         return times, next(iter(lines.values()))[1]
     table = {
         name: np.interp(times, own[~np.isnan(of)], of[~np.isnan(of)]) for name, (own, of) in lines.items()
     }
-    return times, np.atleast_1d(reading.score(table))
+    return times, np.atleast_1d(calibration.combine(table))
 
 
-def times_without_score(heard, number):
+def find_unscored_timeline(scores, track):
     """The timeline of a track without a score from any detector: that of the first detector used."""
-    for place, member in enumerate(heard.members):
-        if said := heard.said.get((place, number)):
-            return member.detector.timeline(heard.seen.tracks[number], said)
+    for place, detector in enumerate(scores.detectors):
+        if found := scores.scores.get((place, track)):
+            return detector.timeline(scores.views.tracks[track], found)
     return np.zeros(0), np.zeros(0)
 
 
@@ -368,7 +441,7 @@ def times_without_score(heard, number):
 SHORTEST_PAUSE = 0.4
 
 
-def suspicious_parts(times, scores, threshold):
+def find_suspicious_parts(times, scores, threshold):
     """Intervals at or above a threshold as ``{"start_s", "end_s"}``, merged if less than 0.4 s apart."""
     times, above = np.asarray(times, float), np.asarray(scores, float) >= threshold
     step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
@@ -382,154 +455,61 @@ def suspicious_parts(times, scores, threshold):
 
 
 # %% ../nbs/69_verdict.ipynb #e9128af9
-class Voice(NamedTuple):
-    """The detectors of one task, by name, and the interpretation of their score."""
+class TaskGroup(NamedTuple):
+    """The detectors of one task, by name, and the calibration of their joint score."""
 
     task: str | None
     names: tuple
-    reading: "Uncalibrated | Calibrated"
+    calibration: "NoCalibration | FittedCalibration"
 
 
-def face_score(heard, number, voices, shares):
-    """The `FaceScore` of one track by its most suspicious `Voice`, that `Voice`, and its `Decision`."""
-    every = heard.scores(number)
+class ScoredFace(NamedTuple):
+    """A person's `FaceScore`, and the `Decision` and the `TaskGroup` behind it."""
+
+    face: FaceScore
+    decision: Decision | None
+    group: TaskGroup
+
+
+def score_face(scores, track, groups, n_tests):
+    """The `ScoredFace` of one track, by its most suspicious `TaskGroup`."""
+    every = scores.of_track(track)
     found = []
-    for voice in voices:
-        scores = {name: score for name, score in every.items() if name in voice.names}
-        if scores or len(voices) == 1:
-            found.append((*score_by_voice(heard, number, voice, scores, shares), voice))
+    for group in groups:
+        own = {name: score for name, score in every.items() if name in group.names}
+        if own or len(groups) == 1:
+            found.append(score_face_for_task(scores, track, group, own, n_tests))
     if not found:
-        return FaceScore(number, 0, None, []), None, voices[0]
-    face, decision, voice = max(found, key=lambda one: how_suspicious(one[0]))
-    return replace(face, scores=every), decision, voice
+        return ScoredFace(FaceScore(track, 0, None, []), None, groups[0])
+    most = max(found, key=lambda one: rank_suspicion(one.face))
+    return most._replace(face=replace(most.face, scores=every))
 
 
-def score_by_voice(heard, number, voice, scores, shares):
-    """The `FaceScore` of one track by one `Voice`, and its `Decision`."""
-    reading = voice.reading
-    times, values = joint_timeline(heard, number, reading, scores)
+# %% ../nbs/69_verdict.ipynb #246a98ce
+def score_face_for_task(scores, track, group, own, n_tests):
+    """The `ScoredFace` of one track by one `TaskGroup`; `own` are the scores of its detectors."""
+    calibration = group.calibration
+    times, values = join_timelines(scores, track, own, calibration)
     timeline = [
         {"time_s": round(float(time), 3), "score": None if math.isnan(value) else rounded(value)}
         for time, value in zip(times, values, strict=True)
     ]
-    if not scores:
-        return FaceScore(number, len(timeline), None, timeline), None
-    score, decision = rounded(reading.score(scores)), reading.decision(list(scores), shares)
-    face = FaceScore(number, len(timeline), score, timeline, scores, threshold=decision.fake_from)
-    face.real_below, face.task = decision.real_below, voice.task
-    face.distance = reading.distance(heard.statistics.get(number))
+    if not own:
+        return ScoredFace(FaceScore(track, len(timeline), None, timeline), None, group)
+    score, decision = rounded(calibration.combine(own)), calibration.decision(list(own), n_tests)
+    face = FaceScore(track, len(timeline), score, timeline, own, threshold=decision.fake_from)
+    face.real_below, face.task = decision.real_below, group.task
+    face.distance = calibration.distance(scores.statistics.get(track))
     if not face.unlike:
-        said = reading.probability(scores)
-        face.probability = said and rounded(said.value)
-        face.interval = said and [rounded(said.low), rounded(said.high)]
-        face.suspicious = suspicious_parts(times, values, decision.fake_from)
-    return face, decision
+        found = calibration.probability(own)
+        face.probability = found and rounded(found.value)
+        face.interval = found and [rounded(found.low), rounded(found.high)]
+        face.suspicious = find_suspicious_parts(times, values, decision.fake_from)
+    return ScoredFace(face, decision, group)
 
 
-# %% ../nbs/69_verdict.ipynb #289cfaa6
-def why_no_score(seen, detector):
-    """Why a detector has no score for a file: a `ReasonCode` and a sentence."""
-    looked_at = f"{how_many(seen.stream.count, 'frame')} looked at" if seen.stream else "the picture"
-    if not seen.tracks:
-        return ReasonCode.NO_FACE, f"No face was found in {looked_at}."
-    side = max(float(sides_of(track).max()) for track in seen.tracks)
-    if side < detector.smallest_face:
-        words = f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
-        return ReasonCode.FACE_TOO_SMALL, words
-    longest = max(int(large_enough(track, detector).sum()) for track in seen.tracks)
-    if longest < seen.minimum_frames(detector):
-        needed = f"{seen.minimum_frames(detector)} are needed"
-        words = f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
-        return ReasonCode.TOO_FEW_FRAMES, words
-    return ReasonCode.UNDEFINED_SCORE, "The score is undefined: the network did not output a number."
-
-
-def bits_per_pixel(path):
-    """Bits of a video file per pixel and frame; None if the file does not specify its number of frames."""
-    info = probe(path)
-    frames = info.frame_count or (info.duration_s or 0) * (info.frame_rate or 25)
-    return 8 * os.path.getsize(path) / (frames * info.width * info.height) if frames else None
-
-
-def too_compressed(path, heard):
-    """Why a video is too strongly compressed for its detectors; empty if it is not."""
-    least = max(member.detector.least_bits_per_pixel for member in heard.members)
-    found = bits_per_pixel(path) if least and heard.seen.kind == "video" else None
-    if found is None or found >= least:
-        return ""
-    return (
-        f"Too strongly compressed: {1000 * found:.1f} bits per 1,000 pixels, {1000 * least:.1f} are needed. So strong a "
-        f"compression leaves traces that look like those of a forgery."
-    )
-
-
-def why_undecided(face):
-    """The sentence for a score between the two thresholds."""
-    return (
-        f"Undecided: its score of {face.score:.2f} lies between {face.real_below:.2f}, below which few fakes fall, and "
-        f"{face.threshold:.2f}, above which few genuine media fall, or so near to one of them that a re-encode could turn "
-        f"the verdict around."
-    )
-
-
-def why_unlike(face, heard, reading):
-    """The sentence for a face out of the calibration's distribution."""
-    where = reading.calibration.familiarity.what_differs(heard.statistics[face.track])
-    mainly = f", mainly in {where}" if where else ""
-    return f"Unlike anything the calibration saw{mainly}: what its score of {face.score:.2f} is worth nobody knows."
-
-
-def what_it_saw(reading):
-    """The sentences after that one, the same for every file."""
-    return f"The calibration was fitted on {reading.words}. How often such a score is wrong in other media nobody has measured."
-
-
-# %% ../nbs/69_verdict.ipynb #70e2bc03
-class Judgement(NamedTuple):
-    """The verdict on a file, the deciding face, the reason for an abstention, and the footnote on the score."""
-
-    word: str
-    face: FaceScore | None
-    rate: float | None
-    code: ReasonCode | None = None
-    reason: str = ""
-    footnote: str = ""
-    voice: Voice | None = None
-
-
-def judge(heard, voices):
-    """The `FaceScore` of every person, and the `Judgement` on the file."""
-    shares = sum(speaking(heard, number, voices) for number in range(len(heard.seen.tracks)))
-    found = [face_score(heard, number, voices, shares) for number in range(len(heard.seen.tracks))]
-    faces, scored = [face for face, *_ in found], [one for one in found if one[0].score is not None]
-    if not scored:
-        detector = min((member.detector for member in heard.members), key=lambda one: one.minimum_frames)
-        return faces, Judgement("abstain", None, None, *why_no_score(heard.seen, detector))
-    known = [one for one in scored if not one[0].unlike]
-    alarms = [one for one in known if one[0].score >= one[0].threshold]
-    strange = [one for one in scored if one[0].unlike] if not alarms else []
-    face, decision, voice = max(alarms or strange or known, key=lambda one: how_suspicious(one[0]))
-    if isinstance(voice.reading, Uncalibrated):
-        return faces, Judgement("abstain", face, None, ReasonCode.NOT_CALIBRATED, "", decision.words, voice)
-    if strange:
-        why, footnote = why_unlike(face, heard, voice.reading), what_it_saw(voice.reading)
-        return faces, Judgement("abstain", face, None, ReasonCode.OUT_OF_DISTRIBUTION, why, footnote, voice)
-    if not alarms and face.score >= face.real_below:
-        why = why_undecided(face)
-        return faces, Judgement("abstain", face, None, ReasonCode.UNDECIDED, why, decision.words, voice)
-    return faces, Judgement(
-        "fake" if alarms else "real", face, decision.rate, None, "", decision.words, voice
-    )
-
-
-def speaking(heard, number, voices):
-    """The number of `Voice`s with a score for a track."""
-    scores = heard.scores(number)
-    return sum(any(name in scores for name in voice.names) for voice in voices)
-
-
-def how_suspicious(face):
-    """The sort key for people, and for the `Voice`s on one person.
+def rank_suspicion(face):
+    """The sort key for people, and for the tasks of one person.
 
     Calibrated alarms come first, then faces out of distribution, alarms without a calibration, and no alarm.
     """
@@ -538,6 +518,217 @@ def how_suspicious(face):
     alarm, calibrated = face.score >= face.threshold, face.probability is not None
     rank = 3 if face.unlike else 4 if calibrated and alarm else 2 if alarm else int(calibrated)
     return (rank, face.probability if calibrated else face.score)
+
+
+# %% ../nbs/69_verdict.ipynb #289cfaa6
+def explain_missing_score(views, detector):
+    """Why a detector has no score for a file: a `ReasonCode` and a sentence."""
+    looked_at = f"{how_many(views.stream.count, 'frame')} looked at" if views.stream else "the picture"
+    if not views.tracks:
+        return ReasonCode.NO_FACE, f"No face was found in {looked_at}."
+    side = max(float(sides_of(track).max()) for track in views.tracks)
+    if side < detector.smallest_face:
+        words = f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
+        return ReasonCode.FACE_TOO_SMALL, words
+    longest = max(int(large_enough(track, detector).sum()) for track in views.tracks)
+    if longest < views.minimum_frames(detector):
+        needed = f"{views.minimum_frames(detector)} are needed"
+        words = f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
+        return ReasonCode.TOO_FEW_FRAMES, words
+    return ReasonCode.UNDEFINED_SCORE, "The score is undefined: the network did not output a number."
+
+
+# %% ../nbs/69_verdict.ipynb #da9397e0
+def measure_bits_per_pixel(path):
+    """Bits of a video file per pixel and frame; None if the file does not specify its number of frames."""
+    info = probe(path)
+    frames = info.frame_count or (info.duration_s or 0) * (info.frame_rate or 25)
+    return 8 * os.path.getsize(path) / (frames * info.width * info.height) if frames else None
+
+
+def explain_compression(path, scores):
+    """Why a video is too strongly compressed for its detectors; empty if it is not."""
+    least = max(detector.least_bits_per_pixel for detector in scores.detectors)
+    found = measure_bits_per_pixel(path) if least and scores.views.kind == "video" else None
+    if found is None or found >= least:
+        return ""
+    return (
+        f"Too strongly compressed: {1000 * found:.1f} bits per 1,000 pixels, {1000 * least:.1f} are needed. So strong a "
+        f"compression leaves traces that look like those of a forgery."
+    )
+
+
+# %% ../nbs/69_verdict.ipynb #b9702091
+def explain_undecided(face):
+    """The sentence for a score between the two thresholds."""
+    return (
+        f"Undecided: its score of {face.score:.2f} lies between {face.real_below:.2f}, below which few fakes fall, and "
+        f"{face.threshold:.2f}, above which few genuine media fall, or so near to one of them that a re-encode could turn "
+        f"the verdict around."
+    )
+
+
+def explain_out_of_distribution(face, scores, calibration):
+    """The sentence for a face out of the calibration's distribution."""
+    where = calibration.describe_difference(scores.statistics[face.track])
+    mainly = f", mainly in {where}" if where else ""
+    return f"Unlike anything the calibration saw{mainly}: what its score of {face.score:.2f} is worth nobody knows."
+
+
+def describe_calibration(calibration):
+    """The sentences after that one, the same for every file."""
+    return f"The calibration was fitted on {calibration.words}. How often such a score is wrong in other media nobody has measured."
+
+
+# %% ../nbs/69_verdict.ipynb #70e2bc03
+class MediaDecision(NamedTuple):
+    """The verdict on a file, the deciding face, the reason for an abstention, and the footnote on the score."""
+
+    verdict: str
+    face: FaceScore | None
+    rate: float | None
+    code: ReasonCode | None = None
+    reason: str = ""
+    footnote: str = ""
+    group: TaskGroup | None = None
+
+
+def count_scored_groups(scores, track, groups):
+    """The number of `TaskGroup`s with a score for a track."""
+    own = scores.of_track(track)
+    return sum(any(name in own for name in group.names) for group in groups)
+
+
+# %% ../nbs/69_verdict.ipynb #ba413ba2
+def decide(scores, groups):
+    """Decide on a file.
+
+    Parameters
+    ----------
+    scores : DetectorScores
+    groups : list of TaskGroup
+
+    Returns
+    -------
+    list of FaceScore
+        One per person.
+    MediaDecision
+    """
+    tracks = range(len(scores.views.tracks))
+    n_tests = sum(count_scored_groups(scores, track, groups) for track in tracks)
+    found = [score_face(scores, track, groups, n_tests) for track in tracks]
+    faces, scored = [one.face for one in found], [one for one in found if one.face.score is not None]
+    if not scored:
+        detector = min(scores.detectors, key=lambda one: one.minimum_frames)
+        return faces, MediaDecision("abstain", None, None, *explain_missing_score(scores.views, detector))
+    known = [one for one in scored if not one.face.unlike]
+    alarms = [one for one in known if one.face.score >= one.face.threshold]
+    strange = [one for one in scored if one.face.unlike] if not alarms else []
+    face, decision, group = max(alarms or strange or known, key=lambda one: rank_suspicion(one.face))
+    reason, footnote = "", decision.words
+    if isinstance(group.calibration, NoCalibration):
+        code = ReasonCode.NOT_CALIBRATED
+    elif strange:
+        code = ReasonCode.OUT_OF_DISTRIBUTION
+        reason = explain_out_of_distribution(face, scores, group.calibration)
+        footnote = describe_calibration(group.calibration)
+    elif not alarms and face.score >= face.real_below:
+        code, reason = ReasonCode.UNDECIDED, explain_undecided(face)
+    else:
+        return faces, MediaDecision(
+            "fake" if alarms else "real", face, decision.rate, None, "", footnote, group
+        )
+    return faces, MediaDecision("abstain", face, None, code, reason, footnote, group)
+
+
+# %% ../nbs/69_verdict.ipynb #5261ad00
+def make_printable(text):
+    """Text that can be encoded as UTF-8, for file names of any bytes."""
+    return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def join_once(words):
+    """Several texts joined, without duplicates."""
+    return "; ".join(dict.fromkeys(words))
+
+
+def sign_verdict(path, about, **fields):
+    """A `Verdict` on a file by the detectors described in `about`.
+
+    Parameters
+    ----------
+    path : str or Path
+    about : list of dict
+        See `Verdict.detectors`.
+    **fields
+        Of `Verdict`; `score`, `probability` and `interval` are None by default.
+    """
+    kind = {"image": "picture"}.get(media_kind(path), media_kind(path))
+    nothing = {"score": None, "probability": None, "interval": None}
+    return Verdict(
+        path=make_printable(path), reason=make_printable(fields.pop("reason")), kind=kind,
+        detector=" + ".join(one["name"] for one in about),
+        weights=join_once([one["weights"] for one in about]),
+        trained_on=join_once([one["trained_on"] for one in about]),
+        detectors=about, **nothing | fields,
+    )  # fmt: skip
+
+
+# %% ../nbs/69_verdict.ipynb #2971c22d
+def list_remarks(scores, face):
+    """Notes on how the deciding person was sampled."""
+    if face is None:
+        return []
+    track = scores.views.tracks[face.track]
+    return [detector.remark(track) for detector in scores.detectors if detector.name in face.scores]
+
+
+def score_detectors(scores, groups, faces):
+    """Each detector's own score and probability for its most suspicious person, by its name."""
+    own = {}
+    for detector in scores.detectors:
+        name = detector.name
+        calibration = next(group.calibration for group in groups if name in group.names)
+        score = pool_people([face.scores.get(name) for face in faces])
+        found = None
+        if score is not None and not any(face.unlike for face in faces):
+            found = calibration.probability({name: score})
+        own[name] = {"score": score, "probability": found and rounded(found.value)}
+    return own
+
+
+# %% ../nbs/69_verdict.ipynb #bf769bd6
+def write_verdict(path, scores, groups, about):
+    """The `Verdict` on a file.
+
+    Parameters
+    ----------
+    path : str or Path
+    scores : DetectorScores
+    groups : list of TaskGroup
+    about : list of dict
+        ``{"name", "weights", "sha256", "trained_on"}`` of each detector.
+
+    Returns
+    -------
+    Verdict
+    """
+    faces, decision = decide(scores, groups)
+    if decision.verdict != "abstain" and (problem := explain_compression(path, scores)):
+        code = ReasonCode.TOO_COMPRESSED
+        decision = decision._replace(verdict="abstain", rate=None, code=code, reason=problem)
+    remarks = [decision.reason, *list_remarks(scores, decision.face), scores.views.damage, decision.footnote]
+    fields = {"reason_code": decision.code, "footnote": decision.footnote, "advice": advise(decision.code)}
+    if face := decision.face:
+        fields |= {"score": face.score, "threshold": face.threshold, "probability": face.probability,
+                   "interval": face.interval, "false_alarm_rate": decision.rate, "real_below": face.real_below,
+                   "task": face.task}  # fmt: skip
+    own = score_detectors(scores, groups, faces)
+    return sign_verdict(
+        path, [one | own[one["name"]] for one in about], verdict=decision.verdict,
+        reason=" ".join(filter(None, remarks)), faces=faces,
+        calibration=(decision.group or groups[0]).calibration.words, **fields,
+    )  # fmt: skip
 
 
 # %% ../nbs/69_verdict.ipynb #0c95ac1e

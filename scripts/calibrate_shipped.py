@@ -16,7 +16,7 @@ import numpy as np
 
 from deepfake_nb.calibration import COARSE, write_calibrations
 from deepfake_nb.filming import Camera, Shot, shoot, shoot_portraits, shoot_stills
-from deepfake_nb.fit_calibration import calibrate, gather, media_in
+from deepfake_nb.fit_calibration import calibrate, find_labelled_media, gather
 from deepfake_nb.forgery import pair_identities
 from deepfake_nb.metrics import auc, expected_calibration_error
 from deepfake_nb.score import RENDERED, open_scorer
@@ -227,7 +227,7 @@ def main():
         scorer = open_scorer(detectors, calibration=False)
         tables = {}
         for part in ("fit", "test"):
-            tables[part], left_out = gather(media_in(options.work / f"{kind}-{part}"), scorer)
+            tables[part], left_out = gather(find_labelled_media(options.work / f"{kind}-{part}"), scorer)
             print(f"{kind}s to {part} on: {tables[part].media_id.nunique()}, without a score: {len(left_out)}", *left_out[:3], flush=True)  # fmt: skip
         (calibration,), _ = calibrate(tables["fit"], scorer, WORDS[kind])
         write_calibrations(options.out / f"calibration-{kind}.json", calibration)

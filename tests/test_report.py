@@ -17,7 +17,7 @@ from torch import nn
 from deepfake_nb import report as report_module
 from deepfake_nb import score as score_module
 from deepfake_nb.explain import effect_of_restoring
-from deepfake_nb.faces import CenterFace, align_clip
+from deepfake_nb.faces import align_clip
 from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
@@ -25,10 +25,9 @@ from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name,
 from deepfake_nb.score import (
     KeptView,
     MediaScorer,
-    Panel,
 )
 from deepfake_nb.study import InputError, sha256_of
-from deepfake_nb.verdict import FaceScore, ReasonCode, Verdict, advice_on, percent
+from deepfake_nb.verdict import FaceScore, ReasonCode, Verdict, advise, format_percent
 from deepfake_nb.video import write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready
 from deepfake_nb.weights import Whereabouts
@@ -51,7 +50,7 @@ def panel():
     clips = ClipDetector("clips", light, input_size=64, clip_length=8, step=8)
     weights = dict.fromkeys(("clips", "frames"), "ab" * 32)
     calibration = made_calibration("clips", "frames", kind="video", weights=weights)
-    return Panel([clips, frames], device="cpu", face_detector=WhiteSquares(), calibration=calibration)
+    return MediaScorer([clips, frames], device="cpu", face_detector=WhiteSquares(), calibration=calibration)
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +84,12 @@ def test_a_page_says_what_the_verdict_says(page, panel, video):
     text, verdict = page.read_text(encoding="utf-8"), panel.score(video)
     assert verdict.verdict == "fake" and "Looks forged" in text
     assert (
-        f"Probability of a forgery: {percent(verdict.probability)}" in text
+        f"Probability of a forgery: {format_percent(verdict.probability)}" in text
         and "99 of them fake: made numbers" in text
     )
     for person in verdict.faces:
         assert f"<h2>Person {person.track + 1}</h2>" in text
-        probability = f"probability of a forgery {html.escape(percent(person.probability))}"
+        probability = f"probability of a forgery {html.escape(format_percent(person.probability))}"
         assert f"Score {person.score:.2f}, {probability}, from {person.n_frames} frames." in text
     (stretch,) = verdict.faces[0].suspicious
     assert stretch["start_s"] == pytest.approx(0.6, abs=0.4) and stretch["end_s"] == pytest.approx(2, abs=0.4)
@@ -275,7 +274,7 @@ def test_a_person_without_a_score_and_one_without_a_view_are_there(panel, tmp_pa
     ]
     verdict = Verdict(
         "a.mp4", "abstain", None, None, None, "Too few frames: 2.", "frames", "w", "t", faces, kind="video",
-        advice=advice_on(ReasonCode.TOO_FEW_FRAMES),
+        advice=advise(ReasonCode.TOO_FEW_FRAMES),
     )  # fmt: skip
     with ReportWriter(tmp_path) as report:
         text = report.add(verdict, [], panel).read_text()
@@ -284,9 +283,9 @@ def test_a_person_without_a_score_and_one_without_a_view_are_there(panel, tmp_pa
 
 
 def test_what_would_help_is_known_for_all_that_can_be_helped():
-    helpless = {code for code in ReasonCode if not advice_on(code)}
+    helpless = {code for code in ReasonCode if not advise(code)}
     assert helpless == {ReasonCode.UNDEFINED_SCORE, ReasonCode.UNREADABLE, ReasonCode.FAULT}
-    assert all(advice_on(code).endswith(".") for code in set(ReasonCode) - helpless)
+    assert all(advise(code).endswith(".") for code in set(ReasonCode) - helpless)
 
 
 def test_abstentions_have_codes_and_advice(panel, tmp_path):
@@ -295,7 +294,7 @@ def test_abstentions_have_codes_and_advice(panel, tmp_path):
     cv2.imwrite(str(tmp_path / "small.png"), small)
     write_video(tmp_path / "nobody.mp4", [0 * small] * 9, 25)
     only_clips = MediaScorer(
-        panel.members[0].detector, device="cpu", face_detector=WhiteSquares(), calibration=False
+        panel.detectors[0].detector, device="cpu", face_detector=WhiteSquares(), calibration=False
     )
     cv2.imwrite(
         str(tmp_path / "large.png"), np.pad(np.full((64, 64, 3), 200, np.uint8), ((30, 30), (30, 30), (0, 0)))
@@ -304,7 +303,7 @@ def test_abstentions_have_codes_and_advice(panel, tmp_path):
     found += [only_clips.score(tmp_path / "small.png"), panel.score(tmp_path / "absent.png")]
     codes = ["face_too_small", "no_face", "not_calibrated", "needs_video", "unreadable"]
     assert [verdict.reason_code for verdict in found] == codes
-    assert [verdict.advice for verdict in found] == [advice_on(code) for code in codes]
+    assert [verdict.advice for verdict in found] == [advise(code) for code in codes]
     assert [bool(verdict.footnote) for verdict in found] == [code == "not_calibrated" for code in codes]
     assert all(verdict.reason == f"{verdict.own_reason} {verdict.footnote}".strip() for verdict in found)
 
@@ -352,8 +351,8 @@ def test_the_undecided_zone_lies_between_two_lines(panel, tmp_path):
 
 
 def test_a_score_without_a_calibration_is_shown_with_the_reason(panel, video, tmp_path):
-    bare = Panel(
-        [member.detector for member in panel.members],
+    bare = MediaScorer(
+        [loaded.detector for loaded in panel.detectors],
         device="cpu",
         face_detector=WhiteSquares(),
         calibration=False,
@@ -383,7 +382,7 @@ def test_after_the_small_network_the_page_ends_with_what_is_better(
         "sha256": None,
         "trained_on": "people",
     }
-    monkeypatch.setattr(type(panel), "member", lambda self, _: panel.members[1])
+    monkeypatch.setattr(type(panel), "find_detector", lambda self, _: panel.detectors[1])
     page, _ = judged(panel, tmp_path, "fake", [person(0, 0.9, threshold=0.5)], detectors=[own])
     assert page.count("<code>deepfake-nb weights fetch clip-vit-b16</code> (78 MB, once)") == hints
     unscored, _ = judged(
@@ -399,16 +398,14 @@ def test_the_heatmap_of_a_clip_shows_what_its_answer_hangs_on():
     source = SourceFace(still.images[0], still.landmarks[0])
     swapped = swap_video(film.images, film.landmarks, source, quality="crude", rng=np.random.default_rng(1))
     both = [[frame for frame, _ in swapped], film.images]
-    detector = MediaScorer(
-        "rendered-clips", device="cpu", face_detector=CenterFace(threads=1), calibration=False
-    )
-    size = detector.detector.input_size
+    (loaded,) = MediaScorer("rendered-clips", device="cpu", calibration=False).detectors
+    size = loaded.detector.input_size
     clips = np.stack([align_clip(images, film.boxes, film.landmarks, size)[0] for images in both])
-    forged, original = detector.detector.prepare(clips)[:, None]
-    (map,) = smoothed_saliency(detector.network, forged)
+    forged, original = loaded.detector.prepare(clips)[:, None]
+    (map,) = smoothed_saliency(loaded.network, forged)
     bright, dark = map >= np.quantile(map, 0.8), map <= np.quantile(map, 0.2)
     masks = [np.broadcast_to(part, (1, 16, size, size)) for part in (bright, dark)]
-    bright, dark = (effect_of_restoring(detector.network, forged, original, mask) for mask in masks)
+    bright, dark = (effect_of_restoring(loaded.network, forged, original, mask) for mask in masks)
     assert bright.whole[0] > 2, "the detector takes it for a forgery, and the original not"
     assert bright.effect[0] > 0.6 * bright.whole[0] and abs(dark.effect[0]) < 0.2 * bright.whole[0]
 

@@ -17,14 +17,13 @@ from PIL import Image
 
 from deepfake_nb.calibration import read_calibrations, write_calibrations
 from deepfake_nb.faces import CenterFace
-from deepfake_nb.fit_calibration import calibrate, gather, media_in
+from deepfake_nb.fit_calibration import calibrate, find_labelled_media, gather
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
 from deepfake_nb.score import (
     DETECTORS,
     RENDERED,
     MediaScorer,
-    Panel,
     open_scorer,
     score_paths,
     write_verdicts,
@@ -549,7 +548,7 @@ def test_clips_of_each_person_are_scored_apart_and_every_frame_has_a_moment(clip
     for person in verdict.faces:
         times = [moment["time_s"] for moment in person.timeline]
         assert times == pytest.approx((np.arange(70) / 25).tolist(), abs=1e-3) and person.n_frames == 70
-    network = clip_scorer.network
+    network = clip_scorer.detectors[0].network
     assert sum(shape[0] for shape in network.shapes) == 2 * 4 and {shape[0] for shape in network.shapes} == {
         3,
         2,
@@ -595,7 +594,9 @@ def test_a_video_shorter_than_a_clip_goes_forwards_and_backwards_and_says_so(cli
     assert f"reflection: the face is there for {n_frames} frames, and a clip takes 32" in verdict.reason
     mirrored = np.pad(levels, (0, 32 - n_frames), mode="reflect")
     assert verdict.score == pytest.approx(sigmoid(logit_of(mirrored.mean())), abs=0.03)
-    assert verdict.faces[0].n_frames == n_frames and clip_scorer.network.shapes == [(1, 3, 32, 224, 224)]
+    assert verdict.faces[0].n_frames == n_frames and clip_scorer.detectors[0].network.shapes == [
+        (1, 3, 32, 224, 224)
+    ]
 
 
 def test_below_eleven_frames_nothing_is_said(clip_scorer, tmp_path):
@@ -603,7 +604,7 @@ def test_below_eleven_frames_nothing_is_said(clip_scorer, tmp_path):
     verdict = clip_scorer.score(tmp_path / "ten.mp4")
     assert_contract(verdict)
     assert verdict.verdict == "abstain" and "10 frames looked at, 11 are needed" in verdict.reason
-    assert verdict.faces[0].score is None and clip_scorer.network.shapes == []
+    assert verdict.faces[0].score is None and clip_scorer.detectors[0].network.shapes == []
 
 
 def test_a_face_that_is_lost_and_a_cut_end_a_clip(clip_scorer, tmp_path):
@@ -616,7 +617,7 @@ def test_a_face_that_is_lost_and_a_cut_end_a_clip(clip_scorer, tmp_path):
         assert_contract(verdict)
         scores = sorted(person.score for person in verdict.faces)
         assert len(scores) == 2 and scores[0] < 0.3 and scores[1] > 0.7, (name, scores)
-    assert max(clip_scorer.network.spread) < 0.1, "a clip reaches over a gap"
+    assert max(clip_scorer.detectors[0].network.spread) < 0.1, "a clip reaches over a gap"
 
 
 def test_a_short_gap_is_bridged(clip_scorer, tmp_path):
@@ -802,13 +803,13 @@ def run_main(main, arguments):
 # --- several detectors ------------------------------------------------------------------------------------------
 
 
-def panel_of(**options):
+def ensemble_of(**options):
     """A detector of frames and one of clips, for white patches on black; the clips are half as sure."""
     clips = ClipDetector(
         "clips", lambda weights=None: Ready(ClipLightness(), "none", "nothing"), batch_size=3
     )
     how = {"device": "cpu", "face_detector": WhiteSquares(), "precision": "float32"}
-    return Panel([detector_of(Brightness()), clips], **how | options)
+    return MediaScorer([detector_of(Brightness()), clips], **how | options)
 
 
 @pytest.fixture
@@ -823,12 +824,12 @@ def counted(monkeypatch):
 
 def test_a_panel_follows_people_once_and_agrees_with_its_members(counted, tmp_path):
     write_video(tmp_path / "two.mp4", [patches(102, 204)] * 64, 25)
-    panel = panel_of()
-    verdict = panel.score(tmp_path / "two.mp4")
+    ensemble = ensemble_of()
+    verdict = ensemble.score(tmp_path / "two.mp4")
     assert_contract(verdict)
     assert len(counted) == 1 and verdict.detector == "test + clips" and verdict.kind == "video"
-    alone = [MediaScorer(member.detector, device="cpu", face_detector=WhiteSquares(), precision="float32")
-             for member in panel.members]  # fmt: skip
+    alone = [MediaScorer(loaded.detector, device="cpu", face_detector=WhiteSquares(), precision="float32")
+             for loaded in ensemble.detectors]  # fmt: skip
     for own, single in zip(verdict.detectors, alone, strict=True):
         assert own["score"] == pytest.approx(single.score(tmp_path / "two.mp4").score, abs=0.01), own["name"]
     for face in verdict.faces:
@@ -839,7 +840,7 @@ def test_a_panel_follows_people_once_and_agrees_with_its_members(counted, tmp_pa
 
 def test_a_panel_leaves_pictures_to_those_who_can_judge_them(tmp_path):
     save(tmp_path / "face.png", patches(200))
-    verdict = panel_of().score(tmp_path / "face.png")
+    verdict = ensemble_of().score(tmp_path / "face.png")
     assert_contract(verdict)
     assert verdict.detector == "test" and [own["name"] for own in verdict.detectors] == ["test"]
 
@@ -847,8 +848,8 @@ def test_a_panel_leaves_pictures_to_those_who_can_judge_them(tmp_path):
 def test_a_person_whom_one_detector_has_no_score_for_is_judged_by_the_other(tmp_path):
     write_video(tmp_path / "short.mp4", [patches(200)] * 9, 25)
     calibration = made_calibration("test", "clips", kind="video")
-    panel = panel_of(sampling=Sampling(fewest=9), calibration=calibration)
-    verdict = panel.score(tmp_path / "short.mp4")
+    ensemble = ensemble_of(sampling=Sampling(fewest=9), calibration=calibration)
+    verdict = ensemble.score(tmp_path / "short.mp4")
     assert_contract(verdict, calibrated=True)
     assert list(verdict.faces[0].scores) == ["test"] and verdict.verdict == "fake"
     assert [own["score"] is None for own in verdict.detectors] == [False, True]
@@ -866,15 +867,15 @@ def test_suspicious_seconds_are_where_the_forgery_was(quick, tmp_path):
 def test_the_most_suspicious_views_are_kept_and_one_of_everybody(tmp_path):
     frames = [patches(90 + number, 200 if number == 30 else 60) for number in range(60)]
     write_video(tmp_path / "rise.mp4", frames, 25)
-    panel = panel_of(sampling=Sampling(frames_per_second=25))
-    verdict, kept = panel.examine(tmp_path / "rise.mp4", keep=2)
+    ensemble = ensemble_of(sampling=Sampling(frames_per_second=25))
+    verdict, kept = ensemble.examine(tmp_path / "rise.mp4", keep=2)
     assert_contract(verdict)
     frames_kept = [view for view in kept if view.detector == "test"]
     scores = [view.score for view in frames_kept]
     assert scores == sorted(scores, reverse=True) and {view.track for view in frames_kept} == {0, 1}
     assert frames_kept[0].moment_s == pytest.approx(30 / 25, abs=0.01) and frames_kept[1].moment_s > 2.2
     assert {view.pixels.shape for view in kept} == {(256, 256, 3), (32, 224, 224, 3)}
-    assert panel.examine(tmp_path / "rise.mp4", keep=0)[1] == []
+    assert ensemble.examine(tmp_path / "rise.mp4", keep=0)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -918,7 +919,7 @@ def known(tmp_path_factory):
 def calibrated(known):
     """A calibration of the detector of brightness on these patches."""
     scorer = MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares())
-    table, left_out = gather(media_in(known), scorer)
+    table, left_out = gather(find_labelled_media(known), scorer)
     assert not left_out and len(table) == 60
     (found,), _ = calibrate(table, scorer, about="patches", draws=40)
     return found
@@ -1008,12 +1009,12 @@ def test_a_panel_is_calibrated_as_one_and_a_part_of_it_as_that_part(tmp_path):
             level = (number % 2) * 2 - 1 + rng.normal()
             rows.append((str(number), number % 2, sigmoid(slope * level), name, "video", str(number // 2)))
     names = ["media_id", "label", "score", "detector", "kind", "person"]
-    panel = panel_of(sampling=Sampling(fewest=9))
-    (found,), _ = calibrate(pd.DataFrame(rows, columns=names), panel, "made numbers", draws=20)
-    panel.settle(WhiteSquares(), panel.sampling, found, 0.1)
+    ensemble = ensemble_of(sampling=Sampling(fewest=9))
+    (found,), _ = calibrate(pd.DataFrame(rows, columns=names), ensemble, "made numbers", draws=20)
+    ensemble.calibrations, ensemble.false_alarm_rate = [found], 0.1
     write_video(tmp_path / "long.mp4", [patches(160)] * 40, 25)
     write_video(tmp_path / "short.mp4", [patches(160)] * 9, 25)
-    long, short = panel.score(tmp_path / "long.mp4"), panel.score(tmp_path / "short.mp4")
+    long, short = ensemble.score(tmp_path / "long.mp4"), ensemble.score(tmp_path / "short.mp4")
     for verdict in (long, short):
         assert_contract(verdict, calibrated=True)
         scores = verdict.faces[0].scores
@@ -1042,14 +1043,14 @@ class Colour(torch.nn.Module):
 
 
 def two_tasks(*calibrations, **rules):
-    """A panel for which what is red is an edited face, and what is blue a generated one."""
+    """A ensemble for which what is red is an edited face, and what is blue a generated one."""
     members = [
         Detector(
             name, lambda weights=None, c=channel: Ready(Colour(c), "none", "nothing"), task=task, **rules
         )
         for name, channel, task in (("red", 0, "edited"), ("blue", 2, "generated"))
     ]
-    return Panel(members, device="cpu", face_detector=WhiteSquares(), calibration=list(calibrations))
+    return MediaScorer(members, device="cpu", face_detector=WhiteSquares(), calibration=list(calibrations))
 
 
 def level_of(score):
@@ -1073,9 +1074,9 @@ def of_blue():
 
 
 def test_an_alarm_of_either_task_makes_a_file_fake_and_names_the_task(of_red, of_blue, tmp_path):
-    panel, found = two_tasks(of_red, of_blue), {}
+    ensemble, found = two_tasks(of_red, of_blue), {}
     for name, levels in {"red": [RED], "blue": [BLUE], "dark": [DARK], "both": [RED, BLUE]}.items():
-        found[name] = panel.score(save(tmp_path / f"{name}.png", patches(*levels)))
+        found[name] = ensemble.score(save(tmp_path / f"{name}.png", patches(*levels)))
         assert_contract(found[name], calibrated=True)
         assert all(set(face.scores) == {"red", "blue"} for face in found[name].faces)
     words = {name: (verdict.verdict, verdict.task) for name, verdict in found.items()}
@@ -1087,23 +1088,23 @@ def test_an_alarm_of_either_task_makes_a_file_fake_and_names_the_task(of_red, of
 
 def test_tasks_share_the_false_alarm_rate(of_red, of_blue, tmp_path):
     red, blue = (save(tmp_path / f"{c}.png", patches(level)) for c, level in (("red", RED), ("blue", BLUE)))
-    panel = two_tasks(of_red, of_blue)
-    panel.false_alarm_rate = 0.2
+    ensemble = two_tasks(of_red, of_blue)
+    ensemble.false_alarm_rate = 0.2
     for path, name, calibration in ((red, "red", of_red), (blue, "blue", of_blue)):
-        verdict = panel.score(path)
+        verdict = ensemble.score(path)
         assert verdict.threshold == calibration.decision([name], 0.1).fake_from
         assert verdict.threshold > calibration.decision([name], 0.2).fake_from
         assert verdict.false_alarm_rate == pytest.approx(0.2)
         assert "Each of 2 looks at people keeps to its share of 20 %" in verdict.reason
-    crowd = panel.score(save(tmp_path / "two.png", patches(RED, DARK)))
+    crowd = ensemble.score(save(tmp_path / "two.png", patches(RED, DARK)))
     assert crowd.threshold == of_red.decision(["red"], 0.05).fake_from
 
 
 def test_each_task_is_read_by_its_own_calibration(of_red, of_blue, tmp_path):
     """0.65 is what fakes of the first calibration get, and genuine media of the second."""
-    panel, level = two_tasks(of_red, of_blue), level_of(0.65)
-    red = panel.score(save(tmp_path / "red.png", patches((level, 80, 80))))
-    blue = panel.score(save(tmp_path / "blue.png", patches((80, 80, level))))
+    ensemble, level = two_tasks(of_red, of_blue), level_of(0.65)
+    red = ensemble.score(save(tmp_path / "red.png", patches((level, 80, 80))))
+    blue = ensemble.score(save(tmp_path / "blue.png", patches((80, 80, level))))
     assert (red.verdict, red.task) == ("fake", "edited") and blue.verdict == "real"
     assert red.probability == pytest.approx(of_red.probability({"red": red.score}).value, abs=1e-5)
     own = {one["name"]: one for one in blue.detectors}
@@ -1113,13 +1114,13 @@ def test_each_task_is_read_by_its_own_calibration(of_red, of_blue, tmp_path):
 
 
 def test_a_task_without_a_calibration_neither_hides_an_alarm_nor_makes_one(of_red, tmp_path):
-    panel = two_tasks(of_red)
-    both = panel.score(save(tmp_path / "both.png", patches((level_of(0.9), 80, 250))))
+    ensemble = two_tasks(of_red)
+    both = ensemble.score(save(tmp_path / "both.png", patches((level_of(0.9), 80, 250))))
     assert (both.verdict, both.task) == ("fake", "edited")
     assert {one["name"]: one["probability"] is None for one in both.detectors} == {"red": False, "blue": True}
-    blue = panel.score(save(tmp_path / "blue.png", patches(BLUE)))
+    blue = ensemble.score(save(tmp_path / "blue.png", patches(BLUE)))
     assert (blue.verdict, blue.task) == ("abstain", "generated") and blue.reason.startswith("Not calibrated")
-    dark = panel.score(save(tmp_path / "dark.png", patches(DARK)))
+    dark = ensemble.score(save(tmp_path / "dark.png", patches(DARK)))
     assert (dark.verdict, dark.task) == ("real", "edited")
 
 
@@ -1174,8 +1175,8 @@ def test_a_detector_of_pictures_is_silent_on_videos(tmp_path):
     write_video(tmp_path / "face.mp4", [patches(RED)] * 20, 25)
     save(tmp_path / "face.png", patches(RED))
     how = {"device": "cpu", "face_detector": WhiteSquares()}
-    panel = Panel([detector_of(Brightness()), pictures], **how)
-    asked = {kind: panel.score(tmp_path / f"face.{kind}") for kind in ("mp4", "png")}
+    ensemble = MediaScorer([detector_of(Brightness()), pictures], **how)
+    asked = {kind: ensemble.score(tmp_path / f"face.{kind}") for kind in ("mp4", "png")}
     assert asked["mp4"].detector == "test" and asked["png"].detector == "test + pictures"
     alone = MediaScorer(pictures, **how).score(tmp_path / "face.mp4")
     assert_contract(alone)
@@ -1189,13 +1190,13 @@ def test_a_camera_is_watched_by_the_detectors_of_videos(of_red, tmp_path):
     from deepfake_nb.camera import watch
 
     write_video(tmp_path / "call.mp4", [patches((230, 80, 230))] * 12, 25)
-    panel = two_tasks(replace(of_red, kind="video"))
-    for member in panel.members[1:]:
-        member.detector = replace(member.detector, kinds=("picture",))
-    assert {moment.word for moment in watch(tmp_path / "call.mp4", panel).moments} == {"fake"}
-    panel.members = panel.members[1:]
+    ensemble = two_tasks(replace(of_red, kind="video"))
+    for loaded in ensemble.detectors[1:]:
+        loaded.detector = replace(loaded.detector, kinds=("picture",))
+    assert {moment.word for moment in watch(tmp_path / "call.mp4", ensemble).moments} == {"fake"}
+    ensemble.detectors = ensemble.detectors[1:]
     with pytest.raises(UsageError, match="blue judges images only"):
-        watch(tmp_path / "call.mp4", panel)
+        watch(tmp_path / "call.mp4", ensemble)
 
 
 @pytest.mark.parametrize(
@@ -1209,14 +1210,13 @@ def test_who_judges_where_nobody_is_named_depends_on_what_is_cached(monkeypatch,
     monkeypatch.setattr(
         score, "whereabouts", lambda name: asked.append(name) or Whereabouts("cache", is_there)
     )
-    monkeypatch.setattr(score, "MediaScorer", lambda name, *_, **__: opened.append(name))
-    monkeypatch.setattr(score, "Panel", lambda detectors, *_, **__: opened.extend(detectors))
-    assert score.default_detectors() == names and asked == ["clip-vit-b16"]
+    monkeypatch.setattr(score, "MediaScorer", lambda detectors, *_, **__: opened.extend(detectors))
+    assert score.choose_default_detectors() == names and asked == ["clip-vit-b16"]
     open_scorer()
     open_scorer(["default", "meso4-df"])
     assert opened == [*names, *names, "meso4-df"]
-    assert bool(score.what_is_better(["small-faces"])) == (not is_there)
-    assert not score.what_is_better(["edited-faces", "meso4-df"])
+    assert bool(score.recommend_detectors(["small-faces"])) == (not is_there)
+    assert not score.recommend_detectors(["edited-faces", "meso4-df"])
 
 
 def test_the_detectors_of_real_people_have_their_tasks():
@@ -1545,7 +1545,7 @@ def test_ctrl_c_ends_watching_with_a_summary(quick, tmp_path):
 def test_the_highest_score_is_not_forgotten_when_its_moment_is(quick, tmp_path, monkeypatch):
     from deepfake_nb import camera
 
-    monkeypatch.setattr(camera.Tally.__init__, "__defaults__", (10,))
+    monkeypatch.setattr(camera.RunningTotals.__init__, "__defaults__", (10,))
     write_video(tmp_path / "call.mp4", [patches(230)] * 20 + [patches()] * 5 + [patches(90)] * 100, 25)
     watched = camera.watch(tmp_path / "call.mp4", quick, window_s=0.2)
     assert watched.frames == 125 and watched.frames_with_face == 120 and len(watched.moments) == 10
@@ -1637,8 +1637,8 @@ def test_rendered_people_are_familiar_to_the_shipped_calibration(shipped, tmp_pa
 
 
 def test_faces_that_fill_a_large_frame_are_familiar_too(shipped, tmp_path):
-    readings = [shipped.reading("video", shipped.members), shipped.reading("picture", shipped.members[1:])]
-    assert [reading.words is not None for reading in readings] == [True, True]
+    groups = [group for kind in ("video", "picture") for group in shipped.group_by_task(kind)]
+    assert [group.calibration.words is not None for group in groups] == [True, True]
     stills = render_stills(
         [random_identity(880_100 + number) for number in range(3)], "studio", size=704, seed=4
     )
