@@ -21,7 +21,7 @@ from deepfake_nb.faces import align_clip
 from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
+from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, gather_evidence, name_page, smoothed_saliency
 from deepfake_nb.score import (
     KeptView,
     MediaScorer,
@@ -160,8 +160,8 @@ def test_names_that_differ_in_case_or_in_bytes_do_not_share_a_page():
         "\udcfe.mp4",
         "a.mp4\n",
     ]
-    assert len({page_name(name).lower() for name in names}) == len(names)
-    assert all(len(page_name("x" * length)) <= 60 for length in (1, 255, 4000))
+    assert len({name_page(name).lower() for name in names}) == len(names)
+    assert all(len(name_page("x" * length)) <= 60 for length in (1, 255, 4000))
 
 
 def test_what_was_done_before_an_interruption_is_in_the_index(panel, tmp_path):
@@ -236,16 +236,16 @@ def test_who_decides_is_named_and_who_has_no_score_is_counted(panel, tmp_path):
 
 def test_a_suspicious_stretch_stays_within_its_drawing():
     for stretch in ((0, 2), (1.9, 2.4), (2.0, 2.2), (0, 0.001)):
-        start, width = report_module.band(dict(zip(("start_s", "end_s"), stretch, strict=True)), 0, 2)
+        start, width = report_module.place_band(dict(zip(("start_s", "end_s"), stretch, strict=True)), 0, 2)
         assert 0 <= start and width >= 4 and start + width <= 1000, stretch
 
 
 def test_an_interval_that_rounding_swallows_is_left_out(panel):
     verdict = panel.abstain("a.mp4", "It is.")
     verdict.probability, verdict.interval = 0.9996, [0.997, 0.9999]
-    assert report_module.gauge_of(verdict)["words"] == "Probability of a forgery: >99\u00a0%"
+    assert report_module.lay_out_gauge(verdict)["words"] == "Probability of a forgery: >99\u00a0%"
     verdict.interval = [0.91, 0.9999]
-    assert "91\u00a0% to >99\u00a0%" in report_module.gauge_of(verdict)["words"]
+    assert "91\u00a0% to >99\u00a0%" in report_module.lay_out_gauge(verdict)["words"]
 
 
 def test_a_heatmap_that_fails_leaves_a_page_without_it(panel, video, tmp_path, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_heatmap_that_fails_leaves_a_page_without_it(panel, video, tmp_path, m
 def test_a_crowd_gets_a_bounded_number_of_heatmaps(panel):
     crop = np.full((64, 64, 3), 200, np.uint8)
     kept = [KeptView("frames", track, 0.0, track / 40, crop) for track in range(40)]
-    pieces = evidence(kept, panel)
+    pieces = gather_evidence(kept, panel)
     assert len(pieces) == 40 and [piece["view"].track for piece in pieces[:2]] == [39, 38]
     assert [piece["map"] is not None for piece in pieces] == [number < MOST_HEATMAPS for number in range(40)]
 
