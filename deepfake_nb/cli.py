@@ -479,6 +479,16 @@ def _open_report(folder):
     return ReportWriter(folder)
 
 
+# %% ../nbs/80_cli.ipynb #3cb7b63c
+def _check_score_options(paths, camera, frames, report, csv_file):
+    if camera is None and not paths:
+        raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
+    if camera is not None and (paths or report or csv_file):
+        raise UsageError("A camera is watched alone: leave out the paths, --report and --csv.")
+    if frames is not None and camera is None:
+        raise UsageError("--frames goes with --camera.")
+
+
 # %% ../nbs/80_cli.ipynb #a5042f0a
 def _watch(camera, scorer, frames, json_file):
     """Watch a camera with a live line, and print a summary."""
@@ -508,16 +518,6 @@ def _watch(camera, scorer, frames, json_file):
     )
     typer.echo(f"Highest score {watched.highest_score:.3f} at {watched.highest_at_s:.1f} s; {called}.")
     _print_detectors(scorer)
-
-
-# %% ../nbs/80_cli.ipynb #3cb7b63c
-def _check_score_options(paths, camera, frames, report, csv_file):
-    if camera is None and not paths:
-        raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
-    if camera is not None and (paths or report or csv_file):
-        raise UsageError("A camera is watched alone: leave out the paths, --report and --csv.")
-    if frames is not None and camera is None:
-        raise UsageError("--frames goes with --camera.")
 
 
 # %% ../nbs/80_cli.ipynb #6957aede

@@ -6,7 +6,6 @@
 __all__ = [
     "TASKS",
     "ADVICE",
-    "SHORTEST_PAUSE",
     "format_percent",
     "format_interval",
     "describe_task",
@@ -18,28 +17,14 @@ __all__ = [
     "DetectorScores",
     "NoCalibration",
     "FittedCalibration",
-    "join_timelines",
-    "find_unscored_timeline",
-    "find_suspicious_parts",
     "TaskGroup",
     "ScoredFace",
     "score_face",
-    "score_face_for_task",
-    "rank_suspicion",
     "explain_missing_score",
-    "measure_bits_per_pixel",
-    "explain_compression",
-    "explain_undecided",
-    "explain_out_of_distribution",
-    "describe_calibration",
-    "MediaDecision",
-    "count_scored_groups",
     "decide",
     "make_printable",
     "join_once",
     "sign_verdict",
-    "list_remarks",
-    "score_detectors",
     "write_verdict",
     "draw_timeline",
 ]
@@ -485,7 +470,7 @@ def score_face(scores, track, groups, n_tests):
     return most._replace(face=replace(most.face, scores=every))
 
 
-# %% ../nbs/69_verdict.ipynb #246a98ce
+# %% ../nbs/69_verdict.ipynb #3f5e4bdd
 def score_face_for_task(scores, track, group, own, n_tests):
     """The `ScoredFace` of one track by one `TaskGroup`; `own` are the scores of its detectors."""
     calibration = group.calibration
@@ -538,7 +523,7 @@ def explain_missing_score(views, detector):
     return ReasonCode.UNDEFINED_SCORE, "The score is undefined: the network did not output a number."
 
 
-# %% ../nbs/69_verdict.ipynb #da9397e0
+# %% ../nbs/69_verdict.ipynb #6fc233e9
 def measure_bits_per_pixel(path):
     """Bits of a video file per pixel and frame; None if the file does not specify its number of frames."""
     info = probe(path)
@@ -558,7 +543,7 @@ def explain_compression(path, scores):
     )
 
 
-# %% ../nbs/69_verdict.ipynb #b9702091
+# %% ../nbs/69_verdict.ipynb #a6f08538
 def explain_undecided(face):
     """The sentence for a score between the two thresholds."""
     return (
@@ -674,7 +659,7 @@ def sign_verdict(path, about, **fields):
     )  # fmt: skip
 
 
-# %% ../nbs/69_verdict.ipynb #2971c22d
+# %% ../nbs/69_verdict.ipynb #514e57f4
 def list_remarks(scores, face):
     """Notes on how the deciding person was sampled."""
     if face is None:
