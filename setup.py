@@ -21,7 +21,7 @@ setup(
     url=settings["git_url"],
     keywords=settings["keywords"],
     packages=find_packages(include=["deepfake_nb", "deepfake_nb.*"]),
-    package_data={"deepfake_nb": ["*.csv", "weights_shipped/*", "weights_shipped/*/*"]},
+    package_data={"deepfake_nb": ["*.csv", "report_templates/*", "weights_shipped/*", "weights_shipped/*/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},

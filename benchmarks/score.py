@@ -69,12 +69,13 @@ def our_verdict(path, folder):
 def plain_score(path, name):
     """The plain way of one detector: all frames kept, the face looked for in each, and one look at a time; with peak memory."""
     from deepfake_nb.faces import CenterFace, track_faces
-    from deepfake_nb.score import MediaScorer, scores_of
+    from deepfake_nb.score import MediaScorer, logits_to_scores
     from deepfake_nb.video import probe, read_frames
     from deepfake_nb.views import ClipDetector, clip_views, frame_views, wanted_frames
 
     scorer = MediaScorer(name, device="cpu", calibration=False, precision="float32")
-    detector, frames = scorer.detector, list(read_frames(path))
+    (loaded,) = scorer.detectors
+    detector, frames = loaded.detector, list(read_frames(path))
     how = {"every": 1, "close_look": None, "rescan_s": 0}
     if isinstance(detector, ClipDetector):
         tracks = track_faces(frames, CenterFace(), crop_size=detector.input_size, **how)
@@ -85,8 +86,9 @@ def plain_score(path, name):
             tracks, [detector], scorer.sampling.stride(probe(path).frame_rate, len(frames)), None
         )
         views = frame_views([frames[at] for at in sorted(wanted)], wanted, tracks, [detector], None)
-    said = [(view.row, *scores_of(scorer.ask(view.pixels[None]))) for view in views if view.track == 0]
-    return float(detector.pool(said, detector.minimum_frames)), peak_mb()
+    views = (view for view in views if view.track == 0)
+    scored = [(view.row, *logits_to_scores(loaded.predict(view.pixels[None]))) for view in views]
+    return float(detector.pool(scored, detector.minimum_frames)), peak_mb()
 
 
 def plain_verdict(path, names):

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .faces import align_clip, box_overlap
 from .out_of_distribution import FACE_SIZE, face_statistics
-from .score import in_one, scores_of
+from .faces import align_clip, box_overlap
+from .score import logits_to_scores
 from .study import InputError, UsageError
+from .verdict import join_once
 from .views import ClipDetector, cut_upright
 
 
@@ -95,77 +96,114 @@ class Camera:
 
 
 # %% ../nbs/71_camera.ipynb #c295b5bb
-class Look(NamedTuple):
+class FaceFrame(NamedTuple):
     """One frame: time, face box, landmarks, and image."""
 
     time_s: float
     box: np.ndarray
     landmarks: np.ndarray
-    picture: np.ndarray
+    image: np.ndarray
+
+    @property
+    def side(self):
+        """The longer side of the face's box in pixels."""
+        return (self.box[2:] - self.box[:2]).max()
 
 
-def largest_face(found):
+def find_largest_face(found):
     """The index of the largest detected face; None if there is none."""
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(1) if len(found) else np.zeros(0)
     return int(sides.argmax()) if len(sides) else None
 
 
 # %% ../nbs/71_camera.ipynb #b024b2ce
-def pixels_for(window, detector):
+def cut_input(window, detector):
     """The input for a detector now; None if it is not its turn, or the face is too small."""
-    look = window.looks[-1]
-    if (look.box[2:] - look.box[:2]).max() < detector.smallest_face:
+    newest = window.frames[-1]
+    if newest.side < detector.smallest_face:
         return None
     if not isinstance(detector, ClipDetector):
-        return detector.cut(look.picture, look.box, look.landmarks, detector.input_size)
+        return detector.cut(newest.image, newest.box, newest.landmarks, detector.input_size)
     if window.count < detector.span or (window.count - detector.span) % detector.step:
         return None
-    looks = list(window.looks)[-detector.span :: detector.stride]
-    pictures, boxes, landmarks = zip(*((one.picture, one.box, one.landmarks) for one in looks), strict=True)
-    return align_clip(pictures, np.stack(boxes), np.stack(landmarks), detector.input_size)[0]
+    frames = list(window.frames)[-detector.span :: detector.stride]
+    images, boxes, landmarks = zip(*((one.image, one.box, one.landmarks) for one in frames), strict=True)
+    return align_clip(images, np.stack(boxes), np.stack(landmarks), detector.input_size)[0]
 
 
-def portrait(look):
-    """The image statistics that tell what is out of distribution."""
-    side = (look.box[2:] - look.box[:2]).max()
-    return face_statistics(cut_upright(look.picture, look.box, look.landmarks, FACE_SIZE)[None], [side])[0]
+def measure_face(frame):
+    """The image statistics by which a calibration tells whether a face is in distribution."""
+    crop = cut_upright(frame.image, frame.box, frame.landmarks, FACE_SIZE)
+    return face_statistics(crop[None], [frame.side])[0]
 
 
 # %% ../nbs/71_camera.ipynb #332d63b6
 SAME_FACE = 0.3
-PORTRAIT_EVERY_S = 0.5
+STATISTICS_EVERY_S = 0.5
 
 
 class Window:
     """The detectors' scores of one face in the last seconds."""
 
-    def __init__(self, members, length_s):
-        self.members, self.length_s = members, length_s
-        spans = [member.detector.span for member in members if isinstance(member.detector, ClipDetector)]
-        self.looks, self.count = deque(maxlen=max(spans, default=1)), 0
-        self.said, self.portraits = deque(), deque()
+    def __init__(self, detectors, length_s):
+        self.detectors, self.length_s = detectors, length_s
+        spans = [loaded.detector.span for loaded in detectors if isinstance(loaded.detector, ClipDetector)]
+        self.frames, self.count = deque(maxlen=max(spans, default=1)), 0
+        self.scored, self.measured = deque(), deque()
 
-    def see(self, look):
+    def add(self, frame):
         """Add a frame; a face at a different position resets the window."""
-        if self.looks and box_overlap(self.looks[-1].box[None], look.box[None]) < SAME_FACE:
-            self.__init__(self.members, self.length_s)
-        self.looks.append(look)
+        if self.frames and box_overlap(self.frames[-1].box[None], frame.box[None]) < SAME_FACE:
+            self.__init__(self.detectors, self.length_s)
+        self.frames.append(frame)
         self.count += 1
-        for member in self.members:
-            if (pixels := pixels_for(self, member.detector)) is not None:
-                (score,) = scores_of(member.ask(pixels[None]))
+        for loaded in self.detectors:
+            if (pixels := cut_input(self, loaded.detector)) is not None:
+                (score,) = logits_to_scores(loaded.predict(pixels[None]))
                 if score is not None:
-                    self.said.append((look.time_s, member.detector.name, score))
-        if not self.portraits or look.time_s - self.portraits[-1][0] >= PORTRAIT_EVERY_S:
-            self.portraits.append((look.time_s, portrait(look)))
-        for kept, least in ((self.said, 0), (self.portraits, 1)):
-            while len(kept) > least and kept[0][0] < look.time_s - self.length_s:
+                    self.scored.append((frame.time_s, loaded.name, score))
+        if not self.measured or frame.time_s - self.measured[-1][0] >= STATISTICS_EVERY_S:
+            self.measured.append((frame.time_s, measure_face(frame)))
+        for kept, least in ((self.scored, 0), (self.measured, 1)):
+            while len(kept) > least and kept[0][0] < frame.time_s - self.length_s:
                 kept.popleft()
 
     def scores(self):
         """Each detector's mean over the window, by its name."""
-        names = dict.fromkeys(name for _, name, _ in self.said)
-        return {name: float(np.mean([score for _, own, score in self.said if own == name])) for name in names}
+        names = dict.fromkeys(name for _, name, _ in self.scored)
+        return {
+            name: float(np.mean([score for _, own, score in self.scored if own == name])) for name in names
+        }
+
+
+# %% ../nbs/71_camera.ipynb #e80adfa9
+def classify_score(score, decision):
+    """The word for a score; undecided if a calibration cannot decide."""
+    if decision.rate is None:
+        return "not calibrated"
+    return "fake" if score >= decision.fake_from else "real" if score < decision.real_below else "undecided"
+
+
+def classify_scores(calibration, scores, statistics, n_tests):
+    """Score, probability and word by the calibration of one task."""
+    score, distance = float(calibration.combine(scores)), calibration.distance(statistics)
+    if distance is not None and distance > 1:
+        return score, None, "unlike the calibration"
+    found = calibration.probability(scores)
+    return score, found and found.value, classify_score(score, calibration.decision(list(scores), n_tests))
+
+
+def classify_window(window, groups):
+    """Score, probability and word of a window, by its most suspicious `TaskGroup`."""
+    scores = window.scores()
+    own = [(group, {name: scores[name] for name in group.names if name in scores}) for group in groups]
+    scored = [(group.calibration, found) for group, found in own if found]
+    if not scored:
+        return None, None, "no score yet"
+    statistics = np.mean([numbers for _, numbers in window.measured], axis=0)
+    words = [classify_scores(calibration, found, statistics, len(scored)) for calibration, found in scored]
+    order = {"fake": 2, "unlike the calibration": 1}
+    return max(words, key=lambda one: (order.get(one[2], 0), one[0] if one[1] is None else one[1]))
 
 
 # %% ../nbs/71_camera.ipynb #82a9f10c
@@ -215,36 +253,40 @@ class Watched:
         return asdict(self) | {"moments": [moment._asdict() for moment in self.moments]}
 
 
-# %% ../nbs/71_camera.ipynb #e80adfa9
-def word_on(window, voices):
-    """Score, probability and word of a window, by its most suspicious `Voice`."""
-    scores = window.scores()
-    own = [(voice, {name: scores[name] for name in voice.names if name in scores}) for voice in voices]
-    heard = [(voice.reading, said) for voice, said in own if said]
-    if not heard:
-        return None, None, "no score yet"
-    statistics = np.mean([numbers for _, numbers in window.portraits], axis=0)
-    found = [word_by(reading, said, statistics, len(heard)) for reading, said in heard]
-    order = {"fake": 2, "unlike the calibration": 1}
-    return max(found, key=lambda one: (order.get(one[2], 0), one[0] if one[1] is None else one[1]))
+# %% ../nbs/71_camera.ipynb #c6036825
+MOST_MOMENTS = 10_000
 
 
-def word_by(reading, scores, statistics, shares):
-    """Score, probability and word by one `reading`."""
-    score, distance = float(reading.score(scores)), reading.distance(statistics)
-    if distance is not None and distance > 1:
-        return score, None, "unlike the calibration"
-    said = reading.probability(scores)
-    return score, said and said.value, word_for(score, reading.decision(list(scores), shares))
+class RunningTotals:
+    """Running totals over all moments, and the last moments themselves."""
+
+    def __init__(self, most=MOST_MOMENTS):
+        self.words, self.highest, self.latest = Counter(), None, deque(maxlen=most)
+        self.began = time.perf_counter()
+
+    def add(self, moment):
+        """Add a moment."""
+        self.latest.append(moment)
+        self.words[moment.word] += 1
+        if moment.score is not None and (self.highest is None or moment.score > self.highest.score):
+            self.highest = moment
+
+    def summarise(self, scorer):
+        """The `Watched` of all moments added."""
+        passed, count = time.perf_counter() - self.began, self.words.total()
+        decided, highest = self.words["fake"] + self.words["real"], self.highest
+        return Watched(
+            frames=count, seconds=round(passed, 3), frames_per_second=round(count / max(passed, 1e-6), 2),
+            frames_with_face=count - self.words["no face"], highest_score=highest and round(highest.score, 6),
+            highest_at_s=highest and round(highest.time_s, 3),
+            share_fake=self.words["fake"] / decided if decided else None,
+            detector=" + ".join(loaded.name for loaded in scorer.detectors),
+            trained_on=join_once([loaded.ready.trained_on for loaded in scorer.detectors]),
+            moments=list(self.latest),
+        )  # fmt: skip
 
 
-def word_for(score, decision):
-    """The word for a score; undecided if a calibration cannot decide."""
-    if decision.rate is None:
-        return "not calibrated"
-    return "fake" if score >= decision.fake_from else "real" if score < decision.real_below else "undecided"
-
-
+# %% ../nbs/71_camera.ipynb #5cf9eaa2
 class Pace:
     """Frames per second over the last frames."""
 
@@ -257,51 +299,18 @@ class Pace:
         return (len(self.times) - 1) / max(self.times[-1] - self.times[0], 1e-6)
 
 
-# %% ../nbs/71_camera.ipynb #c6036825
-MOST_MOMENTS = 10_000
-
-
-def moments_of(frames, scorer, length_s):
+def watch_frames(frames, scorer, length_s):
     """A `Moment` for each frame, from pairs of time and image."""
-    members = [member for member in scorer.members if member.detector.takes("video")]
-    window, voices, pace = Window(members, length_s), scorer.voices("video", members), Pace()
-    for passed, picture in frames:
-        found = scorer.face_detector.detect(picture)
-        face = largest_face(found)
-        said = (None, None, "no face")
+    detectors = [loaded for loaded in scorer.detectors if loaded.detector.takes("video")]
+    window, groups, pace = Window(detectors, length_s), scorer.group_by_task("video"), Pace()
+    for passed, image in frames:
+        found = scorer.face_detector.detect(image)
+        face = find_largest_face(found)
+        state = (None, None, "no face")
         if face is not None:
-            window.see(Look(passed, found.boxes[face], found.landmarks[face], picture))
-            said = word_on(window, voices)
-        yield Moment(passed, pace.tick(), *said)
-
-
-class RunningTotals:
-    """Running totals over all moments, and the last moments themselves."""
-
-    def __init__(self, most=MOST_MOMENTS):
-        self.words, self.highest, self.latest = Counter(), None, deque(maxlen=most)
-        self.began = time.perf_counter()
-
-    def note(self, moment):
-        """Add a moment."""
-        self.latest.append(moment)
-        self.words[moment.word] += 1
-        if moment.score is not None and (self.highest is None or moment.score > self.highest.score):
-            self.highest = moment
-
-    def summed_up(self, scorer):
-        """The `Watched` of all moments added."""
-        passed, count = time.perf_counter() - self.began, self.words.total()
-        judged, highest = self.words["fake"] + self.words["real"], self.highest
-        return Watched(
-            frames=count, seconds=round(passed, 3), frames_per_second=round(count / max(passed, 1e-6), 2),
-            frames_with_face=count - self.words["no face"], highest_score=highest and round(highest.score, 6),
-            highest_at_s=highest and round(highest.time_s, 3),
-            share_fake=self.words["fake"] / judged if judged else None,
-            detector=" + ".join(member.detector.name for member in scorer.members),
-            trained_on=in_one([member.ready.trained_on for member in scorer.members]),
-            moments=list(self.latest),
-        )  # fmt: skip
+            window.add(FaceFrame(passed, found.boxes[face], found.landmarks[face], image))
+            state = classify_window(window, groups)
+        yield Moment(passed, pace.tick(), *state)
 
 
 # %% ../nbs/71_camera.ipynb #ed5a1417
@@ -312,7 +321,7 @@ def watch(source, scorer, *, frames=None, window_s=3.0, tell=None):
     ----------
     source : int, str or Path
         See `Camera`.
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
     frames : int, optional
         Maximum number of frames.
     window_s : float
@@ -334,15 +343,15 @@ def watch(source, scorer, *, frames=None, window_s=3.0, tell=None):
     for name, value in (("frames", 1 if frames is None else frames), ("window_s", window_s)):
         if not value > 0:
             raise UsageError(f"{name} is {value}: give a number above 0.")
-    if not any(member.detector.takes("video") for member in scorer.members):
-        names = ", ".join(member.detector.name for member in scorer.members)
+    if not any(loaded.detector.takes("video") for loaded in scorer.detectors):
+        names = ", ".join(loaded.name for loaded in scorer.detectors)
         raise UsageError(f"{names} judges images only, and a camera gives a video. Choose another detector.")
     totals = RunningTotals()
     with Camera(source) as camera, contextlib.suppress(KeyboardInterrupt):
-        for count, moment in enumerate(moments_of(camera, scorer, window_s), 1):
-            totals.note(moment)
+        for count, moment in enumerate(watch_frames(camera, scorer, window_s), 1):
+            totals.add(moment)
             if tell:
                 tell(moment)
             if count == frames:
                 break
-    return totals.summed_up(scorer)
+    return totals.summarise(scorer)

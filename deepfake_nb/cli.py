@@ -72,7 +72,7 @@ def _print_table(title, columns, rows):
     _console().print(table)
 
 
-def _settings(pairs, option="--set"):
+def _parse_settings(pairs, option="--set"):
     settings = {}
     for pair in pairs or []:
         name, equals, value = pair.partition("=")
@@ -122,7 +122,7 @@ def study(
         typer.echo(f"{section}: {state}" + (f" in {seconds:.0f} s" if seconds is not None else ""))
 
     try:
-        folder = run_study(profile, section, out, data_root, _settings(set_), fresh, tell, jobs)
+        folder = run_study(profile, section, out, data_root, _parse_settings(set_), fresh, tell, jobs)
     except StudyFailure as failure:
         typer.echo(f"Error: {failure}", err=True)
         raise typer.Exit(1) from None
@@ -158,10 +158,10 @@ def data_build(
     makers = None
     if source in MADE_HERE:
         from deepfake_nb.filming import MAKERS as makers
-    with _progress() as progress:
+    with _make_progress() as progress:
         report = build(
             source, root, out, limit=limit, jobs=jobs, scheduler=scheduler, splits=splits,
-            settings=_settings(set_), progress=progress, makers=makers,
+            settings=_parse_settings(set_), progress=progress, makers=makers,
         )  # fmt: skip
     typer.echo(
         f"{report.built} media files built, {report.kept} kept from before, {report.rejected} rejected."
@@ -193,7 +193,7 @@ def data_check(folder: Annotated[Path, typer.Argument(help="A folder that `data 
 
 
 # %% ../nbs/80_cli.ipynb #4a0b967d
-def _progress():
+def _make_progress():
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -228,7 +228,7 @@ def _print_evaluation(name, found):
         f"Always saying the more frequent class is right in {found.majority_rate:.1%}."
     )
     rows = [
-        (title, _three(value) or "undefined", *map(_three, rest))
+        (title, _format_number(value) or "undefined", *map(_format_number, rest))
         for title, value, *rest in found.table().itertuples(name=None)
     ]
     _print_table(None, ("metric", "value", "low", "high", f"note ({found.confidence:.0%} intervals)"), rows)
@@ -239,7 +239,7 @@ def _print_evaluation(name, found):
     )
 
 
-def _three(cell):
+def _format_number(cell):
     return f"{cell:.3f}" if isinstance(cell, float) else cell or ""
 
 
@@ -249,7 +249,14 @@ def _print_groups(evaluations):
 
     columns = ("group", "n", "fake", "majority", "AUC", *SUMMARY.values())
     rows = [
-        (name, found.n, found.n_fake, _three(found.majority_rate), found.values["auc"], *_summary(found))
+        (
+            name,
+            found.n,
+            found.n_fake,
+            _format_number(found.majority_rate),
+            found.values["auc"],
+            *_format_summary(found),
+        )
         for name, found in evaluations.items()
     ]
     _print_table(None, columns, rows)
@@ -259,8 +266,8 @@ def _print_groups(evaluations):
             typer.echo(f"{name}, {metric}: undefined. {reason}")
 
 
-def _summary(found):
-    return [_three(found.values[metric].value) for metric in SUMMARY]
+def _format_summary(found):
+    return [_format_number(found.values[metric].value) for metric in SUMMARY]
 
 
 def _print_comparison(comparison, first, second):
@@ -270,8 +277,8 @@ def _print_comparison(comparison, first, second):
     )
     rows = [
         (
-            *map(_three, row[:-2]),
-            "<0.001" if row[-2] is not None and row[-2] < 0.001 else _three(row[-2]),
+            *map(_format_number, row[:-2]),
+            "<0.001" if row[-2] is not None and row[-2] < 0.001 else _format_number(row[-2]),
             row[-1],
         )
         for row in comparison.table().itertuples(name=None)
@@ -321,7 +328,7 @@ def evaluate(
     from deepfake_nb.predictions import doubts_about, folder_of
     from deepfake_nb.study import write_json
 
-    names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _settings(where, "--where")
+    names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _parse_settings(where, "--where")
     table = _read_rows(predictions, names, rows_wanted)
     if clusters == "folder" and clusters not in table:
         table = table.assign(folder=folder_of(table))
@@ -374,14 +381,14 @@ class _LiveLine:
 
 
 # %% ../nbs/80_cli.ipynb #3caaa8cb
-def _line_of(verdict):
-    from deepfake_nb.score import interval_in_words, percent, task_in_words
+def _format_line(verdict):
+    from deepfake_nb.verdict import describe_task, format_interval, format_percent
 
-    numbers, what = [], task_in_words(verdict.task)
+    numbers, what = [], describe_task(verdict.task)
     if verdict.probability is not None:
-        between = interval_in_words(verdict.probability, verdict.interval)
+        between = format_interval(verdict.probability, verdict.interval)
         numbers.append(
-            f"probability of {what} {percent(verdict.probability)}" + (between and f" ({between})")
+            f"probability of {what} {format_percent(verdict.probability)}" + (between and f" ({between})")
         )
     if verdict.score is not None and verdict.calibration is None:
         numbers.append(f"score {verdict.score:.3f} for {what}, not calibrated")
@@ -398,19 +405,6 @@ def _in_one_line(text):
     )
 
 
-# %% ../nbs/80_cli.ipynb #5c8faa4d
-def _say_who(scorer):
-    from deepfake_nb.score import what_is_better
-
-    for member in scorer.members:
-        name, ready = member.detector.name, member.ready
-        release = "" if ready.weights == name else f" ({ready.weights})"
-        typer.echo(f"{name}{release} was trained on: {ready.trained_on}.")
-    typer.echo("A verdict says where to look. It is no proof.")
-    if better := what_is_better(member.detector.name for member in scorer.members):
-        typer.echo(better)
-
-
 # %% ../nbs/80_cli.ipynb #581094c2
 class _Outcome:
     """Summary of a run: counts of verdicts and scores, and advice for the other files."""
@@ -418,9 +412,9 @@ class _Outcome:
     def __init__(self):
         self.words, self.scored, self.advice, self.calibrations, self.footnotes = Counter(), 0, {}, {}, {}
 
-    def note(self, verdict):
+    def add(self, verdict):
         """Add a verdict; the part of its reason common to all files is stored once per kind of media and task."""
-        from deepfake_nb.score import ReasonCode
+        from deepfake_nb.verdict import ReasonCode
 
         self.words[verdict.verdict] += 1
         self.scored += verdict.score is not None
@@ -431,16 +425,16 @@ class _Outcome:
         if verdict.advice:
             self.advice[ReasonCode(verdict.reason_code).words] = verdict.advice
 
-    def sentences(self):
+    def summarise(self):
         """The remarks on all files, one sentence per line."""
-        from deepfake_nb.score import task_in_words
+        from deepfake_nb.verdict import describe_task
         from deepfake_nb.views import how_many
 
         for fitted_on in self.calibrations:
             yield f"The calibration was fitted on {fitted_on}."
         alike = len({*self.footnotes.values()}) == 1
         for (kind, task), footnote in [*self.footnotes.items()][: 1 if alike else None]:
-            yield footnote if alike else f"{kind.capitalize()}s, {task_in_words(task)}: {footnote}"
+            yield footnote if alike else f"{kind.capitalize()}s, {describe_task(task)}: {footnote}"
         fake, real, none = (self.words[word] for word in ("fake", "real", "abstain"))
         files = how_many(self.words.total(), "file")
         yield f"Of {files}, {fake} called fake, {real} called real, {none} without a verdict."
@@ -448,17 +442,32 @@ class _Outcome:
             yield '"real" means that no sign of a forgery was found; one of a kind that the detectors never met looks the same.'
 
 
+# %% ../nbs/80_cli.ipynb #5c8faa4d
+def _print_detectors(scorer):
+    from deepfake_nb.score import recommend_detectors
+
+    for loaded in scorer.detectors:
+        name, ready = loaded.name, loaded.ready
+        release = "" if ready.weights == name else f" ({ready.weights})"
+        typer.echo(f"{name}{release} was trained on: {ready.trained_on}.")
+    typer.echo("A verdict says where to look. It is no proof.")
+    if better := recommend_detectors(loaded.name for loaded in scorer.detectors):
+        typer.echo(better)
+
+
 # %% ../nbs/80_cli.ipynb #3629a8a3
 def _score_files(scoring, files, report, live):
     """Score all files, one line each, and print advice on abstentions; returns the `_Outcome`."""
     outcome = _Outcome()
-    for verdict, kept in scoring.examined(3 if report else 0, lambda path: live.show(f"looking at {path}")):
+    for verdict, kept in scoring.examine_all(
+        3 if report else 0, lambda path: live.show(f"looking at {path}")
+    ):
         files.add(verdict)
         if report:
             report.add(verdict, kept, scoring.scorer)
-        outcome.note(verdict)
+        outcome.add(verdict)
         live.hide()
-        typer.echo(_line_of(verdict))
+        typer.echo(_format_line(verdict))
     for reason, count in scoring.skipped.items():
         typer.echo(f"left out, {reason}: {count}")
     for words, advice in outcome.advice.items():
@@ -472,6 +481,16 @@ def _open_report(folder):
     from deepfake_nb.report import ReportWriter
 
     return ReportWriter(folder)
+
+
+# %% ../nbs/80_cli.ipynb #3cb7b63c
+def _check_score_options(paths, camera, frames, report, csv_file):
+    if camera is None and not paths:
+        raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
+    if camera is not None and (paths or report or csv_file):
+        raise UsageError("A camera is watched alone: leave out the paths, --report and --csv.")
+    if frames is not None and camera is None:
+        raise UsageError("--frames goes with --camera.")
 
 
 # %% ../nbs/80_cli.ipynb #a5042f0a
@@ -502,17 +521,7 @@ def _watch(camera, scorer, frames, json_file):
         else f"called fake {watched.share_fake:.0%} of the time"
     )
     typer.echo(f"Highest score {watched.highest_score:.3f} at {watched.highest_at_s:.1f} s; {called}.")
-    _say_who(scorer)
-
-
-# %% ../nbs/80_cli.ipynb #3cb7b63c
-def _check_score_options(paths, camera, frames, report, csv_file):
-    if camera is None and not paths:
-        raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
-    if camera is not None and (paths or report or csv_file):
-        raise UsageError("A camera is watched alone: leave out the paths, --report and --csv.")
-    if frames is not None and camera is None:
-        raise UsageError("--frames goes with --camera.")
+    _print_detectors(scorer)
 
 
 # %% ../nbs/80_cli.ipynb #6957aede
@@ -568,22 +577,22 @@ def score(
         typer.echo(f"Report: {pages.close()}")
     if not outcome.scored:
         raise InputError("Nothing could be scored; the lines above say why.")
-    for sentence in outcome.sentences():
+    for sentence in outcome.summarise():
         typer.echo(sentence)
-    _say_who(scorer)
+    _print_detectors(scorer)
 
 
 # %% ../nbs/80_cli.ipynb #2f244000
-def _table_to_calibrate(source, scorer, kind):
+def _gather_table(source, scorer, kind):
     """The table of `calibrate`, from a folder of media or from a file of predictions."""
-    from deepfake_nb.score import gather, media_in, predictions_to_calibrate
+    from deepfake_nb.fit_calibration import find_labelled_media, gather, read_scores_to_calibrate
 
     if not source.is_dir():
-        names = [member.detector.name for member in scorer.members]
+        names = [loaded.name for loaded in scorer.detectors]
         typer.echo("A file of predictions shows no faces: nothing will be called unlike this calibration.")
-        return predictions_to_calibrate(source, names, kind)
-    with _progress() as progress:
-        table, left_out = gather(media_in(source), scorer, progress)
+        return read_scores_to_calibrate(source, names, kind)
+    with _make_progress() as progress:
+        table, left_out = gather(find_labelled_media(source), scorer, progress)
     for path, reason in left_out:
         typer.echo(f"left out: {path}: {reason}")
     return table
@@ -604,11 +613,11 @@ def calibrate(
 ):
     """Fit a calibration on labelled media that the detectors were not trained on."""
     from deepfake_nb.calibration import write_calibrations
-    from deepfake_nb.score import calibrate as fit
+    from deepfake_nb.fit_calibration import calibrate as fit
     from deepfake_nb.score import open_scorer
 
     scorer = open_scorer(detector or "default", weights, calibration=False, false_alarm_rate=false_alarm_rate)
-    table = _table_to_calibrate(source, scorer, kind)
+    table = _gather_table(source, scorer, kind)
     found, left_out = fit(table, scorer, about or f"media in {source.resolve().name!r}")
     write_calibrations(out, *found)
     for one_kind, reason in left_out:
@@ -697,7 +706,7 @@ def train_generator(
     settings = GeneratorTrainingSettings(
         resolution, people, takes, domain, seed, steps, encoder_steps, vqvae_steps
     )
-    with _progress() as progress:
+    with _make_progress() as progress:
         networks = train_networks(out, settings, resume=resume, progress=progress)
     for kind in ("generator", "encoder", "vqvae"):
         about = networks.card[kind]
@@ -719,7 +728,7 @@ def train_detector(
     from deepfake_nb.real_people import make_detector
 
     out = out or Path("out/detectors") / f"{name}-seed{seed}"
-    with _progress() as progress:
+    with _make_progress() as progress:
         bars = {}
 
         def tell(stage, step, record):

@@ -33,16 +33,16 @@ from .calibration import write_calibrations
 from .corpus import GENERATED_SETS, SIZE, stable_number
 from deepfake_nb.held_out import (
     auc_by_source,
-    format_auc,
-    fit_calibrations,
-    decide_left_out,
-    mark_frames_of_videos,
-    select_columns,
-    select_ladder_steps,
-    select_main_predictions,
-    read_all_predictions,
     count_verdicts,
+    decide_left_out,
+    fit_calibrations,
+    format_auc,
+    mark_frames_of_videos,
+    read_all_predictions,
+    select_columns,
+    select_main_predictions,
 )
+from .reencoding import select_ladder_steps
 from .study import atomic_path, sha256_of, write_json
 from .weights import OF_REAL_PEOPLE, save_network
 

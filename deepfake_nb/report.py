@@ -6,63 +6,14 @@
 __all__ = [
     "WORDS",
     "NO_PROOF",
-    "STEPS_S",
-    "LEAST_BAND",
     "MOST_HEATMAPS",
-    "COLOUR_STYLE",
-    "PAGE_STYLE",
-    "DRAWING_STYLE",
-    "LAYOUT",
-    "FILE_PAGE",
-    "VERDICT_PART",
-    "GAUGE_PART",
-    "SPEAKERS_PART",
-    "PERSON_PART",
-    "TIMELINE_PART",
-    "FIGURE_PART",
-    "SCALE_PART",
-    "APPENDIX_PART",
-    "INDEX_PAGE",
-    "INDEX_ROW",
-    "visible",
+    "make_visible",
     "moves_text",
-    "with_commands",
-    "written_out",
-    "page_name",
-    "clock",
-    "stretches_in_words",
-    "meaning_of_threshold",
+    "escape_character",
+    "mark_commands",
+    "name_page",
     "smoothed_saliency",
-    "brightest_place",
-    "data_uri",
-    "scale_of_maps",
-    "still_of",
-    "thinned",
-    "curve",
-    "time_marks",
-    "timeline_of",
-    "limits_of",
-    "band",
-    "time_span",
-    "evidence",
-    "maps_or_reason",
-    "first_line",
-    "figure_of",
-    "who_decides",
-    "too_many_without_score",
-    "person_of",
-    "gauge_of",
-    "facts_of",
-    "checksum_of",
-    "settings_of",
-    "templates",
-    "fill",
-    "page_values",
-    "better_for",
-    "summary_of",
-    "rank_of",
-    "thumbnail",
-    "PageFolder",
+    "gather_evidence",
     "ReportWriter",
 ]
 
@@ -89,19 +40,14 @@ import torch
 from markupsafe import Markup, escape
 
 from .explain import COLOURS, overlay, saliency, scaled
-from deepfake_nb.score import (
-    TASKS,
-    interval_in_words,
-    percent,
-    task_in_words,
-    what_is_better,
-)
+from .score import recommend_detectors
 from .study import InputError, package_version, sha256_of, write_atomically
+from .verdict import TASKS, describe_task, format_interval, format_percent
 from .video import reduced
 
 
 # %% ../nbs/75_report.ipynb #712765e3
-def visible(text):
+def make_visible(text):
     """A text with visible characters only: control characters, line breaks and direction marks are escaped.
 
     Parameters
@@ -117,7 +63,7 @@ def visible(text):
     text = os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
     if text.isprintable():
         return text
-    return "".join(written_out(sign) if moves_text(sign) else sign for sign in text)
+    return "".join(escape_character(sign) if moves_text(sign) else sign for sign in text)
 
 
 def moves_text(sign):
@@ -126,18 +72,18 @@ def moves_text(sign):
     return kind in ("Cc", "Zl", "Zp") or (kind == "Cf" and sign not in "\u200c\u200d")
 
 
-def with_commands(text):
-    """A text as HTML, with code between backticks."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
-
-
-def written_out(sign):
+def escape_character(sign):
     """A character as a Python escape."""
     return sign.encode("unicode_escape").decode("ascii")
 
 
+def mark_commands(text):
+    """A text as HTML, with code between backticks."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
 # %% ../nbs/75_report.ipynb #de34a411
-def page_name(path):
+def name_page(path):
     """The name of the page on a media file.
 
     Parameters
@@ -157,7 +103,7 @@ def page_name(path):
 
 
 # %% ../nbs/75_report.ipynb #ece44537
-def clock(seconds):
+def format_time(seconds):
     """A moment in a video: ``"0:03.2"``, and ``"1:02:03.2"`` beyond an hour."""
     tenths = math.floor(10 * seconds + 0.5)
     minutes, tenths = divmod(tenths, 600)
@@ -166,11 +112,11 @@ def clock(seconds):
     return f"{start}:{tenths // 10:02d}.{tenths % 10}"
 
 
-def stretches_in_words(stretches, most=12):
+def describe_intervals(intervals, most=12):
     """Time intervals, ``{"start_s", "end_s"}`` each, in words."""
-    said = [f"{clock(stretch['start_s'])} to {clock(stretch['end_s'])}" for stretch in stretches[:most]]
-    rest = len(stretches) - len(said)
-    return ", ".join(said) + (f" and {rest} more" if rest else "")
+    shown = [f"{format_time(one['start_s'])} to {format_time(one['end_s'])}" for one in intervals[:most]]
+    rest = len(intervals) - len(shown)
+    return ", ".join(shown) + (f" and {rest} more" if rest else "")
 
 
 # %% ../nbs/75_report.ipynb #9410e537
@@ -193,25 +139,16 @@ NO_PROOF = "A statistical guess by a computer program. It is no proof, and no ex
 
 
 # %% ../nbs/75_report.ipynb #f2a530a9
-def meaning_of_threshold(verdict):
-    """The meaning of a verdict's threshold, in a sentence.
-
-    Parameters
-    ----------
-    verdict : Verdict
-
-    Returns
-    -------
-    str
-    """
-    if verdict.false_alarm_rate is None:
+def explain_threshold(false_alarm_rate):
+    """The meaning of a verdict's threshold, in a sentence; the rate is None without a calibration."""
+    if false_alarm_rate is None:
         return (
             "Nobody has measured how often this threshold calls a real file fake: the score is not calibrated, "
             "and it is no probability."
         )
     return (
         f"The threshold is set so that of 100 real files, of the kind that it was calibrated on, about "
-        f"{100 * verdict.false_alarm_rate:.2g} are called fake by mistake. On other media it may be far more."
+        f"{100 * false_alarm_rate:.2g} are called fake by mistake. On other media it may be far more."
     )
 
 
@@ -240,7 +177,7 @@ def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
 
 
 # %% ../nbs/75_report.ipynb #1ec44b7e
-def brightest_place(map):
+def locate_brightest(map):
     """The location of most of a map, in words: the cell of a 3 x 3 grid with the largest sum.
 
     Parameters
@@ -261,7 +198,7 @@ def brightest_place(map):
 
 
 # %% ../nbs/75_report.ipynb #55e60c81
-def data_uri(image, ending=".jpg"):
+def encode_image(image, ending=".jpg"):
     """An image as a data URL.
 
     Parameters
@@ -281,20 +218,20 @@ def data_uri(image, ending=".jpg"):
 
 
 @functools.cache
-def scale_of_maps():
+def draw_colour_bar():
     """The colour bar of a heatmap from 0 to its largest value, as an image."""
     colours = matplotlib.colormaps[COLOURS](np.linspace(0, 1, 64))[None, :, :3]
-    return data_uri(np.uint8(np.round(255 * colours)), ".png")
+    return encode_image(np.uint8(np.round(255 * colours)), ".png")
 
 
 # %% ../nbs/75_report.ipynb #e2b2fa16
-def still_of(pixels):
+def select_still(pixels):
     """The image shown for a view: the crop itself, or the middle frame of a clip."""
     return pixels[len(pixels) // 2] if pixels.ndim == 4 else pixels
 
 
 # %% ../nbs/75_report.ipynb #9f9a2de6
-def thinned(timeline, most=400):
+def thin_timeline(timeline, most=400):
     """At most `most` moments of a timeline; each has the highest score in its interval.
 
     Parameters
@@ -315,7 +252,7 @@ def thinned(timeline, most=400):
 
 
 # %% ../nbs/75_report.ipynb #0f55efbd
-def curve(timeline, start_s, length_s):
+def trace_curve(timeline, start_s, length_s):
     """The points of a timeline for SVG, one text per segment without a gap.
 
     Parameters
@@ -342,7 +279,7 @@ def curve(timeline, start_s, length_s):
 STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
 
-def time_marks(start_s, length_s, most=5):
+def place_time_marks(start_s, length_s, most=5):
     """Round times within an interval, as pairs of text and position in percent.
 
     Parameters
@@ -358,13 +295,35 @@ def time_marks(start_s, length_s, most=5):
     step = next((step for step in STEPS_S if length_s / step <= most), length_s)
     first, last = math.ceil(start_s / step - 1e-6), math.floor((start_s + length_s) / step + 1e-6)
     moments = [step * number for number in range(first, last + 1)]
-    texts = [clock(moment) for moment in moments]
+    texts = [format_time(moment) for moment in moments]
     texts = [text.removesuffix(".0") for text in texts] if step >= 1 else texts
     return [(text, 100 * (moment - start_s) / length_s) for text, moment in zip(texts, moments, strict=True)]
 
 
+# %% ../nbs/75_report.ipynb #4c06c1d6
+LEAST_BAND = 4
+
+
+def collect_limits(face):
+    """The thresholds to draw: fake from the upper one, real below the lower one; a single one if they are equal."""
+    return sorted({limit for limit in (face.real_below, face.threshold) if limit is not None}, reverse=True)
+
+
+def place_band(interval, start_s, length_s):
+    """A suspicious interval as start and width in thousandths, wide enough to be visible, within the drawing."""
+    start, end = (1000 * (interval[name] - start_s) / length_s for name in ("start_s", "end_s"))
+    start = min(start, 1000 - LEAST_BAND)
+    return round(start, 1), round(min(max(end - start, LEAST_BAND), 1000 - start), 1)
+
+
+def measure_time_span(faces):
+    """First moment and length, in seconds, of the timelines of all people."""
+    moments = [moment["time_s"] for face in faces for moment in face.timeline]
+    return (min(moments), max(moments) - min(moments)) if moments else (0.0, 0.0)
+
+
 # %% ../nbs/75_report.ipynb #5862cbac
-def timeline_of(face, span):
+def lay_out_timeline(face, span):
     """The data for drawing a person's timeline; None if there are fewer than two moments.
 
     Parameters
@@ -382,36 +341,14 @@ def timeline_of(face, span):
         return None
     highest = max(known, key=lambda moment: moment["score"])
     return {
-        "lines": curve(thinned(face.timeline), *span),
-        "marks": time_marks(*span),
-        "bands": [band(stretch, *span) for stretch in face.suspicious],
-        "limits": limits_of(face),
+        "lines": trace_curve(thin_timeline(face.timeline), *span),
+        "marks": place_time_marks(*span),
+        "bands": [place_band(interval, *span) for interval in face.suspicious],
+        "limits": collect_limits(face),
         "words": f"Score of person {face.track + 1} over time, from 0 (real) to 1 (fake). The highest is "
-        f"{highest['score']:.2f}, at {clock(highest['time_s'])}. Suspicious: "
-        f"{stretches_in_words(face.suspicious) or 'nothing'}.",
+        f"{highest['score']:.2f}, at {format_time(highest['time_s'])}. Suspicious: "
+        f"{describe_intervals(face.suspicious) or 'nothing'}.",
     }
-
-
-# %% ../nbs/75_report.ipynb #4c06c1d6
-LEAST_BAND = 4
-
-
-def limits_of(face):
-    """The thresholds to draw: fake from the upper one, real below the lower one; a single one if they are equal."""
-    return sorted({limit for limit in (face.real_below, face.threshold) if limit is not None}, reverse=True)
-
-
-def band(stretch, start_s, length_s):
-    """A suspicious interval as start and width in thousandths, wide enough to be visible, within the drawing."""
-    start, end = (1000 * (stretch[name] - start_s) / length_s for name in ("start_s", "end_s"))
-    start = min(start, 1000 - LEAST_BAND)
-    return round(start, 1), round(min(max(end - start, LEAST_BAND), 1000 - start), 1)
-
-
-def time_span(faces):
-    """First moment and length, in seconds, of the timelines of all people."""
-    moments = [moment["time_s"] for face in faces for moment in face.timeline]
-    return (min(moments), max(moments) - min(moments)) if moments else (0.0, 0.0)
 
 
 # %% ../nbs/75_report.ipynb #796109e1
@@ -419,13 +356,13 @@ MOST_HEATMAPS = 12
 """Heatmaps on one page at most, the most suspicious views first: each takes about as long as two looks at it."""
 
 
-def evidence(kept, scorer, most=MOST_HEATMAPS):
+def gather_evidence(kept, scorer, most=MOST_HEATMAPS):
     """Images and heatmaps of the views kept for a file.
 
     Parameters
     ----------
     kept : list of KeptView
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
     most : int
 
     Returns
@@ -434,11 +371,13 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
         One per view: ``view``, ``picture`` (uint8), ``map`` (None if there is none) and the ``problem`` with it.
     """
     ranked = sorted(kept, key=lambda view: -view.score)
-    shown = [{"view": view, "picture": still_of(view.pixels), "map": None, "problem": ""} for view in ranked]
+    shown = [
+        {"view": view, "picture": select_still(view.pixels), "map": None, "problem": ""} for view in ranked
+    ]
     for name in dict.fromkeys(view.detector for view in ranked[:most]):
         mine = [piece for piece in shown[:most] if piece["view"].detector == name]
-        maps, problem = maps_or_reason(
-            scorer.member(name), np.stack([piece["view"].pixels for piece in mine])
+        maps, problem = map_or_explain(
+            scorer.find_detector(name), np.stack([piece["view"].pixels for piece in mine])
         )
         for piece, map in zip(mine, maps, strict=True):
             piece.update(map=map, problem=problem)
@@ -446,30 +385,30 @@ def evidence(kept, scorer, most=MOST_HEATMAPS):
 
 
 # %% ../nbs/75_report.ipynb #abdc9bf7
-def maps_or_reason(member, pixels):
+def map_or_explain(loaded, pixels):
     """Maps of a list of views, or none and the reason: a page without a map is better than no page."""
     try:
-        inputs = member.detector.prepare(pixels).to(member.device)
-        return smoothed_saliency(member.network, inputs), ""
+        inputs = loaded.detector.prepare(pixels).to(loaded.device)
+        return smoothed_saliency(loaded.network, inputs), ""
     except Exception as error:
-        return [None] * len(pixels), f"There is no heatmap: {visible(first_line(error))}"
+        return [None] * len(pixels), f"There is no heatmap: {make_visible(take_first_line(error))}"
 
 
-def first_line(error):
+def take_first_line(error):
     """The message of an error, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # %% ../nbs/75_report.ipynb #a5b3d515
-def figure_of(piece):
+def lay_out_figure(piece):
     """A view for its page: image and heatmap side by side, with captions for both."""
     view, map = piece["view"], piece["map"]
-    said, when = f"{view.score:.2f}", clock(view.moment_s)
+    score, when = f"{view.score:.2f}", format_time(view.moment_s)
     when = f"the middle of the clip from {when} on" if view.pixels.ndim == 4 else when
     figure = {
-        "picture": data_uri(piece["picture"]),
+        "picture": encode_image(piece["picture"]),
         "alt": f"The face of person {view.track + 1} at {when}, as {view.detector} was shown it.",
-        "caption": f"{when[0].upper()}{when[1:]}: {view.detector} says {said}.",
+        "caption": f"{when[0].upper()}{when[1:]}: {view.detector} says {score}.",
         "problem": piece["problem"],
         "map": None,
     }
@@ -477,12 +416,12 @@ def figure_of(piece):
         return figure
     if not map.any():
         return {**figure, "problem": "The answer does not depend on the picture."}
-    words = f"Heatmap of the same view: most of it lies in the {brightest_place(map)}."
-    return {**figure, "map": data_uri(overlay(piece["picture"], map)), "map_alt": words}
+    words = f"Heatmap of the same view: most of it lies in the {locate_brightest(map)}."
+    return {**figure, "map": encode_image(overlay(piece["picture"], map)), "map_alt": words}
 
 
 # %% ../nbs/75_report.ipynb #6e76a9d5
-def who_decides(verdict):
+def find_deciding_person(verdict):
     """The number of the person with the file's score; None if there is no score, or no other person."""
     if verdict.score is None or len(verdict.faces) < 2:
         return None
@@ -492,143 +431,51 @@ def who_decides(verdict):
     return same[0].track + 1 if same else None
 
 
-def too_many_without_score(faces, most=3):
+def count_unscored(faces, most=3):
     """The number of people without a score, if above `most`: with a section for each the others would be hard to find."""
     count = sum(face.score is None for face in faces)
     return count if count > most else 0
 
 
 # %% ../nbs/75_report.ipynb #b18413f1
-def person_of(face, pieces, span):
+def lay_out_person(face, pieces, span):
     """The page content for one person."""
     mine = [piece for piece in pieces if piece["view"].track == face.track]
     return {
         "number": face.track + 1,
         "face": face,
-        "what": task_in_words(face.task),
-        "portrait": data_uri(reduced(mine[0]["picture"], 192)) if mine else None,
-        "timeline": timeline_of(face, span),
-        "suspicious": stretches_in_words(face.suspicious),
-        "figures": [figure_of(piece) for piece in mine],
+        "what": describe_task(face.task),
+        "portrait": encode_image(reduced(mine[0]["picture"], 192)) if mine else None,
+        "timeline": lay_out_timeline(face, span),
+        "suspicious": describe_intervals(face.suspicious),
+        "figures": [lay_out_figure(piece) for piece in mine],
         "answers": [(name, score) for name, score in face.scores.items() if score is not None],
     }
 
 
-# %% ../nbs/75_report.ipynb #e6a509e3
-COLOUR_STYLE = """
-:root { color-scheme: light dark; --ground: #fbfaf7; --card: #ffffff; --text: #1d1f21; --quiet: #5b6066;
-  --line: #d8d8d2; --link: #1d5fa8; --fake: #b3261e; --real: #2b5f8f; --abstain: #5b6066; --plot: #1d5fa8;
-  --band: #f3c9c4; }
-@media screen and (prefers-color-scheme: dark) { :root { --ground: #16181b; --card: #1f2226; --text: #e8e8e4; --quiet: #a9aeb4;
-  --line: #3a3f45; --link: #8fc1f7; --fake: #ff9d94; --real: #9cc8f2; --abstain: #b8bdc3; --plot: #8fc1f7;
-  --band: #5c2c2a; } }
-.fake { --accent: var(--fake); } .real { --accent: var(--real); } .abstain { --accent: var(--abstain); }
-"""
+# %% ../nbs/75_report.ipynb #c680f337
+@functools.cache
+def load_templates():
+    """The template engine: values are escaped unless a template disables it."""
+    engine = jinja2.Environment(
+        loader=jinja2.PackageLoader("deepfake_nb", "report_templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    engine.filters |= {"visible": make_visible, "percent": format_percent}
+    engine.globals |= {"no_proof": NO_PROOF}
+    return engine
 
-# %% ../nbs/75_report.ipynb #896a0963
-PAGE_STYLE = """
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 44rem; background: var(--ground); color: var(--text);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-a { color: var(--link); } h1 { font-size: 1.35rem; line-height: 1.3; } h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; margin: 0 0 1rem; }
-.card > :first-child { margin-top: 0; } .card > :last-child { margin-bottom: 0; } p { margin: .6rem 0; }
-.verdict { border-left: .5rem solid var(--accent); }
-.word { font-size: 1.8rem; line-height: 1.2; font-weight: 700; margin: 0 0 .5rem; color: var(--accent); }
-.quiet, figcaption, .marks { color: var(--quiet); font-size: .875rem; }
-dl { display: grid; grid-template-columns: minmax(7rem, 1fr) 2.4fr; gap: .3rem .8rem; margin: 0; font-size: .875rem; }
-dt { color: var(--quiet); } dd { margin: 0; } img { max-width: 100%; height: auto; }
-.who { display: flex; gap: 1rem; align-items: flex-start; } .who img { width: 6rem; border-radius: .4rem; }
-.views { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(18rem, 100%), 1fr)); gap: 0 1rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; max-width: 26rem; } .pair img { width: 100%; }
-figure { margin: 1rem 0 0; } figcaption p { margin: .2rem 0; }
-.scale { display: flex; gap: .5rem; align-items: center; max-width: 26rem; margin-top: 1rem; white-space: nowrap; } .scale img { flex: 1; min-width: 0; height: .7rem; }
-"""
 
-# %% ../nbs/75_report.ipynb #05d4f632
-DRAWING_STYLE = """
-svg { display: block; width: 100%; overflow: visible; }
-.gauge svg { height: 1.6rem; } .plot svg { height: 8rem; } .gauge { margin: 1rem 0; }
-.frame { fill: none; stroke: var(--line); } .score { fill: none; stroke: var(--plot); stroke-width: 2; }
-.sure { fill: var(--accent); opacity: .3; } .mark { stroke: var(--accent); stroke-width: 4; }
-.limit { stroke: var(--quiet); stroke-width: 1.5; stroke-dasharray: 5 4; } .suspect { fill: var(--band); }
-.frame, .score, .limit, .mark { vector-effect: non-scaling-stroke; stroke-linecap: round; }
-.marks { position: relative; height: 1.4rem; white-space: nowrap; } .marks span { position: absolute; transform: translateX(-50%); }
-.marks span.first { transform: none; } .marks span.last { transform: translateX(-100%); }
-ul.files { list-style: none; padding: 0; } .files li { display: flex; gap: .8rem; align-items: center; }
-.files .face { width: 3.5rem; height: 3.5rem; flex: none; border-radius: .4rem; background: var(--line); object-fit: cover; }
-.files p { margin: 0; } .said { color: var(--accent); font-weight: 700; }
-@page { margin: 14mm; }
-@media print { :root { font-size: 10pt; } body { max-width: none; padding: 0; background: none; } nav { display: none; }
-  .card { box-decoration-break: clone; -webkit-box-decoration-break: clone; } h2, .who { break-after: avoid-page; }
-  .verdict, .who, .scale, figure, .files li, dl > * { break-inside: avoid-page; } .plot svg { height: 5rem; }
-  .pair, .scale { max-width: 20rem; } .suspect, .sure { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""
-
-# %% ../nbs/75_report.ipynb #4b0a4c91
-LAYOUT = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title | visible }}</title>
-<link rel="icon" href="data:,">
-<style>{{ style }}</style>
-</head>
-<body>
-{% block content %}{% endblock %}
-</body>
-</html>
-"""
-
-# %% ../nbs/75_report.ipynb #dfc078f6
-FILE_PAGE = """{% extends "layout" %}{% block content %}
-<nav><a href="index.html">All files of this report</a></nav>
-<header><h1><bdi>{{ name | visible }}</bdi></h1></header>
-<main>
-{% include "verdict" %}
-{% include "speakers" %}
-{% for person in people if not folded or person.face.score is not none %}{% include "person" %}{% endfor %}
-{% if folded %}<section class="card"><p>{{ folded }} more were seen too briefly, or too small, for a score.</p></section>{% endif %}
-{% include "appendix" %}
-</main>
-{% endblock %}"""
-
-# %% ../nbs/75_report.ipynb #66a0b320
-VERDICT_PART = """<section class="card verdict {{ verdict.verdict }}">
-<h2 class="word">{{ word }}</h2>
-<p>{{ meaning }}</p>
-{% if task and verdict.verdict == "fake" %}<p>It looks like <strong>{{ task[0] }}</strong>: {{ task[1] }}.</p>
-{% elif task %}<p>The score is for <strong>{{ task[0] }}</strong>: {{ task[1] }}.</p>{% endif %}
-{% if verdict.verdict == "abstain" %}<p>{{ (reason or same_for_all) | visible }}</p>{% if advice %}<p>{{ advice }}</p>{% endif %}{% endif %}
-{% if decides %}<p>This is said of <a href="#person-{{ decides }}">person {{ decides }}</a>, one of {{ verdict.faces | length }} people.
-Whoever is seen in several shots counts anew in each.</p>{% endif %}
-{% if gauge %}{% include "gauge" %}{% endif %}
-{% if verdict.verdict != "abstain" %}{% if reason %}<p>{{ reason | visible }}</p>{% endif %}<p>{{ threshold_meaning }}</p>{% endif %}
-{% if same_for_all and (reason or verdict.verdict != "abstain") %}<p class="quiet">{{ same_for_all | visible }}</p>{% endif %}
-<p><strong>{{ no_proof }}</strong></p>
-</section>
-"""
-
-# %% ../nbs/75_report.ipynb #58590f20
-GAUGE_PART = """<div class="gauge">
-<p><strong>{{ gauge.words }}</strong>{% if gauge.low is not none %}, if forged files were as frequent as real ones.{% endif %}</p>
-<svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" aria-label="{{ gauge.alt }}">
-<rect class="frame" width="1000" height="10"/>
-{% if gauge.low is not none %}<rect class="sure" x="{{ 1000 * gauge.low }}" width="{{ 1000 * (gauge.high - gauge.low) }}" height="10"/>{% endif %}
-{% if gauge.limit is not none %}<line class="limit" x1="{{ 1000 * gauge.limit }}" x2="{{ 1000 * gauge.limit }}" y1="-3" y2="13"/>{% endif %}
-<line class="mark" x1="{{ 1000 * gauge.value }}" x2="{{ 1000 * gauge.value }}" y1="0" y2="10"/>
-</svg>
-<div class="marks" aria-hidden="true"><span class="first">{{ gauge.ends[0] }}</span><span class="last" style="left: 100%">{{ gauge.ends[1] }}</span></div>
-</div>
-"""
+def render(template, /, **values):
+    """A template rendered with its values, as HTML."""
+    return Markup(load_templates().get_template(template).render(**values))
 
 
 # %% ../nbs/75_report.ipynb #0ed375a6
-def gauge_of(verdict):
+def lay_out_gauge(verdict):
     """The content of the bar under a verdict; None without a score.
 
     Parameters
@@ -641,8 +488,8 @@ def gauge_of(verdict):
     """
     if verdict.probability is not None:
         low, high = verdict.interval or (None, None)
-        between = interval_in_words(verdict.probability, verdict.interval) if verdict.interval else ""
-        words = f"Probability of {task_in_words(verdict.task)}: {percent(verdict.probability)}"
+        between = format_interval(verdict.probability, verdict.interval) if verdict.interval else ""
+        words = f"Probability of {describe_task(verdict.task)}: {format_percent(verdict.probability)}"
         words += f" (95\u00a0% interval: {between})" if between else ""
         alt = f"{words}, if forged files were as frequent as real ones."
         ends, limit = ("0 %", "100 % forged"), None
@@ -657,106 +504,8 @@ def gauge_of(verdict):
             "words": words, "alt": alt}  # fmt: skip
 
 
-# %% ../nbs/75_report.ipynb #f17531ef
-SPEAKERS_PART = """<section class="card">
-<h2>Who says so</h2>
-{% for speaker in verdict.detectors %}
-<p><strong>{{ speaker.name | visible }}</strong>{% if speaker.score is not none %}: {{ "the highest score of anybody is" if verdict.faces | length > 1 else "score" }} {{ "%.2f" | format(speaker.score) }}{% if speaker.probability is not none %}, probability {{ speaker.probability | percent }}{% endif %}{% endif %}.
-Trained on: {{ speaker.trained_on | visible }}.</p>
-{% endfor %}
-{% if verdict.calibration %}<p>Calibrated on: {{ verdict.calibration | visible }}. How often a score is wrong in other media nobody has measured.</p>{% endif %}
-</section>
-"""
-
-# %% ../nbs/75_report.ipynb #3305d5e7
-PERSON_PART = """<section class="card" id="person-{{ person.number }}">
-<h2>Person {{ person.number }}</h2>
-<div class="who">
-{% if person.portrait %}<img src="{{ person.portrait }}" alt="The face of person {{ person.number }}.">{% endif %}
-<div>
-{% if person.face.score is none %}<p>No score: too little was seen of this person.</p>
-{% else %}<p>Score {{ "%.2f" | format(person.face.score) }}{% if person.face.probability is not none %}, probability of {{ person.what }} {{ person.face.probability | percent }}{% elif person.face.task %} for {{ person.what }}{% endif %}, from {{ person.face.n_frames }} {{ "frame" if person.face.n_frames == 1 else "frames" }}.</p>{% endif %}
-{% if person.answers | length > 1 %}<p class="quiet">{% for name, score in person.answers %}{{ name | visible }}: {{ "%.2f" | format(score) }}{{ "; " if not loop.last }}{% endfor %}</p>{% endif %}
-{% if person.face.unlike %}<p>The calibration saw nothing like this face: what the score is worth, nobody knows.</p>{% endif %}
-{% if person.suspicious %}<p>Suspicious: {{ person.suspicious }}.</p>{% endif %}
-</div></div>
-{% with timeline = person.timeline %}{% if timeline %}{% include "timeline" %}{% endif %}{% endwith %}
-<div class="views">{% for figure in person.figures %}{% include "figure" %}{% endfor %}</div>
-{% if person.figures | selectattr("map") | list %}{% include "scale" %}{% endif %}
-</section>
-"""
-
-# %% ../nbs/75_report.ipynb #1489880d
-TIMELINE_PART = """<figure class="plot">
-<div class="marks" aria-hidden="true"><span class="first">Score, from 0 (real) to 1 (fake)</span></div>
-<svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="{{ timeline.words }}">
-{% for start, width in timeline.bands %}<rect class="suspect" x="{{ start }}" width="{{ width }}" height="100"/>{% endfor %}
-<rect class="frame" width="1000" height="100"/>
-{% for limit in timeline.limits %}<line class="limit" x1="0" x2="1000" y1="{{ 100 - 100 * limit }}" y2="{{ 100 - 100 * limit }}"/>{% endfor %}
-
-{% for line in timeline.lines %}<polyline class="score" points="{{ line }}"/>{% endfor %}
-</svg>
-<div class="marks" aria-hidden="true">{% for text, place in timeline.marks %}<span class="{{ 'first' if place < 6 else 'last' if place > 94 }}" style="left: {{ '%.1f' | format(place) }}%">{{ text }}</span>{% endfor %}</div>
-<figcaption>Minutes and seconds. {% if timeline.limits | length > 1 %}From the upper dashed line on a score is called fake, below the lower one real; between them nothing is decided.{% else %}The dashed line is the threshold.{% endif %} Suspicious seconds are shaded.</figcaption>
-</figure>
-"""
-
-# %% ../nbs/75_report.ipynb #8ff033e4
-FIGURE_PART = """<figure>
-<div class="pair">
-<img src="{{ figure.picture }}" alt="{{ figure.alt }}">
-{% if figure.map %}<img src="{{ figure.map }}" alt="{{ figure.map_alt }}">{% endif %}
-</div>
-<figcaption><p>{{ figure.caption }}{% if figure.map %} Right: where that answer hangs on the picture.{% else %} {{ figure.problem }}{% endif %}</p></figcaption>
-</figure>
-"""
-
-SCALE_PART = """<div class="scale quiet" aria-hidden="true"><span>none</span><img src="{{ scale }}" alt=""><span>most</span></div>
-<p class="quiet">A bright place is one where a change of the picture would change the answer (by the gradient, summed
-over a clip). It need not be forged, and what
-is forged need not be bright.</p>
-"""
-
-# %% ../nbs/75_report.ipynb #89525f87
-APPENDIX_PART = """<section class="card">
-<h2>For experts</h2>
-<dl>{% for name, value in facts %}<dt>{{ name }}</dt><dd>{{ value | visible }}</dd>{% endfor %}</dl>
-</section>
-{% if better %}<p class="quiet">{{ better }}</p>{% endif %}
-
-"""
-
-
-# %% ../nbs/75_report.ipynb #360ef0cf
-def facts_of(verdict, scorer):
-    """The information for reproducing a report, as pairs of name and value.
-
-    Parameters
-    ----------
-    verdict : Verdict
-    scorer : MediaScorer or Panel
-
-    Returns
-    -------
-    list of (str, str)
-    """
-    numbers = {"Score": verdict.score, "Fake from": verdict.threshold, "Real below": verdict.real_below}
-    facts = [("File", verdict.path), ("SHA-256 of the file", checksum_of(verdict.path)), ("Kind", verdict.kind or "unknown"),
-             *((name, "none" if value is None else f"{value:.6g}") for name, value in numbers.items())]  # fmt: skip
-    for speaker in verdict.detectors:
-        facts.append((f"Weights of {speaker['name']}", speaker["weights"]))
-        facts.append(("SHA-256 of these weights", speaker["sha256"] or "there is no file"))
-        facts.append(
-            (f"Settings of {speaker['name']}", settings_of(scorer.member(speaker["name"]), scorer.sampling))
-        )
-    software = (
-        f"deepfake-nb {package_version()}, torch {torch.__version__}, Python {platform.python_version()}"
-    )
-    return [*facts, ("Software", software)]
-
-
 # %% ../nbs/75_report.ipynb #53115a2e
-def checksum_of(path):
+def compute_checksum(path):
     """The SHA-256 of a media file, or that it is not known: an unreadable file has a page, too."""
     try:
         return sha256_of(path) if os.path.isfile(path) else "unknown"
@@ -764,67 +513,50 @@ def checksum_of(path):
         return "unknown"
 
 
-def settings_of(member, sampling):
+def describe_settings(loaded, sampling):
     """The plain settings of a detector, its device, and its sampled frames."""
-    detector = member.detector
+    detector = loaded.detector
     plain = {field.name: getattr(detector, field.name) for field in fields(detector)}
-    said = {
+    shown = {
         name: value
         for name, value in plain.items()
         if isinstance(value, (int, float, str)) and name != "name"
     }
-    said |= {"device": member.device.type} | ({} if hasattr(detector, "stride") else vars(sampling))
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
+    shown |= {"device": loaded.device.type} | ({} if hasattr(detector, "stride") else vars(sampling))
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
-# %% ../nbs/75_report.ipynb #1a283518
-INDEX_PAGE = """{% extends "layout" %}{% block content %}
-<header><h1>{{ title }}</h1></header>
-<main>
-<section class="card"><p>{{ summary }}</p><p><strong>{{ no_proof }}</strong></p></section>
-<ul class="files">
-{% for row in rows %}{{ row }}{% endfor %}
-</ul>
-</main>
-{% endblock %}"""
+# %% ../nbs/75_report.ipynb #360ef0cf
+def list_facts(verdict, scorer):
+    """The information for reproducing a report, as pairs of name and value.
 
-INDEX_ROW = """<li class="card {{ verdict.verdict }}">
-{% if portrait %}<img class="face" src="{{ portrait }}" alt="The most suspicious face in it.">{% else %}<span class="face"></span>{% endif %}
-<div><p><a href="{{ page }}"><bdi>{{ name | visible }}</bdi></a></p>
-<p><span class="said">{{ word }}</span>{% if gauge and verdict.verdict != "abstain" %} <span class="quiet">{{ gauge.words }}</span>{% endif %}</p>
-{% if verdict.verdict == "abstain" %}<p class="quiet">{{ (reason or same_for_all) | visible }}</p>{% endif %}</div>
-</li>
-"""
+    Parameters
+    ----------
+    verdict : Verdict
+    scorer : MediaScorer
 
-
-# %% ../nbs/75_report.ipynb #c680f337
-@functools.cache
-def templates():
-    """The template engine: values are escaped unless a template disables it."""
-    parts = {"layout": LAYOUT, "file": FILE_PAGE, "verdict": VERDICT_PART, "gauge": GAUGE_PART,
-             "speakers": SPEAKERS_PART, "person": PERSON_PART, "timeline": TIMELINE_PART, "figure": FIGURE_PART,
-             "scale": SCALE_PART, "appendix": APPENDIX_PART, "index": INDEX_PAGE, "row": INDEX_ROW}  # fmt: skip
-    engine = jinja2.Environment(
-        loader=jinja2.DictLoader(parts),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    Returns
+    -------
+    list of (str, str)
+    """
+    numbers = {"Score": verdict.score, "Fake from": verdict.threshold, "Real below": verdict.real_below}
+    facts = [("File", verdict.path), ("SHA-256 of the file", compute_checksum(verdict.path)), ("Kind", verdict.kind or "unknown"),
+             *((name, "none" if value is None else f"{value:.6g}") for name, value in numbers.items())]  # fmt: skip
+    for one in verdict.detectors:
+        settings = describe_settings(scorer.find_detector(one["name"]), scorer.sampling)
+        facts.append((f"Weights of {one['name']}", one["weights"]))
+        facts.append(("SHA-256 of these weights", one["sha256"] or "there is no file"))
+        facts.append((f"Settings of {one['name']}", settings))
+    software = (
+        f"deepfake-nb {package_version()}, torch {torch.__version__}, Python {platform.python_version()}"
     )
-    engine.filters |= {"visible": visible, "percent": percent}
-    engine.globals |= {"no_proof": NO_PROOF, "style": Markup(COLOUR_STYLE + PAGE_STYLE + DRAWING_STYLE)}
-    return engine
-
-
-def fill(template, /, **values):
-    """A template rendered with its values, as HTML."""
-    return Markup(templates().get_template(template).render(**values))
+    return [*facts, ("Software", software)]
 
 
 # %% ../nbs/75_report.ipynb #6a5c60e3
-def page_values(verdict, pieces, scorer):
+def lay_out_page(verdict, pieces, scorer):
     """The content of a file's page, by the names used in the templates."""
-    name, span = os.path.basename(verdict.path) or verdict.path, time_span(verdict.faces)
+    name, span = os.path.basename(verdict.path) or verdict.path, measure_time_span(verdict.faces)
     word, meaning = WORDS[verdict.verdict]
     return {
         "title": f"{word}: {name}",
@@ -834,25 +566,26 @@ def page_values(verdict, pieces, scorer):
         "meaning": meaning,
         "reason": verdict.own_reason,
         "same_for_all": verdict.footnote,
-        "advice": with_commands(verdict.advice),
+        "advice": mark_commands(verdict.advice),
         "task": TASKS.get(verdict.task),
-        "better": with_commands(better_for(verdict)),
-        "threshold_meaning": meaning_of_threshold(verdict),
-        "gauge": gauge_of(verdict),
-        "decides": who_decides(verdict),
-        "folded": too_many_without_score(verdict.faces),
-        "people": [person_of(face, pieces, span) for face in verdict.faces],
-        "scale": scale_of_maps(),
-        "facts": facts_of(verdict, scorer),
+        "better": mark_commands(recommend_better(verdict)),
+        "threshold_meaning": explain_threshold(verdict.false_alarm_rate),
+        "gauge": lay_out_gauge(verdict),
+        "decides": find_deciding_person(verdict),
+        "folded": count_unscored(verdict.faces),
+        "people": [lay_out_person(face, pieces, span) for face in verdict.faces],
+        "scale": draw_colour_bar(),
+        "facts": list_facts(verdict, scorer),
     }
 
 
-def better_for(verdict):
+def recommend_better(verdict):
     """How to get better detectors than those that scored a verdict; empty if there is no score or no better detector."""
-    return what_is_better([own["name"] for own in verdict.detectors if own["score"] is not None])
+    return recommend_detectors([own["name"] for own in verdict.detectors if own["score"] is not None])
 
 
-def summary_of(words, broken_off=False):
+# %% ../nbs/75_report.ipynb #3bce3a9d
+def summarise_verdicts(words, broken_off=False):
     """The counts of verdicts in sentences; `words` counts them, and a run may have been interrupted."""
     parts = [f"{WORDS[word][0]}: {words[word]}." for word in WORDS if words[word]]
     files = "1 file." if words.total() == 1 else f"{words.total()} files."
@@ -861,16 +594,16 @@ def summary_of(words, broken_off=False):
     return " ".join([files, *parts, *order, *rest])
 
 
-def rank_of(verdict):
+def rank_verdict(verdict):
     """The sort key in the index: fake, scored without a verdict, real, then without a score; higher scores first."""
     group = {"fake": 0, "real": 2}.get(verdict.verdict, 3 if verdict.score is None else 1)
-    said = verdict.score if verdict.probability is None else verdict.probability
-    return group, -(said or 0)
+    certainty = verdict.score if verdict.probability is None else verdict.probability
+    return group, -(certainty or 0)
 
 
-def thumbnail(pieces):
+def make_thumbnail(pieces):
     """The most suspicious face as a thumbnail; None if there is none."""
-    return data_uri(reduced(pieces[0]["picture"], 96)) if pieces else None
+    return encode_image(reduced(pieces[0]["picture"], 96)) if pieces else None
 
 
 # %% ../nbs/75_report.ipynb #56262049
@@ -893,8 +626,19 @@ class RankedRows:
 
 
 # %% ../nbs/75_report.ipynb #f36ba1a8
-class PageFolder:
-    """A folder of pages, with the index entry of each; a context manager that writes the index."""
+class ReportWriter:
+    """Writes one HTML page per media file into a folder, and an index of them; a context manager.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Created if missing. Pages of the same files are replaced, others are kept.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be created or written.
+    """
 
     def __init__(self, folder):
         self.folder, self.words, self.names = Path(folder), Counter(), Counter()
@@ -912,36 +656,11 @@ class PageFolder:
     def __exit__(self, fault, *_):
         self.close(broken_off=fault is not None)
 
-    def new_name(self, path):
+    def find_free_name(self, path):
         """An unused page name: a file may have been given twice."""
-        name = page_name(path)
+        name = name_page(path)
         self.names[name] += 1
         return name if self.names[name] == 1 else name.replace(".html", f"-{self.names[name]}.html")
-
-    def close(self, broken_off=False):
-        """Write the index of all pages so far, which notes an interrupted run; returns its path."""
-        if not self._rows.file.closed:
-            rows, index = self._rows, templates().get_template("index")
-            with write_atomically(self.folder / "index.html", "w") as file:
-                index.stream(title="Report", summary=summary_of(self.words, broken_off), rows=rows).dump(file)
-            self._rows.file.close()
-        return self.folder / "index.html"
-
-
-# %% ../nbs/75_report.ipynb #79ec62ff
-class ReportWriter(PageFolder):
-    """Writes one HTML page per media file into a folder, and an index of them; a context manager.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Created if missing. Pages of the same files are replaced, others are kept.
-
-    Raises
-    ------
-    InputError
-        The folder cannot be created or written.
-    """
 
     def add(self, verdict, kept, scorer):
         """Write the page on one file.
@@ -951,17 +670,28 @@ class ReportWriter(PageFolder):
         verdict : Verdict
         kept : list of KeptView
             The views to show, as returned by `score.MediaScorer.examine`.
-        scorer : MediaScorer or Panel
+        scorer : MediaScorer
             The scorer of the file.
 
         Returns
         -------
         Path
         """
-        name, pieces = self.new_name(verdict.path), evidence(kept, scorer)
-        values = page_values(verdict, pieces, scorer)
+        name, pieces = self.find_free_name(verdict.path), gather_evidence(kept, scorer)
+        values = lay_out_page(verdict, pieces, scorer)
         with write_atomically(self.folder / name, "w") as file:
-            file.write(fill("file", **values))
+            file.write(render("file.html", **values))
         self.words[verdict.verdict] += 1
-        self._rows.add(rank_of(verdict), fill("row", page=name, portrait=thumbnail(pieces), **values))
+        row = render("row.html", page=name, portrait=make_thumbnail(pieces), **values)
+        self._rows.add(rank_verdict(verdict), row)
         return self.folder / name
+
+    def close(self, broken_off=False):
+        """Write the index of all pages so far, which notes an interrupted run; returns its path."""
+        if not self._rows.file.closed:
+            rows, index = self._rows, load_templates().get_template("index.html")
+            summary = summarise_verdicts(self.words, broken_off)
+            with write_atomically(self.folder / "index.html", "w") as file:
+                index.stream(title="Report", summary=summary, rows=rows).dump(file)
+            self._rows.file.close()
+        return self.folder / "index.html"

@@ -8,32 +8,21 @@ __all__ = [
     "RENDERED",
     "ON_CLIP",
     "SMALL",
-    "TASKS",
-    "ADVICE",
     "CSV_COLUMNS",
-    "detector_of",
-    "default_detectors",
-    "what_is_better",
-    "percent",
-    "interval_in_words",
-    "task_in_words",
-    "ReasonCode",
-    "FaceScore",
-    "Verdict",
+    "build_detector",
+    "choose_default_detectors",
+    "recommend_detectors",
+    "LoadedDetector",
     "KeptView",
-    "score_of_media",
-    "advice_on",
     "MediaScorer",
-    "Panel",
-    "gather",
-    "calibrate",
-    "media_in",
-    "predictions_to_calibrate",
     "Verdicts",
     "open_scorer",
     "score_paths",
     "VerdictFiles",
     "write_verdicts",
+    "FaceScore",
+    "ReasonCode",
+    "Verdict",
     "draw_timeline",
 ]
 
@@ -45,22 +34,32 @@ import json
 import math
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields, replace
-from enum import StrEnum
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 
-from .calibration import Decision, fit_media_calibration, read_calibrations
+from .calibration import read_calibrations
+from .out_of_distribution import FACE_SIZE, face_statistics
 from .clips import SHORTEST_TRACK, inference_precision
 from .faces import CenterFace
-from .out_of_distribution import FACE_SIZE, face_statistics, fit_out_of_distribution
-from .predictions import pool, read_predictions
 from .study import InputError, UsageError, write_atomically
-from .video import media_kind, probe
+from deepfake_nb.verdict import (
+    DetectorScores,
+    FaceScore,
+    FittedCalibration,
+    NoCalibration,
+    ReasonCode,
+    TaskGroup,
+    Verdict,
+    advise,
+    draw_timeline,
+    sign_verdict,
+    write_verdict,
+)
+from .video import media_kind
 from deepfake_nb.views import (
     PORTRAIT,
     ClipDetector,
@@ -69,34 +68,14 @@ from deepfake_nb.views import (
     Sampling,
     cut_as_mesonet,
     cut_upright,
+    extract_views,
     find_media,
-    how_many,
-    large_enough,
-    look,
     rounded,
     sides_of,
     unit_range,
 )
 from .weights import REGISTRY, WeightFile, load_detector, shipped_file, whereabouts
 from .xception import cut_as_deepfakebench, half_range
-
-
-# %% ../nbs/70_score.ipynb #ac7517ed
-def published(name):
-    """A loader of registered weights, for `Detector.load`."""
-
-    def load(weights=None):
-        loaded = load_detector(name, weights)
-        file = loaded.weights
-        return Ready(loaded.network, in_words(file), file.trained_on, rules_of(file), file.sha256)
-
-    return load
-
-
-def in_words(file: WeightFile):
-    """The weights in use: the release, or the name and checksum of an unregistered file."""
-    return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
-
 
 # %% ../nbs/70_score.ipynb #5d81fc79
 USAGE = {
@@ -107,7 +86,7 @@ USAGE = {
 }
 
 
-def rules_of(file: WeightFile):
+def read_rules(file: WeightFile):
     """The fields of a detector that a weight file overrides."""
     rules = {}
     for name, (rule, kind, low, high) in USAGE.items():
@@ -121,6 +100,23 @@ def rules_of(file: WeightFile):
     if "clip_length" in rules:
         rules["minimum_frames"] = min(SHORTEST_TRACK, rules["clip_length"])
     return rules
+
+
+# %% ../nbs/70_score.ipynb #ac7517ed
+def describe_weights(file: WeightFile):
+    """The weights in use: the release, or the name and checksum of an unregistered file."""
+    return file.published or f"{Path(file.path).name} (SHA-256 {file.sha256[:12]})"
+
+
+def make_loader(name):
+    """A loader of registered weights, for `Detector.load`."""
+
+    def load(weights=None):
+        loaded = load_detector(name, weights)
+        file = loaded.weights
+        return Ready(loaded.network, describe_weights(file), file.trained_on, read_rules(file), file.sha256)
+
+    return load
 
 
 # %% ../nbs/70_score.ipynb #f075419f
@@ -146,7 +142,7 @@ OF_REAL_PEOPLE = {
 
 
 # %% ../nbs/70_score.ipynb #e21cf3c9
-def detector_of(entry):
+def build_detector(entry):
     """The detector of a registered checkpoint.
 
     Parameters
@@ -158,20 +154,22 @@ def detector_of(entry):
     Detector
     """
     if entry.kind == "altfreezing":
-        return ClipDetector(entry.name, published(entry.name), input_size=entry.input_size)
+        return ClipDetector(entry.name, make_loader(entry.name), input_size=entry.input_size)
     how = {"cut": CUTS.get(entry.kind, cut_as_mesonet), "prepare": PREPARATIONS[entry.normalisation]}
     how |= OF_REAL_PEOPLE.get(entry.name, {})
-    return Detector(entry.name, published(entry.name), input_size=entry.input_size, **how)
+    return Detector(entry.name, make_loader(entry.name), input_size=entry.input_size, **how)
 
 
 DETECTORS = {
-    name: detector_of(entry) for name, entry in REGISTRY.items() if entry.polarity
+    name: build_detector(entry) for name, entry in REGISTRY.items() if entry.polarity
 }  # encoders have none
+
+# %% ../nbs/70_score.ipynb #fd71a598
 RENDERED = ("rendered-clips", "rendered-faces")  # images are scored by the second alone
 ON_CLIP, SMALL = ("edited-faces", "generated-faces"), ("small-faces",)
 
 
-def default_detectors():
+def choose_default_detectors():
     """The default detectors: those on CLIP if its weights are available, else the small network.
 
     Returns
@@ -181,7 +179,7 @@ def default_detectors():
     return ON_CLIP if whereabouts(ENCODER).is_there else SMALL
 
 
-def what_is_better(names):
+def recommend_detectors(names):
     """How to get better detectors than those with these names, as a sentence; empty if there are none.
 
     Parameters
@@ -200,187 +198,135 @@ def what_is_better(names):
     )
 
 
-# %% ../nbs/70_score.ipynb #21c9a722
-def percent(share):
-    """A share in [0, 1] in whole percent, never 0 or 100: ``"<1 %"``, ``"97 %"``, ``">99 %"``; with a non-breaking space."""
-    if share is None:
-        return "unknown"
-    number = "<1" if share < 0.01 else ">99" if share > 0.99 else f"{100 * share:.0f}"
-    return f"{number}\u00a0%"
+# %% ../nbs/70_score.ipynb #8adb0c9d
+def resolve_detectors(detectors):
+    """Detectors by their names; a single one gives a list of one, and a detector is returned unchanged."""
+    given = [detectors] if isinstance(detectors, (str, Detector)) else list(detectors)
+    for one in given:
+        if not isinstance(one, Detector) and one not in DETECTORS:
+            raise UsageError(f"There is no detector {one!r}. Choose one of: {', '.join(DETECTORS)}.")
+    return [one if isinstance(one, Detector) else DETECTORS[one] for one in given]
 
 
-def interval_in_words(value, interval):
-    """The ends of an interval around a share, ``"58 % to 95 %"``; empty if all three round to the same."""
-    low, high = map(percent, interval)
-    return "" if low == high == percent(value) else f"{low} to {high}"
+def resolve_weights(weights, detectors):
+    """Weight files by the names of the detectors; a single file belongs to a single detector."""
+    if weights is None or isinstance(weights, dict):
+        return weights or {}
+    if len(detectors) > 1:
+        raise UsageError("One weight file is for one detector: name that detector.")
+    return {detectors[0].name: weights}
 
 
-# %% ../nbs/70_score.ipynb #60725e56
-TASKS = {
-    "edited": ("an edited face", "a part of the face was replaced or changed"),
-    "generated": ("a generated face", "a model made the face as a whole"),
-}
+# %% ../nbs/70_score.ipynb #5ed3a46a
+def check_options(detectors, clip_step, batch_size, false_alarm_rate):
+    """Raise `UsageError` if no scorer can be made of these detectors and options."""
+    names = [detector.name for detector in detectors]
+    listed = ", ".join(names)
+    if len({*names}) < len(names) or not names:
+        raise UsageError(f"Name each detector once, and at least one: {listed or 'there is none'}.")
+    if clip_step is not None and not any(isinstance(detector, ClipDetector) for detector in detectors):
+        looks = "looks" if len(names) == 1 else "look"
+        raise UsageError(f"{listed} {looks} at single frames, not at clips: leave the stride of clips out.")
+    for words, value in (("stride of clips", clip_step), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"The {words} is {value}: give 1 or more.")
+    if not 0 < false_alarm_rate < 1:
+        raise UsageError(
+            f"The false-alarm rate is {false_alarm_rate}: give a number between 0 and 1, such as 0.05."
+        )
 
 
-def task_in_words(task):
-    """What detectors of a task detect: ``"an edited face"``, ``"a generated face"``, or ``"a forgery"`` without a task."""
-    return TASKS[task][0] if task in TASKS else "a forgery"
-
-
-# %% ../nbs/70_score.ipynb #020263b7
-class ReasonCode(StrEnum):
-    """The reason for an abstention on a file."""
-
-    NO_FACE = "no_face"
-    FACE_TOO_SMALL = "face_too_small"
-    TOO_FEW_FRAMES = "too_few_frames"
-    UNDEFINED_SCORE = "undefined_score"
-    NOT_CALIBRATED = "not_calibrated"
-    OUT_OF_DISTRIBUTION = "out_of_distribution"
-    UNDECIDED = "undecided"
-    TOO_COMPRESSED = "too_compressed"
-    NEEDS_VIDEO = "needs_video"
-    NEEDS_IMAGE = "needs_image"
-    UNREADABLE = "unreadable"
-    OUT_OF_MEMORY = "out_of_memory"
-    FAULT = "fault"
-
-    @property
-    def words(self):
-        """The code as readable text."""
-        return self.value.replace("_", " ").capitalize()
-
-
-# %% ../nbs/70_score.ipynb #987460e3
-class NotForThis(InputError):
-    """A file of a kind that no detector can score."""
-
-    def __init__(self, code, sentence):
-        super().__init__(sentence)
-        self.code = code
-
-
-# %% ../nbs/70_score.ipynb #dfc3c02b
+# %% ../nbs/70_score.ipynb #77e2b14f
 @dataclass
-class FaceScore:
-    """One person in one shot.
+class LoadedDetector:
+    """A detector whose network is on a device.
 
     Parameters
     ----------
-    track : int
-        The most prominent person is 0.
-    n_frames : int
-        Frames in the timeline.
-    score : float or None
-        Joint score of all detectors, in [0, 1]; None if there are too few samples.
-    timeline : list of dict
-        ``{"time_s": float, "score": float}``, one per frame.
-    scores : dict of str to float
-        The score of each detector that has one.
-    probability, interval : float, list of two float, optional
-        P(fake), if a calibration applies and the face is in its distribution.
-    threshold : float, optional
-        Scores at or above it are called fake.
-    real_below : float, optional
-        Scores below it are called real; between both there is no decision.
-    distance : float, optional
-        Distance of the face from the calibration's media; above 1 is out of distribution.
-    task : {"edited", "generated"}, optional
-        What the detectors behind `score` detect.
-    suspicious : list of dict
-        ``{"start_s": float, "end_s": float}`` of the intervals at or above the threshold.
+    detector : Detector
+    ready : Ready
+        The network and a description of its weights.
+    device : torch.device
     """
 
-    track: int
-    n_frames: int
-    score: float | None
-    timeline: list
-    scores: dict = field(default_factory=dict)
-    probability: float | None = None
-    interval: list | None = None
-    threshold: float | None = None
-    real_below: float | None = None
-    distance: float | None = None
-    task: str | None = None
-    suspicious: list = field(default_factory=list)
+    detector: Detector
+    ready: Ready
+    device: torch.device
 
     @property
-    def unlike(self):
-        """Whether it is out of the calibration's distribution."""
-        return self.distance is not None and self.distance > 1
-
-
-# %% ../nbs/70_score.ipynb #3db61f1c
-@dataclass
-class Verdict:
-    """The verdict on one media file.
-
-    Parameters
-    ----------
-    path : str
-    verdict : {"fake", "real", "abstain"}
-    score : float or None
-        Score of the deciding person, in [0, 1]; may be present despite an abstention.
-    probability, interval : float, list of two float, optional
-        P(fake) at even prior odds, and its 95 % interval, if a calibration applies.
-    reason : str
-        The reason for an abstention and other remarks on this file, then `footnote`.
-    detector, weights, trained_on : str
-        The detectors, their weights and training sets.
-    faces : list of FaceScore
-    kind : {"picture", "video"}, optional
-        None if the path is neither.
-    threshold : float, optional
-        Scores at or above it are called fake.
-    false_alarm_rate : float, optional
-        At most this share of genuine media like the calibration's is called fake.
-    real_below : float, optional
-        Scores below it are called real; between both there is no decision.
-    task : {"edited", "generated"}, optional
-        What the deciding detectors detect: a partly replaced face, or one entirely generated by a model.
-    calibration : str, optional
-        What the calibration was fitted on, in plain words.
-    detectors : list of dict
-        ``{"name", "score", "probability", "weights", "sha256", "trained_on"}`` of each detector used.
-    reason_code : str, optional
-        A `ReasonCode`, if there is no verdict.
-    footnote : str
-        How to interpret the score; the same for all files with the same calibration.
-    advice : str
-        What would help if there is no verdict; empty if no remedy is known.
-    """
-
-    path: str
-    verdict: str
-    score: float | None
-    probability: float | None
-    interval: list | None
-    reason: str
-    detector: str
-    weights: str
-    trained_on: str
-    faces: list
-    kind: str | None = None
-    threshold: float | None = None
-    false_alarm_rate: float | None = None
-    real_below: float | None = None
-    task: str | None = None
-    calibration: str | None = None
-    detectors: list = field(default_factory=list)
-    reason_code: str | None = None
-    footnote: str = ""
-    advice: str = ""
+    def name(self):
+        """The name of the detector."""
+        return self.detector.name
 
     @property
-    def own_reason(self):
-        """The reason for this file alone, without the footnote."""
-        return self.reason.removesuffix(self.footnote).rstrip()
+    def network(self):
+        """The network."""
+        return self.ready.network
 
-    def as_dict(self):
-        """The verdict in JSON types: numbers, text, lists and None."""
-        return asdict(self)
+    def predict(self, pixels):
+        """Logits of crops or clips, uint8 (N, ...)."""
+        with torch.inference_mode(), inference_precision(self.detector.precision, self.device):
+            return self.network(self.detector.prepare(pixels).to(self.device))
 
 
+# %% ../nbs/70_score.ipynb #a3a441a5
+def override_rules(detector, rules):
+    """A detector with some of its fields changed; None leaves a field unchanged."""
+    known = {field.name for field in fields(detector)}
+    rules = {name: value for name, value in rules.items() if name in known and value is not None}
+    return replace(detector, **rules)
+
+
+def load_on_device(detector, weights=None, device=None, **rules):
+    """The `LoadedDetector` of a detector; by default on a GPU if there is one."""
+    ready = detector.load(weights)
+    detector = override_rules(override_rules(detector, ready.rules or {}), rules)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    inference_precision(detector.precision, device)  # an invalid name is reported before any file is opened
+    return LoadedDetector(detector, ready._replace(network=ready.network.to(device)), device)
+
+
+def describe_detector(loaded):
+    """What a verdict states of a detector, see `Verdict.detectors`."""
+    ready = loaded.ready
+    return {
+        "name": loaded.name,
+        "weights": ready.weights,
+        "sha256": ready.sha256,
+        "trained_on": ready.trained_on,
+    }
+
+
+# %% ../nbs/70_score.ipynb #52bf6b43
+def logits_to_scores(logits):
+    """P(fake) from logits (N,) or (N, 2); None where one is NaN."""
+    logits = logits.float()
+    scores = (torch.sigmoid(logits) if logits.ndim == 1 else logits.softmax(1)[:, 1]).cpu().tolist()
+    return [score if math.isfinite(score) else None for score in scores]
+
+
+def predict_views(views, detectors):
+    """Yield pairs of `View` and score, with batches per detector; portraits have no score."""
+    waiting = [[] for _ in detectors]
+
+    def flush(place):
+        batch, waiting[place] = waiting[place], []
+        logits = detectors[place].predict(np.stack([view.pixels for view in batch]))
+        return zip(batch, logits_to_scores(logits), strict=True)
+
+    for view in views:
+        if view.detector == PORTRAIT:
+            yield view, None
+            continue
+        waiting[view.detector].append(view)
+        if len(waiting[view.detector]) == detectors[view.detector].detector.batch_size:
+            yield from flush(view.detector)
+    for place, batch in enumerate(waiting):
+        if batch:
+            yield from flush(place)
+
+
+# %% ../nbs/70_score.ipynb #8e3b326b
 class KeptView(NamedTuple):
     """A detector's highest-scoring view: pixels (S, S, 3) of a face, or (T, S, S, 3) of a clip that starts at `moment_s`."""
 
@@ -391,64 +337,18 @@ class KeptView(NamedTuple):
     pixels: np.ndarray
 
 
-# %% ../nbs/70_score.ipynb #c3a0cbf9
-def score_of_media(person_scores):
-    """Pool the scores of the people in a file by their maximum.
-
-    Parameters
-    ----------
-    person_scores : sequence of float in [0, 1], or None where a person has no score
-
-    Returns
-    -------
-    float or None
-        None if nobody has a score.
-    """
-    return max((score for score in person_scores if score is not None), default=None)
-
-
-# %% ../nbs/70_score.ipynb #52bf6b43
-def scores_of(logits):
-    """P(fake) from logits (N,) or (N, 2); None where one is NaN."""
-    logits = logits.float()
-    scores = (torch.sigmoid(logits) if logits.ndim == 1 else logits.softmax(1)[:, 1]).cpu().tolist()
-    return [score if math.isfinite(score) else None for score in scores]
-
-
-def answers(views, members):
-    """Pairs of view and score, with batches per detector; portraits pass unchanged."""
-    waiting = [[] for _ in members]
-
-    def flush(place):
-        batch, waiting[place] = waiting[place], []
-        return zip(
-            batch, scores_of(members[place].ask(np.stack([view.pixels for view in batch]))), strict=True
-        )
-
-    for view in views:
-        if view.detector == PORTRAIT:
-            yield view, None
-            continue
-        waiting[view.detector].append(view)
-        if len(waiting[view.detector]) == members[view.detector].detector.batch_size:
-            yield from flush(view.detector)
-    for place, batch in enumerate(waiting):
-        if batch:
-            yield from flush(place)
-
-
-# %% ../nbs/70_score.ipynb #8e3b326b
+# %% ../nbs/70_score.ipynb #95b5d891
 PEOPLE_KEPT = 12
 
 
-class Keeper:
-    """Keeps the highest-scoring views of each detector, and the highest-scoring one of each of the first people."""
+class HighestViews:
+    """The highest-scoring views of each detector, and the highest-scoring one of each of the first people."""
 
     def __init__(self, keep):
         self.keep, self.highest, self.of_person = keep, {}, {}
 
-    def see(self, view, score):
-        """Record a view with its score."""
+    def add(self, view, score):
+        """Consider a view with its score."""
         if not self.keep or score is None:
             return
         best = self.highest.setdefault(view.detector, [])
@@ -459,7 +359,7 @@ class Keeper:
         if view.track < PEOPLE_KEPT and score > self.of_person.get(key, (-1,))[0]:
             self.of_person[key] = score, view
 
-    def views(self, members, tracks):
+    def collect(self, detectors, tracks):
         """The kept views, a list of `KeptView`, the highest score of a detector first."""
         found = {}
         for score, view in [
@@ -467,7 +367,7 @@ class Keeper:
             *self.of_person.values(),
         ]:
             moment = round(float(tracks[view.track].times_s[view.row]), 3)
-            name = members[view.detector].detector.name
+            name = detectors[view.detector].name
             found[view.detector, view.track, view.row] = KeptView(
                 name, view.track, moment, rounded(score), view.pixels
             )
@@ -475,369 +375,32 @@ class Keeper:
 
 
 # %% ../nbs/70_score.ipynb #d9a0660a
-@dataclass
-class Heard:
-    """Scores of the people in a file: {(detector, track): [(row, score)]}, and the statistics of their faces."""
+def run_detectors(views, detectors, keep=0):
+    """Run detectors on the people in a file.
 
-    seen: object
-    members: list
-    said: dict
-    statistics: dict
-    kept: list
+    Parameters
+    ----------
+    views : MediaViews
+    detectors : list of LoadedDetector
+    keep : int
+        Number of views to keep per detector; see `MediaScorer.examine`.
 
-    def score(self, place, number):
-        """The score of one detector for one track; None if it has none."""
-        detector = self.members[place].detector
-        return rounded(detector.pool(self.said.get((place, number), []), self.seen.minimum_frames(detector)))
-
-    def scores(self, number):
-        """The scores of all detectors that have one for a track, by name."""
-        every = {member.detector.name: self.score(place, number) for place, member in enumerate(self.members)}
-        return {name: score for name, score in every.items() if score is not None}
-
-
-def listen(seen, members, keep=0):
-    """Run the detectors on the people, and collect the scores."""
-    said, statistics, keeper = {}, {}, Keeper(keep)
-    for view, score in answers(seen.views, members):
+    Returns
+    -------
+    DetectorScores
+    list of KeptView
+    """
+    scores, statistics, highest = {}, {}, HighestViews(keep)
+    for view, score in predict_views(views.views, detectors):
         if view.detector == PORTRAIT:
-            side = sides_of(seen.tracks[view.track])[view.row]
+            side = sides_of(views.tracks[view.track])[view.row]
             statistics.setdefault(view.track, []).append(face_statistics(view.pixels[None], [side])[0])
         else:
-            said.setdefault((view.detector, view.track), []).append((view.row, score))
-            keeper.see(view, score)
-    means = {number: np.mean(rows, axis=0) for number, rows in statistics.items()}
-    return Heard(seen, members, said, means, keeper.views(members, seen.tracks))
-
-
-# %% ../nbs/70_score.ipynb #2c1fb8c3
-class Uncalibrated:
-    """Interprets scores by the detectors' own thresholds."""
-
-    words = None
-
-    def __init__(self, members, why=""):
-        self.thresholds = {member.detector.name: member.detector.threshold for member in members}
-        self.why = why
-
-    def score(self, table):
-        """One score of {detector: score or array of scores}."""
-        return np.mean(list(table.values()), axis=0)
-
-    def probability(self, scores):
-        """There is none."""
-        return None
-
-    def distance(self, statistics):
-        """None: without a calibration there is no reference distribution."""
-        return None
-
-    def decision(self, detectors, shares):
-        """The detectors' own threshold as a `Decision`; it gives no verdict."""
-        value = float(np.mean([self.thresholds[name] for name in detectors]))
-        because = f" ({self.why})" if self.why else ""
-        words = (
-            f"Not calibrated{because}: the score is no probability, and no verdict is made of it; the detector's own threshold is "
-            f"{value:g}."
-        )
-        return Decision(value, value, None, words)
-
-
-# %% ../nbs/70_score.ipynb #8da08f30
-class Calibrated:
-    """Interprets scores by a `MediaCalibration`, at a false-alarm rate per file."""
-
-    def __init__(self, calibration, rate):
-        self.calibration, self.rate, self.words = calibration, rate, calibration.words
-
-    def score(self, table):
-        """One score of {detector: score or array of scores}."""
-        return self.calibration.scores(
-            {name: np.atleast_1d(scores) for name, scores in table.items()}
-        ).squeeze()
-
-    def probability(self, scores):
-        """The `Probability` of being fake."""
-        return self.calibration.probability(scores)
-
-    def distance(self, statistics):
-        """Distance of a face from the calibration's media; above 1 is out of distribution."""
-        familiarity = self.calibration.familiarity
-        return (
-            None
-            if familiarity is None or statistics is None
-            else round(float(familiarity.distance(statistics)[0]), 3)
-        )
-
-    def decision(self, detectors, shares):
-        """The `Decision` on the detectors' score; the rate holds jointly over `shares` of them, people times tasks."""
-        found = self.calibration.decision(detectors, self.rate / shares)
-        shared = (
-            f" Each of {shares} looks at people keeps to its share of {100 * self.rate:.2g} %."
-            if shares > 1
-            else ""
-        )
-        return found._replace(rate=min(1.0, found.rate * shares), words=found.words + shared)
-
-
-# %% ../nbs/70_score.ipynb #cbc7e79e
-def joint_timeline(heard, number, reading, scores):
-    """Times and joint scores of a track; at the times of the densest detector, the others interpolated."""
-    lines = {}
-    for place, member in enumerate(heard.members):
-        if member.detector.name in scores:
-            times, values = member.detector.timeline(heard.seen.tracks[number], heard.said[place, number])
-            lines[member.detector.name] = times, values
-    if not lines:
-        return times_without_score(heard, number)
-    times = max((times for times, _ in lines.values()), key=len)
-    if len(lines) == 1 and len(heard.members) == 1:
-        return times, next(iter(lines.values()))[1]
-    table = {
-        name: np.interp(times, own[~np.isnan(of)], of[~np.isnan(of)]) for name, (own, of) in lines.items()
-    }
-    return times, np.atleast_1d(reading.score(table))
-
-
-def times_without_score(heard, number):
-    """The timeline of a track without a score from any detector: that of the first detector used."""
-    for place, member in enumerate(heard.members):
-        if said := heard.said.get((place, number)):
-            return member.detector.timeline(heard.seen.tracks[number], said)
-    return np.zeros(0), np.zeros(0)
-
-
-# %% ../nbs/70_score.ipynb #74847ae7
-SHORTEST_PAUSE = 0.4
-
-
-def suspicious_parts(times, scores, threshold):
-    """Intervals at or above a threshold as ``{"start_s", "end_s"}``, merged if less than 0.4 s apart."""
-    times, above = np.asarray(times, float), np.asarray(scores, float) >= threshold
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
-    parts = []
-    for time in times[above].tolist():
-        if parts and time - parts[-1][1] <= max(SHORTEST_PAUSE, 1.5 * step):
-            parts[-1][1] = time + step
-        else:
-            parts.append([time, time + step])
-    return [{"start_s": round(start, 3), "end_s": round(end, 3)} for start, end in parts]
-
-
-# %% ../nbs/70_score.ipynb #e9128af9
-class Voice(NamedTuple):
-    """The detectors of one task, by name, and the interpretation of their score."""
-
-    task: str | None
-    names: tuple
-    reading: "Uncalibrated | Calibrated"
-
-
-def face_score(heard, number, voices, shares):
-    """The `FaceScore` of one track by its most suspicious `Voice`, that `Voice`, and its `Decision`."""
-    every = heard.scores(number)
-    found = []
-    for voice in voices:
-        scores = {name: score for name, score in every.items() if name in voice.names}
-        if scores or len(voices) == 1:
-            found.append((*score_by_voice(heard, number, voice, scores, shares), voice))
-    if not found:
-        return FaceScore(number, 0, None, []), None, voices[0]
-    face, decision, voice = max(found, key=lambda one: how_suspicious(one[0]))
-    return replace(face, scores=every), decision, voice
-
-
-def score_by_voice(heard, number, voice, scores, shares):
-    """The `FaceScore` of one track by one `Voice`, and its `Decision`."""
-    reading = voice.reading
-    times, values = joint_timeline(heard, number, reading, scores)
-    timeline = [
-        {"time_s": round(float(time), 3), "score": None if math.isnan(value) else rounded(value)}
-        for time, value in zip(times, values, strict=True)
-    ]
-    if not scores:
-        return FaceScore(number, len(timeline), None, timeline), None
-    score, decision = rounded(reading.score(scores)), reading.decision(list(scores), shares)
-    face = FaceScore(number, len(timeline), score, timeline, scores, threshold=decision.fake_from)
-    face.real_below, face.task = decision.real_below, voice.task
-    face.distance = reading.distance(heard.statistics.get(number))
-    if not face.unlike:
-        said = reading.probability(scores)
-        face.probability = said and rounded(said.value)
-        face.interval = said and [rounded(said.low), rounded(said.high)]
-        face.suspicious = suspicious_parts(times, values, decision.fake_from)
-    return face, decision
-
-
-# %% ../nbs/70_score.ipynb #289cfaa6
-def why_no_score(seen, detector):
-    """Why a detector has no score for a file: a `ReasonCode` and a sentence."""
-    looked_at = f"{how_many(seen.stream.count, 'frame')} looked at" if seen.stream else "the picture"
-    if not seen.tracks:
-        return ReasonCode.NO_FACE, f"No face was found in {looked_at}."
-    side = max(float(sides_of(track).max()) for track in seen.tracks)
-    if side < detector.smallest_face:
-        words = f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
-        return ReasonCode.FACE_TOO_SMALL, words
-    longest = max(int(large_enough(track, detector).sum()) for track in seen.tracks)
-    if longest < seen.minimum_frames(detector):
-        needed = f"{seen.minimum_frames(detector)} are needed"
-        words = f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
-        return ReasonCode.TOO_FEW_FRAMES, words
-    return ReasonCode.UNDEFINED_SCORE, "The score is undefined: the network did not output a number."
-
-
-def bits_per_pixel(path):
-    """Bits of a video file per pixel and frame; None if the file does not specify its number of frames."""
-    info = probe(path)
-    frames = info.frame_count or (info.duration_s or 0) * (info.frame_rate or 25)
-    return 8 * os.path.getsize(path) / (frames * info.width * info.height) if frames else None
-
-
-def too_compressed(path, heard):
-    """Why a video is too strongly compressed for its detectors; empty if it is not."""
-    least = max(member.detector.least_bits_per_pixel for member in heard.members)
-    found = bits_per_pixel(path) if least and heard.seen.kind == "video" else None
-    if found is None or found >= least:
-        return ""
-    return (
-        f"Too strongly compressed: {1000 * found:.1f} bits per 1,000 pixels, {1000 * least:.1f} are needed. So strong a "
-        f"compression leaves traces that look like those of a forgery."
-    )
-
-
-def why_undecided(face):
-    """The sentence for a score between the two thresholds."""
-    return (
-        f"Undecided: its score of {face.score:.2f} lies between {face.real_below:.2f}, below which few fakes fall, and "
-        f"{face.threshold:.2f}, above which few genuine media fall, or so near to one of them that a re-encode could turn "
-        f"the verdict around."
-    )
-
-
-def why_unlike(face, heard, reading):
-    """The sentence for a face out of the calibration's distribution."""
-    where = reading.calibration.familiarity.what_differs(heard.statistics[face.track])
-    mainly = f", mainly in {where}" if where else ""
-    return f"Unlike anything the calibration saw{mainly}: what its score of {face.score:.2f} is worth nobody knows."
-
-
-def what_it_saw(reading):
-    """The sentences after that one, the same for every file."""
-    return f"The calibration was fitted on {reading.words}. How often such a score is wrong in other media nobody has measured."
-
-
-# %% ../nbs/70_score.ipynb #d89fcc17
-ADVICE = {
-    ReasonCode.NO_FACE: "A piece in which a face is seen from the front, upright and in enough light would help.",
-    ReasonCode.FACE_TOO_SMALL: "The file at its full resolution, or a part in which the face is larger, would help.",
-    ReasonCode.UNDECIDED: "A longer piece, or the file before it was sent on, may tell more; so may another detector.",
-    ReasonCode.NOT_CALIBRATED: (
-        "A verdict needs a calibration for these weights and this kind of media. `deepfake-nb calibrate` fits one on media "
-        "whose truth is known."
-    ),
-    ReasonCode.TOO_COMPRESSED: "A copy of a higher quality, such as the file before it was sent on, would help.",
-    ReasonCode.TOO_FEW_FRAMES: "A longer piece, in which the face stays in view, would help.",
-    ReasonCode.NEEDS_VIDEO: "The video that this picture was taken from would help, or a detector of single pictures.",
-    ReasonCode.NEEDS_IMAGE: "A detector of videos would help, or single frames of this one, saved as pictures.",
-    ReasonCode.OUT_OF_MEMORY: "A smaller or shorter version would help.",
-    ReasonCode.OUT_OF_DISTRIBUTION: (
-        "Nothing done to this file will help. Detectors trained on media like this can be named "
-        "(`deepfake-nb weights list`), and calibrated on some whose truth is known (`deepfake-nb calibrate`)."
-    ),
-}
-
-
-def advice_on(code):
-    """The remedy for an abstention; empty if none is known."""
-    return ADVICE.get(code, "")
-
-
-# %% ../nbs/70_score.ipynb #70e2bc03
-class Judgement(NamedTuple):
-    """The verdict on a file, the deciding face, the reason for an abstention, and the footnote on the score."""
-
-    word: str
-    face: FaceScore | None
-    rate: float | None
-    code: ReasonCode | None = None
-    reason: str = ""
-    footnote: str = ""
-    voice: Voice | None = None
-
-
-def judge(heard, voices):
-    """The `FaceScore` of every person, and the `Judgement` on the file."""
-    shares = sum(speaking(heard, number, voices) for number in range(len(heard.seen.tracks)))
-    found = [face_score(heard, number, voices, shares) for number in range(len(heard.seen.tracks))]
-    faces, scored = [face for face, *_ in found], [one for one in found if one[0].score is not None]
-    if not scored:
-        detector = min((member.detector for member in heard.members), key=lambda one: one.minimum_frames)
-        return faces, Judgement("abstain", None, None, *why_no_score(heard.seen, detector))
-    known = [one for one in scored if not one[0].unlike]
-    alarms = [one for one in known if one[0].score >= one[0].threshold]
-    strange = [one for one in scored if one[0].unlike] if not alarms else []
-    face, decision, voice = max(alarms or strange or known, key=lambda one: how_suspicious(one[0]))
-    if isinstance(voice.reading, Uncalibrated):
-        return faces, Judgement("abstain", face, None, ReasonCode.NOT_CALIBRATED, "", decision.words, voice)
-    if strange:
-        why, footnote = why_unlike(face, heard, voice.reading), what_it_saw(voice.reading)
-        return faces, Judgement("abstain", face, None, ReasonCode.OUT_OF_DISTRIBUTION, why, footnote, voice)
-    if not alarms and face.score >= face.real_below:
-        why = why_undecided(face)
-        return faces, Judgement("abstain", face, None, ReasonCode.UNDECIDED, why, decision.words, voice)
-    return faces, Judgement(
-        "fake" if alarms else "real", face, decision.rate, None, "", decision.words, voice
-    )
-
-
-def speaking(heard, number, voices):
-    """The number of `Voice`s with a score for a track."""
-    scores = heard.scores(number)
-    return sum(any(name in scores for name in voice.names) for voice in voices)
-
-
-def how_suspicious(face):
-    """The sort key for people, and for the `Voice`s on one person.
-
-    Calibrated alarms come first, then faces out of distribution, alarms without a calibration, and no alarm.
-    """
-    if face.score is None:
-        return (-1, 0.0)
-    alarm, calibrated = face.score >= face.threshold, face.probability is not None
-    rank = 3 if face.unlike else 4 if calibrated and alarm else 2 if alarm else int(calibrated)
-    return (rank, face.probability if calibrated else face.score)
-
-
-# %% ../nbs/70_score.ipynb #8adb0c9d
-def find_detector(detector):
-    """A detector by its name; a detector is returned unchanged."""
-    if isinstance(detector, Detector):
-        return detector
-    if detector not in DETECTORS:
-        raise UsageError(f"There is no detector {detector!r}. Choose one of: {', '.join(DETECTORS)}.")
-    return DETECTORS[detector]
-
-
-def with_rules(detector, rules):
-    """A detector with some of its fields changed; None leaves a field unchanged."""
-    rules = {name: value for name, value in rules.items() if value is not None}
-    known = {field.name for field in fields(detector)}
-    if "step" in rules and "step" not in known:
-        raise UsageError(
-            f"{detector.name} looks at single frames, not at clips: leave the stride of clips out."
-        )
-    for name in ("step", "batch_size"):
-        if rules.get(name, 1) < 1:
-            raise UsageError(
-                f"The {'stride of clips' if name == 'step' else name} is {rules[name]}: give 1 or more."
-            )
-    return replace(detector, **{name: value for name, value in rules.items() if name in known})
-
-
-def printable(text):
-    """Text that can be encoded as UTF-8, for file names of any bytes."""
-    return os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
+            scores.setdefault((view.detector, view.track), []).append((view.row, score))
+            highest.add(view, score)
+    means = {track: np.mean(rows, axis=0) for track, rows in statistics.items()}
+    rules = [loaded.detector for loaded in detectors]
+    return DetectorScores(views, rules, scores, means), highest.collect(detectors, views.tracks)
 
 
 # %% ../nbs/70_score.ipynb #3c1ce8ec
@@ -849,7 +412,7 @@ SHIPPED_CALIBRATIONS = (
 
 
 @functools.cache
-def shipped_calibrations():
+def load_shipped_calibrations():
     """The calibrations shipped with the package."""
     found = []
     for name in SHIPPED_CALIBRATIONS:
@@ -860,7 +423,7 @@ def shipped_calibrations():
     return tuple(found)
 
 
-def given_calibrations(calibration):
+def load_calibrations(calibration):
     """The calibrations from a file, a list, or a single one; None and False give none."""
     if calibration is None or calibration is False:
         return ()
@@ -870,70 +433,131 @@ def given_calibrations(calibration):
 
 
 # %% ../nbs/70_score.ipynb #bf4eb0ee
-class Scorer:
-    """Scores media files with its `members`, one file at a time."""
+def choose_calibration(calibrations, kind, detectors, rate, is_given):
+    """The interpretation of the detectors' joint score on a kind of media: the first calibration that fits, or none."""
+    weights = {loaded.name: loaded.ready.sha256 for loaded in detectors}
+    problem = f"it is not for {kind}s"
+    for found in calibrations:
+        if found.kind == kind:
+            problem = found.misfit(weights)
+            if not problem:
+                return FittedCalibration(found, rate)
+    why = f"the calibration is not used: {problem}" if is_given and calibrations else ""
+    return NoCalibration([loaded.detector for loaded in detectors], why)
 
-    def settle(self, face_detector, sampling, calibration, false_alarm_rate):
-        """Store what is common to all members."""
-        if not 0 < false_alarm_rate < 1:
-            raise UsageError(
-                f"The false-alarm rate is {false_alarm_rate}: give a number between 0 and 1, such as 0.05."
-            )
+
+def group_by_task(detectors, choose):
+    """The `TaskGroup` of each task among detectors; `choose` returns the calibration of those of one task."""
+    groups = {}
+    for loaded in detectors:
+        groups.setdefault(loaded.detector.task, []).append(loaded)
+    return [TaskGroup(task, tuple(one.name for one in own), choose(own)) for task, own in groups.items()]
+
+
+# %% ../nbs/70_score.ipynb #987460e3
+class UnsupportedKind(InputError):
+    """A file of a kind that no detector can score."""
+
+    def __init__(self, code, sentence):
+        super().__init__(sentence)
+        self.code = code
+
+
+def select_detectors(detectors, kind):
+    """The detectors that can score a kind of media."""
+    able = [loaded for loaded in detectors if loaded.detector.takes(kind)]
+    if able:
+        return able
+    names = ", ".join(loaded.name for loaded in detectors)
+    if kind == "picture":
+        why = f"{names} looks at how a face moves and needs a video; a picture has none."
+        raise UnsupportedKind(ReasonCode.NEEDS_VIDEO, why)
+    raise UnsupportedKind(ReasonCode.NEEDS_IMAGE, f"{names} judges single pictures, and this is a video.")
+
+
+# %% ../nbs/70_score.ipynb #9c20621c
+def explain_failure(error):
+    """Why a file could not be scored: a sentence and a `ReasonCode`."""
+    if isinstance(error, UnsupportedKind):
+        return str(error), error.code
+    if isinstance(error, InputError):
+        return f"It cannot be read: {error}", ReasonCode.UNREADABLE
+    if isinstance(error, MemoryError):
+        return "It does not fit into memory.", ReasonCode.OUT_OF_MEMORY
+    return f"A fault of this program kept it from being scored: {error!r}", ReasonCode.FAULT
+
+
+# %% ../nbs/70_score.ipynb #56a2f878
+class MediaScorer:
+    """Scores media files with one or several detectors, one file at a time; faces are tracked once per file.
+
+    Parameters
+    ----------
+    detectors : str, Detector or sequence of them
+        Names of `DETECTORS`, or detectors of your own. They are skipped for kinds of files that they cannot score.
+    weights : str or Path, optional
+        A weight file instead of the published one; a dictionary by detector for several.
+    device : str or torch.device, optional
+        Default: a GPU if available.
+    face_detector : FaceDetector, optional
+        Default: `CenterFace()`.
+    sampling : Sampling, optional
+        The frames sampled for detectors of single frames.
+    clip_step : int, optional
+        Frames between the starts of two clips, for detectors of clips; the released code uses 1.
+    batch_size, precision : optional
+        Replace the detectors' own; see `Detector`.
+    calibration : MediaCalibration, list of them, str or Path, optional
+        Default: those shipped with the package, if they belong to these weights; False uses none.
+    false_alarm_rate : float in (0, 1)
+        Share of genuine media called fake at which a calibration sets the threshold.
+
+    Attributes
+    ----------
+    detectors : list of LoadedDetector
+
+    Raises
+    ------
+    UsageError
+        There is no such detector, one is named twice, or they do not accept an option.
+    InputError
+        The weights or the calibration are unavailable or unusable.
+    """
+
+    def __init__(self, detectors, weights=None, *, device=None, face_detector=None, sampling=None, clip_step=None,
+                 batch_size=None, precision=None, calibration=None, false_alarm_rate=0.05):  # fmt: skip
+        rules = resolve_detectors(detectors)
+        check_options(rules, clip_step, batch_size, false_alarm_rate)
+        files, options = resolve_weights(weights, rules), {"batch_size": batch_size, "precision": precision}
         self.face_detector, self.sampling = face_detector or CenterFace(), sampling or Sampling()
-        self.given, self.false_alarm_rate = calibration is not None, false_alarm_rate
-        self.calibrations = given_calibrations(calibration) if self.given else shipped_calibrations()
-
-    def member(self, name):
-        """The `MediaScorer` of one of the detectors."""
-        return next(member for member in self.members if member.detector.name == name)
-
-    def reading(self, kind, members):
-        """The interpretation of the members' scores on this kind of media."""
-        weights = {member.detector.name: member.ready.sha256 for member in members}
-        problem = f"it is not for {kind}s"
-        for found in self.calibrations:
-            if found.kind == kind:
-                problem = found.misfit(weights)
-                if not problem:
-                    return Calibrated(found, self.false_alarm_rate)
-        return Uncalibrated(
-            members, f"the calibration is not used: {problem}" if self.given and self.calibrations else ""
-        )
-
-    def voices(self, kind, members):
-        """The `Voice` of each task among members, for a kind of media."""
-        tasks = dict.fromkeys(member.detector.task for member in members)
-        groups = {task: [member for member in members if member.detector.task == task] for task in tasks}
-        return [
-            Voice(task, tuple(member.detector.name for member in group), self.reading(kind, group))
-            for task, group in groups.items()
+        self.is_given, self.false_alarm_rate = calibration is not None, false_alarm_rate
+        self.calibrations = load_calibrations(calibration) if self.is_given else load_shipped_calibrations()
+        self.detectors = [
+            load_on_device(one, files.get(one.name), device, step=clip_step, **options) for one in rules
         ]
 
+    def find_detector(self, name):
+        """The `LoadedDetector` of a name."""
+        return next(loaded for loaded in self.detectors if loaded.name == name)
 
-# %% ../nbs/70_score.ipynb #7c419237
-class Listener(Scorer):
-    """Runs its members on files."""
+    def group_by_task(self, kind):
+        """The `TaskGroup` of each task among the detectors for a kind of media."""
 
-    def listen(self, path, keep=0, portraits=None):
-        """The `Heard` of the members that can score such a file; with portraits if a calibration needs them."""
+        def choose(own):
+            return choose_calibration(self.calibrations, kind, own, self.false_alarm_rate, self.is_given)
+
+        return group_by_task(select_detectors(self.detectors, kind), choose)
+
+    def compute_scores(self, path, keep=0, portraits=None):
+        """The `DetectorScores` of a file and a list of `KeptView`; with image statistics if a calibration needs them."""
         kind = "video" if media_kind(path) == "video" else "picture"
-        members = [member for member in self.members if member.detector.takes(kind)]
-        if not members:
-            names = ", ".join(member.detector.name for member in self.members)
-            if kind == "picture":
-                why = f"{names} looks at how a face moves and needs a video; a picture has none."
-                raise NotForThis(ReasonCode.NEEDS_VIDEO, why)
-            raise NotForThis(ReasonCode.NEEDS_IMAGE, f"{names} judges single pictures, and this is a video.")
+        loaded = select_detectors(self.detectors, kind)
         if portraits is None:
-            readings = [voice.reading for voice in self.voices(kind, members)]
-            portraits = any(isinstance(one, Calibrated) and one.calibration.familiarity for one in readings)
-        detectors, size = [member.detector for member in members], FACE_SIZE if portraits else None
-        return listen(look(path, detectors, self.face_detector, self.sampling, size), members, keep)
-
-
-# %% ../nbs/70_score.ipynb #d7e6f99a
-class FileScorer(Listener):
-    """Scores media files of any kind."""
+            portraits = any(group.calibration.compares_faces for group in self.group_by_task(kind))
+        rules, size = [one.detector for one in loaded], FACE_SIZE if portraits else None
+        return run_detectors(
+            extract_views(path, rules, self.face_detector, self.sampling, size), loaded, keep
+        )
 
     def examine(self, path, keep=3):
         """The `Verdict` on one image or video, and the highest-scoring views.
@@ -951,388 +575,25 @@ class FileScorer(Listener):
         list of KeptView
         """
         try:
-            heard = self.listen(path, keep)
-            return self.verdict(path, heard), heard.kept
-        except NotForThis as error:
-            return self.abstain(path, str(error), error.code), []
-        except InputError as error:
-            return self.abstain(path, f"It cannot be read: {error}"), []
-        except MemoryError:
-            return self.abstain(path, "It does not fit into memory.", ReasonCode.OUT_OF_MEMORY), []
+            scores, kept = self.compute_scores(path, keep)
+            kind = scores.views.kind
+            about = [describe_detector(loaded) for loaded in select_detectors(self.detectors, kind)]
+            return write_verdict(path, scores, self.group_by_task(kind), about), kept
         except Exception as error:
-            why = f"A fault of this program kept it from being scored: {error!r}"
-            return self.abstain(path, why, ReasonCode.FAULT), []
+            return self.abstain(path, *explain_failure(error)), []
 
     def score(self, path):
         """The `Verdict` on one image or video; an abstention if it cannot be read or scored."""
         return self.examine(path, keep=0)[0]
 
-
-# %% ../nbs/70_score.ipynb #68b012d9
-class Speaker(FileScorer):
-    """Writes verdicts, with the detectors and their weights."""
-
     def abstain(self, path, reason, code=ReasonCode.UNREADABLE):
         """An abstaining `Verdict` with its reason."""
-        advice = advice_on(code)
-        return self.signed(
-            path, self.members, verdict="abstain", reason=reason, reason_code=code, advice=advice, faces=[]
+        about = [
+            describe_detector(loaded) | {"score": None, "probability": None} for loaded in self.detectors
+        ]
+        return sign_verdict(
+            path, about, verdict="abstain", reason=reason, reason_code=code, advice=advise(code), faces=[]
         )
-
-    def verdict(self, path, heard):
-        """The `Verdict` from the scores of a file."""
-        voices = self.voices(heard.seen.kind, heard.members)
-        faces, found = judge(heard, voices)
-        if found.word != "abstain" and (problem := too_compressed(path, heard)):
-            found = found._replace(word="abstain", rate=None, code=ReasonCode.TOO_COMPRESSED, reason=problem)
-        remarks = remarks_on(heard, found.face)
-        reason = " ".join(
-            part for part in (found.reason, *remarks, heard.seen.damage, found.footnote) if part
-        )
-        said = {"reason_code": found.code, "footnote": found.footnote, "advice": advice_on(found.code)}
-        if face := found.face:
-            said |= {"score": face.score, "threshold": face.threshold, "probability": face.probability,
-                    "interval": face.interval, "false_alarm_rate": found.rate, "real_below": face.real_below,
-                    "task": face.task}  # fmt: skip
-        own = own_words(heard, voices, faces)
-        words = (found.voice or voices[0]).reading.words
-        return self.signed(path, heard.members, verdict=found.word, reason=reason, faces=faces, own=own,
-                           calibration=words, **said)  # fmt: skip
-
-    def signed(self, path, members, own=None, **said):
-        """A `Verdict` of the given members."""
-        kind = {"image": "picture"}.get(media_kind(path), media_kind(path))
-        nothing = {"score": None, "probability": None, "interval": None}
-        return Verdict(
-            path=printable(path), reason=printable(said.pop("reason")), kind=kind,
-            detector=" + ".join(member.detector.name for member in members),
-            weights=in_one([member.ready.weights for member in members]),
-            trained_on=in_one([member.ready.trained_on for member in members]),
-            detectors=[about(member) | (own or {}).get(member.detector.name, {}) for member in members],
-            **nothing | said,
-        )  # fmt: skip
-
-
-# %% ../nbs/70_score.ipynb #d0938584
-def in_one(words):
-    """Several texts joined, without duplicates."""
-    return "; ".join(dict.fromkeys(words))
-
-
-def about(member):
-    """The entry of a detector in a verdict."""
-    ready = member.ready
-    return {"name": member.detector.name, "score": None, "probability": None, "weights": ready.weights,
-            "sha256": ready.sha256, "trained_on": ready.trained_on}  # fmt: skip
-
-
-def own_words(heard, voices, faces):
-    """Each detector's own score and probability for the most suspicious person, by its name."""
-    own = {}
-    for member in heard.members:
-        name = member.detector.name
-        reading = next(voice.reading for voice in voices if name in voice.names)
-        score = score_of_media([face.scores.get(name) for face in faces])
-        said = None
-        if score is not None and not any(face.unlike for face in faces):
-            said = reading.probability({name: score})
-        own[name] = {"score": score, "probability": said and rounded(said.value)}
-    return own
-
-
-def remarks_on(heard, face):
-    """Notes on how the deciding person was sampled."""
-    if face is None:
-        return []
-    return [
-        m.detector.remark(heard.seen.tracks[face.track])
-        for m in heard.members
-        if m.detector.name in face.scores
-    ]
-
-
-# %% ../nbs/70_score.ipynb #56a2f878
-class MediaScorer(Speaker):
-    """Scores media files with one detector, one file at a time.
-
-    Parameters
-    ----------
-    detector : str or Detector
-        A name of `DETECTORS`, or a detector of your own.
-    weights : str or Path, optional
-        A weight file instead of the published one.
-    device : str or torch.device, optional
-        Default: a GPU if available.
-    face_detector : FaceDetector, optional
-        Default: `CenterFace()`.
-    sampling : Sampling, optional
-        The frames sampled for a detector of single frames.
-    clip_step : int, optional
-        Frames between the starts of two clips, for a detector of clips; the released code uses 1.
-    batch_size, precision : optional
-        Replaces the detector's own; see `Detector`.
-    calibration : MediaCalibration, list of them, str or Path, optional
-        Default: those shipped with the package, if they belong to these weights; False uses none.
-    false_alarm_rate : float in (0, 1)
-        Share of genuine media called fake at which a calibration sets the threshold.
-
-    Raises
-    ------
-    UsageError
-        There is no such detector, or it does not accept an option.
-    InputError
-        The weights or the calibration are unavailable or unusable.
-    """
-
-    def __init__(self, detector, weights=None, *, device=None, face_detector=None, sampling=None, clip_step=None,
-                 batch_size=None, precision=None, calibration=None, false_alarm_rate=0.05):  # fmt: skip
-        rules = {"step": clip_step, "batch_size": batch_size, "precision": precision}
-        detector = find_detector(detector)
-        self.ready = detector.load(weights)
-        self.detector = with_rules(with_rules(detector, self.ready.rules or {}), rules)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = self.ready.network.to(self.device)
-        # so that an invalid name is reported before any file is opened
-        inference_precision(self.detector.precision, self.device)
-        self.members = [self]
-        self.settle(face_detector, sampling, calibration, false_alarm_rate)
-
-    def ask(self, pixels):
-        """Logits of crops or clips, uint8 (N, ...)."""
-        with torch.inference_mode(), inference_precision(self.detector.precision, self.device):
-            return self.network(self.detector.prepare(pixels).to(self.device))
-
-
-# %% ../nbs/70_score.ipynb #b86aafc0
-class Panel(Speaker):
-    """Scores media files with several detectors, which share one pass of face tracking per file.
-
-    Parameters
-    ----------
-    detectors : sequence of str or Detector
-        Detectors are skipped for kinds of files they cannot score.
-    weights : dict of str to path, optional
-        Weight files instead of the published ones, by detector.
-    clip_step : int, optional
-        For the clip detectors among them.
-    face_detector, sampling, calibration, false_alarm_rate, **options
-        See `MediaScorer`.
-
-    Raises
-    ------
-    UsageError
-        There is no such detector, one is named twice, or none accepts an option.
-    InputError
-        The weights or the calibration are unavailable or unusable.
-    """
-
-    def __init__(self, detectors, weights=None, *, clip_step=None, face_detector=None, sampling=None, calibration=None,
-                 false_alarm_rate=0.05, **options):  # fmt: skip
-        detectors, weights = [find_detector(detector) for detector in detectors], weights or {}
-        names = [detector.name for detector in detectors]
-        if len({*names}) < len(names) or not names:
-            raise UsageError(
-                f"Name each detector once, and at least one: {', '.join(names) or 'there is none'}."
-            )
-        if clip_step is not None and not any(isinstance(detector, ClipDetector) for detector in detectors):
-            raise UsageError(f"{', '.join(names)} look at single frames: leave the stride of clips out.")
-        self.settle(face_detector, sampling, calibration, false_alarm_rate)
-        self.members = [
-            MediaScorer(
-                detector, weights.get(detector.name), face_detector=self.face_detector, calibration=False,
-                clip_step=clip_step if isinstance(detector, ClipDetector) else None, **options,
-            )
-            for detector in detectors
-        ]  # fmt: skip
-
-
-# %% ../nbs/70_score.ipynb #5c779399
-def gather(media, scorer, progress=None):
-    """Scores of labelled media, in the format of `fit_media_calibration`.
-
-    Parameters
-    ----------
-    media : DataFrame
-        ``path, label, person``, one row per media file; label 1 is fake.
-    scorer : MediaScorer or Panel
-    progress : rich.progress.Progress, optional
-
-    Returns
-    -------
-    DataFrame
-        ``media_id, label, score, detector, kind, person, statistics``, one row per file and detector; statistics are
-        those of the most prominent person with a score (`out_of_distribution.face_statistics`).
-    list of (path, reason)
-        Files without a score.
-    """
-    rows, left_out = [], []
-    task = progress.add_task("looking", total=len(media)) if progress else None
-    for row in media.itertuples():
-        try:
-            heard = scorer.listen(row.path, portraits=True)
-            rows += rows_of(row, heard)
-            if not any(map(heard.scores, range(len(heard.seen.tracks)))):
-                left_out.append((row.path, why_no_score(heard.seen, heard.members[-1].detector)[1]))
-        except InputError as error:
-            left_out.append((row.path, str(error)))
-        if progress:
-            progress.advance(task)
-    names = ["media_id", "label", "score", "detector", "kind", "person", "statistics"]
-    return pd.DataFrame(rows, columns=names), left_out
-
-
-# %% ../nbs/70_score.ipynb #3c81ffa5
-def rows_of(row, heard):
-    """The rows of one media file for `gather`."""
-    every = [heard.scores(number) for number in range(len(heard.seen.tracks))]
-    number = next((number for number, scores in enumerate(every) if scores), None)
-    for member in heard.members:
-        name = member.detector.name
-        score = score_of_media([scores.get(name) for scores in every])
-        if score is not None:
-            yield (
-                os.fspath(row.path),
-                row.label,
-                score,
-                name,
-                heard.seen.kind,
-                row.person,
-                heard.statistics.get(number),
-            )
-
-
-# %% ../nbs/70_score.ipynb #2d76d56d
-def calibrate(table, scorer, about, **options):
-    """Fit a calibration for each kind of media in a table.
-
-    Parameters
-    ----------
-    table : DataFrame
-        The output of `gather`; without a column ``statistics`` no media are reported as out of distribution.
-    scorer : MediaScorer or Panel
-        The scorer of the table; the calibrations are bound to its weights.
-    about : str
-        The media in plain words.
-    **options
-        See `deepfake_nb.calibration.fit_media_calibration`.
-
-    Returns
-    -------
-    list of MediaCalibration
-    list of (kind, reason)
-        Kinds with too few media, or with classes that cannot be separated.
-
-    Raises
-    ------
-    InputError
-        No kind can be calibrated.
-    """
-    weights = {member.detector.name: member.ready.sha256 for member in scorer.members}
-    found, left_out = [], []
-    for kind, rows in table.groupby("kind"):
-        try:
-            found.append(calibration_of(rows, weights, about, options))
-        except UsageError:
-            raise
-        except InputError as error:
-            left_out.append((kind, str(error)))
-    if not found:
-        reasons = " ".join(dict.fromkeys(reason for _, reason in left_out))
-        raise InputError(reasons or "No media file got a score, so there is nothing to calibrate on.")
-    return found, left_out
-
-
-# %% ../nbs/70_score.ipynb #c0d42228
-def calibration_of(rows, weights, about, options):
-    """The `MediaCalibration` of the rows of one kind of media."""
-    familiarity = None
-    if "statistics" in rows:
-        once = rows.dropna(subset="statistics").drop_duplicates("media_id")
-        familiarity = fit_out_of_distribution(np.array(once.statistics.tolist()), once.person)
-    plain = rows.drop(columns="statistics", errors="ignore")
-    return fit_media_calibration(plain, familiarity, weights=weights, about=about, **options)
-
-
-# %% ../nbs/70_score.ipynb #5f2f5517
-def media_in(folder):
-    """The media in ``real/`` and ``fake/`` of a folder, in the format of `gather`.
-
-    Parameters
-    ----------
-    folder : str or Path
-        A person is a folder in ``real`` or ``fake``; each file outside such a folder counts as a person.
-
-    Returns
-    -------
-    DataFrame
-        ``path, label, person``.
-
-    Raises
-    ------
-    InputError
-        One of the two folders is missing or has no media.
-    """
-    rows = []
-    for label, name in enumerate(("real", "fake")):
-        here = Path(folder) / name
-        found = (
-            [Path(source.path) for source in find_media([here]) if not source.problem]
-            if here.is_dir()
-            else []
-        )
-        if not found:
-            raise InputError(
-                f"There is no media file in {str(here)!r}. A calibration needs a folder with genuine media in real/ and "
-                f"forged ones in fake/."
-            )
-        inner = [path.relative_to(here).parts for path in found]
-        people = [parts[0] if len(parts) > 1 else f"{name}/{parts[0]}" for parts in inner]
-        rows += [(str(path), label, person) for path, person in zip(found, people, strict=True)]
-    return pd.DataFrame(rows, columns=["path", "label", "person"])
-
-
-# %% ../nbs/70_score.ipynb #cb3fb870
-def predictions_to_calibrate(path, detectors, kind=None):
-    """Read a file of predictions in the format of `calibrate`.
-
-    Parameters
-    ----------
-    path : str or Path
-        See `deepfake_nb.metrics.read_predictions`; a file's frames or clips are pooled by their mean. A column
-        ``person`` identifies the person, a column ``kind`` whether it is a picture or a video.
-    detectors : sequence of str
-        Detectors of the scores. A single name applies to all rows if the file names no detector.
-    kind : {"picture", "video"}, optional
-        For files without a column ``kind``.
-
-    Returns
-    -------
-    DataFrame
-        ``media_id, label, score, detector, kind, person``.
-
-    Raises
-    ------
-    UsageError
-        Neither the file nor the call specifies the detector or the kind of media.
-    InputError
-        The file cannot be read, or a detector has no rows in it.
-    """
-    table = pool(read_predictions(path))
-    if "detector" not in table:
-        if len(detectors) != 1:
-            raise UsageError(
-                f"{str(path)!r} has no column 'detector': name the one detector that its scores are of."
-            )
-        table = table.assign(detector=detectors[0])
-    if "kind" not in table:
-        if kind is None:
-            raise UsageError(f"{str(path)!r} has no column 'kind': say --kind picture or --kind video.")
-        table = table.assign(kind=kind)
-    if absent := [name for name in detectors if name not in set(table.detector)]:
-        there = ", ".join(sorted(set(table.detector)))
-        raise InputError(f"{str(path)!r} holds no scores of {', '.join(absent)}, only of {there}.")
-    table = table[table.detector.isin(detectors)]
-    return table.assign(person=table.person if "person" in table else table.media_id)
 
 
 # %% ../nbs/70_score.ipynb #86f7bbde
@@ -1341,12 +602,12 @@ class Verdicts:
 
     Parameters
     ----------
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
     paths : iterable of str or Path
 
     Attributes
     ----------
-    scorer : MediaScorer or Panel
+    scorer : MediaScorer
     skipped : collections.Counter
         Files skipped in folders so far, by reason.
     """
@@ -1359,9 +620,9 @@ class Verdicts:
         return self
 
     def __next__(self):
-        return next(self.examined(keep=0))[0]
+        return next(self.examine_all(keep=0))[0]
 
-    def examined(self, keep=3, tell=None):
+    def examine_all(self, keep=3, tell=None):
         """Yield pairs of `Verdict` and the list of `KeptView`, file by file; see `MediaScorer.examine`.
 
         Each path is passed to `tell`, if given, before it is scored.
@@ -1379,7 +640,7 @@ def open_scorer(detector="default", weights=None, **options):
     Parameters
     ----------
     detector : str, Detector or sequence of them
-        "default" stands for `default_detectors`.
+        "default" stands for `choose_default_detectors`.
     weights : str or Path, optional
         The weight file of a single detector; a dictionary by detector for several.
     **options
@@ -1387,7 +648,7 @@ def open_scorer(detector="default", weights=None, **options):
 
     Returns
     -------
-    MediaScorer or Panel
+    MediaScorer
 
     Raises
     ------
@@ -1397,16 +658,12 @@ def open_scorer(detector="default", weights=None, **options):
         The weights or the calibration are unavailable or unusable.
     """
     names = [detector] if isinstance(detector, (str, Detector)) else list(detector)
-    names = [
+    detectors = [
         one
         for name in names
-        for one in (default_detectors() if isinstance(name, str) and name == "default" else [name])
+        for one in (choose_default_detectors() if isinstance(name, str) and name == "default" else [name])
     ]
-    if len(names) == 1:
-        return MediaScorer(names[0], weights, **options)
-    if weights is not None and not isinstance(weights, dict):
-        raise UsageError("One weight file is for one detector: name that detector.")
-    return Panel(names, weights, **options)
+    return MediaScorer(detectors, weights, **options)
 
 
 # %% ../nbs/70_score.ipynb #52b5fbc1
@@ -1499,37 +756,5 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
             files.add(verdict)
 
 
-# %% ../nbs/70_score.ipynb #0c95ac1e
-def draw_timeline(verdict, threshold=None, axes=None):
-    """Plot the score of every face track over time.
-
-    Parameters
-    ----------
-    verdict : Verdict
-        With at least one scored frame.
-    threshold : float, optional
-        Drawn as a line; default: the verdict's.
-    axes : matplotlib Axes, optional
-
-    Returns
-    -------
-    matplotlib Axes
-    """
-    import matplotlib.pyplot as plt
-
-    axes = axes or plt.subplots(figsize=(8, 2.6), layout="constrained")[1]
-    threshold = verdict.threshold if threshold is None else threshold
-    for face in verdict.faces:
-        times = [moment["time_s"] for moment in face.timeline]
-        scores = [math.nan if moment["score"] is None else moment["score"] for moment in face.timeline]
-        mean = "too few frames" if face.score is None else f"score {face.score:.2f}"
-        (line,) = axes.plot(times, scores, marker="o", markersize=3, label=f"face {face.track + 1}: {mean}")
-        for part in face.suspicious:
-            axes.axvspan(part["start_s"], part["end_s"], color=line.get_color(), alpha=0.12, linewidth=0)
-    if threshold is not None:
-        axes.axhline(threshold, color="0.4", linestyle="--", linewidth=1, label="fake from here on")
-        if verdict.real_below is not None and verdict.real_below < threshold:
-            axes.axhline(verdict.real_below, color="0.4", linestyle=":", linewidth=1, label="real below")
-    axes.set(xlabel="time (s)", ylabel="score, 1 = fake", ylim=(-0.03, 1.03))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, fontsize="small")
-    return axes
+# %% ../nbs/70_score.ipynb #1188b559
+_all_ = ["FaceScore", "ReasonCode", "Verdict", "draw_timeline"]

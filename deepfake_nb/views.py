@@ -308,15 +308,15 @@ class OverFrames:
         """Whether it can score a ``picture`` or a ``video``."""
         return kind in self.kinds
 
-    def pool(self, said, minimum_frames):
+    def pool(self, scored, minimum_frames):
         """One score for a track, from its pairs of row and score; None if there are too few."""
-        return score_of_person([score for _, score in said], minimum_frames)
+        return score_of_person([score for _, score in scored], minimum_frames)
 
-    def timeline(self, track, said):
+    def timeline(self, track, scored):
         """The scores of a track as times (N,) and scores (N,), NaN where there is none."""
-        rows = [row for row, _ in said]
+        rows = [row for row, _ in scored]
         return track.times_s[rows], np.array(
-            [math.nan if score is None else score for _, score in said], float
+            [math.nan if score is None else score for _, score in scored], float
         )
 
     def remark(self, track):
@@ -390,18 +390,18 @@ class OverClips:
         """Whether it can score a ``picture`` or a ``video``."""
         return kind == "video"
 
-    def pool(self, said, minimum_frames):
+    def pool(self, scored, minimum_frames):
         """One score for a track; None if it has no scores."""
-        known = [(start, score) for start, score in said if score is not None]
+        known = [(start, score) for start, score in scored if score is not None]
         return pool_clips(*zip(*known, strict=True)) if known else None
 
-    def timeline(self, track, said):
+    def timeline(self, track, scored):
         """A track's pairs of start and score as times (N,) and scores (N,) of the frames in clips."""
-        starts, scores = zip(*said, strict=True) if said else ((), ())
+        starts, scores = zip(*scored, strict=True) if scored else ((), ())
         scores = [math.nan if score is None else score for score in scores]
         table = frame_timeline(starts, self.clip_length, scores, track.times_s, self.stride)
-        heard = table[table.clips > 0]
-        return heard.time_s.to_numpy(), heard.score.to_numpy()
+        covered = table[table.clips > 0]
+        return covered.time_s.to_numpy(), covered.score.to_numpy()
 
     def remark(self, track):
         """A note if the track is shorter than a clip."""
@@ -466,7 +466,7 @@ PORTRAIT = -1
 
 
 @dataclass
-class Seen:
+class MediaViews:
     """The people in a file, a stream of their views, and how the file was sampled."""
 
     kind: str
@@ -574,7 +574,7 @@ def clip_views(tracks, place, detector):
 FIRST_FRAME = "This is an animation, and only its first frame was looked at: convert it to MP4 to have all of it judged."
 
 
-def look(path, detectors, face_detector, sampling, portrait_size=None):
+def extract_views(path, detectors, face_detector, sampling, portrait_size=None):
     """Find the people in a file and prepare their views for detectors.
 
     Parameters
@@ -589,19 +589,19 @@ def look(path, detectors, face_detector, sampling, portrait_size=None):
 
     Returns
     -------
-    Seen
+    MediaViews
     """
     if media_kind(path) == "video":
-        return look_at_video(path, detectors, face_detector, sampling, portrait_size)
+        return extract_video_views(path, detectors, face_detector, sampling, portrait_size)
     frame = Frame(0, 0.0, read_image(path))
     tracks = face_tracks(frame.image, face_detector, crop_size=None)
     wanted = wanted_frames(tracks, detectors, 1, portrait_size)
     views = frame_views([frame] if wanted else (), wanted, tracks, detectors, portrait_size)
-    return Seen("picture", tracks, views, passed_over=FIRST_FRAME if is_animated(path) else "")
+    return MediaViews("picture", tracks, views, passed_over=FIRST_FRAME if is_animated(path) else "")
 
 
 # %% ../nbs/09_views.ipynb #c5ddf63d
-def look_at_video(path, detectors, face_detector, sampling, portrait_size):
+def extract_video_views(path, detectors, face_detector, sampling, portrait_size):
     """Track the faces of a video, and prepare to crop them."""
     info = probe(path)
     rate = info.frame_rate or 25
@@ -613,7 +613,7 @@ def look_at_video(path, detectors, face_detector, sampling, portrait_size):
     again = read_frames(path, indices=wanted) if wanted else ()
     views = [frame_views(again, wanted, tracks, detectors, portrait_size)]
     views += [clip_views(tracks, place, detector) for place, detector in clips]
-    return Seen("video", tracks, itertools.chain(*views), stream)
+    return MediaViews("video", tracks, itertools.chain(*views), stream)
 
 
 def how_to_track(clips, stride, rate):

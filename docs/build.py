@@ -254,7 +254,7 @@ def build(profile: str, run_library: bool) -> Path:
     reports = ROOT / "reports" / profile
     sections = [section_page(reports / section, SECTIONS[section]) for section in available_sections()]
     notebooks = in_reading_order((ROOT / "nbs").glob("[0-9]*.ipynb"))
-    tools = [library_page(n, run_library) for n in notebooks if n.name < "10" or n.name >= "70"]
+    tools = [library_page(n, run_library) for n in notebooks if n.stem not in SECTIONS.values()]
     parts = {"Guides": guide_pages(), "Paper sections": sections, "Tools": tools}
     parts["Reference"] = [command_line_page(), citation_page(), *api_pages()]
     contents = "".join(tree(caption, names) for caption, names in parts.items())

@@ -16,10 +16,11 @@ import numpy as np
 
 from deepfake_nb.calibration import write_calibrations
 from deepfake_nb.filming import Camera, Shot, shoot, shoot_portraits, shoot_stills
+from deepfake_nb.fit_calibration import calibrate, find_labelled_media, gather
 from deepfake_nb.forgery import pair_identities
 from deepfake_nb.metrics import auc, expected_calibration_error
 from deepfake_nb.out_of_distribution import COARSE
-from deepfake_nb.score import RENDERED, calibrate, gather, media_in, open_scorer
+from deepfake_nb.score import RENDERED, open_scorer
 from deepfake_nb.study import atomic_path, random_stream
 from deepfake_nb.video import read_frames, read_image, write_video
 
@@ -227,7 +228,7 @@ def main():
         scorer = open_scorer(detectors, calibration=False)
         tables = {}
         for part in ("fit", "test"):
-            tables[part], left_out = gather(media_in(options.work / f"{kind}-{part}"), scorer)
+            tables[part], left_out = gather(find_labelled_media(options.work / f"{kind}-{part}"), scorer)
             print(f"{kind}s to {part} on: {tables[part].media_id.nunique()}, without a score: {len(left_out)}", *left_out[:3], flush=True)  # fmt: skip
         (calibration,), _ = calibrate(tables["fit"], scorer, WORDS[kind])
         write_calibrations(options.out / f"calibration-{kind}.json", calibration)

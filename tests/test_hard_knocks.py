@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 from layouts import Everywhere, Light
 from deepfake_nb.faces import CenterFace
 from deepfake_nb.report import ReportWriter
-from deepfake_nb.score import MediaScorer, Panel, Verdicts
+from deepfake_nb.score import MediaScorer, Verdicts
 from deepfake_nb.views import ClipDetector, Detector, Ready
 
 def ready(weights=None):
@@ -124,11 +124,11 @@ faulthandler.dump_traceback_later(60, exit=True)
 points = np.float32([[-40, 20], [-30, 20], [-35, 26], [-39, 32], [-31, 32]])
 for width in (1, 80):  # a face that walks out; OpenCV never ends mirroring the single line that is left of the picture
     assert (cut_as_mesonet(np.full((60, width, 3), 90, np.uint8), np.float32([-50, 10, -20, 40]), points, 64) == 90).all()
-panel = Panel([frames, clips], **options)
+scorer = MediaScorer([frames, clips], **options)
 for path in sorted(Path(sys.argv[1]).iterdir()):
     faulthandler.dump_traceback_later(60, exit=True)
     start = time.perf_counter()
-    verdict = panel.score(path)
+    verdict = scorer.score(path)
     print(json.dumps([path.name, time.perf_counter() - start, verdict.as_dict()]), flush=True)
 """
     said = [json.loads(line) for line in in_child(script, tmp_path).stdout.splitlines()]

@@ -30,14 +30,11 @@ from deepfake_nb.metrics import (
     auc,
     bootstrap,
     bootstrap_mean,
-    check_predictions,
-    doubts_about,
     evaluate,
     evaluate_by,
     expected_calibration_error,
-    pool,
-    read_predictions,
 )
+from deepfake_nb.predictions import check_predictions, doubts_about, pool, read_predictions
 from deepfake_nb.study import InputError, UsageError
 
 # Mean predictions per video that the conferencing paper's authors published for their Zoom hold-out set (66 videos):

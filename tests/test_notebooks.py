@@ -12,10 +12,11 @@ from commands import BIN, ROOT, run
 from deepfake_nb.study import SECTIONS, section_parameters
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-WITH_PARAMETERS = [path for path in NOTEBOOKS if "10" <= path.name[:2] < "80"]  # sections and `score`
 SECTION_NOTEBOOKS = [
     f"{name}.ipynb" for name in SECTIONS.values()
 ]  # test_site.py looks at how the study ran them
+ON_YOUR_MEDIA = ["70_score.ipynb", "71_camera.ipynb", "75_report.ipynb"]
+WITH_PARAMETERS = [path for path in NOTEBOOKS if path.name in SECTION_NOTEBOOKS + ON_YOUR_MEDIA]
 
 
 @pytest.fixture

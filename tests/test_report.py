@@ -17,22 +17,17 @@ from torch import nn
 from deepfake_nb import report as report_module
 from deepfake_nb import score as score_module
 from deepfake_nb.explain import effect_of_restoring
-from deepfake_nb.faces import CenterFace, align_clip
+from deepfake_nb.faces import align_clip
 from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, evidence, page_name, smoothed_saliency
+from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, gather_evidence, name_page, smoothed_saliency
 from deepfake_nb.score import (
-    FaceScore,
     KeptView,
     MediaScorer,
-    Panel,
-    ReasonCode,
-    Verdict,
-    advice_on,
-    percent,
 )
 from deepfake_nb.study import InputError, sha256_of
+from deepfake_nb.verdict import FaceScore, ReasonCode, Verdict, advise, format_percent
 from deepfake_nb.video import write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready
 from deepfake_nb.weights import Whereabouts
@@ -50,12 +45,12 @@ def light(weights=None):
 
 
 @pytest.fixture(scope="module")
-def panel():
+def ensemble():
     frames = Detector("frames", light, input_size=64)
     clips = ClipDetector("clips", light, input_size=64, clip_length=8, step=8)
     weights = dict.fromkeys(("clips", "frames"), "ab" * 32)
     calibration = made_calibration("clips", "frames", kind="video", weights=weights)
-    return Panel([clips, frames], device="cpu", face_detector=WhiteSquares(), calibration=calibration)
+    return MediaScorer([clips, frames], device="cpu", face_detector=WhiteSquares(), calibration=calibration)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +66,10 @@ def video(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(panel, video, tmp_path_factory):
+def page(ensemble, video, tmp_path_factory):
     """The page on that video."""
     with ReportWriter(tmp_path_factory.mktemp("report")) as report:
-        return report.add(*panel.examine(video), panel)
+        return report.add(*ensemble.examine(video), ensemble)
 
 
 def pictures_in(text):
@@ -85,16 +80,16 @@ def pictures_in(text):
     ]
 
 
-def test_a_page_says_what_the_verdict_says(page, panel, video):
-    text, verdict = page.read_text(encoding="utf-8"), panel.score(video)
+def test_a_page_says_what_the_verdict_says(page, ensemble, video):
+    text, verdict = page.read_text(encoding="utf-8"), ensemble.score(video)
     assert verdict.verdict == "fake" and "Looks forged" in text
     assert (
-        f"Probability of a forgery: {percent(verdict.probability)}" in text
+        f"Probability of a forgery: {format_percent(verdict.probability)}" in text
         and "99 of them fake: made numbers" in text
     )
     for person in verdict.faces:
         assert f"<h2>Person {person.track + 1}</h2>" in text
-        probability = f"probability of a forgery {html.escape(percent(person.probability))}"
+        probability = f"probability of a forgery {html.escape(format_percent(person.probability))}"
         assert f"Score {person.score:.2f}, {probability}, from {person.n_frames} frames." in text
     (stretch,) = verdict.faces[0].suspicious
     assert stretch["start_s"] == pytest.approx(0.6, abs=0.4) and stretch["end_s"] == pytest.approx(2, abs=0.4)
@@ -121,11 +116,11 @@ def test_a_face_has_its_picture_and_its_heatmap(page):
         assert colourful[:, :28].mean() > 3 * colourful[:, 36:].mean() + 3
 
 
-def test_a_file_named_twice_gets_two_pages_and_a_second_run_replaces_them(panel, tmp_path):
-    verdict = panel.abstain("absent.png", "There is no file.")
+def test_a_file_named_twice_gets_two_pages_and_a_second_run_replaces_them(ensemble, tmp_path):
+    verdict = ensemble.abstain("absent.png", "There is no file.")
     for _ in range(2):
         with ReportWriter(tmp_path / "r") as report:
-            pages = [report.add(verdict, [], panel) for _ in range(2)]
+            pages = [report.add(verdict, [], ensemble) for _ in range(2)]
         assert len(set(pages)) == 2
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == sorted(
         ["index.html", *(p.name for p in pages)]
@@ -134,8 +129,8 @@ def test_a_file_named_twice_gets_two_pages_and_a_second_run_replaces_them(panel,
     assert "2 files. No verdict: 2." in index and all(page.name in index for page in pages)
 
 
-def test_the_index_begins_with_the_most_suspicious(panel, tmp_path):
-    nothing = panel.abstain("none.png", "There is no file.")
+def test_the_index_begins_with_the_most_suspicious(ensemble, tmp_path):
+    nothing = ensemble.abstain("none.png", "There is no file.")
     said = {
         "likely.png": ("fake", 0.8, 0.7),
         "real.png": ("real", 0.1, 0.2),
@@ -143,10 +138,10 @@ def test_the_index_begins_with_the_most_suspicious(panel, tmp_path):
     }
     said |= {"strange.png": ("abstain", 0.99, None)}
     with ReportWriter(tmp_path) as report:
-        report.add(nothing, [], panel)
+        report.add(nothing, [], ensemble)
         for path, (word, score, probability) in said.items():
             about = {"score": score, "probability": probability, "threshold": 0.5}
-            report.add(replace(nothing, path=path, verdict=word, **about), [], panel)
+            report.add(replace(nothing, path=path, verdict=word, **about), [], ensemble)
     index = (tmp_path / "index.html").read_text()
     order = ["surely.png", "likely.png", "strange.png", "real.png", "none.png"]
     assert re.findall(r"<bdi>([^<]*)</bdi>", index) == order
@@ -165,22 +160,22 @@ def test_names_that_differ_in_case_or_in_bytes_do_not_share_a_page():
         "\udcfe.mp4",
         "a.mp4\n",
     ]
-    assert len({page_name(name).lower() for name in names}) == len(names)
-    assert all(len(page_name("x" * length)) <= 60 for length in (1, 255, 4000))
+    assert len({name_page(name).lower() for name in names}) == len(names)
+    assert all(len(name_page("x" * length)) <= 60 for length in (1, 255, 4000))
 
 
-def test_what_was_done_before_an_interruption_is_in_the_index(panel, tmp_path):
+def test_what_was_done_before_an_interruption_is_in_the_index(ensemble, tmp_path):
     with pytest.raises(KeyboardInterrupt), ReportWriter(tmp_path) as report:
-        report.add(panel.abstain("first.png", "There is no file."), [], panel)
+        report.add(ensemble.abstain("first.png", "There is no file."), [], ensemble)
         raise KeyboardInterrupt
     index = (tmp_path / "index.html").read_text()
     assert "first.png" in index and "The run was broken off" in index
     with ReportWriter(tmp_path) as report:
-        report.add(panel.abstain("first.png", "There is no file."), [], panel)
+        report.add(ensemble.abstain("first.png", "There is no file."), [], ensemble)
     assert "broken off" not in (tmp_path / "index.html").read_text()
 
 
-def test_a_folder_that_cannot_be_is_told(panel, tmp_path):
+def test_a_folder_that_cannot_be_is_told(ensemble, tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(InputError, match="taken"):
         ReportWriter(tmp_path / "taken")
@@ -188,11 +183,11 @@ def test_a_folder_that_cannot_be_is_told(panel, tmp_path):
         shutil.rmtree(tmp_path / "gone")
         (tmp_path / "gone").write_text("a file")
         with pytest.raises(InputError, match="gone"):
-            report.add(panel.abstain("a.png", "There is no file."), [], panel)
+            report.add(ensemble.abstain("a.png", "There is no file."), [], ensemble)
         (tmp_path / "gone").unlink()
 
 
-def test_a_file_that_may_not_be_read_has_a_page_too(panel, tmp_path, monkeypatch):
+def test_a_file_that_may_not_be_read_has_a_page_too(ensemble, tmp_path, monkeypatch):
     """The others of its folder would go without."""
     locked = tmp_path / "locked.png"
     locked.write_bytes(b"content")
@@ -202,7 +197,7 @@ def test_a_file_that_may_not_be_read_has_a_page_too(panel, tmp_path, monkeypatch
 
     monkeypatch.setattr(report_module, "sha256_of", refuse)
     with ReportWriter(tmp_path / "r") as report:
-        text = report.add(panel.abstain(locked, "No permission to read it."), [], panel).read_text()
+        text = report.add(ensemble.abstain(locked, "No permission to read it."), [], ensemble).read_text()
     assert "<dd>unknown</dd>" in text and "None" not in text
 
 
@@ -212,16 +207,16 @@ def person(track, score, **more):
     )
 
 
-def test_commands_in_advice_are_code_and_the_rest_is_text(panel, tmp_path):
+def test_commands_in_advice_are_code_and_the_rest_is_text(ensemble, tmp_path):
     reason = "Unlike anything the calibration saw. The calibration was fitted on <b>drawings</b>."
     with ReportWriter(tmp_path) as report:
         text = report.add(
-            panel.abstain("a.png", reason, ReasonCode.OUT_OF_DISTRIBUTION), [], panel
+            ensemble.abstain("a.png", reason, ReasonCode.OUT_OF_DISTRIBUTION), [], ensemble
         ).read_text()
     assert "<code>deepfake-nb weights list</code>" in text and "`" not in text and "<b>" not in text
 
 
-def test_who_decides_is_named_and_who_has_no_score_is_counted(panel, tmp_path):
+def test_who_decides_is_named_and_who_has_no_score_is_counted(ensemble, tmp_path):
     faces = [
         person(0, 0.2, threshold=0.5),
         person(1, 0.9, threshold=0.5),
@@ -229,8 +224,8 @@ def test_who_decides_is_named_and_who_has_no_score_is_counted(panel, tmp_path):
     ]
     verdict = Verdict("crowd.mp4", "fake", 0.9, None, None, "It is.", "frames", "w", "t", faces, "video", 0.5)
     with ReportWriter(tmp_path) as report:
-        text = report.add(verdict, [], panel).read_text()
-        alone = report.add(Verdict(**vars(verdict) | {"faces": faces[1:2]}), [], panel).read_text()
+        text = report.add(verdict, [], ensemble).read_text()
+        alone = report.add(Verdict(**vars(verdict) | {"faces": faces[1:2]}), [], ensemble).read_text()
     assert (
         'This is said of <a href="#person-2">person 2</a>, one of 9 people' in text
         and 'id="person-2"' in text
@@ -241,74 +236,74 @@ def test_who_decides_is_named_and_who_has_no_score_is_counted(panel, tmp_path):
 
 def test_a_suspicious_stretch_stays_within_its_drawing():
     for stretch in ((0, 2), (1.9, 2.4), (2.0, 2.2), (0, 0.001)):
-        start, width = report_module.band(dict(zip(("start_s", "end_s"), stretch, strict=True)), 0, 2)
+        start, width = report_module.place_band(dict(zip(("start_s", "end_s"), stretch, strict=True)), 0, 2)
         assert 0 <= start and width >= 4 and start + width <= 1000, stretch
 
 
-def test_an_interval_that_rounding_swallows_is_left_out(panel):
-    verdict = panel.abstain("a.mp4", "It is.")
+def test_an_interval_that_rounding_swallows_is_left_out(ensemble):
+    verdict = ensemble.abstain("a.mp4", "It is.")
     verdict.probability, verdict.interval = 0.9996, [0.997, 0.9999]
-    assert report_module.gauge_of(verdict)["words"] == "Probability of a forgery: >99\u00a0%"
+    assert report_module.lay_out_gauge(verdict)["words"] == "Probability of a forgery: >99\u00a0%"
     verdict.interval = [0.91, 0.9999]
-    assert "91\u00a0% to >99\u00a0%" in report_module.gauge_of(verdict)["words"]
+    assert "91\u00a0% to >99\u00a0%" in report_module.lay_out_gauge(verdict)["words"]
 
 
-def test_a_heatmap_that_fails_leaves_a_page_without_it(panel, video, tmp_path, monkeypatch):
+def test_a_heatmap_that_fails_leaves_a_page_without_it(ensemble, video, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("no\nmemory <left>")
 
     monkeypatch.setattr(report_module, "smoothed_saliency", fail)
     with ReportWriter(tmp_path) as report:
-        text = report.add(*panel.examine(video), panel).read_text()
+        text = report.add(*ensemble.examine(video), ensemble).read_text()
     assert "There is no heatmap: no" in text and "<left>" not in text and "Heatmap of" not in text
     assert "Looks forged" in text and "The face of person 1" in text
 
 
-def test_a_crowd_gets_a_bounded_number_of_heatmaps(panel):
+def test_a_crowd_gets_a_bounded_number_of_heatmaps(ensemble):
     crop = np.full((64, 64, 3), 200, np.uint8)
     kept = [KeptView("frames", track, 0.0, track / 40, crop) for track in range(40)]
-    pieces = evidence(kept, panel)
+    pieces = gather_evidence(kept, ensemble)
     assert len(pieces) == 40 and [piece["view"].track for piece in pieces[:2]] == [39, 38]
     assert [piece["map"] is not None for piece in pieces] == [number < MOST_HEATMAPS for number in range(40)]
 
 
-def test_a_person_without_a_score_and_one_without_a_view_are_there(panel, tmp_path):
+def test_a_person_without_a_score_and_one_without_a_view_are_there(ensemble, tmp_path):
     faces = [
         FaceScore(0, 2, None, [{"time_s": 0.0, "score": None}, {"time_s": 0.04, "score": None}]),
         FaceScore(1, 0, None, []),
     ]
     verdict = Verdict(
         "a.mp4", "abstain", None, None, None, "Too few frames: 2.", "frames", "w", "t", faces, kind="video",
-        advice=advice_on(ReasonCode.TOO_FEW_FRAMES),
+        advice=advise(ReasonCode.TOO_FEW_FRAMES),
     )  # fmt: skip
     with ReportWriter(tmp_path) as report:
-        text = report.add(verdict, [], panel).read_text()
+        text = report.add(verdict, [], ensemble).read_text()
     assert text.count("No score: too little was seen of this person.") == 2 and "A longer piece" in text
     assert "<svg" not in text
 
 
 def test_what_would_help_is_known_for_all_that_can_be_helped():
-    helpless = {code for code in ReasonCode if not advice_on(code)}
+    helpless = {code for code in ReasonCode if not advise(code)}
     assert helpless == {ReasonCode.UNDEFINED_SCORE, ReasonCode.UNREADABLE, ReasonCode.FAULT}
-    assert all(advice_on(code).endswith(".") for code in set(ReasonCode) - helpless)
+    assert all(advise(code).endswith(".") for code in set(ReasonCode) - helpless)
 
 
-def test_abstentions_have_codes_and_advice(panel, tmp_path):
+def test_abstentions_have_codes_and_advice(ensemble, tmp_path):
     small = np.zeros((64, 64, 3), np.uint8)
     small[10:40, 10:40] = 200
     cv2.imwrite(str(tmp_path / "small.png"), small)
     write_video(tmp_path / "nobody.mp4", [0 * small] * 9, 25)
     only_clips = MediaScorer(
-        panel.members[0].detector, device="cpu", face_detector=WhiteSquares(), calibration=False
+        ensemble.detectors[0].detector, device="cpu", face_detector=WhiteSquares(), calibration=False
     )
     cv2.imwrite(
         str(tmp_path / "large.png"), np.pad(np.full((64, 64, 3), 200, np.uint8), ((30, 30), (30, 30), (0, 0)))
     )
-    found = [panel.score(tmp_path / name) for name in ("small.png", "nobody.mp4", "large.png")]
-    found += [only_clips.score(tmp_path / "small.png"), panel.score(tmp_path / "absent.png")]
+    found = [ensemble.score(tmp_path / name) for name in ("small.png", "nobody.mp4", "large.png")]
+    found += [only_clips.score(tmp_path / "small.png"), ensemble.score(tmp_path / "absent.png")]
     codes = ["face_too_small", "no_face", "not_calibrated", "needs_video", "unreadable"]
     assert [verdict.reason_code for verdict in found] == codes
-    assert [verdict.advice for verdict in found] == [advice_on(code) for code in codes]
+    assert [verdict.advice for verdict in found] == [advise(code) for code in codes]
     assert [bool(verdict.footnote) for verdict in found] == [code == "not_calibrated" for code in codes]
     assert all(verdict.reason == f"{verdict.own_reason} {verdict.footnote}".strip() for verdict in found)
 
@@ -316,14 +311,16 @@ def test_abstentions_have_codes_and_advice(panel, tmp_path):
 # --- tasks, two thresholds, and no calibration --------------------------------------------------------------------
 
 
-def judged(panel, tmp_path, word, faces, **said):
+def judged(ensemble, tmp_path, word, faces, **said):
     """The page on a made verdict, and the index."""
     footnote = "0.61 and above is called fake: that is so."
-    nothing = panel.abstain("a.mp4", f"{said.pop('reason', '')} {footnote}".lstrip(), said.pop("code", None))
+    nothing = ensemble.abstain(
+        "a.mp4", f"{said.pop('reason', '')} {footnote}".lstrip(), said.pop("code", None)
+    )
     nothing.footnote = footnote
     about = {"score": faces[0].score, "kind": "video", "calibration": "60 drawn people", "faces": faces}
     with ReportWriter(tmp_path / "r") as report:
-        page = report.add(replace(nothing, verdict=word, **about | said), [], panel).read_text(
+        page = report.add(replace(nothing, verdict=word, **about | said), [], ensemble).read_text(
             encoding="utf-8"
         )
     return page, (tmp_path / "r" / "index.html").read_text(encoding="utf-8")
@@ -332,32 +329,34 @@ def judged(panel, tmp_path, word, faces, **said):
 @pytest.mark.parametrize(
     "task, words", [("edited", "an edited face"), ("generated", "a generated face"), (None, "a forgery")]
 )
-def test_what_was_looked_for_is_said_in_plain_words(panel, tmp_path, task, words):
+def test_what_was_looked_for_is_said_in_plain_words(ensemble, tmp_path, task, words):
     faces = [person(0, 0.9, threshold=0.61, real_below=0.42, task=task, probability=0.83)]
     said = {"task": task, "probability": 0.83, "interval": [0.6, 0.9], "threshold": 0.61, "real_below": 0.42}
-    page, index = judged(panel, tmp_path, "fake", faces, false_alarm_rate=0.05, **said)
+    page, index = judged(ensemble, tmp_path, "fake", faces, false_alarm_rate=0.05, **said)
     assert f"Probability of {words}: 83\u00a0%" in page and f"Probability of {words}: 83\u00a0%" in index
     assert f"probability of {words} 83\u00a0%" in page
     assert (f"It looks like <strong>{words}</strong>" in page) == (task is not None)
 
 
-def test_the_undecided_zone_lies_between_two_lines(panel, tmp_path):
+def test_the_undecided_zone_lies_between_two_lines(ensemble, tmp_path):
     faces = [person(0, 0.55, threshold=0.61, real_below=0.42, task="edited", probability=0.5)]
     reason = "Undecided: its score of 0.55 lies between."
     said = {"reason": reason, "code": ReasonCode.UNDECIDED, "threshold": 0.61, "real_below": 0.42}
-    page, index = judged(panel, tmp_path, "abstain", faces, **said)
+    page, index = judged(ensemble, tmp_path, "abstain", faces, **said)
     places = [float(place) for place in re.findall(r'class="limit" x1="0" x2="1000" y1="([\d.]+)"', page)]
     assert places == pytest.approx([39, 58]) and "between them nothing is decided" in page
     assert "Undecided: its score" in index and "0.61 and above" in page and "0.61 and above" not in index
     assert "may tell more" in page and "Nobody has measured" not in page
     alone = [replace(faces[0], real_below=0.61)]
-    page, _ = judged(panel, tmp_path, "real", alone, threshold=0.61, real_below=0.61, false_alarm_rate=0.05)
+    page, _ = judged(
+        ensemble, tmp_path, "real", alone, threshold=0.61, real_below=0.61, false_alarm_rate=0.05
+    )
     assert page.count('class="limit" x1="0"') == 1 and "The dashed line is the threshold." in page
 
 
-def test_a_score_without_a_calibration_is_shown_with_the_reason(panel, video, tmp_path):
-    bare = Panel(
-        [member.detector for member in panel.members],
+def test_a_score_without_a_calibration_is_shown_with_the_reason(ensemble, video, tmp_path):
+    bare = MediaScorer(
+        [loaded.detector for loaded in ensemble.detectors],
         device="cpu",
         face_detector=WhiteSquares(),
         calibration=False,
@@ -376,7 +375,7 @@ def test_a_score_without_a_calibration_is_shown_with_the_reason(panel, video, tm
     "name, is_there, hints", [("small-faces", False, 1), ("small-faces", True, 0), ("frames", False, 0)]
 )
 def test_after_the_small_network_the_page_ends_with_what_is_better(
-    panel, tmp_path, monkeypatch, name, is_there, hints
+    ensemble, tmp_path, monkeypatch, name, is_there, hints
 ):
     monkeypatch.setattr(score_module, "whereabouts", lambda _: Whereabouts("cache", is_there))
     own = {
@@ -387,11 +386,11 @@ def test_after_the_small_network_the_page_ends_with_what_is_better(
         "sha256": None,
         "trained_on": "people",
     }
-    monkeypatch.setattr(type(panel), "member", lambda self, _: panel.members[1])
-    page, _ = judged(panel, tmp_path, "fake", [person(0, 0.9, threshold=0.5)], detectors=[own])
+    monkeypatch.setattr(type(ensemble), "find_detector", lambda self, _: ensemble.detectors[1])
+    page, _ = judged(ensemble, tmp_path, "fake", [person(0, 0.9, threshold=0.5)], detectors=[own])
     assert page.count("<code>deepfake-nb weights fetch clip-vit-b16</code> (78 MB, once)") == hints
     unscored, _ = judged(
-        panel, tmp_path, "abstain", [FaceScore(0, 0, None, [])], detectors=[own | {"score": None}]
+        ensemble, tmp_path, "abstain", [FaceScore(0, 0, None, [])], detectors=[own | {"score": None}]
     )
     assert "weights fetch" not in unscored
 
@@ -403,16 +402,14 @@ def test_the_heatmap_of_a_clip_shows_what_its_answer_hangs_on():
     source = SourceFace(still.images[0], still.landmarks[0])
     swapped = swap_video(film.images, film.landmarks, source, quality="crude", rng=np.random.default_rng(1))
     both = [[frame for frame, _ in swapped], film.images]
-    detector = MediaScorer(
-        "rendered-clips", device="cpu", face_detector=CenterFace(threads=1), calibration=False
-    )
-    size = detector.detector.input_size
+    (loaded,) = MediaScorer("rendered-clips", device="cpu", calibration=False).detectors
+    size = loaded.detector.input_size
     clips = np.stack([align_clip(images, film.boxes, film.landmarks, size)[0] for images in both])
-    forged, original = detector.detector.prepare(clips)[:, None]
-    (map,) = smoothed_saliency(detector.network, forged)
+    forged, original = loaded.detector.prepare(clips)[:, None]
+    (map,) = smoothed_saliency(loaded.network, forged)
     bright, dark = map >= np.quantile(map, 0.8), map <= np.quantile(map, 0.2)
     masks = [np.broadcast_to(part, (1, 16, size, size)) for part in (bright, dark)]
-    bright, dark = (effect_of_restoring(detector.network, forged, original, mask) for mask in masks)
+    bright, dark = (effect_of_restoring(loaded.network, forged, original, mask) for mask in masks)
     assert bright.whole[0] > 2, "the detector takes it for a forgery, and the original not"
     assert bright.effect[0] > 0.6 * bright.whole[0] and abs(dark.effect[0]) < 0.2 * bright.whole[0]
 
@@ -427,13 +424,13 @@ MEASURE = """<body><iframe width="{width}" height="900" srcdoc="{page}"></iframe
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-def test_nothing_sticks_out_on_a_phone_or_at_a_desk(page, panel, tmp_path, width):
+def test_nothing_sticks_out_on_a_phone_or_at_a_desk(page, ensemble, tmp_path, width):
     """Each page is measured in Chromium, in a frame as wide as the screen."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("needs Chromium to look at pages")
     with ReportWriter(tmp_path) as report:
-        report.add(panel.abstain("x" * 250 + ".png", "It cannot be read: " + "y" * 300), [], panel)
+        report.add(ensemble.abstain("x" * 250 + ".png", "It cannot be read: " + "y" * 300), [], ensemble)
     for name in (page, tmp_path / "index.html"):
         inner = html.escape(re.sub("<meta http-equiv[^>]+>", "", name.read_text(encoding="utf-8")))
         (tmp_path / "measure.html").write_text(MEASURE.format(width=width, page=inner), encoding="utf-8")
