@@ -1,21 +1,26 @@
-# make study | test | docs | bench | reference | lab | export | clean
+# make study | quick | test | docs | bench | reference | lab | export | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export MPLBACKEND ?= agg
 export OMP_WAIT_POLICY ?= PASSIVE
+# Compiled once, not by every process that a test starts. Two at a time, one thread each: two cores are enough.
+TEST := $(BIN)/python -m compileall -q deepfake_nb && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: study test docs bench reference lab export clean
+.PHONY: study quick test docs bench reference lab export clean
 
 study: $(INSTALLED)
 	@# What the other sections found is worth a site even when one of them failed.
 	$(BIN)/deepfake-nb study --profile demo; status=$$?; $(BIN)/python docs/build.py --profile demo && exit $$status
 
 test: $(INSTALLED)
-	@# Two at a time, one thread each: two cores are enough to be done within the README's time.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/test_notebooks.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_notebooks.py
+	$(TEST)
+
+quick:
+	@# Between two edits: nothing is installed, and what is marked slow is left out.
+	@test -f $(INSTALLED) || { echo "There is no environment in $(VENV) yet; make test creates it."; exit 1; }
+	$(TEST) -m "not slow"
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/build.py --profile demo --library

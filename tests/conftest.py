@@ -13,8 +13,31 @@ from deepfake_nb.wheels import fetch_wheel_member
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+LONG_FILES = (
+    "test_interrupted_study.py",
+    "test_site.py",
+    "test_score.py",
+)  # begun first, so that none is left for the end
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Put the long files first, and with `--dist loadgroup` keep the tests of a file in one process, which has their fixtures.
+
+    Both files that need the smoke study stay together; notebooks are dealt out one by one.
+    """
+    order = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(
+        key=lambda item: order.get(item.path.name, len(order)) + ("notebook_server" in item.fixturenames)
+    )
+    for item in items:
+        if "notebook_server" not in item.fixturenames:
+            group = "study" if item.path.name in LONG_FILES[:2] else item.path.stem
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
 def shared_folder(name: str) -> Path:
-    """A folder of real media or parity fixtures; the test skips, saying so, where it is absent."""
+    """A folder of real media or of what released networks say to them; the test skips, saying so, where it is absent."""
     root = Path(os.environ.get("DEEPFAKE_NB_SHARED", CHECKOUT.parent / "shared"))
     folder = root / name
     if not folder.is_dir():

@@ -9,6 +9,7 @@ import weakref
 import cv2
 import numpy as np
 import pytest
+from parity import fixture
 from safetensors import safe_open
 
 from deepfake_nb import faces
@@ -349,10 +350,10 @@ def test_a_full_folder_for_temporary_files_is_said(monkeypatch):
 # --- alignment --------------------------------------------------------------------------------------------------------
 
 
-def test_the_alignment_is_that_of_the_released_code(shared_fixtures):
-    fixture = json.loads((shared_fixtures / "altfreezing_alignment.json").read_text())
-    np.testing.assert_allclose(STANDARD_FACE, fixture["standard_points_256"], atol=1e-6)
-    for case in fixture["cases"]:
+def test_the_alignment_is_that_of_the_released_code():
+    released = fixture("alignment")
+    np.testing.assert_allclose(STANDARD_FACE, released["standard_points_256"], atol=1e-6)
+    for case in released["cases"]:
         landmarks, size = np.array(case["landmarks"]), case["size"]
         np.testing.assert_allclose(fit_similarity(landmarks, standard_face(size)), case["matrix"], atol=1e-3)
         image = np.zeros((600, 600, 3), np.uint8)

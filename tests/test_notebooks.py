@@ -4,6 +4,8 @@ import filecmp
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -83,11 +85,49 @@ def test_section_parameters_are_commented_literals(notebook):
     assert all(comment for _, comment in parameters.values()), parameters
 
 
+class NotebookServer:
+    """The process of `notebook_server.py`, started when it is needed and killed with a notebook that runs too long."""
+
+    process = None
+
+    def run(self, notebook, output, environment):
+        """The exit status of the process that ran a notebook."""
+        if self.process is None:
+            command = [sys.executable, "-P", ROOT / "tests" / "notebook_server.py"]
+            streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            environment_of_all = os.environ | {"MPLBACKEND": "agg"}
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment_of_all, start_new_session=True, **streams
+            )
+        request = {"notebook": str(notebook), "output": str(output), "environment": environment}
+        try:
+            print(json.dumps(request), file=self.process.stdin, flush=True)
+            return self.process.stdout.readline().strip()
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self):
+        """Kill the process and the notebook that it runs."""
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.communicate()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def notebook_server():
+    server = NotebookServer()
+    yield server
+    server.end()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "notebook", [path for path in NOTEBOOKS if path.name not in SECTION_NOTEBOOKS], ids=lambda path: path.stem
 )
-def test_notebook_runs(notebook, tmp_path):
-    command = [BIN / "nbdev_test", "--path", notebook, "--do_print", "--n_workers", "0"]
-    environment = {"MPLBACKEND": "agg", "DEEPFAKE_NB_CACHE": str(tmp_path / "cache")}
-    run(*command, cwd=ROOT, env=os.environ | environment)
+def test_notebook_runs(notebook, notebook_server, tmp_path):
+    said, environment = tmp_path / "said.txt", {"DEEPFAKE_NB_CACHE": str(tmp_path / "cache")}
+    status = notebook_server.run(notebook, said, environment)
+    assert status == "0", f"{notebook.name} ended with status {status}:\n{said.read_text()[-5000:]}"

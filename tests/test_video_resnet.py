@@ -1,11 +1,9 @@
 """The video ResNet: agreement with the released network, clips of every length and size, other checkpoints."""
 
-import hashlib
-import json
-
 import numpy as np
 import pytest
 import torch
+from parity import drawn, filled, fixture
 
 from deepfake_nb import weights
 from deepfake_nb.study import InputError, UsageError
@@ -22,34 +20,16 @@ from deepfake_nb.video_resnet import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def drawn(name, shape):
-    """Standard normal numbers that depend on a name only."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def filled(shapes):
-    """Tensors by the rule by which the released network was filled when its answers were written down."""
-    tensors = {}
-    for key, shape in shapes.items():
-        leaf, values = key.rpartition(".")[2], drawn(key, shape)
-        if leaf == "num_batches_tracked":
-            values = np.zeros((), dtype=np.int64)
-        elif leaf == "running_var":
-            values = 1 + 0.1 * np.abs(values)
-        elif len(shape) >= 2:
-            values = values / np.sqrt(np.prod(shape[1:]))
-        else:
-            values = 1 + 0.1 * values if leaf == "weight" else 0.1 * values
-        tensors[key] = torch.from_numpy(np.asarray(values, dtype=values.dtype))
-    return tensors
+def fill(shapes):
+    """Tensors that are drawn from their names."""
+    return {name: filled(name, tuple(shape)) for name, shape in shapes.items()}
 
 
 def filled_network(**options):
     """A small network in eval mode whose blocks all take part, unlike those of an untrained one."""
     torch.manual_seed(0)
     network = VideoResNet(**{"width": 4} | options).eval()
-    network.load_state_dict(filled({key: tuple(t.shape) for key, t in network.state_dict().items()}))
+    network.load_state_dict(fill({key: tuple(t.shape) for key, t in network.state_dict().items()}))
     return network
 
 
@@ -71,17 +51,17 @@ def narrow_kind(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def released(shared_fixtures):
-    return json.loads((shared_fixtures / "altfreezing_i3d_r50.json").read_text())
+def released():
+    return fixture("altfreezing")
 
 
 def test_answers_are_those_of_the_released_network(released, altfreezing_kind):
-    network = weights.import_state_dict("altfreezing", filled(released["keys"]))
+    network = weights.import_state_dict("altfreezing", fill(released["keys"]))
     assert not network.training
     assert sum(p.numel() for p in network.parameters()) == released["parameters"]
     for name, shape in released["inputs"].items():
         with torch.inference_mode():
-            answer = network(torch.from_numpy(drawn(name, shape)))
+            answer = network(drawn(name, shape))
         np.testing.assert_allclose(answer.numpy(), released["logits"][name], rtol=0, atol=1e-3, err_msg=name)
 
 
@@ -166,7 +146,7 @@ def test_groups_by_released_name_are_the_published_ones():
 @pytest.mark.parametrize("head", ["linear", "transformer"])
 def test_every_parameter_learns(head):
     network = VideoResNet(width=2, head=head, pooling="class").train()
-    network.load_state_dict(filled({key: tuple(t.shape) for key, t in network.state_dict().items()}))
+    network.load_state_dict(fill({key: tuple(t.shape) for key, t in network.state_dict().items()}))
     network(random_clips(4, 3, 4, 64, 64)).sum().backward()
     still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []

@@ -1,7 +1,6 @@
 """Published weights: agreement with the released files, other layouts of Keras files, and files that lie."""
 
 import copy
-import hashlib
 import json
 import math
 import pickle
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from parity import drawn, filled, fixture
 from PIL import Image
 
 from deepfake_nb import face_encoder, weights
@@ -137,6 +137,25 @@ def test_layers_beyond_nine_are_sorted_as_numbers(keras_layers, keras_file, tmp_
     assert score(import_mesonet(other), images) == pytest.approx(
         score(import_mesonet(keras_file), images), abs=1e-6
     )
+
+
+def layers_drawn_from_their_names(shapes):
+    """Layers of a Keras network, in the order in which they are created."""
+    layers = {}
+    for name, shape in shapes.items():
+        layer, _, leaf = name.partition("/")
+        kind, _, number = layer.rpartition("_")
+        layers.setdefault((kind, int(number)), {})[leaf] = filled(name, shape).numpy()
+    return layers
+
+
+@pytest.mark.parametrize("kind", ["meso4", "mesoinception4"])
+def test_imported_networks_output_what_keras_does(kind, tmp_path):
+    published = fixture("mesonet")[kind]
+    file = write_keras(tmp_path / "drawn.h5", layers_drawn_from_their_names(published["keys"]))
+    assert check_file(file).kind == kind
+    images = drawn("input0", published["inputs"]["input0"]).numpy()
+    assert 1 - score(import_mesonet(file), images) == pytest.approx(published["real"], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -358,25 +377,9 @@ def test_hdf5_links_are_not_followed(tmp_path, keras_layers, link):
         check_file(file)
 
 
-def filled(name, shape):
-    """A tensor by the fixtures' rule: drawn from its own name."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    values = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-    leaf = name.rpartition(".")[2]
-    if leaf == "num_batches_tracked":
-        return torch.zeros(shape, dtype=torch.long)
-    if leaf == "running_var":
-        values = 1 + 0.1 * abs(values)
-    elif len(shape) > 1:
-        values = values / math.sqrt(np.prod(shape[1:]))
-    else:
-        values = 1 + 0.1 * values if leaf == "weight" else 0.1 * values
-    return torch.from_numpy(values)
-
-
 @pytest.fixture(scope="module")
 def xception_release():
-    """A state dict as DeepfakeBench saves its Xception, filled by the fixtures' rule."""
+    """A state dict as DeepfakeBench saves its Xception, each tensor drawn from its name."""
     shapes = {k: tuple(v.shape) for k, v in to_deepfakebench(Xception().state_dict()).items()}
     adjust = "backbone.adjust_channel"
     shapes |= {f"{adjust}.0.weight": (512, 2048, 1, 1), f"{adjust}.0.bias": (512,)}
@@ -385,18 +388,13 @@ def xception_release():
     return {name: filled(name, shape) for name, shape in shapes.items()}
 
 
-def fixed_input(name, shape):
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
-
-
-def test_xception_answers_as_deepfakebench_does(shared_fixtures, xception_release):
-    published = json.loads((shared_fixtures / "deepfakebench_xception.json").read_text())
+def test_xception_answers_as_deepfakebench_does(xception_release):
+    published = fixture("xception")
     assert {k: list(v.shape) for k, v in xception_release.items()} == published["keys"]
     network = import_state_dict("deepfakebench-xception", xception_release)
     assert not network.training
     with torch.inference_mode():
-        logits = network(fixed_input("input0", published["inputs"]["input0"]))
+        logits = network(drawn("input0", published["inputs"]["input0"]))
     assert logits.numpy() == pytest.approx(np.array(published["logits"]), abs=1e-3)
 
 
