@@ -27,13 +27,16 @@ __all__ = [
 ]
 
 # %% ../nbs/08_weights.ipynb #9f4e589e
+import functools
 import importlib.util
 import json
 import pickle
 import re
 import warnings
+import zipfile
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import h5py
@@ -568,17 +571,29 @@ def build_network(kind, settings=None):
         raise InputError(
             f"There is no network of kind {kind!r} in this version. There are: {', '.join(KINDS)}."
         )
-    module, _, name = KINDS[kind].partition(":")
-    return getattr(importlib.import_module(module), name)(**(settings or {}))
+    return network_at(KINDS[kind])(**(settings or {}))
+
+
+def network_at(location):
+    """The class or function of a network from its location in `KINDS`."""
+    module, _, name = location.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@functools.cache
+def outline_at(location):
+    """A network with the settings of the release and without numbers, to compare names and shapes with."""
+    with torch.device("meta"):
+        return network_at(location)()
 
 
 # %% ../nbs/08_weights.ipynb #2cf60780
-def tensors_within(content):
-    """The largest dictionary of tensors in nested dictionaries."""
+def tensors_within(content, type_=torch.Tensor):
+    """The largest dictionary of tensors, or values of another type, in nested dictionaries."""
     if not isinstance(content, dict):
         return {}
-    here = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    return max([here, *map(tensors_within, content.values())], key=len)
+    here = {str(key): value for key, value in content.items() if isinstance(value, type_)}
+    return max([here, *(tensors_within(value, type_) for value in content.values())], key=len)
 
 
 def without_prefix(state_dict, expected):
@@ -600,20 +615,6 @@ def renamed(network, state_dict):
     return (rename(state_dict) if rename else state_dict), expected
 
 
-def differences(state_dict, expected):
-    """Why a state dict does not fit, in words; empty when it fits."""
-    counters = {key for key in expected if key.endswith("num_batches_tracked")}
-    missing = [key for key in expected if key not in state_dict and key not in counters]
-    unknown = [key for key in state_dict if key not in expected]
-    shapes = [k for k, shape in expected.items() if k in state_dict and tuple(state_dict[k].shape) != shape]
-    words = [("lacks", missing), ("has besides", unknown), ("has in another shape", shapes)]
-    said = [f"it {verb} {len(keys)} tensors such as {keys[0]!r}" for verb, keys in words if keys]
-    if shapes:
-        here, there = expected[shapes[0]], tuple(state_dict[shapes[0]].shape)
-        said[-1] += f", which is {there} in the file, but {here} in the network"
-    return "; ".join(said)
-
-
 def misfit(network, state_dict):
     """Released tensors under the names of `network`, and why they do not fit, in words."""
     state_dict, expected = renamed(network, tensors_within(state_dict))
@@ -622,6 +623,36 @@ def misfit(network, state_dict):
     if problem and explain and (reason := explain(state_dict)):
         problem = f"{reason}; {problem}"
     return state_dict, problem
+
+
+# %% ../nbs/08_weights.ipynb #f74fc6cd
+MOST_NAMES = 3
+COUNTER = "num_batches_tracked"
+
+
+def some_tensors(names, shapes):
+    """The first names of tensors, with their shapes."""
+    said = [f"{name!r} {tuple(shapes[name])}" for name in names[:MOST_NAMES]]
+    return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
+
+
+def differences(state_dict, expected):
+    """Why a state dict does not fit, in words; empty when it fits."""
+    found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+    missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
+    unknown = [key for key in found if key not in expected]
+    shapes = [
+        f"{key!r}, which is {found[key]} in the file, but {shape} in the network"
+        for key, shape in expected.items()
+        if found.get(key, shape) != shape
+    ]
+    said = [f"it lacks {len(missing)} tensors such as {some_tensors(missing, expected)}"] if missing else []
+    said += (
+        [f"it has besides {len(unknown)} tensors such as {some_tensors(unknown, found)}"] if unknown else []
+    )
+    first = ", and ".join(shapes[:MOST_NAMES])
+    said += [f"it has in another shape {len(shapes)} tensors such as {first}"] if shapes else []
+    return "; ".join(said)
 
 
 # %% ../nbs/08_weights.ipynb #38e3f3b5
@@ -679,9 +710,6 @@ class KerasLayer(NamedTuple):
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
-MOST_VALUES = 50_000_000
-
-
 def text_list(group, name):
     """An attribute that holds names, as text."""
     values = group.attrs.get(name)
@@ -691,6 +719,9 @@ def text_list(group, name):
 
 
 # %% ../nbs/08_weights.ipynb #34428d19
+MOST_VALUES = 50_000_000
+
+
 def plain_dataset(group, name):
     """A data set stored in the file itself."""
     for part in name.split("/"):
@@ -699,9 +730,34 @@ def plain_dataset(group, name):
         group = group[part]
     if not isinstance(group, h5py.Dataset) or group.external or group.is_virtual:
         raise ValueError(f"{name!r} is not a plain data set")
-    if group.dtype.kind != "f" or group.size > MOST_VALUES:
-        raise ValueError(f"{name!r} is not a tensor of a network")
+    if group.dtype.kind != "f":
+        raise ValueError(f"{name!r} holds {group.dtype} in place of floating-point numbers")
+    if group.size > MOST_VALUES:
+        raise ValueError(f"{name!r} has {group.size:,} values, more than any tensor of a network here")
     return group
+
+
+# %% ../nbs/08_weights.ipynb #77ca5db9
+OLDER_LAYOUT = (
+    "Write it in Keras' older layout, and give that file: build or load the model with Keras, and call "
+    "model.save('model.h5')."
+)
+
+
+def keras_root(file, path):
+    """The group of an HDF5 file that lists Keras' layers; other layouts are named in the error."""
+    if "layer_names" in file.attrs:
+        return file
+    names = list(file.keys())
+    if isinstance(file.get("model_weights", getlink=True), h5py.HardLink):
+        return file["model_weights"]
+    if {"layers", "_layer_checkpoint_dependencies"} & set(names):
+        raise InputError(f"{str(path)!r} is a weight file of Keras 3, which is not read here. {OLDER_LAYOUT}")
+    found = ", ".join(map(repr, names[:MOST_NAMES])) or "nothing"
+    raise InputError(
+        f"{str(path)!r} is an HDF5 file, but not one of Keras: it holds {found}, and no list of layers. "
+        f"Give the file that Keras' save or save_weights wrote."
+    )
 
 
 # %% ../nbs/08_weights.ipynb #8b407b7f
@@ -719,31 +775,30 @@ def read_keras_layers(path):
     """
     try:
         with h5py.File(path, "r") as file:
-            root = file if "layer_names" in file.attrs else file["model_weights"]
-            layers = []
-            for name in text_list(root, "layer_names"):
-                paths = text_list(root[name], "weight_names")
-                tensors = {
-                    path.rpartition("/")[2].partition(":")[0]: plain_dataset(root[name], path)[()].astype(
-                        np.float32
-                    )
-                    for path in paths
-                }
-                layers.append(KerasLayer(name, tensors))
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        UnicodeDecodeError,
-    ) as error:
+            root = keras_root(file, path)
+            layers = [keras_layer(root, name) for name in text_list(root, "layer_names")]
+    except InputError:
+        raise
+    except OSError as error:
         raise InputError(
             f"{str(path)!r} cannot be read as a Keras weight file ({first_line(error)}). "
             f"It may be cut short: compare its size with that of the release."
         ) from error
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read as a Keras weight file ({first_line(error)}). "
+            f"Give the file that Keras' save or save_weights wrote."
+        ) from error
     return [layer for layer in layers if layer.tensors]
+
+
+def keras_layer(root, name):
+    """One layer of a Keras file."""
+    tensors = {}
+    for path in text_list(root[name], "weight_names"):
+        values = plain_dataset(root[name], path)[()].astype(np.float32)
+        tensors[path.rpartition("/")[2].partition(":")[0]] = values
+    return KerasLayer(name, tensors)
 
 
 # %% ../nbs/08_weights.ipynb #404196b5
@@ -804,6 +859,43 @@ def keras_kind(layers):
     return next((kind for kind, build in networks.items() if keras_state_dict(layers, build())), None)
 
 
+def keras_shapes(network):
+    """How often each kind of tensor occurs in a network: by layer, tensor and shape in Keras' order of axes."""
+    order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+    shapes = Counter()
+    for module in network.modules():
+        for keras_name, torch_name in TENSOR_NAMES.get(type(module), {}).items():
+            shape = getattr(module, torch_name).shape
+            shapes[type(module).__name__, keras_name, tuple(shape[axis] for axis in order[len(shape)])] += 1
+    return shapes
+
+
+# %% ../nbs/08_weights.ipynb #f967fd06
+def nearest_keras(layers):
+    """The known network that Keras layers are nearest to, and what differs, in a sentence; empty when there is none."""
+    found = Counter(
+        (getattr(layer_type(layer), "__name__", layer.name), name, shape)
+        for layer in layers
+        for name, shape in layer.shapes.items()
+    )
+    networks = {"meso4": keras_shapes(Meso4()), "mesoinception4": keras_shapes(MesoInception4())}
+    share = {kind: (found & shapes).total() / (found | shapes).total() for kind, shapes in networks.items()}
+    kind = max(share, key=share.get)
+    if share[kind] < LEAST_SHARE:
+        return ""
+    missing, besides = networks[kind] - found, found - networks[kind]
+    said = [
+        f"{verb} {tensors.total()} tensors such as {' '.join(map(str, next(iter(tensors))))}"
+        for verb, tensors in (("it lacks", missing), ("it has besides", besides))
+        if tensors
+    ]
+    return f"the nearest known network is {kind!r}, but {'; '.join(said) or 'its layers have another order'}"
+
+
+LEAST_SHARE = 0.1
+"""Share of common tensors below which no network is called the nearest."""
+
+
 # %% ../nbs/08_weights.ipynb #017d7c55
 def import_mesonet(path, polarity="P(real)"):
     """Read a Keras file of Meso-4 or MesoInception-4.
@@ -830,7 +922,10 @@ def import_mesonet(path, polarity="P(real)"):
     layers = read_keras_layers(path)
     kind = keras_kind(layers)
     if kind is None:
-        raise InputError(f"{str(path)!r} is a Keras file, but of neither Meso-4 nor MesoInception-4.")
+        nearest = nearest_keras(layers)
+        raise InputError(
+            f"{str(path)!r} is a Keras file, but of neither Meso-4 nor MesoInception-4{nearest and '; '}{nearest}."
+        )
     state_dict = keras_state_dict(layers, build_network(kind))
     if polarity == "P(real)":
         state_dict |= {key: -state_dict[key] for key in ("head.weight", "head.bias")}
@@ -838,23 +933,174 @@ def import_mesonet(path, polarity="P(real)"):
 
 
 # %% ../nbs/08_weights.ipynb #251da099
+class OtherFormat(NamedTuple):
+    """A format that is not read here: what it is, and what to give instead."""
+
+    what: str
+    instead: str
+
+
+UNPACK = "Unpack it, and give the weight file in it."
+FROM_NUMPY = "torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, 'weights.pth')"
+RELEASED = "Give the checkpoint that it was made from, as a state dict or a safetensors file."
+SIGNS = (
+    (0, b"\x93NUMPY", OtherFormat("a single NumPy array", f"Give tensors by name: {FROM_NUMPY}.")),
+    (0, b"\x1f\x8b", OtherFormat("compressed with gzip", UNPACK)),
+    (0, b"BZh", OtherFormat("compressed with bzip2", UNPACK)),
+    (0, b"\xfd7zXZ", OtherFormat("compressed with xz", UNPACK)),
+    (0, b"(\xb5/\xfd", OtherFormat("compressed with zstd", UNPACK)),
+    (0, b"7z\xbc\xaf", OtherFormat("a 7-Zip archive", UNPACK)),
+    (0, b"Rar!", OtherFormat("a RAR archive", UNPACK)),
+    (257, b"ustar", OtherFormat("a TAR archive", UNPACK)),
+    (4, b"TFL3", OtherFormat("a TensorFlow Lite model", RELEASED)),
+    (4, b"ORTM", OtherFormat("a model of ONNX Runtime", RELEASED)),
+    (0, b"GGUF", OtherFormat("a GGUF file", RELEASED)),
+    (
+        0,
+        b"version https://git-lfs",
+        OtherFormat("a pointer of Git LFS in place of the file", "Run `git lfs pull`."),
+    ),
+    (0, b"<!doctype html", OtherFormat("a web page in place of the file", "Download the file itself.")),
+    (0, b"<html", OtherFormat("a web page in place of the file", "Download the file itself.")),
+)
+
+# %% ../nbs/08_weights.ipynb #3ebbcbea
+WEIGHT_ENDINGS = (
+    ".pth",
+    ".pt",
+    ".ckpt",
+    ".bin",
+    ".safetensors",
+    ".h5",
+    ".hdf5",
+    ".keras",
+    ".onnx",
+    ".pkl",
+    ".tar",
+)
+TORCHSCRIPT = OtherFormat(
+    "a TorchScript archive, a program with its weights",
+    "If you trust its author, write its tensors and give that file: "
+    "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pth').",
+)
+
+
+def inside_zip(path):
+    """The format of a ZIP archive from the names in it; None for a checkpoint of PyTorch, or when the list is missing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [
+                name for name in archive.namelist() if not name.endswith("/") and "__MACOSX/" not in name
+            ]
+            if names and all(name.endswith(".npy") for name in names):
+                return OtherFormat(
+                    f"a NumPy archive (.npz) of {len(names)} arrays such as {some_arrays(archive, names)}",
+                    f"Write them as tensors, and give that file: arrays = numpy.load(FILE); {FROM_NUMPY}.",
+                )
+    except (zipfile.BadZipFile, OSError):
+        return None
+    leaves = {PurePosixPath(name).name for name in names}
+    if {"config.json", "model.weights.h5"} <= set(names):
+        return OtherFormat("a model of Keras 3 (.keras)", OLDER_LAYOUT)
+    if "constants.pkl" in leaves or any(PurePosixPath(name).parts[1:2] == ("code",) for name in names):
+        return TORCHSCRIPT
+    if {"archive_format", "serialized_exported_program.json"} & leaves:
+        return OtherFormat("a program of torch.export", RELEASED)
+    if any(name.endswith("/data.pkl") for name in names):
+        return None
+    return other_zip(names)
+
+
+# %% ../nbs/08_weights.ipynb #eb9b9335
+def other_zip(names):
+    """The description of a ZIP archive that no library wrote as a model."""
+    if "data.pkl" in names:
+        return OtherFormat(
+            "a checkpoint of PyTorch that was unpacked and zipped again", "Give it as it was released."
+        )
+    weights = [name for name in names if name.lower().endswith(WEIGHT_ENDINGS)]
+    if weights:
+        more = f" and {len(weights) - 1} more weight files" if len(weights) > 1 else ""
+        return OtherFormat(f"a ZIP archive around {weights[0]!r}{more}", UNPACK)
+    some = ", ".join(map(repr, names[:MOST_NAMES])) or "nothing"
+    return OtherFormat(
+        f"a ZIP archive without a weight file; it holds {some}", "`weights list` shows what can be used."
+    )
+
+
+def some_arrays(archive, names):
+    """The first names of a NumPy archive, with their shapes."""
+    shapes = {}
+    for name in names[:MOST_NAMES]:
+        with archive.open(name) as file:
+            version = np.lib.format.read_magic(file)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shapes[name.removesuffix(".npy")] = read(file)[0]
+    return some_tensors([*shapes], shapes)
+
+
+# %% ../nbs/08_weights.ipynb #d27e9b68
 SIGNATURES = {"keras-h5": b"\x89HDF\r\n\x1a\n", "torch": b"PK\x03\x04", "torch-legacy": b"\x80"}
+TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 
 
+def onnx_model(path):
+    """An ONNX file as a message, without data outside the file; None for other and for incomplete files."""
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception:  # protobuf raises several classes of its own
+        return None
+    return model if model.graph.node or model.graph.initializer else None
+
+
+def is_onnx(path, head):
+    """Whether a file is an ONNX model."""
+    if re.match(rb"\x08[\x01-\x1f]\x12[\x00-\x3f][ -~]", head):
+        return True
+    return bool(re.match(rb"\x08[\x01-\x1f][\x12\x1a\"(2:Br]", head)) and onnx_model(path) is not None
+
+
+def other_format(path, head):
+    """The format of a file that is not read here; None for a format that is."""
+    for place, sign, other in SIGNS:
+        if head[place:].lower().startswith(sign.lower()):
+            return other
+    if head.startswith(SIGNATURES["torch"]):
+        return inside_zip(path)
+    if head.startswith(SIGNATURES["torch-legacy"]) and TORCH_MAGIC not in head[:32]:
+        return OtherFormat(
+            "a plain pickle, which may hold Python objects besides tensors, and was not opened, because opening it could run "
+            "somebody's code",
+            "Ask its author for a safetensors file, or for a state dict that torch.save wrote.",
+        )
+    if re.match(rb"\x08\x01\x12", head) and not is_onnx(path, head):
+        return OtherFormat("a SavedModel of TensorFlow", RELEASED)
+    return None
+
+
+# %% ../nbs/08_weights.ipynb #435d84c6
 def file_format(path):
-    """The format of a weight file, from its first bytes."""
+    """The format of a weight file, from its content; a file that is not read here is named in the error."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(16)
+            head = file.read(512)
     except OSError as error:
         raise InputError(f"The weight file {str(path)!r} cannot be opened: {error.strerror}.") from error
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "safetensors"
+    if other := other_format(path, head):
+        raise InputError(f"{str(path)!r} is {other.what}. {other.instead}")
     for name, signature in SIGNATURES.items():
         if head.startswith(signature):
             return name
-    if re.match(rb"\x08[\x01-\x1f]\x12", head):  # version of the format, then the producer of the file
+    if is_onnx(path, head):
         return "onnx"
     what = "is empty" if not head else "is neither HDF5 (Keras) nor a PyTorch, safetensors or ONNX file"
     raise InputError(
@@ -879,22 +1125,13 @@ def read_state_dict(path):
     Raises
     ------
     InputError
-        The file is damaged, contains something other than tensors, or would run code when opened.
+        The file has another format, is damaged, contains something other than tensors, or would run code when opened.
     """
-    path = Path(path)
+    path, format_ = Path(path), file_format(path)
+    if format_ == "keras-h5":
+        raise InputError(f"{str(path)!r} is an HDF5 file. Give a PyTorch or safetensors file here.")
     try:
-        if (format_ := file_format(path)) == "safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if format_ == "onnx":
-            from deepfake_nb.encoders import clip_state_dict_from_onnx
-
-            return clip_state_dict_from_onnx(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(numbers_of_numpy()):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_content(path, format_)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{str(path)!r} holds Python objects besides tensors and was not opened, because opening it could "
@@ -903,11 +1140,49 @@ def read_state_dict(path):
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
-    tensors = tensors_within(content)
-    if not tensors:
-        raise InputError(f"{str(path)!r} holds no tensors by name. Give a state dict, not a single value.")
-    return tensors
+        raise InputError(unreadable(path, format_, error)) from error
+    if tensors := tensors_within(content):
+        return tensors
+    if arrays := tensors_within(content, np.ndarray):
+        raise InputError(
+            f"{str(path)!r} holds {len(arrays)} NumPy arrays in place of tensors, such as "
+            f"{some_tensors([*arrays], {name: array.shape for name, array in arrays.items()})}. "
+            f"Write them as tensors where the file was made, and give that one: {FROM_NUMPY}."
+        )
+    raise InputError(f"{str(path)!r} holds no tensors by name. Give a state dict, not a single value.")
+
+
+# %% ../nbs/08_weights.ipynb #0fb4605d
+def read_content(path, format_):
+    """What a PyTorch, safetensors or ONNX file holds."""
+    if format_ == "safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if format_ == "onnx":
+        return clip_tensors(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.serialization.safe_globals(numbers_of_numpy()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def clip_tensors(path):
+    """The tensors of CLIP's image encoder in an ONNX file; another complete ONNX file is described in the error."""
+    from deepfake_nb.encoders import clip_state_dict_from_onnx
+
+    try:
+        return clip_state_dict_from_onnx(path)
+    except InputError:
+        if (model := onnx_model(path)) is None:
+            raise
+        stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+        some = f" such as {some_tensors([*stored], stored)}" if stored else ""
+        raise InputError(
+            f"{str(path)!r} is an ONNX file of {len(model.graph.node)} nodes and {len(stored)} tensors{some}, written by "
+            f"{model.producer_name or 'an unknown program'}. It is not the int8 ONNX file of CLIP's image encoder, the "
+            f"only one that is read here. {RELEASED}"
+        ) from None
 
 
 # %% ../nbs/08_weights.ipynb #91339b4a
@@ -921,16 +1196,104 @@ def numbers_of_numpy():
     return [*builders, *old_names, *types]
 
 
+def is_whole(path, format_):
+    """Whether a file that cannot be read has all its bytes, as far as its format can tell."""
+    try:
+        if format_ == "torch":
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() is None
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length)).items()
+        ends = [entry["data_offsets"][1] for name, entry in entries if name != "__metadata__"]
+        return path.stat().st_size == 8 + length + max(ends, default=0)
+    except Exception:  # whatever is wrong with it, it is not whole
+        return False
+
+
+def unreadable(path, format_, error):
+    """The sentence for a file that its library cannot read."""
+    if is_whole(path, format_):
+        library = "safetensors" if format_ == "safetensors" else f"PyTorch {torch.__version__}"
+        return (
+            f"{str(path)!r} is whole, but {library} cannot read it here: {first_line(error)}. "
+            f"Ask its author for a plain state dict, or update the library."
+        )
+    return f"{str(path)!r} is damaged or cut short: {first_line(error)}"
+
+
 # %% ../nbs/08_weights.ipynb #748e1f97
 def state_dict_kind(state_dict):
     """The kind of network that a state dict fits; None when there is none."""
-    for kind in KINDS:
-        with torch.device("meta"):
-            network = build_network(kind)
-        if not differences(*renamed(network, state_dict)):
+    for kind, location in KINDS.items():
+        if not differences(*renamed(outline_at(location), state_dict)):
             return kind
     return None
 
+
+def without_main_prefix(state_dict):
+    """Strip the first part of the names that more than half of them share; the other names are kept."""
+    firsts = Counter(key.partition(".")[0] for key in state_dict if "." in key)
+    first, count = max(firsts.items(), key=lambda item: item[1], default=("", 0))
+    if 2 * count <= len(state_dict):
+        return state_dict
+    return {key.removeprefix(f"{first}."): tensor for key, tensor in state_dict.items()}
+
+
+# %% ../nbs/08_weights.ipynb #baaee027
+class Comparison(NamedTuple):
+    """How near the tensors of a file are to a known network."""
+
+    kind: str
+    by_name: float
+    by_shape: float
+    tensors: dict
+    expected: dict
+
+    @property
+    def fitting(self):
+        """Names of the tensors that fit."""
+        return [
+            k for k, shape in self.expected.items() if k in self.tensors and self.tensors[k].shape == shape
+        ]
+
+
+def compare_tensors(kind, state_dict):
+    """Compare the tensors of a file with a network of a kind; counters of batch norms do not count."""
+    tensors, expected = renamed(outline_at(KINDS[kind]), state_dict)
+    tensors, expected = ({k: v for k, v in d.items() if not k.endswith(COUNTER)} for d in (tensors, expected))
+    same_name = tensors.keys() & expected.keys()
+    fitting = sum(tensors[key].shape == expected[key] for key in same_name)
+    shapes = Counter(tuple(tensor.shape) for tensor in tensors.values() if tensor.ndim)
+    wanted = Counter(shape for shape in expected.values() if shape)
+    by_name = (fitting + len(same_name)) / 2 / max(len(tensors.keys() | expected.keys()), 1)
+    by_shape = (shapes & wanted).total() / max((shapes | wanted).total(), 1)
+    return Comparison(kind, by_name, by_shape, tensors, expected)
+
+
+# %% ../nbs/08_weights.ipynb #868d23eb
+def nearest_kind(state_dict):
+    """The known network that a file is nearest to, and what differs, in a sentence; empty when there is none."""
+    candidates = (state_dict, without_main_prefix(state_dict))
+    found = [compare_tensors(kind, tensors) for kind in KINDS for tensors in candidates]
+    near = max(found, key=lambda comparison: comparison.by_name)
+    if near.by_name >= LEAST_SHARE:
+        return (
+            f"the nearest known network is {near.kind!r}, of whose {len(near.expected)} tensors {len(near.fitting)} fit: "
+            f"{differences(near.tensors, near.expected)}"
+        )
+    near = max(found, key=lambda comparison: comparison.by_shape)
+    if near.by_shape >= LEAST_SHARE_OF_SHAPES:
+        names = ", ".join(map(repr, [*state_dict][:MOST_NAMES]))
+        return (
+            f"the shapes are those of {near.kind!r} ({near.by_shape:.0%}), but the names are others: {names} in place of "
+            f"{', '.join(map(repr, [*near.expected][:MOST_NAMES]))}"
+        )
+    return ""
+
+
+LEAST_SHARE_OF_SHAPES = 0.9
+"""Share of common shapes below which a file with other names is not called near."""
 
 # %% ../nbs/08_weights.ipynb #745e278b
 HEADER = "deepfake_nb_network"
@@ -977,7 +1340,7 @@ def read_header(path):
             text = (file.metadata() or {}).get(HEADER)
         about = json.loads(text or "{}")
     except Exception as error:
-        raise InputError(f"{str(path)!r} is damaged or cut short: {first_line(error)}") from error
+        raise InputError(unreadable(Path(path), "safetensors", error)) from error
     if text is None:
         return None
     types = {"kind": str, "settings": dict, "trained_on": str, "usage": dict}
@@ -1026,6 +1389,8 @@ class WeightFile:
         From the registry or the metadata of the file; a note when nothing is known.
     settings, usage : dict
         See `save_network`; empty for other files.
+    nearest : str
+        For a file of no known kind: the network that it is nearest to and what differs, in words.
     """
 
     path: str
@@ -1041,11 +1406,14 @@ class WeightFile:
     source: str
     settings: dict = field(default_factory=dict)
     usage: dict = field(default_factory=dict)
+    nearest: str = ""
 
     def items(self):
         """Pairs of property and value, for a table."""
         about = asdict(self)
         parts = {"network": about.pop("settings"), "use": about.pop("usage")}
+        if not self.nearest:
+            del about["nearest"]
         return (
             about | {f"{part}: {name}": value for part in parts for name, value in parts[part].items()}
         ).items()
@@ -1066,7 +1434,7 @@ def check_file(path):
     Raises
     ------
     InputError
-        It is not a weight file, is damaged, or would run code when opened.
+        It is not a weight file, has a format that is not read here, is damaged, or would run code when opened.
     """
     path = Path(path)
     format_ = file_format(path)
@@ -1075,12 +1443,14 @@ def check_file(path):
         layers = read_keras_layers(path)
         tensors = [tensor for layer in layers for tensor in layer.tensors.values()]
         kind = keras_kind(layers)
+        nearest = "" if kind else nearest_keras(layers)
     else:
         state_dict = read_state_dict(path)
         tensors = [tensor.detach() for tensor in state_dict.values()]
         if about:
             check_header(path, about, state_dict)
         kind = about["kind"] if about else state_dict_kind(state_dict)
+        nearest = "" if kind else nearest_kind(state_dict)
     return WeightFile(
         path=str(path),
         kind=kind,
@@ -1088,6 +1458,7 @@ def check_file(path):
         tensors=len(tensors),
         values=sum(int(np.prod(tensor.shape)) for tensor in tensors),
         size=path.stat().st_size,
+        nearest=nearest,
         **origin(sha256_of(path), about),
     )
 
@@ -1159,7 +1530,7 @@ def load_detector(name, weights=None):
     report = check_file(path)
     if report.kind != entry.kind:
         found = f"a {report.kind!r} network" if report.kind else "no network that this version knows"
-        why = why_not(entry.kind, path) if report.kind is None else ""
+        why = why_not(entry.kind, path, report) if report.kind is None else ""
         raise InputError(
             f"The detector {name!r} needs a {entry.kind!r} network, but {str(path)!r} holds {found}{why}."
         )
@@ -1172,12 +1543,13 @@ def load_detector(name, weights=None):
 
 
 # %% ../nbs/08_weights.ipynb #a22ce964
-def why_not(kind, path):
-    """Why the tensors of a file do not fit the network of a kind, after a colon."""
-    with torch.device("meta"):
-        network = build_network(kind)
-    explain = getattr(network, "explain_misfit", lambda _: None)
-    reason = explain(renamed(network, read_state_dict(path))[0])
+def why_not(kind, path, report):
+    """Why the tensors of a file do not fit the network of a kind, or which network they are nearest to, after a colon."""
+    reason = report.nearest
+    if report.format != "keras-h5":
+        network = outline_at(KINDS[kind])
+        explain = getattr(network, "explain_misfit", lambda _: None)
+        reason = explain(renamed(network, read_state_dict(path))[0]) or reason
     return f": {reason}" if reason else ""
 
 

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import pickle
+import tarfile
+import zipfile
 
 import h5py
 import numpy as np
@@ -336,6 +338,248 @@ def test_files_that_are_no_weights_give_a_sentence(tmp_path, keras_layers):
         assert str(file) in str(raised.value) and "\n" not in str(raised.value), file
         with pytest.raises(InputError):
             load_detector("meso4-df", file)
+
+
+def zipped(path, **contents):
+    """A ZIP archive of members with their contents."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+def keras_3_weights(path):
+    with h5py.File(path, "w") as file:
+        file["layers/conv2d/vars/0"] = np.zeros((3, 3, 3, 8), np.float32)
+        file["layers/conv2d/vars/1"] = np.zeros(8, np.float32)
+
+
+def onnx_file(path, **options):
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    stored = [numpy_helper.from_array(np.zeros((4, 4), np.float32), "head.weight")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "head.weight"], ["y"])], "small", *[[e] for e in ends], stored)  # fmt: skip
+    save(helper.make_model(graph, **options), str(path))
+
+
+def rewritten(source, path, **changes):
+    """A copy of a ZIP archive with other contents of some members, by the last part of their names."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, changes.get(name.rpartition("/")[2], old.read(name)))
+
+
+def write_whole_file(path, how):
+    """A whole file that is not a checkpoint to be read here."""
+    network, plain = torch.nn.Linear(4, 4), path.with_name("plain.pth")
+    torch.save(network.state_dict(), plain)
+    keras_3_weights(path.with_name("keras_3"))
+    if how in ("scripted", "traced"):
+        program = (
+            torch.jit.script(network) if how == "scripted" else torch.jit.trace(network, torch.ones(1, 4))
+        )
+        program.save(str(path))
+    elif how == "npz":
+        np.savez(
+            path.with_suffix(".npz"), kernel=np.zeros((3, 3), np.float32), objects=np.array([{}], object)
+        )
+        path.with_suffix(".npz").rename(path)
+    elif how == "npy":
+        np.save(path.with_suffix(".npy"), np.zeros(3))
+        path.with_suffix(".npy").rename(path)
+    elif how == "keras":
+        members = {"metadata.json": "{}", "config.json": "{}"}
+        zipped(path, **members, **{"model.weights.h5": path.with_name("keras_3").read_bytes()})
+    elif how == "keras weights":
+        keras_3_weights(path)
+    elif how == "table":
+        with h5py.File(path, "w") as file:
+            file["table"] = np.arange(3.0)
+    elif how == "onnx":
+        onnx_file(path, producer_name="pytorch", producer_version="2.1")
+    elif how == "onnx without a producer":
+        onnx_file(path)
+    elif how == "saved model":
+        path.write_bytes(b"\x08\x01\x12\xd0\xa0\x01\x0a\xd3\x03" + b"\x00" * 40)
+    elif how == "zip":
+        zipped(
+            path,
+            **{"README.txt": "", "release/model.PTH": plain.read_bytes(), "__MACOSX/release/._model.PTH": ""},
+        )
+    elif how == "zip of two":
+        zipped(path, **{"a.pth": plain.read_bytes(), "b.safetensors": ""})
+    elif how == "zip of pictures":
+        zipped(path, **{"a.png": "", "b.png": ""})
+    elif how == "zipped anew":
+        zipped(path, **{"data.pkl": "", "data/0": "", "version": "3"})
+    elif how == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.add(plain, "model.pth")
+    elif how == "tar.gz":
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(plain, "model.pth")
+    elif how == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n")
+    elif how == "web page":
+        path.write_text("<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title></html>")
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps({"head.weight": np.zeros((4, 4))}))
+    elif how == "arrays":
+        torch.save({"model": {"head.weight": np.zeros((4, 4)), "head.bias": np.zeros(4)}}, path)
+    elif how == "arrays, legacy":
+        torch.save({"head.weight": np.zeros((4, 4))}, path, _use_new_zipfile_serialization=False)
+    elif how == "later version":
+        rewritten(plain, path, version="99\n")
+
+
+WHOLE_FILES = {
+    "scripted": ("TorchScript", "torch.jit.load"),
+    "traced": ("TorchScript", "state_dict"),
+    "npz": (r"NumPy archive .* of 2 arrays such as 'kernel' \(3, 3\) and 'objects'", "torch.from_numpy"),
+    "npy": ("a single NumPy array", "torch.from_numpy"),
+    "keras": (r"a model of Keras 3 \(.keras\)", "older layout"),
+    "keras weights": ("a weight file of Keras 3", "older layout"),
+    "table": ("an HDF5 file, but not one of Keras: it holds 'table'", "save_weights wrote"),
+    "onnx": (
+        r"an ONNX file of 1 nodes and 1 tensors such as 'head.weight' \(4, 4\), written by pytorch",
+        "made from",
+    ),
+    "onnx without a producer": ("an ONNX file .* written by an unknown program", "made from"),
+    "saved model": ("a SavedModel of TensorFlow", "made from"),
+    "zip": ("a ZIP archive around 'release/model.PTH'\\.", "Unpack it"),
+    "zip of two": ("a ZIP archive around 'a.pth' and 1 more", "Unpack it"),
+    "zip of pictures": ("a ZIP archive without a weight file; it holds 'a.png', 'b.png'", "weights list"),
+    "zipped anew": ("unpacked and zipped again", "as it was released"),
+    "tar": ("a TAR archive", "Unpack it"),
+    "tar.gz": ("compressed with gzip", "Unpack it"),
+    "pointer": ("a pointer of Git LFS", "git lfs pull"),
+    "web page": ("a web page in place of the file", "Download"),
+    "pickle": ("a plain pickle", "safetensors file"),
+    "arrays": (
+        r"2 NumPy arrays in place of tensors, such as 'head.weight' \(4, 4\) and 'head.bias'",
+        "torch.from_numpy",
+    ),
+    "arrays, legacy": ("1 NumPy arrays in place of tensors", "torch.from_numpy"),
+    "later version": ("is whole, but PyTorch .* cannot read it here: .*version 99", "update the library"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("how", WHOLE_FILES)
+def test_a_whole_file_of_another_format_is_named(tmp_path, how):
+    file, (what, instead) = tmp_path / "weights.bin", WHOLE_FILES[how]
+    write_whole_file(file, how)
+    for call in (check_file, read_state_dict, lambda path: load_detector("meso4-df", path)):
+        if call is read_state_dict and how in ("keras weights", "table"):
+            continue
+        with pytest.raises(InputError, match=what) as raised:
+            call(file)
+        said = str(raised.value)
+        assert str(file) in said and instead in said and "\n" not in said
+        assert "damaged" not in said and "cut short" not in said
+
+
+@pytest.mark.parametrize("how", ["torch", "legacy", "safetensors", "keras", "npz"])
+def test_a_cut_file_is_said_to_be_cut(tmp_path, keras_layers, how):
+    from safetensors.torch import save_file
+
+    whole, state_dict = tmp_path / "whole", Meso4().state_dict()
+    if how == "keras":
+        write_keras(whole, keras_layers)
+    elif how == "safetensors":
+        save_file(state_dict, whole)
+    elif how == "npz":
+        np.savez(tmp_path / "a.npz", kernel=np.zeros(3))
+        (tmp_path / "a.npz").rename(whole)
+    else:
+        torch.save(state_dict, whole, _use_new_zipfile_serialization=how == "torch")
+    content = whole.read_bytes()
+    for length in (len(content) - 10, len(content) * 3 // 4):
+        (tmp_path / "cut").write_bytes(content[:length])
+        with pytest.raises(InputError, match="cut short"):
+            check_file(tmp_path / "cut")
+
+
+def test_keras_tensors_that_are_no_weights_are_told_without_calling_the_file_damaged(tmp_path, keras_layers):
+    for name, values in (("whole numbers", np.zeros(8, np.int64)), ("embedding", None)):
+        file = write_keras(tmp_path / "odd.h5", keras_layers)
+        with h5py.File(file, "r+") as opened:
+            group = opened["conv2d"]["conv2d"]
+            del group["bias:0"]
+            if values is None:
+                group.create_dataset("bias:0", (60_000_000,), np.float32)
+            else:
+                group["bias:0"] = values
+        with pytest.raises(
+            InputError, match=r"'conv2d/bias:0' (holds int64|has 60,000,000 values)"
+        ) as raised:
+            check_file(file)
+        assert "cut short" not in str(raised.value), name
+
+
+def test_a_link_to_the_model_in_another_file_is_not_followed(tmp_path, keras_layers):
+    write_keras(tmp_path / "other.h5", keras_layers)
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["model_weights"] = h5py.ExternalLink(tmp_path / "other.h5", "/")
+    with pytest.raises(InputError, match="no list of layers"):
+        check_file(tmp_path / "link.h5")
+
+
+def test_a_checkpoint_with_a_tensor_too_many_or_too_few_is_told_the_nearest_network(
+    tmp_path, xception_release
+):
+    cut = {name: tensor for name, tensor in xception_release.items() if "block12.rep.1" not in name}
+    wide = xception_release | {"backbone.conv1.weight": torch.zeros(32, 4, 3, 3)}
+    beside = {"epoch": 3, "state_dict": {f"module.{n}": t for n, t in xception_release.items()}}
+    beside["state_dict"] |= {"teacher.0.weight": torch.zeros(5, 2), "teacher.0.bias": torch.zeros(5)}
+    expected = {
+        "cut": (cut, r"it lacks 2 tensors such as 'block12\.rep\.1\S*' \(\d+.*\) and 'block12"),
+        "wide": (
+            wide,
+            r"another shape 1 tensors such as 'conv1\.weight', which is \(32, 4, 3, 3\) in the file, but \(32, 3",
+        ),
+        "beside": (
+            beside,
+            r"has besides 2 tensors such as 'teacher\.0\.weight' \(5, 2\) and 'teacher\.0\.bias' \(5,\)",
+        ),
+    }
+    for name, (content, words) in expected.items():
+        file = tmp_path / f"{name}.pth"
+        torch.save(content, file)
+        report = check_file(file)
+        assert report.kind is None and dict(report.items())["nearest"] == report.nearest
+        with pytest.raises(InputError, match=rf"the nearest known network is 'deepfakebench-xception', of whose \d+ tensors .*{words}"):  # fmt: skip
+            load_detector("xception", file)
+
+
+def test_a_network_under_other_names_is_known_by_its_shapes(tmp_path):
+    tensors = enumerate(MesoInception4().state_dict().values())
+    torch.save({f"features.{number}": tensor for number, tensor in tensors}, tmp_path / "named.pth")
+    nearest = check_file(tmp_path / "named.pth").nearest
+    assert (
+        "the shapes are those of 'mesoinception4' (100%), but the names are others: 'features.0'" in nearest
+    )
+
+
+def test_a_file_like_no_network_has_no_nearest_one(tmp_path):
+    torch.save({"weight": torch.zeros(3, 5)}, tmp_path / "linear.pth")
+    report = check_file(tmp_path / "linear.pth")
+    assert report.nearest == "" and "nearest" not in dict(report.items())
+
+
+def test_a_keras_file_with_a_layer_too_many_is_told_the_nearest_network(tmp_path, keras_layers):
+    wide = {key: tensors for key, tensors in keras_layers.items() if key != ("batch_normalization", 3)}
+    wide["dense", 2] = {"kernel": np.zeros((16, 7), np.float32), "bias": np.zeros(7, np.float32)}
+    file = write_keras(tmp_path / "wide.h5", wide)
+    said = check_file(file).nearest
+    assert said.startswith(
+        "the nearest known network is 'meso4', but it lacks 4 tensors such as BatchNorm2d "
+    )
+    assert "it has besides 2 tensors such as Linear kernel (16, 7)" in said
+    for call in (import_mesonet, lambda path: load_detector("meso4-df", path)):
+        with pytest.raises(InputError, match="the nearest known network is 'meso4', but it lacks 4 tensors"):
+            call(file)
 
 
 def test_another_network_is_named(tmp_path, keras_file):
