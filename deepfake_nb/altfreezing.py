@@ -76,7 +76,7 @@ def videos_needed(difference, standard_error, n, level=0.05, power=0.8):
     return int(np.ceil(n * (standard_errors * standard_error / difference) ** 2))
 
 
-# %% ../nbs/40_altfreezing.ipynb #07fb36bf
+# %% ../nbs/40_altfreezing.ipynb #31bc7939
 import cv2
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
@@ -86,6 +86,7 @@ from sklearn.preprocessing import StandardScaler
 from .metrics import auc
 
 
+# %% ../nbs/40_altfreezing.ipynb #07fb36bf
 def frame_features(frame, side=64):
     """Grey-level and edge features of one frame.
 
@@ -149,13 +150,14 @@ def split_scores(features, labels, groups=None, *, rounds=100, share=0.2, seed=0
     return np.array(found)
 
 
-# %% ../nbs/40_altfreezing.ipynb #ebb2c1c4
+# %% ../nbs/40_altfreezing.ipynb #1ce3f4ac
 from .clips import SHORTEST_TRACK, clip_starts, cut_clip
 from .faces import face_tracks
 from .forgery import SourceFace, self_source_index, swap_video
 from .video import Frame, probe, read_frames, recompress_frames
 
 
+# %% ../nbs/40_altfreezing.ipynb #ebb2c1c4
 def clips_after(path, change=None, *, length=32, size=224, frames=None, bitrate=None, detector=None):
     """Clips of the main person of a video, after its frames were changed and re-encoded.
 

@@ -92,7 +92,7 @@ def latent_networks(generator_file="", encoder_file="", device="cpu"):
     return LatentNetworks(*(network.to(device).eval() for network in mine), words)
 
 
-# %% ../nbs/50_latent.ipynb #b365d737
+# %% ../nbs/50_latent.ipynb #4c4d6bfb
 import hashlib
 import json
 
@@ -102,6 +102,7 @@ from .stills import list_people
 from .video import media_kind, probe, read_frames, read_image
 
 
+# %% ../nbs/50_latent.ipynb #b365d737
 class AlignedFaces(NamedTuple):
     """Faces of a set: one row per frame, and their images.
 
@@ -117,6 +118,27 @@ class AlignedFaces(NamedTuple):
     table: pd.DataFrame
     pictures: np.ndarray
     left_out: pd.DataFrame
+
+
+# %% ../nbs/50_latent.ipynb #a9ad9bc8
+ALIGNED = "ffhq, first track"
+
+
+def json_of(values):
+    """Values as bytes, for a digest."""
+    return repr([str(value) for value in values]).encode()
+
+
+def list_frames(row, track):
+    """The rows of one media file."""
+    about = {
+        "media_id": row.media_id,
+        "unit": track.frame_indices,
+        "label": row.label,
+        "split": row.split,
+        "method": row.method,
+    }
+    return pd.DataFrame(about)
 
 
 # %% ../nbs/50_latent.ipynb #ee81cb74
@@ -159,27 +181,6 @@ def aligned_faces(made, size, folder):
             words = f"The split {split!r} of {made.name!r} has no faces of both labels."
             raise InputError(f"{words} Check the build's rejected.csv.")
     return AlignedFaces(table, np.load(path, mmap_mode="r"), frames_without(made, manifest, tracks))
-
-
-# %% ../nbs/50_latent.ipynb #a9ad9bc8
-ALIGNED = "ffhq, first track"
-
-
-def json_of(values):
-    """Values as bytes, for a digest."""
-    return repr([str(value) for value in values]).encode()
-
-
-def list_frames(row, track):
-    """The rows of one media file."""
-    about = {
-        "media_id": row.media_id,
-        "unit": track.frame_indices,
-        "label": row.label,
-        "split": row.split,
-        "method": row.method,
-    }
-    return pd.DataFrame(about)
 
 
 # %% ../nbs/50_latent.ipynb #e248df78
@@ -272,7 +273,7 @@ def validation_people(table, rng, share=0.2):
     return chosen
 
 
-# %% ../nbs/50_latent.ipynb #35377914
+# %% ../nbs/50_latent.ipynb #9cc9742d
 import cv2
 from sklearn.decomposition import IncrementalPCA
 
@@ -280,6 +281,7 @@ from .generator import as_inputs, as_pictures
 from .inversion import draw, find_codes
 
 
+# %% ../nbs/50_latent.ipynb #35377914
 class Projection(NamedTuple):
     """Codes of faces from one projector.
 
@@ -552,10 +554,10 @@ from .mesonet import Meso4
 from .pictures import HALF_NORMALISATION, ArraySet, Normalise
 from .training import Trainer, TrainingSettings
 
+# %% ../nbs/50_latent.ipynb #7609351d
 PIXEL_NETWORKS = {"MesoNet": None, "XCeptionNet": "legacy_xception", "EfficientNet": "efficientnet_b0"}
 
 
-# %% ../nbs/50_latent.ipynb #7609351d
 def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch_size=16):
     """Train one of the paper's three networks on faces, from random weights.
 

@@ -49,8 +49,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .comparison import bootstrap_test, delong_test, holm
 from .curves import COLOURS
 from .metrics import Sample, Undefined, measure, pool, read_predictions, resampled
+from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
 from .study import BEYOND_THE_PAPERS, SECTIONS, InputError, load_results, random_stream
 
 
@@ -291,9 +293,6 @@ def measure_detectors(predictions, resamples=2000, seed=0):
 
 
 # %% ../nbs/60_leaderboard.ipynb #1e646695
-from .comparison import bootstrap_test, delong_test, holm
-
-
 def paired_differences(predictions, resamples=2000):
     """Compare each pair of detectors per test set on the media scored by both.
 
@@ -582,7 +581,7 @@ def generalisation_gaps(board):
     return pd.DataFrame(rows, columns=names + numbers).astype(dict.fromkeys(numbers, float))
 
 
-# %% ../nbs/60_leaderboard.ipynb #8d5ff56c
+# %% ../nbs/60_leaderboard.ipynb #8ec7289f
 import ast
 
 import torch
@@ -595,6 +594,7 @@ from deepfake_nb.study import device_name, section_notebook
 from deepfake_nb.video_resnet import VideoResNet
 
 
+# %% ../nbs/60_leaderboard.ipynb #8d5ff56c
 def section_sizes(section, profile):
     """The sizes of a profile in a section's notebook."""
     cells = json.loads(section_notebook(section).read_text(encoding="utf-8"))["cells"]
@@ -750,9 +750,6 @@ def plot_costs(board, costs):
 
 
 # %% ../nbs/60_leaderboard.ipynb #566fb8b0
-from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
-
-
 def robustness_of(reports, resamples=2000, rng=None):
     """Curves and mean AUCs of every detector tested on degraded images.
 
