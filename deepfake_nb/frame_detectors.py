@@ -21,17 +21,14 @@ __all__ = [
 ]
 
 # %% ../nbs/20_frame_detectors.ipynb #39411428
-import itertools
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .backbones import FEATURE_SIZES, TIMM_NAMES, Backbone, load_from_file, load_from_hub
 from .pictures import CIFAR_NORMALISATION, HALF_NORMALISATION, Augmentation, PictureSet
 from .stills import list_people
 from .study import InputError
@@ -280,6 +277,10 @@ def collapse_of(labels, scores, threshold=0.5, share=0.99):
 
 
 # %% ../nbs/20_frame_detectors.ipynb #b2e5dc1e
+import itertools
+
+import timm
+
 XCEPTION_HEAD = (2048, 1000, 256, 64, 2)
 
 
@@ -304,6 +305,9 @@ def xception_head(widths=XCEPTION_HEAD):
 
 
 # %% ../nbs/20_frame_detectors.ipynb #7644ac42
+from .backbones import FEATURE_SIZES, TIMM_NAMES, Backbone, load_from_file, load_from_hub
+
+
 def load_xception(weights="hub"):
     """Xception with its own last layer, and a description of its weights; see `xception_detector`."""
     if weights == "none":
