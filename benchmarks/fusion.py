@@ -16,18 +16,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from deepfake_nb.fusion import (
-    FOUR,
-    UNIT,
-    combinations_of,
-    features_of,
-    fusion_head,
-    head_logits,
-    head_settings,
-    make_backbone,
-    measure_norms,
-    train_heads,
-)
+from deepfake_nb.backbones import FOUR, list_combinations, make_backbone
+from deepfake_nb.features import compute_features, make_head, measure_norms, predict_heads, train_heads
+from deepfake_nb.fusion import AUGMENTATION, UNIT, head_settings
 from deepfake_nb.heads import random_identity
 from deepfake_nb.pictures import PictureSet
 from deepfake_nb.rendered import render_stills
@@ -86,11 +77,13 @@ def forward_seconds(backbones, sets, device):
 def ours(backbones, sets, folder, device):
     """Seconds of passing, keeping and all fifteen heads, pictures decoded beforehand; and these heads."""
     started = time.perf_counter()
-    train, validation = (features_of(p, backbones, folder, f"set-{at}") for at, p in enumerate(sets))
+    train, validation = (
+        compute_features(p, backbones, folder, f"set-{at}", AUGMENTATION) for at, p in enumerate(sets)
+    )
     passed = time.perf_counter() - started
     settings = head_settings(EPOCHS, BATCH_SIZE)
     heads, _ = train_heads(
-        train, sets[0].labels, validation, sets[1].labels, combinations_of(), settings, device=device
+        train, sets[0].labels, validation, sets[1].labels, list_combinations(), settings, device=device
     )
     wait(device)
     return time.perf_counter() - started, passed, heads
@@ -100,7 +93,7 @@ def plain_configuration(networks, sets, device):
     """One configuration the plain way: pass the pictures through its backbones, train its head by itself."""
     train, validation = (torch.cat([pass_all(network, p, device) for network in networks], 1) for p in sets)
     labels, val_labels = (p.labels.float().to(device) for p in sets)
-    head, settings = fusion_head(train.shape[1]).to(device), head_settings(EPOCHS, BATCH_SIZE)
+    head, settings = make_head(train.shape[1]).to(device), head_settings(EPOCHS, BATCH_SIZE)
     optimizer, losses = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True), []
     for epoch in range(1, EPOCHS + 1):
         optimizer.param_groups[0]["lr"] = 1e-3 * 0.1 ** ((epoch - 1) // settings.step_epochs)
@@ -119,7 +112,7 @@ def plain_configuration(networks, sets, device):
 def plain_seconds(backbones, sets, device):
     """Seconds of all fifteen configurations, one after another."""
     networks, started = {b.name: b.network for b in backbones}, time.perf_counter()
-    for parts in combinations_of():
+    for parts in list_combinations():
         plain_configuration([networks[name] for name in parts], sets, device)
     wait(device)
     return time.perf_counter() - started
@@ -168,7 +161,10 @@ def precision_row(backbones, sets, heads, device):
             found = {b.name: pass_all(b.network, sets[1], device, precision) for b in backbones}
             wait(device)
             turns.append(time.perf_counter() - started)
-        seconds[precision], moved[precision] = min(turns), fake_scores(head_logits(heads, found).cpu()[:, -1])
+        seconds[precision], moved[precision] = (
+            min(turns),
+            fake_scores(predict_heads(heads, found).cpu()[:, -1]),
+        )
     gap = np.abs(moved["bf16"] - moved["float32"]).max()
     gain = seconds["float32"] / seconds["bf16"]
     return row(
@@ -211,7 +207,7 @@ def run(media=None) -> list[dict]:
         sets = picture_sets(given if len(given) == needed else make_stills(folder, needed))
         for pictures in sets:
             pictures.read(np.arange(len(pictures)))
-        backbones = [measure_norms(make_backbone(name, "none", SIZE), sets[0]) for name in FOUR]
+        backbones = [measure_norms(make_backbone(name, "none", SIZE), sets[0], UNIT) for name in FOUR]
         for backbone in backbones:
             backbone.network.to(device, memory_format=torch.channels_last)
             pass_all(backbone.network, sets[1], device)

@@ -114,48 +114,14 @@ d = {
             "deepfake_nb.adapters.wrong_root": ("adapters.html#wrong_root", "deepfake_nb/adapters.py"),
         },
         "deepfake_nb.altfreezing": {
-            "deepfake_nb.altfreezing.AugmentedClips": (
-                "altfreezing.html#augmentedclips",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.AugmentedClips.__init__": (
-                "altfreezing.html#augmentedclips.__init__",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.AugmentedClips.__len__": (
-                "altfreezing.html#augmentedclips.__len__",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.AugmentedClips.on_epoch_start": (
-                "altfreezing.html#augmentedclips.on_epoch_start",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.AugmentedClips.read": (
-                "altfreezing.html#augmentedclips.read",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.BaseModel": ("altfreezing.html#basemodel", "deepfake_nb/altfreezing.py"),
-            "deepfake_nb.altfreezing.FineTuned": ("altfreezing.html#finetuned", "deepfake_nb/altfreezing.py"),
-            "deepfake_nb.altfreezing.base_set": ("altfreezing.html#base_set", "deepfake_nb/altfreezing.py"),
-            "deepfake_nb.altfreezing.base_shots": (
-                "altfreezing.html#base_shots",
-                "deepfake_nb/altfreezing.py",
-            ),
             "deepfake_nb.altfreezing.clips_after": (
                 "altfreezing.html#clips_after",
                 "deepfake_nb/altfreezing.py",
             ),
-            "deepfake_nb.altfreezing.epoch_metrics": (
-                "altfreezing.html#epoch_metrics",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.evenly": ("altfreezing.html#evenly", "deepfake_nb/altfreezing.py"),
-            "deepfake_nb.altfreezing.fine_tune": ("altfreezing.html#fine_tune", "deepfake_nb/altfreezing.py"),
             "deepfake_nb.altfreezing.frame_features": (
                 "altfreezing.html#frame_features",
                 "deepfake_nb/altfreezing.py",
             ),
-            "deepfake_nb.altfreezing.load_base": ("altfreezing.html#load_base", "deepfake_nb/altfreezing.py"),
             "deepfake_nb.altfreezing.rule_of": ("altfreezing.html#rule_of", "deepfake_nb/altfreezing.py"),
             "deepfake_nb.altfreezing.self_swapped": (
                 "altfreezing.html#self_swapped",
@@ -165,22 +131,80 @@ d = {
                 "altfreezing.html#split_scores",
                 "deepfake_nb/altfreezing.py",
             ),
-            "deepfake_nb.altfreezing.train_base": (
-                "altfreezing.html#train_base",
-                "deepfake_nb/altfreezing.py",
-            ),
             "deepfake_nb.altfreezing.video_features": (
                 "altfreezing.html#video_features",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.video_trainer": (
-                "altfreezing.html#video_trainer",
                 "deepfake_nb/altfreezing.py",
             ),
             "deepfake_nb.altfreezing.videos_needed": (
                 "altfreezing.html#videos_needed",
                 "deepfake_nb/altfreezing.py",
             ),
+        },
+        "deepfake_nb.backbones": {
+            "deepfake_nb.backbones.Backbone": ("backbones.html#backbone", "deepfake_nb/backbones.py"),
+            "deepfake_nb.backbones.Backbone.is_pretrained": (
+                "backbones.html#backbone.is_pretrained",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.MesoFeatures": ("backbones.html#mesofeatures", "deepfake_nb/backbones.py"),
+            "deepfake_nb.backbones.MesoFeatures.__init__": (
+                "backbones.html#mesofeatures.__init__",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.MesoFeatures.forward": (
+                "backbones.html#mesofeatures.forward",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.build_headless_network": (
+                "backbones.html#build_headless_network",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.check_backbone_names": (
+                "backbones.html#check_backbone_names",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.count_parameters": (
+                "backbones.html#count_parameters",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.find_in_cache": (
+                "backbones.html#find_in_cache",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.list_combinations": (
+                "backbones.html#list_combinations",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.load_from_file": (
+                "backbones.html#load_from_file",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.load_from_folder": (
+                "backbones.html#load_from_folder",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.load_from_hub": (
+                "backbones.html#load_from_hub",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.load_mesonet": ("backbones.html#load_mesonet", "deepfake_nb/backbones.py"),
+            "deepfake_nb.backbones.make_backbone": (
+                "backbones.html#make_backbone",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.measure_milliseconds": (
+                "backbones.html#measure_milliseconds",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.name_combination": (
+                "backbones.html#name_combination",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.parse_combination": (
+                "backbones.html#parse_combination",
+                "deepfake_nb/backbones.py",
+            ),
+            "deepfake_nb.backbones.responds": ("backbones.html#responds", "deepfake_nb/backbones.py"),
         },
         "deepfake_nb.builds": {
             "deepfake_nb.builds.BuildReport": ("builds.html#buildreport", "deepfake_nb/builds.py"),
@@ -446,6 +470,68 @@ d = {
             "deepfake_nb.cli.weights_list": ("cli.html#weights_list", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_show": ("cli.html#weights_show", "deepfake_nb/cli.py"),
         },
+        "deepfake_nb.clip_training": {
+            "deepfake_nb.clip_training.AugmentedClips": (
+                "clip_training.html#augmentedclips",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.AugmentedClips.__init__": (
+                "clip_training.html#augmentedclips.__init__",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.AugmentedClips.__len__": (
+                "clip_training.html#augmentedclips.__len__",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.AugmentedClips.on_epoch_start": (
+                "clip_training.html#augmentedclips.on_epoch_start",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.AugmentedClips.read": (
+                "clip_training.html#augmentedclips.read",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.BaseModel": (
+                "clip_training.html#basemodel",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.FineTuned": (
+                "clip_training.html#finetuned",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.fine_tune": (
+                "clip_training.html#fine_tune",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.list_epoch_metrics": (
+                "clip_training.html#list_epoch_metrics",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.load_base": (
+                "clip_training.html#load_base",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.make_base_set": (
+                "clip_training.html#make_base_set",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.make_clip_trainer": (
+                "clip_training.html#make_clip_trainer",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.plan_base_shots": (
+                "clip_training.html#plan_base_shots",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.repeat_real_rows": (
+                "clip_training.html#repeat_real_rows",
+                "deepfake_nb/clip_training.py",
+            ),
+            "deepfake_nb.clip_training.train_base": (
+                "clip_training.html#train_base",
+                "deepfake_nb/clip_training.py",
+            ),
+        },
         "deepfake_nb.clips": {
             "deepfake_nb.clips.ClipSet": ("clips.html#clipset", "deepfake_nb/clips.py"),
             "deepfake_nb.clips.ClipSet.__init__": ("clips.html#clipset.__init__", "deepfake_nb/clips.py"),
@@ -524,6 +610,36 @@ d = {
             "deepfake_nb.comparison.structural": ("comparison.html#structural", "deepfake_nb/comparison.py"),
             "deepfake_nb.comparison.try_delong": ("comparison.html#try_delong", "deepfake_nb/comparison.py"),
         },
+        "deepfake_nb.complementarity": {
+            "deepfake_nb.complementarity.correlate_ranks": (
+                "complementarity.html#correlate_ranks",
+                "deepfake_nb/complementarity.py",
+            ),
+            "deepfake_nb.complementarity.find_pareto_front": (
+                "complementarity.html#find_pareto_front",
+                "deepfake_nb/complementarity.py",
+            ),
+            "deepfake_nb.complementarity.fuse_scores": (
+                "complementarity.html#fuse_scores",
+                "deepfake_nb/complementarity.py",
+            ),
+            "deepfake_nb.complementarity.measure_cka": (
+                "complementarity.html#measure_cka",
+                "deepfake_nb/complementarity.py",
+            ),
+            "deepfake_nb.complementarity.measure_error_overlap": (
+                "complementarity.html#measure_error_overlap",
+                "deepfake_nb/complementarity.py",
+            ),
+            "deepfake_nb.complementarity.multiply_unbiased": (
+                "complementarity.html#multiply_unbiased",
+                "deepfake_nb/complementarity.py",
+            ),
+            "deepfake_nb.complementarity.resample_areas": (
+                "complementarity.html#resample_areas",
+                "deepfake_nb/complementarity.py",
+            ),
+        },
         "deepfake_nb.corpus": {
             "deepfake_nb.corpus.Crops": ("corpus.html#crops", "deepfake_nb/corpus.py"),
             "deepfake_nb.corpus.Crops.__len__": ("corpus.html#crops.__len__", "deepfake_nb/corpus.py"),
@@ -591,59 +707,6 @@ d = {
                 "deepfake_nb/curves.py",
             ),
             "deepfake_nb.curves.why_no_curve": ("curves.html#why_no_curve", "deepfake_nb/curves.py"),
-        },
-        "deepfake_nb.datasets": {
-            "deepfake_nb.datasets.PaperSet": ("datasets.html#paperset", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets.PaperSet.folder": (
-                "datasets.html#paperset.folder",
-                "deepfake_nb/datasets.py",
-            ),
-            "deepfake_nb.datasets.PaperSet.manifest": (
-                "datasets.html#paperset.manifest",
-                "deepfake_nb/datasets.py",
-            ),
-            "deepfake_nb.datasets.Recipe": ("datasets.html#recipe", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._camera_of": ("datasets.html#_camera_of", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._cast": ("datasets.html#_cast", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._celeb_df": ("datasets.html#_celeb_df", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._celeb_df_published": (
-                "datasets.html#_celeb_df_published",
-                "deepfake_nb/datasets.py",
-            ),
-            "deepfake_nb.datasets._cross_stills": ("datasets.html#_cross_stills", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._dfdc": ("datasets.html#_dfdc", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._ffpp_dlc": ("datasets.html#_ffpp_dlc", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._label_folders": (
-                "datasets.html#_label_folders",
-                "deepfake_nb/datasets.py",
-            ),
-            "deepfake_nb.datasets._pictures": ("datasets.html#_pictures", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._ranks": ("datasets.html#_ranks", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._real_set": ("datasets.html#_real_set", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._recipe_digest": (
-                "datasets.html#_recipe_digest",
-                "deepfake_nb/datasets.py",
-            ),
-            "deepfake_nb.datasets._render_task": ("datasets.html#_render_task", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._rendered_set": ("datasets.html#_rendered_set", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._shoot_set": ("datasets.html#_shoot_set", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._still_shots": ("datasets.html#_still_shots", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._stills": ("datasets.html#_stills", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._with_test_list": (
-                "datasets.html#_with_test_list",
-                "deepfake_nb/datasets.py",
-            ),
-            "deepfake_nb.datasets._write_index": ("datasets.html#_write_index", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._write_text": ("datasets.html#_write_text", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets._zoom_dlc": ("datasets.html#_zoom_dlc", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets.learning_rows": ("datasets.html#learning_rows", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets.paper_set": ("datasets.html#paper_set", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets.render_sets": ("datasets.html#render_sets", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets.set_sizes": ("datasets.html#set_sizes", "deepfake_nb/datasets.py"),
-            "deepfake_nb.datasets.validation_rows": (
-                "datasets.html#validation_rows",
-                "deepfake_nb/datasets.py",
-            ),
         },
         "deepfake_nb.decisions": {
             "deepfake_nb.decisions.Calibration": ("decisions.html#calibration", "deepfake_nb/decisions.py"),
@@ -1277,6 +1340,88 @@ d = {
             "deepfake_nb.faces.window_start": ("faces.html#window_start", "deepfake_nb/faces.py"),
             "deepfake_nb.faces.write_face_tracks": ("faces.html#write_face_tracks", "deepfake_nb/faces.py"),
         },
+        "deepfake_nb.features": {
+            "deepfake_nb.features.Features": ("features.html#features", "deepfake_nb/features.py"),
+            "deepfake_nb.features.Features.view": ("features.html#features.view", "deepfake_nb/features.py"),
+            "deepfake_nb.features.HeadStack": ("features.html#headstack", "deepfake_nb/features.py"),
+            "deepfake_nb.features.HeadStack.__init__": (
+                "features.html#headstack.__init__",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.HeadStack.forward": (
+                "features.html#headstack.forward",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.HeadTraining": ("features.html#headtraining", "deepfake_nb/features.py"),
+            "deepfake_nb.features.HeadTraining.__init__": (
+                "features.html#headtraining.__init__",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.HeadTraining.cut_off_stopped": (
+                "features.html#headtraining.cut_off_stopped",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.HeadTraining.keep": (
+                "features.html#headtraining.keep",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.check_head_settings": (
+                "features.html#check_head_settings",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.compute_features": (
+                "features.html#compute_features",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.compute_head_losses": (
+                "features.html#compute_head_losses",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.describe_features": (
+                "features.html#describe_features",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.digest_images": ("features.html#digest_images", "deepfake_nb/features.py"),
+            "deepfake_nb.features.digest_pass": ("features.html#digest_pass", "deepfake_nb/features.py"),
+            "deepfake_nb.features.digest_weights": (
+                "features.html#digest_weights",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.draw_view": ("features.html#draw_view", "deepfake_nb/features.py"),
+            "deepfake_nb.features.extract_features": (
+                "features.html#extract_features",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.extract_head": ("features.html#extract_head", "deepfake_nb/features.py"),
+            "deepfake_nb.features.find_features": ("features.html#find_features", "deepfake_nb/features.py"),
+            "deepfake_nb.features.find_rows": ("features.html#find_rows", "deepfake_nb/features.py"),
+            "deepfake_nb.features.initialise_heads": (
+                "features.html#initialise_heads",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.iterate_views": ("features.html#iterate_views", "deepfake_nb/features.py"),
+            "deepfake_nb.features.list_users": ("features.html#list_users", "deepfake_nb/features.py"),
+            "deepfake_nb.features.make_head": ("features.html#make_head", "deepfake_nb/features.py"),
+            "deepfake_nb.features.measure_norms": ("features.html#measure_norms", "deepfake_nb/features.py"),
+            "deepfake_nb.features.predict_heads": ("features.html#predict_heads", "deepfake_nb/features.py"),
+            "deepfake_nb.features.remove_older_features": (
+                "features.html#remove_older_features",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.train_heads": ("features.html#train_heads", "deepfake_nb/features.py"),
+            "deepfake_nb.features.train_heads_epoch": (
+                "features.html#train_heads_epoch",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.validate_heads": (
+                "features.html#validate_heads",
+                "deepfake_nb/features.py",
+            ),
+            "deepfake_nb.features.write_features": (
+                "features.html#write_features",
+                "deepfake_nb/features.py",
+            ),
+        },
         "deepfake_nb.filming": {
             "deepfake_nb.filming.Camera": ("filming.html#camera", "deepfake_nb/filming.py"),
             "deepfake_nb.filming.Camera.quality_of": (
@@ -1480,10 +1625,6 @@ d = {
             "deepfake_nb.forgery.write_pair": ("forgery.html#write_pair", "deepfake_nb/forgery.py"),
         },
         "deepfake_nb.frame_detectors": {
-            "deepfake_nb.frame_detectors.Backbone": (
-                "frame_detectors.html#backbone",
-                "deepfake_nb/frame_detectors.py",
-            ),
             "deepfake_nb.frame_detectors.Collapse": (
                 "frame_detectors.html#collapse",
                 "deepfake_nb/frame_detectors.py",
@@ -1512,10 +1653,6 @@ d = {
                 "frame_detectors.html#simplenet.forward",
                 "deepfake_nb/frame_detectors.py",
             ),
-            "deepfake_nb.frame_detectors.Stills": (
-                "frame_detectors.html#stills",
-                "deepfake_nb/frame_detectors.py",
-            ),
             "deepfake_nb.frame_detectors.Trained": (
                 "frame_detectors.html#trained",
                 "deepfake_nb/frame_detectors.py",
@@ -1524,60 +1661,32 @@ d = {
                 "frame_detectors.html#both_areas",
                 "deepfake_nb/frame_detectors.py",
             ),
-            "deepfake_nb.frame_detectors.checked": (
-                "frame_detectors.html#checked",
-                "deepfake_nb/frame_detectors.py",
-            ),
             "deepfake_nb.frame_detectors.collapse_of": (
                 "frame_detectors.html#collapse_of",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.count_parameters": (
-                "frame_detectors.html#count_parameters",
                 "deepfake_nb/frame_detectors.py",
             ),
             "deepfake_nb.frame_detectors.face_transform": (
                 "frame_detectors.html#face_transform",
                 "deepfake_nb/frame_detectors.py",
             ),
-            "deepfake_nb.frame_detectors.faces_of": (
-                "frame_detectors.html#faces_of",
+            "deepfake_nb.frame_detectors.load_faces": (
+                "frame_detectors.html#load_faces",
                 "deepfake_nb/frame_detectors.py",
             ),
-            "deepfake_nb.frame_detectors.hub_xception": (
-                "frame_detectors.html#hub_xception",
+            "deepfake_nb.frame_detectors.load_xception": (
+                "frame_detectors.html#load_xception",
                 "deepfake_nb/frame_detectors.py",
             ),
-            "deepfake_nb.frame_detectors.own_stills": (
-                "frame_detectors.html#own_stills",
+            "deepfake_nb.frame_detectors.predict_split": (
+                "frame_detectors.html#predict_split",
                 "deepfake_nb/frame_detectors.py",
             ),
-            "deepfake_nb.frame_detectors.person_of": (
-                "frame_detectors.html#person_of",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.predictions_of": (
-                "frame_detectors.html#predictions_of",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.scan_pictures": (
-                "frame_detectors.html#scan_pictures",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.stills_of": (
-                "frame_detectors.html#stills_of",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.train_detector": (
-                "frame_detectors.html#train_detector",
+            "deepfake_nb.frame_detectors.train_image_detector": (
+                "frame_detectors.html#train_image_detector",
                 "deepfake_nb/frame_detectors.py",
             ),
             "deepfake_nb.frame_detectors.xception_detector": (
                 "frame_detectors.html#xception_detector",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.xception_from_file": (
-                "frame_detectors.html#xception_from_file",
                 "deepfake_nb/frame_detectors.py",
             ),
             "deepfake_nb.frame_detectors.xception_head": (
@@ -1757,13 +1866,6 @@ d = {
             "deepfake_nb.freezing.within": ("freezing.html#within", "deepfake_nb/freezing.py"),
         },
         "deepfake_nb.fusion": {
-            "deepfake_nb.fusion.Backbone": ("fusion.html#backbone", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.Backbone.is_pretrained": (
-                "fusion.html#backbone.is_pretrained",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.Features": ("fusion.html#features", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.Features.view": ("fusion.html#features.view", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.FusionNet": ("fusion.html#fusionnet", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.FusionNet.__init__": (
                 "fusion.html#fusionnet.__init__",
@@ -1774,118 +1876,16 @@ d = {
                 "deepfake_nb/fusion.py",
             ),
             "deepfake_nb.fusion.FusionNet.train": ("fusion.html#fusionnet.train", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.HeadStack": ("fusion.html#headstack", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.HeadStack.__init__": (
-                "fusion.html#headstack.__init__",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.HeadStack.forward": (
-                "fusion.html#headstack.forward",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.HeadTraining": ("fusion.html#headtraining", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.HeadTraining.__init__": (
-                "fusion.html#headtraining.__init__",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.HeadTraining.cut_off_stopped": (
-                "fusion.html#headtraining.cut_off_stopped",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.HeadTraining.keep": (
-                "fusion.html#headtraining.keep",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.MesoFeatures": ("fusion.html#mesofeatures", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.MesoFeatures.__init__": (
-                "fusion.html#mesofeatures.__init__",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.MesoFeatures.forward": (
-                "fusion.html#mesofeatures.forward",
-                "deepfake_nb/fusion.py",
-            ),
             "deepfake_nb.fusion.agrees": ("fusion.html#agrees", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.answers": ("fusion.html#answers", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.answers_side_by_side": (
-                "fusion.html#answers_side_by_side",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.best_part": ("fusion.html#best_part", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.check_head_settings": (
-                "fusion.html#check_head_settings",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.check_names": ("fusion.html#check_names", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.code_digest": ("fusion.html#code_digest", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.combination_of": ("fusion.html#combination_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.combinations_of": ("fusion.html#combinations_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.cross_stills": ("fusion.html#cross_stills", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.detector_table": ("fusion.html#detector_table", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.error_overlap": ("fusion.html#error_overlap", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.extract": ("fusion.html#extract", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.feasible_confusions": (
                 "fusion.html#feasible_confusions",
                 "deepfake_nb/fusion.py",
             ),
-            "deepfake_nb.fusion.feature_key": ("fusion.html#feature_key", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.features_of": ("fusion.html#features_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.find_features": ("fusion.html#find_features", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.forget_older": ("fusion.html#forget_older", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.fusion_head": ("fusion.html#fusion_head", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.groups_within": ("fusion.html#groups_within", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.head_logits": ("fusion.html#head_logits", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.head_losses": ("fusion.html#head_losses", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.head_settings": ("fusion.html#head_settings", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.hub_mesonet": ("fusion.html#hub_mesonet", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.hub_network": ("fusion.html#hub_network", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.in_cache": ("fusion.html#in_cache", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.initial_heads": ("fusion.html#initial_heads", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.judge_heads": ("fusion.html#judge_heads", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.late_fusion": ("fusion.html#late_fusion", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.learn_heads": ("fusion.html#learn_heads", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.learn_side_by_side": (
-                "fusion.html#learn_side_by_side",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.linear_cka": ("fusion.html#linear_cka", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.make_backbone": ("fusion.html#make_backbone", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.make_features": ("fusion.html#make_features", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.measure_norms": ("fusion.html#measure_norms", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.milliseconds_a_picture": (
-                "fusion.html#milliseconds_a_picture",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.name_of": ("fusion.html#name_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.network_from_file": (
-                "fusion.html#network_from_file",
-                "deepfake_nb/fusion.py",
-            ),
             "deepfake_nb.fusion.network_maker": ("fusion.html#network_maker", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.new_network": ("fusion.html#new_network", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.paper_tables": ("fusion.html#paper_tables", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.paper_titles": ("fusion.html#paper_titles", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.pareto_front": ("fusion.html#pareto_front", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.pictures_digest": ("fusion.html#pictures_digest", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.pictures_of": ("fusion.html#pictures_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.predictions_of": ("fusion.html#predictions_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.rank_correlation": ("fusion.html#rank_correlation", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.resampled_areas": ("fusion.html#resampled_areas", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.rows_of": ("fusion.html#rows_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.single_head": ("fusion.html#single_head", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.tested_on": ("fusion.html#tested_on", "deepfake_nb/fusion.py"),
             "deepfake_nb.fusion.title_of": ("fusion.html#title_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.train_group": ("fusion.html#train_group", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.train_heads": ("fusion.html#train_heads", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.train_together": ("fusion.html#train_together", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.unbiased_products": (
-                "fusion.html#unbiased_products",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.users_of": ("fusion.html#users_of", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.view_draws": ("fusion.html#view_draws", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.views_of_epochs": ("fusion.html#views_of_epochs", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.weights_digest": ("fusion.html#weights_digest", "deepfake_nb/fusion.py"),
         },
         "deepfake_nb.generated_faces": {
             "deepfake_nb.generated_faces.average_scores": (
@@ -2349,6 +2349,32 @@ d = {
             ),
             "deepfake_nb.inversion.write_codes": ("inversion.html#write_codes", "deepfake_nb/inversion.py"),
         },
+        "deepfake_nb.joint_training": {
+            "deepfake_nb.joint_training.group_by_memory": (
+                "joint_training.html#group_by_memory",
+                "deepfake_nb/joint_training.py",
+            ),
+            "deepfake_nb.joint_training.measure_on_validation": (
+                "joint_training.html#measure_on_validation",
+                "deepfake_nb/joint_training.py",
+            ),
+            "deepfake_nb.joint_training.predict_together": (
+                "joint_training.html#predict_together",
+                "deepfake_nb/joint_training.py",
+            ),
+            "deepfake_nb.joint_training.train_epoch_together": (
+                "joint_training.html#train_epoch_together",
+                "deepfake_nb/joint_training.py",
+            ),
+            "deepfake_nb.joint_training.train_group": (
+                "joint_training.html#train_group",
+                "deepfake_nb/joint_training.py",
+            ),
+            "deepfake_nb.joint_training.train_together": (
+                "joint_training.html#train_together",
+                "deepfake_nb/joint_training.py",
+            ),
+        },
         "deepfake_nb.latent": {
             "deepfake_nb.latent.AlignedFaces": ("latent.html#alignedfaces", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.LatentNetworks": ("latent.html#latentnetworks", "deepfake_nb/latent.py"),
@@ -2371,19 +2397,19 @@ d = {
             "deepfake_nb.latent.first_frames": ("latent.html#first_frames", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.fit_pca": ("latent.html#fit_pca", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.frames_at": ("latent.html#frames_at", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.frames_of": ("latent.html#frames_of", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.frames_without": ("latent.html#frames_without", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.json_of": ("latent.html#json_of", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.latent_networks": ("latent.html#latent_networks", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.learn": ("latent.html#learn", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.light_network": ("latent.html#light_network", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.list_frames": ("latent.html#list_frames", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.pixel_scores": ("latent.html#pixel_scores", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.prior_errors": ("latent.html#prior_errors", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.project_encoder": ("latent.html#project_encoder", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.project_pca": ("latent.html#project_pca", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.project_stylegan": ("latent.html#project_stylegan", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.project_vqvae": ("latent.html#project_vqvae", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.resized": ("latent.html#resized", "deepfake_nb/latent.py"),
+            "deepfake_nb.latent.resize_images": ("latent.html#resize_images", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.train_head": ("latent.html#train_head", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.train_on_pixels": ("latent.html#train_on_pixels", "deepfake_nb/latent.py"),
             "deepfake_nb.latent.validation_people": (
@@ -2402,7 +2428,6 @@ d = {
                 "leaderboard.html#as_markdown",
                 "deepfake_nb/leaderboard.py",
             ),
-            "deepfake_nb.leaderboard.as_text": ("leaderboard.html#as_text", "deepfake_nb/leaderboard.py"),
             "deepfake_nb.leaderboard.completed": ("leaderboard.html#completed", "deepfake_nb/leaderboard.py"),
             "deepfake_nb.leaderboard.detector_costs": (
                 "leaderboard.html#detector_costs",
@@ -2427,6 +2452,14 @@ d = {
                 "deepfake_nb/leaderboard.py",
             ),
             "deepfake_nb.leaderboard.escaped": ("leaderboard.html#escaped", "deepfake_nb/leaderboard.py"),
+            "deepfake_nb.leaderboard.find_headline": (
+                "leaderboard.html#find_headline",
+                "deepfake_nb/leaderboard.py",
+            ),
+            "deepfake_nb.leaderboard.format_interval": (
+                "leaderboard.html#format_interval",
+                "deepfake_nb/leaderboard.py",
+            ),
             "deepfake_nb.leaderboard.fusion_title": (
                 "leaderboard.html#fusion_title",
                 "deepfake_nb/leaderboard.py",
@@ -2435,7 +2468,6 @@ d = {
                 "leaderboard.html#generalisation_gaps",
                 "deepfake_nb/leaderboard.py",
             ),
-            "deepfake_nb.leaderboard.headline": ("leaderboard.html#headline", "deepfake_nb/leaderboard.py"),
             "deepfake_nb.leaderboard.headline_cells": (
                 "leaderboard.html#headline_cells",
                 "deepfake_nb/leaderboard.py",
@@ -2837,6 +2869,120 @@ d = {
                 "deepfake_nb/out_of_distribution.py",
             ),
         },
+        "deepfake_nb.paper_sets": {
+            "deepfake_nb.paper_sets.PaperSet": ("paper_sets.html#paperset", "deepfake_nb/paper_sets.py"),
+            "deepfake_nb.paper_sets.PaperSet.folder": (
+                "paper_sets.html#paperset.folder",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets.PaperSet.manifest": (
+                "paper_sets.html#paperset.manifest",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets.Recipe": ("paper_sets.html#recipe", "deepfake_nb/paper_sets.py"),
+            "deepfake_nb.paper_sets._cast_people": (
+                "paper_sets.html#_cast_people",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._choose_camera": (
+                "paper_sets.html#_choose_camera",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._choose_plan": (
+                "paper_sets.html#_choose_plan",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._choose_shooting": (
+                "paper_sets.html#_choose_shooting",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._digest_recipe": (
+                "paper_sets.html#_digest_recipe",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._name_label_folders": (
+                "paper_sets.html#_name_label_folders",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._pair_stills": (
+                "paper_sets.html#_pair_stills",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._plan_celeb_df": (
+                "paper_sets.html#_plan_celeb_df",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._plan_celeb_df_published": (
+                "paper_sets.html#_plan_celeb_df_published",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._plan_cross_stills": (
+                "paper_sets.html#_plan_cross_stills",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._plan_dfdc": ("paper_sets.html#_plan_dfdc", "deepfake_nb/paper_sets.py"),
+            "deepfake_nb.paper_sets._plan_ffpp_dlc": (
+                "paper_sets.html#_plan_ffpp_dlc",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._plan_still_set": (
+                "paper_sets.html#_plan_still_set",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._plan_stills": (
+                "paper_sets.html#_plan_stills",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._plan_zoom_dlc": (
+                "paper_sets.html#_plan_zoom_dlc",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._rank_people": (
+                "paper_sets.html#_rank_people",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._read_real_set": (
+                "paper_sets.html#_read_real_set",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._render_set": (
+                "paper_sets.html#_render_set",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._render_task": (
+                "paper_sets.html#_render_task",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._shoot_set": ("paper_sets.html#_shoot_set", "deepfake_nb/paper_sets.py"),
+            "deepfake_nb.paper_sets._write_index": (
+                "paper_sets.html#_write_index",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._write_test_list": (
+                "paper_sets.html#_write_test_list",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets._write_text": (
+                "paper_sets.html#_write_text",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets.list_set_sizes": (
+                "paper_sets.html#list_set_sizes",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets.load_stills": (
+                "paper_sets.html#load_stills",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets.make_paper_set": (
+                "paper_sets.html#make_paper_set",
+                "deepfake_nb/paper_sets.py",
+            ),
+            "deepfake_nb.paper_sets.render_sets": (
+                "paper_sets.html#render_sets",
+                "deepfake_nb/paper_sets.py",
+            ),
+        },
         "deepfake_nb.perceptual": {
             "deepfake_nb.perceptual.PatchNetwork": (
                 "perceptual.html#patchnetwork",
@@ -3175,6 +3321,50 @@ d = {
             "deepfake_nb.pretrained_encoder.wider": (
                 "pretrained_encoder.html#wider",
                 "deepfake_nb/pretrained_encoder.py",
+            ),
+        },
+        "deepfake_nb.provenance": {
+            "deepfake_nb.provenance.Essence": ("provenance.html#essence", "deepfake_nb/provenance.py"),
+            "deepfake_nb.provenance.Essence.visit_body": (
+                "provenance.html#essence.visit_body",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.Essence.visit_import": (
+                "provenance.html#essence.visit_import",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.assigned_names": (
+                "provenance.html#assigned_names",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.code_behind": (
+                "provenance.html#code_behind",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.collect_definitions": (
+                "provenance.html#collect_definitions",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.digest_code": (
+                "provenance.html#digest_code",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.essence_of": ("provenance.html#essence_of", "deepfake_nb/provenance.py"),
+            "deepfake_nb.provenance.find_definition": (
+                "provenance.html#find_definition",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.imported_names": (
+                "provenance.html#imported_names",
+                "deepfake_nb/provenance.py",
+            ),
+            "deepfake_nb.provenance.is_module": ("provenance.html#is_module", "deepfake_nb/provenance.py"),
+            "deepfake_nb.provenance.neighbours": ("provenance.html#neighbours", "deepfake_nb/provenance.py"),
+            "deepfake_nb.provenance.place_of": ("provenance.html#place_of", "deepfake_nb/provenance.py"),
+            "deepfake_nb.provenance.places_of": ("provenance.html#places_of", "deepfake_nb/provenance.py"),
+            "deepfake_nb.provenance.read_definitions": (
+                "provenance.html#read_definitions",
+                "deepfake_nb/provenance.py",
             ),
         },
         "deepfake_nb.published": {
@@ -3967,6 +4157,26 @@ d = {
             "deepfake_nb.small_faces.make_small_faces": (
                 "small_faces.html#make_small_faces",
                 "deepfake_nb/small_faces.py",
+            ),
+        },
+        "deepfake_nb.stills": {
+            "deepfake_nb.stills.Stills": ("stills.html#stills", "deepfake_nb/stills.py"),
+            "deepfake_nb.stills.check_stills": ("stills.html#check_stills", "deepfake_nb/stills.py"),
+            "deepfake_nb.stills.list_people": ("stills.html#list_people", "deepfake_nb/stills.py"),
+            "deepfake_nb.stills.load_cross_stills": (
+                "stills.html#load_cross_stills",
+                "deepfake_nb/stills.py",
+            ),
+            "deepfake_nb.stills.load_own_stills": ("stills.html#load_own_stills", "deepfake_nb/stills.py"),
+            "deepfake_nb.stills.read_split": ("stills.html#read_split", "deepfake_nb/stills.py"),
+            "deepfake_nb.stills.scan_images": ("stills.html#scan_images", "deepfake_nb/stills.py"),
+            "deepfake_nb.stills.select_training_rows": (
+                "stills.html#select_training_rows",
+                "deepfake_nb/stills.py",
+            ),
+            "deepfake_nb.stills.select_validation_rows": (
+                "stills.html#select_validation_rows",
+                "deepfake_nb/stills.py",
             ),
         },
         "deepfake_nb.study": {

@@ -4,225 +4,20 @@
 
 # %% auto #0
 __all__ = [
-    "BASE_METHODS",
-    "BASE_SETTINGS",
-    "BASE_AUGMENTATION",
-    "base_shots",
-    "base_set",
-    "video_trainer",
-    "epoch_metrics",
-    "evenly",
-    "train_base",
-    "BaseModel",
-    "load_base",
     "rule_of",
-    "FineTuned",
-    "fine_tune",
     "videos_needed",
     "frame_features",
     "video_features",
     "split_scores",
-    "AugmentedClips",
     "clips_after",
     "self_swapped",
 ]
 
 # %% ../nbs/40_altfreezing.ipynb #717d17e4
-import copy
-from pathlib import Path
-from typing import NamedTuple
-
-import cv2
 import numpy as np
-import pandas as pd
-import torch
-from scipy.stats import norm
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from .builds import build, load_manifest
-from .clips import SHORTEST_TRACK, ClipSet, clip_starts, cut_clip
-from .faces import face_tracks
-from .filming import Camera, Shot, shoot
-from .forgery import SourceFace, pair_identities, self_source_index, swap_video
-from .video import recompress_frames
-from .freezing import AlternateFreezing, EpochMetrics, GradualUnfreezing
-from .metrics import auc
-from .study import InputError, cache_dir, locked_folder, random_stream, write_json
-from .pictures import IMAGENET_NORMALISATION, Augmentation
-from .training import Trainer, TrainingSettings, binary_cross_entropy, seeded
-from .video import Frame, probe, read_frames
-from .video_resnet import VideoResNet
-from .weights import load_detector, shipped_file
-
-# %% ../nbs/40_altfreezing.ipynb #f05d4205
-BASE_METHODS = {"FaceSwap": "crude", "Deepfakes": "celebrity"}
-
-
-def base_shots(people, pairs, method):
-    """The people filmed for one method of the base set, and its place in FF++'s folders."""
-    source_of = dict(zip(pairs.target_id, pairs.source_id, strict=True))
-    real = "original_sequences/youtube/c23/videos/{}.mp4"
-    fake = f"manipulated_sequences/{method}/c23/videos/{{}}_{{}}.mp4"
-    return [
-        Shot(person, real.format(person), ((source_of[person], fake.format(person, source_of[person])),))
-        for person in people
-    ]
-
-
-# %% ../nbs/40_altfreezing.ipynb #1858db38
-def base_set(people=150, frames=40, side=256, seed=0, root=None, *, jobs=1, progress=None):
-    """Render and build the base model's data set: rendered people in the studio, real and swapped by two methods.
-
-    Parameters
-    ----------
-    people : int
-        In training; two more for every fifteen, and at least two, for validation.
-    frames : int
-        Of each video.
-    side : int
-        Height and width in pixels.
-    seed : int
-    root : Path, optional
-        Folder of the built sets; default: ``sets`` in the cache.
-    jobs, progress
-        See `builds.build`.
-
-    Returns
-    -------
-    builds.BuildReport
-        None of its people are in another set of the study.
-    """
-    folder = Path(root or cache_dir() / "sets") / f"ffpp-base-{people}-{frames}-{side}-{seed}"
-    names = [f"{number:03d}" for number in range(people + max(2, 2 * people // 15))]
-    splits = {name: "train" if at < people else "val" for at, name in enumerate(names)}
-    with locked_folder(folder):
-        for method, quality in BASE_METHODS.items():
-            pairs = pair_identities(names, random_stream(seed, "pairs", method), splits=splits)
-            camera = Camera(frames=frames, side=side, quality=quality, seed=seed, cast="ffpp-base")
-            shoot(camera, base_shots(names, pairs, method), folder / "media", folder / "masks", progress)
-        for split in ("train", "val", "test"):
-            here = [[name, name] for name in names if splits[name] == split]
-            write_json(folder / "media" / f"{split}.json", here)
-    return build(
-        "ffpp", folder / "media", folder / "built", settings={"seed": seed}, jobs=jobs, progress=progress
-    )
-
-
-# %% ../nbs/40_altfreezing.ipynb #3823baf6
-def video_trainer(network, settings, hooks=(), folder=None, transform=IMAGENET_NORMALISATION):
-    """A trainer for clips as in the first paper: ImageNet normalisation, binary cross-entropy.
-
-    Murphy 2024, sections 3.1 and 4.2.
-
-    Parameters
-    ----------
-    network : nn.Module
-        Clips (N, 3, T, H, W) to logits (N,).
-    settings : training.TrainingSettings
-    hooks, folder, transform
-        See `training.Trainer`.
-
-    Returns
-    -------
-    training.Trainer
-    """
-    return Trainer(
-        network, settings, transform=transform, loss=binary_cross_entropy, hooks=list(hooks), folder=folder
-    )
-
-
-def epoch_metrics(validation):
-    """Precision, recall, F1 and AUC after each epoch, as a list of hooks; empty if validation has only one label."""
-    return [EpochMetrics(validation)] if set(np.asarray(validation.labels).tolist()) == {0, 1} else []
-
-
-# %% ../nbs/40_altfreezing.ipynb #a5c956c6
-BASE_SETTINGS = TrainingSettings(
-    epochs=8, batch_size=16, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, schedule="step", step_epochs=3, factor=0.3,
-)  # fmt: skip
-BASE_AUGMENTATION = Augmentation(
-    IMAGENET_NORMALISATION, padding=4, flip=True, brightness=0.15, channel_shift=0.03
-)
-
-
-def evenly(manifest):
-    """Rows of a manifest, with the real ones repeated to about the number of fakes."""
-    real, fake = (manifest[manifest.label == label] for label in (0, 1))
-    return pd.concat([*[real] * max(1, round(len(fake) / max(1, len(real)))), fake], ignore_index=True)
-
-
-# %% ../nbs/40_altfreezing.ipynb #9ed5baf3
-def train_base(
-    faces, settings=BASE_SETTINGS, *, width=16, length=16, size=96, step=8, folder=None, cache=None, hooks=()
-):
-    """Train a base model from scratch on a build, such as that of `base_set`.
-
-    Parameters
-    ----------
-    faces : Path
-        The build's folder; its splits ``train`` and ``val`` are used.
-    settings : training.TrainingSettings
-    width : int
-        Of the network, see `video_resnet.VideoResNet`.
-    length, size, step : int
-        Frames and side of the clips, and frames between the starts of two clips.
-    folder : Path, optional
-        For checkpoints, from which an interrupted training resumes.
-    cache : Path, optional
-        Cache of cut clips, see `clips.ClipSet`.
-    hooks : sequence
-        See `training.Trainer`.
-
-    Returns
-    -------
-    training.Trainer
-        With the weights of the best epoch; its `log` has the metrics of all.
-    """
-    manifest = load_manifest(faces)
-    cut = {"size": size, "cache": cache}
-    train = ClipSet(faces, length, step, manifest=evenly(manifest[manifest.split == "train"]), **cut)
-    validation = ClipSet(faces, length, length, split="val", **cut)
-    with seeded(settings.seed, "base model"):
-        network = VideoResNet(width)
-    trainer = video_trainer(
-        network, settings, [*epoch_metrics(validation), *hooks], folder, BASE_AUGMENTATION
-    )
-    trainer.fit(train, validation)
-    trainer.finish()
-    return trainer
-
-
-# %% ../nbs/40_altfreezing.ipynb #18a041bb
-class BaseModel(NamedTuple):
-    """A pretrained network, and a description of its training data."""
-
-    network: torch.nn.Module
-    trained_on: str
-
-
-def load_base(weights=None):
-    """The base model of a checkpoint.
-
-    Parameters
-    ----------
-    weights : str or Path, optional
-        AltFreezing's released file, or one written by `video_resnet.save_video_resnet`; default: the small one that
-        ships with the package.
-
-    Returns
-    -------
-    BaseModel
-
-    Raises
-    ------
-    InputError
-        The file is missing, damaged, or of another network.
-    """
-    loaded = load_detector("altfreezing", weights or shipped_file("altfreezing-base.safetensors"))
-    return BaseModel(loaded.network, loaded.weights.trained_on)
+from .freezing import AlternateFreezing, GradualUnfreezing
+from .study import InputError
 
 
 # %% ../nbs/40_altfreezing.ipynb #02dcab15
@@ -254,46 +49,10 @@ def rule_of(rule, protocol="stated", steps=(20, 1), epochs=(0, 1, 2)):
     raise InputError(f"There is no rule {rule!r}: it is alternate freezing or gradual unfreezing.")
 
 
-# %% ../nbs/40_altfreezing.ipynb #a1e7d55e
-class FineTuned(NamedTuple):
-    """A fine-tuned network: its rule, its training set, its trainer with the best weights, its log."""
-
-    rule: str
-    train_set: str
-    trainer: Trainer
-    log: object
-
-
-def fine_tune(base, rule, train_set, clips, settings, hooks, folder=None):
-    """Fine-tune a copy of the base model under a rule, keeping the best epoch on validation.
-
-    Murphy 2024, section 4.3.
-
-    Parameters
-    ----------
-    base : nn.Module
-        Not changed.
-    rule, train_set : str
-        Their names in tables.
-    clips : (ClipSet, ClipSet)
-        For training, and for choosing the epoch.
-    settings : training.TrainingSettings
-    hooks : sequence
-        The rule (see `rule_of`), and others; the metrics hook is added.
-    folder : Path, optional
-        For checkpoints.
-
-    Returns
-    -------
-    FineTuned
-    """
-    trainer = video_trainer(copy.deepcopy(base), settings, [*hooks, *epoch_metrics(clips[1])], folder)
-    log = trainer.fit(*clips)
-    trainer.finish()
-    return FineTuned(rule, train_set, trainer, log)
-
-
 # %% ../nbs/40_altfreezing.ipynb #e448f559
+from scipy.stats import norm
+
+
 def videos_needed(difference, standard_error, n, level=0.05, power=0.8):
     """The number of videos needed to detect a difference of this size.
 
@@ -315,6 +74,16 @@ def videos_needed(difference, standard_error, n, level=0.05, power=0.8):
         return None
     standard_errors = norm.ppf(1 - level / 2) + norm.ppf(power)
     return int(np.ceil(n * (standard_errors * standard_error / difference) ** 2))
+
+
+# %% ../nbs/40_altfreezing.ipynb #31bc7939
+import cv2
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from .metrics import auc
 
 
 # %% ../nbs/40_altfreezing.ipynb #07fb36bf
@@ -381,37 +150,11 @@ def split_scores(features, labels, groups=None, *, rounds=100, share=0.2, seed=0
     return np.array(found)
 
 
-# %% ../nbs/40_altfreezing.ipynb #5469736d
-class AugmentedClips:
-    """Labelled clips with an augmentation resampled for each clip in each epoch; also a hook of the trainer.
-
-    Parameters
-    ----------
-    clips : labelled clips
-        See `clips.ClipSet`.
-    augment : callable
-        Takes a clip, uint8 (T, S, S, 3), and a `numpy.random.Generator`; returns a clip of that kind.
-    seed : int
-    """
-
-    def __init__(self, clips, augment, seed=0):
-        self.clips, self.augment, self.seed, self.epoch = clips, augment, seed, 0
-        self.labels, self.media_ids = clips.labels, clips.media_ids
-
-    def __len__(self):
-        return len(self.clips)
-
-    def on_epoch_start(self, trainer, epoch):
-        """Store the epoch, on which the random draws depend."""
-        self.epoch = epoch
-
-    def read(self, indices):
-        """Augmented clips, uint8 (B, T, S, S, 3)."""
-        drawn = [
-            self.augment(clip, random_stream(self.seed, "clip", self.epoch, int(index)))
-            for clip, index in zip(self.clips.read(indices).numpy(), indices, strict=True)
-        ]
-        return torch.from_numpy(np.stack(drawn))
+# %% ../nbs/40_altfreezing.ipynb #1ce3f4ac
+from .clips import SHORTEST_TRACK, clip_starts, cut_clip
+from .faces import face_tracks
+from .forgery import SourceFace, self_source_index, swap_video
+from .video import Frame, probe, read_frames, recompress_frames
 
 
 # %% ../nbs/40_altfreezing.ipynb #ebb2c1c4

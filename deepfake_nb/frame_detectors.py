@@ -5,155 +5,34 @@
 # %% auto #0
 __all__ = [
     "XCEPTION_HEAD",
-    "XCEPTION_NAME",
-    "Stills",
-    "stills_of",
-    "own_stills",
-    "scan_pictures",
-    "checked",
     "FacesDataset",
-    "faces_of",
+    "load_faces",
     "SimpleNet",
-    "count_parameters",
     "face_transform",
     "Trained",
-    "train_detector",
-    "person_of",
-    "predictions_of",
+    "train_image_detector",
+    "predict_split",
     "both_areas",
     "Collapse",
     "collapse_of",
     "xception_head",
-    "Backbone",
+    "load_xception",
     "xception_detector",
-    "hub_xception",
-    "xception_from_file",
 ]
 
 # %% ../nbs/20_frame_detectors.ipynb #39411428
-import itertools
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .adapters import leaks, scan_source, split_by_identity
-from .datasets import learning_rows, paper_set, validation_rows
-from .study import InputError, random_stream
 from .pictures import CIFAR_NORMALISATION, HALF_NORMALISATION, Augmentation, PictureSet
+from .stills import list_people
+from .study import InputError
 from .training import Trainer, TrainingLog, TrainingSettings, fake_scores
-from .video import media_kind
-from .weights import read_state_dict
-
-
-# %% ../nbs/20_frame_detectors.ipynb #340703eb
-class Stills(NamedTuple):
-    """A set of images: name, manifest, folder of the files, folder of forgery masks or None, and a description."""
-
-    name: str
-    manifest: pd.DataFrame
-    media: Path
-    masks: Path | None
-    data: str
-
-
-def stills_of(name, profile, seed, protocol="stated", data_root="", folder=""):
-    """A paper's set of still images, rendered or found below `data_root`.
-
-    Parameters
-    ----------
-    name : str
-        A key of `datasets.PAPER`.
-    profile, seed, protocol
-        See `datasets.paper_set`.
-    data_root : str or Path
-        Folder of the user's own sets.
-    folder : str
-        Folder of the set below `data_root`.
-
-    Returns
-    -------
-    Stills
-        Its manifest assigns a split to every image.
-
-    Raises
-    ------
-    InputError
-        There is no usable set, or an identity is in more than one split.
-    """
-    if data_root:
-        return own_stills(Path(data_root) / folder, seed)
-    made = paper_set(name, profile, seed, protocol=protocol)
-    return Stills(name, made.manifest, made.media, made.masks, made.data)
-
-
-# %% ../nbs/20_frame_detectors.ipynb #351d9daf
-def own_stills(folder, seed=0):
-    """A user's set of still images in the course's layout, or in folders named real and fake.
-
-    Parameters
-    ----------
-    folder : str or Path
-    seed : int
-        For the split by identity, where the folder has none.
-
-    Returns
-    -------
-    Stills
-
-    Raises
-    ------
-    InputError
-        The folder is absent, has no images of both labels in train and test, or leaks an identity.
-    """
-    folder = Path(folder)
-    manifest = scan_pictures(folder)
-    if manifest.split.isna().any():
-        manifest = split_by_identity(manifest.assign(split=None), rng=random_stream(seed, "split"))
-    manifest = manifest[manifest.split.notna()].reset_index(drop=True)
-    validated = validation_rows(manifest, rng=random_stream(seed, "validation"))
-    learnt = learning_rows(manifest, validated)
-    manifest.loc[validated, "split"] = "val"
-    manifest = manifest[learnt | (manifest.split != "train")].reset_index(drop=True)
-    return checked(Stills(folder.name, manifest, folder, None, f"the pictures in {folder.name!r}"))
-
-
-# %% ../nbs/20_frame_detectors.ipynb #c1e2fa7e
-def scan_pictures(folder):
-    """The manifest of the images in a folder; videos are ignored."""
-    if not folder.is_dir():
-        there = ", ".join(sorted(path.name for path in folder.parent.glob("*/"))) or "nothing"
-        raise InputError(
-            f"There is no folder {str(folder)!r}. Beside it: {there}. Name one of them by fakes_set or "
-            f"synthetic_set, or in the section fusion by train_set or cross_set."
-        )
-    manifest = scan_source("folder", folder).manifest
-    return manifest[[media_kind(path) == "image" for path in manifest.path]]
-
-
-# %% ../nbs/20_frame_detectors.ipynb #a997a688
-def checked(stills):
-    """Return the stills if every split has both labels and no identity is in two splits."""
-    counts = stills.manifest.groupby(["split", "label"]).size()
-    for split in ("train", "val", "test"):
-        for label, word in enumerate(("real", "fake")):
-            if not counts.get((split, label), 0):
-                raise InputError(
-                    f"The set {stills.name!r} has no {word} picture in {split}. Add some, or choose another set."
-                )
-    crossing = leaks(stills.manifest)
-    if len(crossing):
-        first = crossing.iloc[0]
-        raise InputError(
-            f"In the set {stills.name!r} {len(crossing)} identities stand on both sides of a split, "
-            f"such as {first.identity!r} in {first.splits}. Split it by identity."
-        )
-    return stills
 
 
 # %% ../nbs/20_frame_detectors.ipynb #11c826c3
@@ -181,7 +60,7 @@ class FacesDataset(PictureSet):
         return self.read([index])[0], int(self.labels[index])
 
 
-def faces_of(stills, split, size=256):
+def load_faces(stills, split, size=256):
     """The `FacesDataset` of one split."""
     rows = stills.manifest[stills.manifest.split == split].sort_values(["label", "path"], kind="stable")
     real, fake = (rows[rows.label == label] for label in (0, 1))
@@ -215,12 +94,6 @@ class SimpleNet(nn.Module):
         return self.head(images.flatten(1))
 
 
-# %% ../nbs/20_frame_detectors.ipynb #a6b78e6a
-def count_parameters(module):
-    """Number of trainable parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
 # %% ../nbs/20_frame_detectors.ipynb #1731fca2
 def face_transform(protocol="stated"):
     """Preprocessing of uint8 faces for a detector.
@@ -252,7 +125,7 @@ class Trained(NamedTuple):
 
 
 # %% ../nbs/20_frame_detectors.ipynb #f35be0ab
-def train_detector(
+def train_image_detector(
     name, network, train_set, faces, epochs, *, pixels=256, batch=32, learning_rate=1e-3, precision="float32", seed=0,
     protocol="stated", folder=None,
 ):  # fmt: skip
@@ -291,21 +164,14 @@ def train_detector(
     return Trained(name, train_set, trainer, log, pixels)
 
 
-# %% ../nbs/20_frame_detectors.ipynb #a97da9d1
-def person_of(manifest):
-    """The person in each file, indexed by media_id: target of a swap, else the source; the file itself if unknown."""
-    rows = manifest.set_index("media_id")
-    return rows.target_id.fillna(rows.source_id).fillna(pd.Series(rows.index, index=rows.index)).astype(str)
-
-
 # %% ../nbs/20_frame_detectors.ipynb #dfd713f5
-def predictions_of(trained, stills, faces, split="test", eval_set=None):
+def predict_split(trained, stills, faces, split="test", eval_set=None):
     """Predictions of a trained detector on every image of a split.
 
     Parameters
     ----------
     trained : Trained
-    stills : Stills
+    stills : stills.Stills
     faces : dict of str to FacesDataset
     split : str
     eval_set : str, optional
@@ -325,7 +191,7 @@ def predictions_of(trained, stills, faces, split="test", eval_set=None):
         "score": fake_scores(logits),
         "logit_real": logits[:, 0].numpy(),
         "logit_fake": logits[:, 1].numpy(),
-        "person": person_of(stills.manifest).loc[faces[split].media_ids].to_numpy(),
+        "person": list_people(stills.manifest).loc[faces[split].media_ids].to_numpy(),
         "detector": trained.name,
         "train_set": trained.trained_on,
         "eval_set": eval_set or stills.name,
@@ -339,7 +205,7 @@ def both_areas(predictions):
     Parameters
     ----------
     predictions : DataFrame
-        From `predictions_of`.
+        From `predict_split`.
 
     Returns
     -------
@@ -411,6 +277,10 @@ def collapse_of(labels, scores, threshold=0.5, share=0.99):
 
 
 # %% ../nbs/20_frame_detectors.ipynb #b2e5dc1e
+import itertools
+
+import timm
+
 XCEPTION_HEAD = (2048, 1000, 256, 64, 2)
 
 
@@ -435,14 +305,16 @@ def xception_head(widths=XCEPTION_HEAD):
 
 
 # %% ../nbs/20_frame_detectors.ipynb #7644ac42
-XCEPTION_NAME = "legacy_xception"
+from .backbones import FEATURE_SIZES, TIMM_NAMES, Backbone, load_from_file, load_from_hub
 
 
-class Backbone(NamedTuple):
-    """A network, and a description of its weights."""
-
-    network: nn.Module
-    weights: str
+def load_xception(weights="hub"):
+    """Xception with its own last layer, and a description of its weights; see `xception_detector`."""
+    if weights == "none":
+        return timm.create_model(TIMM_NAMES["xception"]), "not pretrained (asked for)"
+    if weights == "hub":
+        return load_from_hub("xception", check_first=False, num_classes=1000)
+    return load_from_file("xception", weights)
 
 
 # %% ../nbs/20_frame_detectors.ipynb #697049f1
@@ -462,7 +334,8 @@ def xception_detector(weights="hub", seed=0):
 
     Returns
     -------
-    Backbone
+    backbones.Backbone
+        Its network ends with the new head.
 
     Raises
     ------
@@ -471,44 +344,6 @@ def xception_detector(weights="hub", seed=0):
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if weights == "none":
-            backbone = Backbone(timm.create_model(XCEPTION_NAME), "not pretrained (asked for)")
-        elif weights == "hub":
-            backbone = hub_xception()
-        else:
-            backbone = xception_from_file(weights)
-        backbone.network.fc = xception_head()
-    return backbone
-
-
-# %% ../nbs/20_frame_detectors.ipynb #aad750b4
-def hub_xception():
-    """Xception with timm's ImageNet weights; random, and described as such, if they are not available."""
-    try:
-        return Backbone(timm.create_model(XCEPTION_NAME, pretrained=True), "pretrained on ImageNet (timm)")
-    except (OSError, RuntimeError) as error:
-        reason = f"not pretrained: timm's weights could not be reached ({type(error).__name__})"
-        return Backbone(timm.create_model(XCEPTION_NAME), reason)
-
-
-def xception_from_file(path):
-    """Xception with backbone weights from a file; its last layer is not used."""
-    network = timm.create_model(XCEPTION_NAME)
-    tensors = {
-        key: value
-        for key, value in read_state_dict(path).items()
-        if not key.startswith(("fc.", "last_linear."))
-    }
-    try:
-        missing, unknown = network.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        raise InputError(
-            f"{str(path)!r} does not fit timm's {XCEPTION_NAME}: {str(error).splitlines()[-1].strip()}"
-        ) from None
-    missing = [key for key in missing if not key.startswith("fc.")]
-    if missing or unknown:
-        odd = (missing or unknown)[0]
-        raise InputError(
-            f"{str(path)!r} does not fit timm's {XCEPTION_NAME}: tensor {odd!r} is in one of them only."
-        )
-    return Backbone(network, f"pretrained weights from {Path(path).name}")
+        network, words = load_xception(weights)
+        network.fc = xception_head()
+    return Backbone("xception", network, FEATURE_SIZES["xception"], words)

@@ -15,7 +15,7 @@ __all__ = [
     "first_frames",
     "validation_people",
     "Projection",
-    "resized",
+    "resize_images",
     "fit_pca",
     "project_pca",
     "project_vqvae",
@@ -35,40 +35,23 @@ __all__ = [
 
 # %% ../nbs/50_latent.ipynb #f7fcfa61
 import copy
-import hashlib
-import json
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
-import timm
 import torch
-from scipy.stats import norm
-from sklearn.decomposition import IncrementalPCA
-from sklearn.ensemble import RandomForestClassifier
 from torch import nn
-from torch.nn import functional
 
-# %% ../nbs/50_latent.ipynb #566ad223
-from .builds import FaceSet
-from .faces import align_ffhq
-from .degradations import degrade
-from .frame_detectors import person_of
-from .generator import shipped_networks
-from .inversion import draw, find_codes, networks_from_files
-from .mesonet import Meso4
-from .decisions import decision_threshold, expected_cost
 from .study import InputError, UsageError, atomic_path, random_seed, random_stream
-from .pictures import HALF_NORMALISATION, ArraySet, Normalise
-from .portraits import as_inputs, as_pictures
-from .training import Trainer, TrainingSettings, fake_scores, seeded
-from .video import media_kind, probe, read_frames, read_image
-
+from .training import fake_scores, seeded
 
 # %% ../nbs/50_latent.ipynb #21342d26
+from .generator import shipped_networks
+from .inversion import networks_from_files
+
+
 class LatentNetworks(NamedTuple):
     """The networks between faces and codes: StyleGAN's generator, its encoder, VQ-VAE-2, and their description."""
 
@@ -109,6 +92,16 @@ def latent_networks(generator_file="", encoder_file="", device="cpu"):
     return LatentNetworks(*(network.to(device).eval() for network in mine), words)
 
 
+# %% ../nbs/50_latent.ipynb #4c4d6bfb
+import hashlib
+import json
+
+from .builds import FaceSet
+from .faces import align_ffhq
+from .stills import list_people
+from .video import media_kind, probe, read_frames, read_image
+
+
 # %% ../nbs/50_latent.ipynb #b365d737
 class AlignedFaces(NamedTuple):
     """Faces of a set: one row per frame, and their images.
@@ -127,13 +120,34 @@ class AlignedFaces(NamedTuple):
     left_out: pd.DataFrame
 
 
+# %% ../nbs/50_latent.ipynb #a9ad9bc8
+ALIGNED = "ffhq, first track"
+
+
+def json_of(values):
+    """Values as bytes, for a digest."""
+    return repr([str(value) for value in values]).encode()
+
+
+def list_frames(row, track):
+    """The rows of one media file."""
+    about = {
+        "media_id": row.media_id,
+        "unit": track.frame_indices,
+        "label": row.label,
+        "split": row.split,
+        "method": row.method,
+    }
+    return pd.DataFrame(about)
+
+
 # %% ../nbs/50_latent.ipynb #ee81cb74
 def aligned_faces(made, size, folder):
     """Crop the faces of a built set by FFHQ's protocol, or read cached crops.
 
     Parameters
     ----------
-    made : datasets.PaperSet
+    made : paper_sets.PaperSet
         Built with every k-th frame.
     size : int
         Side in pixels.
@@ -155,39 +169,18 @@ def aligned_faces(made, size, folder):
     path = Path(folder) / f"{made.name}-{size}-{named}.npy"
     tracks = [faces.tracks(row)[0] for row in range(len(faces))]
     table = pd.concat(
-        [frames_of(row, track) for row, track in zip(manifest.itertuples(), tracks, strict=True)],
+        [list_frames(row, track) for row, track in zip(manifest.itertuples(), tracks, strict=True)],
         ignore_index=True,
     )
     if not path.is_file():
         with atomic_path(path) as temporary:
             write_pictures(temporary, made.media, manifest, tracks, size)
-    table["person"] = person_of(manifest).loc[table.media_id].to_numpy()
+    table["person"] = list_people(manifest).loc[table.media_id].to_numpy()
     for split in table.split.unique():
         if table[table.split == split].label.nunique() < 2:
             words = f"The split {split!r} of {made.name!r} has no faces of both labels."
             raise InputError(f"{words} Check the build's rejected.csv.")
     return AlignedFaces(table, np.load(path, mmap_mode="r"), frames_without(made, manifest, tracks))
-
-
-# %% ../nbs/50_latent.ipynb #a9ad9bc8
-ALIGNED = "ffhq, first track"
-
-
-def json_of(values):
-    """Values as bytes, for a digest."""
-    return repr([str(value) for value in values]).encode()
-
-
-def frames_of(row, track):
-    """The rows of one media file."""
-    about = {
-        "media_id": row.media_id,
-        "unit": track.frame_indices,
-        "label": row.label,
-        "split": row.split,
-        "method": row.method,
-    }
-    return pd.DataFrame(about)
 
 
 # %% ../nbs/50_latent.ipynb #e248df78
@@ -280,6 +273,14 @@ def validation_people(table, rng, share=0.2):
     return chosen
 
 
+# %% ../nbs/50_latent.ipynb #9cc9742d
+import cv2
+from sklearn.decomposition import IncrementalPCA
+
+from .portraits import as_inputs, as_pictures
+from .inversion import draw, find_codes
+
+
 # %% ../nbs/50_latent.ipynb #35377914
 class Projection(NamedTuple):
     """Codes of faces from one projector.
@@ -299,7 +300,7 @@ class Projection(NamedTuple):
     seconds: float
 
 
-def resized(pictures, size):
+def resize_images(pictures, size):
     """Resize uint8 images (N, S, S, 3) to another side, by area when downscaling."""
     if len(pictures) == 0 or pictures.shape[1] == size:
         return np.array(pictures)
@@ -374,6 +375,9 @@ def project_stylegan(networks, pictures, loss, settings, **options):
 
 
 # %% ../nbs/50_latent.ipynb #f184abb8
+from sklearn.ensemble import RandomForestClassifier
+from torch.nn import functional
+
 HIDDEN = {"LR": (), "MLP-2": (512,), "MLP-5": (2048, 512, 512, 512)}  #: LatentForensics, section 4.2.2
 TREES, RATE = 1500, 5e-4
 
@@ -544,10 +548,16 @@ def learn(network, optimizer, train, rows):
 
 
 # %% ../nbs/50_latent.ipynb #44bdbe2a
+import timm
+
+from .mesonet import Meso4
+from .pictures import HALF_NORMALISATION, ArraySet, Normalise
+from .training import Trainer, TrainingSettings
+
+# %% ../nbs/50_latent.ipynb #7609351d
 PIXEL_NETWORKS = {"MesoNet": None, "XCeptionNet": "legacy_xception", "EfficientNet": "efficientnet_b0"}
 
 
-# %% ../nbs/50_latent.ipynb #7609351d
 def train_on_pixels(name, pictures, labels, train, val, *, epochs, seed=0, batch_size=16):
     """Train one of the paper's three networks on faces, from random weights.
 
@@ -592,6 +602,9 @@ def pixel_scores(trainer, pictures):
 
 
 # %% ../nbs/50_latent.ipynb #2af884d8
+from scipy.stats import norm
+
+
 def detectable_area(measured, power=0.8):
     """The smallest AUC that a test of this size would distinguish from chance.
 
@@ -614,6 +627,9 @@ def detectable_area(measured, power=0.8):
 
 
 # %% ../nbs/50_latent.ipynb #97d080b1
+from .decisions import decision_threshold, expected_cost
+
+
 def prior_errors(labels, scores, priors, training_prior=None):
     """Equation 1's mean error under given shares of fakes, with the threshold of equation 2 or one half.
 
@@ -639,12 +655,15 @@ def prior_errors(labels, scores, priors, training_prior=None):
 
 
 # %% ../nbs/50_latent.ipynb #c2945889
+from .degradations import degrade
+
+
 def faces_after(made, rows, name, strength, size, seed=0):
     """Faces of some media files after a degradation of the whole video.
 
     Parameters
     ----------
-    made : datasets.PaperSet
+    made : paper_sets.PaperSet
     rows : DataFrame
         Rows of its manifest.
     name, strength

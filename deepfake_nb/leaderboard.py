@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = [
     "OTHER_SECTIONS",
-    "MEASURED",
+    "METRIC_TITLES",
     "LEVEL",
     "SIDES",
     "Reports",
@@ -17,7 +17,7 @@ __all__ = [
     "paired_differences",
     "ranks_with_ties",
     "with_ranks",
-    "as_text",
+    "format_interval",
     "readable",
     "table_to_read",
     "entry_names",
@@ -34,12 +34,11 @@ __all__ = [
     "areas_to_read",
     "plot_areas",
     "plot_best_curves",
-    "headline",
+    "find_headline",
     "headline_table",
 ]
 
 # %% ../nbs/60_leaderboard.ipynb #6fe033c3
-import ast
 import html
 import itertools
 import json
@@ -49,26 +48,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 
-# %% ../nbs/60_leaderboard.ipynb #eb0d5b1b
-from .frame_detectors import SimpleNet, count_parameters, xception_detector
-from .fusion import combination_of, milliseconds_a_picture, pareto_front, title_of
 from .comparison import bootstrap_test, delong_test, holm
 from .curves import COLOURS
 from .metrics import Sample, Undefined, measure, resampled
 from .predictions import pool, read_predictions
 from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
-from deepfake_nb.study import (
-    BEYOND_THE_PAPERS,
-    SECTIONS,
-    InputError,
-    device_name,
-    load_results,
-    random_stream,
-    section_notebook,
-)
-from .video_resnet import VideoResNet
+from .study import BEYOND_THE_PAPERS, SECTIONS, InputError, load_results, random_stream
 
 
 # %% ../nbs/60_leaderboard.ipynb #4c1378e3
@@ -176,7 +162,7 @@ def look_into(folder, run):
     if run is None:
         return row, {}
     found, problems = {}, []
-    for kind, (name, read) in KINDS.items():
+    for kind, (name, read) in PREDICTION_FILES.items():
         try:
             if (folder / name).is_file():
                 found[kind] = read(folder / name)
@@ -192,7 +178,7 @@ def look_into(folder, run):
 
 
 # %% ../nbs/60_leaderboard.ipynb #a821c4e9
-KINDS = {
+PREDICTION_FILES = {
     "predictions": ("predictions.parquet", lambda path: pool(completed(read_predictions(path)))),
     "robustness": ("robustness.parquet", lambda path: completed(pd.read_parquet(path))),
 }
@@ -240,7 +226,7 @@ def is_home(train_set, test_set):
 
 
 # %% ../nbs/60_leaderboard.ipynb #e4ef16fa
-MEASURED = {
+METRIC_TITLES = {
     "auc": "AUC",
     "average_precision": "average precision",
     "equal_error_rate": "EER",
@@ -254,10 +240,10 @@ def drawn_by(rows):
 
 
 def measure_entry(rows, resamples, rng):
-    """One detector on one test set: `MEASURED` with intervals, and the AUC in each resample."""
+    """One detector on one test set: `METRIC_TITLES` with intervals, and the AUC in each resample."""
     by = drawn_by(rows)
     sample = Sample(rows.label, rows.score, rows[by])
-    drawn = resampled([sample], list(MEASURED), resamples, rng)[0]
+    drawn = resampled([sample], list(METRIC_TITLES), resamples, rng)[0]
     share = rows.label.mean()
     row = {
         "n": len(rows),
@@ -265,7 +251,7 @@ def measure_entry(rows, resamples, rng):
         "majority_rate": max(share, 1 - share),
         "drawn_by": by,
     }
-    for metric in MEASURED:
+    for metric in METRIC_TITLES:
         found = measure(metric, sample, drawn[metric], 0.95)
         row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
     return row | {"resampled": drawn["auc"]}
@@ -303,7 +289,7 @@ def measure_detectors(predictions, resamples=2000, seed=0):
             )
         row = dict(zip(ENTRY, names, strict=True)) | {"at_home": is_home(names[3], names[1])}
         rows.append(row | measure_entry(part, resamples, random_stream(seed, "leaderboard", *names)))
-    numbers = [name + end for name in MEASURED for end in ("", "_low", "_high")]
+    numbers = [name + end for name in METRIC_TITLES for end in ("", "_low", "_high")]
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
 
 
@@ -415,7 +401,7 @@ def with_ranks(board, differences, level=LEVEL):
 
 
 # %% ../nbs/60_leaderboard.ipynb #72e062b6
-def as_text(value, low=None, high=None):
+def format_interval(value, low=None, high=None):
     """A number and its interval as text; missing bounds are omitted, and a missing number is a dash."""
     if pd.isna(value):
         return "–"
@@ -445,9 +431,9 @@ def table_to_read(board):
         All text escaped.
     """
     shown = board[["test_set", "rank", "detector", "train_set"]].copy()
-    for metric, title in MEASURED.items():
+    for metric, title in METRIC_TITLES.items():
         ends = (board[metric + end] for end in ("", "_low", "_high"))
-        shown[title] = [as_text(*numbers) for numbers in zip(*ends, strict=True)]
+        shown[title] = [format_interval(*numbers) for numbers in zip(*ends, strict=True)]
     shown["majority rate"], shown["files"] = board.majority_rate, board.n
     return readable(shown.rename(columns={"test_set": "test set", "train_set": "trained on"}))
 
@@ -525,7 +511,9 @@ def draw_matrix(axes, part):
                 cmap="RdYlBu_r", vmin=0, vmax=1, aspect="auto")  # fmt: skip
     for row in part.itertuples():
         x, y = sets.index(row.test_set), entries.index((row.detector, row.train_set))
-        text = as_text(row.auc, row.auc_low, row.auc_high).replace(" ", "\n" if len(sets) > 2 else " ", 1)
+        text = format_interval(row.auc, row.auc_low, row.auc_high).replace(
+            " ", "\n" if len(sets) > 2 else " ", 1
+        )
         axes.text(
             x,
             y,
@@ -594,6 +582,19 @@ def generalisation_gaps(board):
     return pd.DataFrame(rows, columns=names + numbers).astype(dict.fromkeys(numbers, float))
 
 
+# %% ../nbs/60_leaderboard.ipynb #8ec7289f
+import ast
+
+import torch
+
+from deepfake_nb.backbones import count_parameters, measure_milliseconds, parse_combination
+from deepfake_nb.complementarity import find_pareto_front
+from deepfake_nb.frame_detectors import SimpleNet, xception_detector
+from deepfake_nb.fusion import title_of
+from deepfake_nb.study import device_name, section_notebook
+from deepfake_nb.video_resnet import VideoResNet
+
+
 # %% ../nbs/60_leaderboard.ipynb #8d5ff56c
 def section_sizes(section, profile):
     """The sizes of a profile in a section's notebook."""
@@ -627,7 +628,7 @@ RECORDED = {
 
 def fusion_title(detector):
     """The fusion section's name for a configuration in its table of costs."""
-    return title_of(combination_of(detector.partition(",")[0].replace(" ", "")))
+    return title_of(parse_combination(detector.partition(",")[0].replace(" ", "")))
 
 
 def recorded_costs(results, section, detector):
@@ -691,13 +692,13 @@ def time_network(network, shape, of, turns, device):
     network = network.to(device).eval()
     inputs = torch.zeros(1 if of == "clip" else 8, *shape, device=device)
     return {"parameters": count_parameters(network), "of": of,
-            "milliseconds": milliseconds_a_picture(network, inputs, turns)}  # fmt: skip
+            "milliseconds": measure_milliseconds(network, inputs, turns)}  # fmt: skip
 
 
 # %% ../nbs/60_leaderboard.ipynb #2d324041
 def draw_cost(axes, part, middle):
     """Plot AUC against milliseconds on one test set, the Pareto front in colour; labels left of points beyond `middle`."""
-    part = part.assign(front=pareto_front(part.milliseconds, part.auc)).sort_values("milliseconds")
+    part = part.assign(front=find_pareto_front(part.milliseconds, part.auc)).sort_values("milliseconds")
     for row in part.itertuples():
         colour = COLOURS[1] if row.front else "0.55"
         if np.isfinite(row.auc_low):
@@ -797,7 +798,7 @@ def areas_to_read(areas):
     for title, column in (("all axes", ""), ("lost", "lost_")):
         value = shown["area"] if title == "all axes" else shown["lost"]
         ends = zip(value, shown[column + "low"], shown[column + "high"], strict=True)
-        shown[title] = [as_text(*numbers) for numbers in ends]
+        shown[title] = [format_interval(*numbers) for numbers in ends]
     return shown[[*keys, "untouched", "all axes", "lost", "worst axis", "there"]]
 
 
@@ -870,7 +871,7 @@ def plot_best_curves(curves, most=6):
 SIDES = {True: "trained on it", False: "trained elsewhere"}
 
 
-def headline(board):
+def find_headline(board):
     """The best detector of each test set, among those trained on its source and among the others.
 
     Parameters

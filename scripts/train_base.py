@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from deepfake_nb.altfreezing import BASE_SETTINGS, base_set, train_base
+from deepfake_nb.clip_training import BASE_SETTINGS, make_base_set, train_base
 from deepfake_nb.clips import ClipSet, clip_predictions
 from deepfake_nb.decisions import fit_calibration
 from deepfake_nb.metrics import evaluate
@@ -47,7 +47,7 @@ def main():
         "--out", type=Path, default=Path("deepfake_nb/weights_shipped/altfreezing-base.safetensors")
     )
     options = parser.parse_args()
-    built = base_set(options.people, options.frames, seed=options.seed, root=options.work)
+    built = make_base_set(options.people, options.frames, seed=options.seed, root=options.work)
     settings = replace(BASE_SETTINGS, epochs=options.epochs, precision=options.precision, seed=options.seed)
     trainer = train_base(built.folder, settings, width=WIDTH, length=LENGTH, size=SIZE, folder=options.work / "training",
                          cache=options.work / "clips", hooks=[Tell()])  # fmt: skip

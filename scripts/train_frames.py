@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepfake_nb.altfreezing import base_set
 from deepfake_nb.builds import FaceSet
+from deepfake_nb.clip_training import make_base_set
 from deepfake_nb.degradations import brightness, jpeg
 from deepfake_nb.faces import align_ffhq, ffhq_transform, fit_similarity, transform_points, warp
 from deepfake_nb.forgery import SourceFace, swap_face
@@ -299,7 +299,7 @@ def main():
     options = parser.parse_args()
     folder = options.work / "faces"
     folder.mkdir(parents=True, exist_ok=True)
-    built = base_set(150, 40, seed=options.seed, root=options.work)
+    built = make_base_set(150, 40, seed=options.seed, root=options.work)
     for split in ("train", "val"):
         make_films(folder, built.folder, split, options.seed)
     make_stills(folder, options.chunks + VALIDATION_CHUNKS, options.seed)

@@ -8,19 +8,21 @@ import pytest
 import torch
 
 from deepfake_nb.altfreezing import (
-    AugmentedClips,
-    base_set,
     clips_after,
-    evenly,
-    fine_tune,
     frame_features,
-    load_base,
     rule_of,
     self_swapped,
     split_scores,
-    train_base,
     video_features,
     videos_needed,
+)
+from deepfake_nb.clip_training import (
+    AugmentedClips,
+    fine_tune,
+    load_base,
+    make_base_set,
+    repeat_real_rows,
+    train_base,
 )
 from deepfake_nb.forgery import face_mask
 from deepfake_nb.freezing import AlternateFreezing, GradualUnfreezing
@@ -48,7 +50,7 @@ def recording(film, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def little_base(tmp_path_factory):
-    return base_set(2, 12, side=128, seed=1, root=tmp_path_factory.mktemp("sets"))
+    return make_base_set(2, 12, side=128, seed=1, root=tmp_path_factory.mktemp("sets"))
 
 
 def noise_clips(n, seed=0):
@@ -78,8 +80,8 @@ def test_base_set_has_two_fakes_of_everybody_and_nobody_on_both_sides(little_bas
 
 def test_real_rows_are_repeated_until_they_balance_the_fakes():
     manifest = pd.DataFrame({"label": [0, 1, 1, 0, 1, 1], "path": list("abcdef")})
-    assert evenly(manifest).label.tolist() == [0] * 4 + [1] * 4
-    assert evenly(manifest[manifest.label == 1]).label.tolist() == [1] * 4
+    assert repeat_real_rows(manifest).label.tolist() == [0] * 4 + [1] * 4
+    assert repeat_real_rows(manifest[manifest.label == 1]).label.tolist() == [1] * 4
 
 
 def test_base_model_trains_on_the_base_set_and_goes_on_after_a_stop(little_base, tmp_path):

@@ -22,8 +22,10 @@ from commands import allow_files_of, run
 
 from deepfake_nb import filming, workers
 from deepfake_nb.builds import FaceSet, build, check, load_manifest
-from deepfake_nb.datasets import MAKING_MODULES, learning_rows, paper_set, render_sets, validation_rows
-from deepfake_nb.filming import MAKERS
+from deepfake_nb.filming import MAKERS, Camera, shoot, shoot_stills
+from deepfake_nb.paper_sets import make_paper_set, render_sets
+from deepfake_nb.provenance import code_behind
+from deepfake_nb.stills import select_training_rows, select_validation_rows
 from deepfake_nb.study import InputError, UsageError
 
 SMALL = {"crop_size": 32, "detect_every": 5}
@@ -52,7 +54,7 @@ def track_states(out):
 def run_build(root, out):
     """`build` in a process of its own, as a command would run it."""
     code = (
-        "import sys; from deepfake_nb.datasets import build\n"
+        "import sys; from deepfake_nb.builds import build\n"
         f"report = build('folder', sys.argv[1], sys.argv[2], settings={SMALL!r}, jobs=1)\n"
         "print(report.built, report.kept)"
     )
@@ -120,9 +122,7 @@ def test_kill_and_resume_give_the_undisturbed_build(media, heads, tmp_path):
     for number in range(4, 12):
         shutil.copy(heads / f"{number % 4}.mp4", media / "real" / f"more {number}.mp4")
     run_build(media, tmp_path / "calm")
-    code = (
-        f"from deepfake_nb.datasets import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
-    )
+    code = f"from deepfake_nb.builds import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True)
     journal = tmp_path / "out" / "journal.jsonl"
     deadline = time.time() + 60
@@ -203,7 +203,7 @@ def test_usage_errors(media, tmp_path):
             build("rendered", tmp_path / "made", tmp_path / "out", makers=MAKERS, **change)
     assert not (tmp_path / "made").exists()  # told before anything is rendered
     with pytest.raises(UsageError, match="no set 'ff'"):
-        paper_set("ff", "smoke")
+        make_paper_set("ff", "smoke")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -227,9 +227,7 @@ def _made(folder):
 
 
 def test_a_file_size_limit_stops_too(media, tmp_path):
-    code = (
-        f"from deepfake_nb.datasets import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
-    )
+    code = f"from deepfake_nb.builds import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
     limit = partial(allow_files_of, 20_000)
     done = run(sys.executable, "-c", code, cwd=tmp_path, status=1, preexec_fn=limit)
     assert "InputError: Cannot write" in done.stderr and "File too large" in done.stderr
@@ -438,17 +436,18 @@ def modules_behind(name, without):
 
 
 def test_a_set_is_rendered_anew_when_any_code_that_makes_it_changes():
-    """But for the random streams of `study`, names of real files, and generator and portraits, which few sets need."""
+    """But for the random streams of `study`, names of real files, generator and portraits, which few sets need."""
     behind = modules_behind("filming", {"study", "adapters", "generator", "portraits"})
-    assert set(MAKING_MODULES) == behind | {"datasets"}
+    reached = {name.split(".")[1] for name in code_behind(shoot, shoot_stills, Camera)}
+    assert behind <= reached
 
 
 def test_sets_rendered_side_by_side_are_those_rendered_alone(tmp_path):
     names = ("celeb-df", "course-fakes")
     render_sets(names, "smoke", 0, tmp_path / "together", jobs=2)
     for name in names:
-        together = paper_set(name, "smoke", 0, tmp_path / "together").manifest
-        alone = paper_set(name, "smoke", 0, tmp_path / "alone").manifest
+        together = make_paper_set(name, "smoke", 0, tmp_path / "together").manifest
+        alone = make_paper_set(name, "smoke", 0, tmp_path / "alone").manifest
         pd.testing.assert_frame_equal(together, alone)
         assert together.media_sha256.nunique() == len(together)
 
@@ -457,9 +456,9 @@ def test_published_validation_is_a_part_of_training():
     rows = [{"path": f"{label}/{i}", "label": label, "split": "train", "source_id": f"p{i}", "target_id": None,
              "media_id": f"{label}{i}"} for label in (0, 1) for i in range(10)]  # fmt: skip
     table = pd.DataFrame(rows)
-    published = validation_rows(table, "published")
+    published = select_validation_rows(table, "published")
     assert published.sum() == 10 and set(table[published].path.str[2:].astype(int)) == {0, 1, 2, 3, 4}
-    stated = validation_rows(table, "stated", rng=np.random.default_rng(0))
+    stated = select_validation_rows(table, "stated", rng=np.random.default_rng(0))
     assert 0 < stated.sum() < 10
     assert not set(table[stated].source_id) & set(table[~stated].source_id)
 
@@ -473,8 +472,8 @@ def test_nobody_is_learnt_from_and_validated_on(seed):
     rows += [("test", 0, "q0", None), ("test", 1, "q0", "q1")]
     table = pd.DataFrame(rows, columns=["split", "label", "source_id", "target_id"])
     table["media_id"] = table["path"] = [f"file{number:02d}" for number in range(len(table))]
-    validated = validation_rows(table, rng=rng)
-    learnt = learning_rows(table, validated)
+    validated = select_validation_rows(table, rng=rng)
+    learnt = select_training_rows(table, validated)
     seen = [{*table.source_id[rows], *table.target_id[rows].dropna()} for rows in (validated, learnt)]
     assert seen[0] and seen[1] and not seen[0] & seen[1]
     crossing = (table.split == "train") & ~validated & ~learnt

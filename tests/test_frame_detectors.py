@@ -11,19 +11,18 @@ import timm
 import torch
 from commands import run_section
 
+from deepfake_nb.backbones import count_parameters
 from deepfake_nb.frame_detectors import (
     FacesDataset,
     SimpleNet,
     both_areas,
-    checked,
     collapse_of,
-    count_parameters,
-    faces_of,
-    own_stills,
-    stills_of,
+    load_faces,
     xception_detector,
     xception_head,
 )
+from deepfake_nb.paper_sets import load_stills
+from deepfake_nb.stills import check_stills, load_own_stills
 from deepfake_nb.study import InputError
 
 
@@ -38,7 +37,7 @@ def course_layout(tmp_path_factory):
 
 
 def test_real_pictures_come_first_and_have_label_0(course_layout):
-    faces = faces_of(own_stills(course_layout / "swaps"), "train", 32)
+    faces = load_faces(load_own_stills(course_layout / "swaps"), "train", 32)
     assert np.asarray(faces.labels).tolist() == [0] * 4 + [1] * 4
     picture, label = faces[faces.real_len]
     assert tuple(picture.shape) == (32, 32, 3) and label == 1 and picture.float().mean() > 125
@@ -48,16 +47,16 @@ def test_real_pictures_come_first_and_have_label_0(course_layout):
 def test_a_plain_folder_is_split_by_identity(tmp_path):
     layouts.noise(tmp_path / "mine" / "real", 20)
     layouts.noise(tmp_path / "mine" / "fake", 20)
-    stills = own_stills(tmp_path / "mine", seed=3)
+    stills = load_own_stills(tmp_path / "mine", seed=3)
     sides = stills.manifest.groupby(["split", "label"]).size()
     assert set(sides.index.get_level_values("split")) == {"train", "val", "test"} and sides.sum() == 40
-    assert own_stills(tmp_path / "mine", seed=3).manifest.equals(stills.manifest)
+    assert load_own_stills(tmp_path / "mine", seed=3).manifest.equals(stills.manifest)
 
 
 def test_videos_among_the_pictures_are_left_alone(course_layout, tmp_path):
     shutil.copytree(course_layout / "swaps", tmp_path / "set")
     (tmp_path / "set" / "train" / "real" / "clip.mp4").write_bytes(b"")
-    assert len(own_stills(tmp_path / "set").manifest) == 18
+    assert len(load_own_stills(tmp_path / "set").manifest) == 18
 
 
 @pytest.mark.parametrize(
@@ -80,12 +79,12 @@ def test_a_set_that_cannot_be_used_is_refused_in_words(tmp_path, broken, words):
     if broken == "absent":
         root = tmp_path / "elsewhere"
     with pytest.raises(InputError, match=words):
-        own_stills(root)
+        load_own_stills(root)
 
 
 def test_a_missing_folder_is_answered_with_those_beside_it(course_layout):
     with pytest.raises(InputError, match=r"course-fakes'\. Beside it: made, swaps\."):
-        stills_of("course-fakes", "smoke", 0, data_root=course_layout, folder="course-fakes")
+        load_stills("course-fakes", "smoke", 0, data_root=course_layout, folder="course-fakes")
 
 
 def test_somebody_on_both_sides_is_refused(course_layout, tmp_path):
@@ -93,24 +92,24 @@ def test_somebody_on_both_sides_is_refused(course_layout, tmp_path):
     lines = ["file,source_id"] + [f"{split}/real/{split}_00.jpg,anna" for split in ("train", "test")]
     (tmp_path / "set" / "index.csv").write_text("\n".join(lines))
     with pytest.raises(InputError, match="both sides of a split, such as 'anna'"):
-        own_stills(tmp_path / "set")
+        load_own_stills(tmp_path / "set")
 
 
 def test_profile_paper_needs_a_data_root():
     with pytest.raises(InputError, match="data_root"):
-        stills_of("course-fakes", "paper", 0)
+        load_stills("course-fakes", "paper", 0)
 
 
 def test_checked_stills_come_back(course_layout):
-    stills = own_stills(course_layout / "made")
-    assert checked(stills) is stills
+    stills = load_own_stills(course_layout / "made")
+    assert check_stills(stills) is stills
 
 
 def test_an_unreadable_picture_is_named(course_layout, tmp_path):
     shutil.copytree(course_layout / "swaps", tmp_path / "set")
     (tmp_path / "set" / "test" / "fake" / "test_01.jpg").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"test_01\.jpg"):
-        faces_of(own_stills(tmp_path / "set"), "test", 32).read(np.arange(6))
+        load_faces(load_own_stills(tmp_path / "set"), "test", 32).read(np.arange(6))
 
 
 def test_xception_without_network_says_so(monkeypatch):

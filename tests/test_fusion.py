@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 import urllib.error
-from pathlib import Path
 
 import layouts
 import numpy as np
@@ -17,36 +16,29 @@ from commands import run_section
 from torch import nn
 from torch.nn import functional
 
-from deepfake_nb import fusion
-from deepfake_nb.frame_detectors import own_stills
-from deepfake_nb.fusion import (
-    Backbone,
+from deepfake_nb import backbones
+from deepfake_nb.backbones import Backbone, MesoFeatures, list_combinations, make_backbone, parse_combination
+from deepfake_nb.complementarity import correlate_ranks, find_pareto_front, fuse_scores, measure_cka
+from deepfake_nb.features import (
     Features,
-    FusionNet,
-    MesoFeatures,
-    combination_of,
-    combinations_of,
-    cross_stills,
-    feasible_confusions,
-    features_of,
-    fusion_head,
-    groups_within,
-    head_logits,
-    initial_heads,
-    late_fusion,
-    linear_cka,
-    make_backbone,
+    HeadStack,
+    compute_features,
+    digest_pass,
+    draw_view,
+    extract_features,
+    extract_head,
+    initialise_heads,
+    make_head,
     measure_norms,
-    network_maker,
-    pareto_front,
-    pictures_of,
-    rank_correlation,
-    single_head,
+    predict_heads,
     train_heads,
-    train_together,
 )
+from deepfake_nb.fusion import AUGMENTATION, UNIT, FusionNet, feasible_confusions, network_maker
+from deepfake_nb.joint_training import group_by_memory, train_together
 from deepfake_nb.mesonet import Meso4
-from deepfake_nb.pictures import ArraySet
+from deepfake_nb.pictures import ArraySet, Augmentation, Normalise, PictureSet
+from deepfake_nb.provenance import code_behind
+from deepfake_nb.stills import load_cross_stills, load_own_stills, read_split
 from deepfake_nb.study import InputError, UsageError, random_stream
 from deepfake_nb.training import TrainingSettings, cut_batches
 
@@ -65,7 +57,7 @@ def own_sets(tmp_path_factory):
 
 @pytest.fixture
 def pictures(own_sets):
-    return pictures_of(own_stills(own_sets / "mine"), "train", SIDE)
+    return read_split(load_own_stills(own_sets / "mine"), "train", SIDE)
 
 
 def made_features(n=60, views=2, seed=0):
@@ -80,7 +72,7 @@ def made_features(n=60, views=2, seed=0):
     return Features(arrays, {}, 0.0), labels
 
 
-ALL_OF_THREE = combinations_of(("a", "b", "c"))
+ALL_OF_THREE = list_combinations(("a", "b", "c"))
 SETTINGS = TrainingSettings(
     epochs=12, batch_size=16, learning_rate=0.01, schedule="step", step_epochs=5, seed=4
 )
@@ -98,7 +90,7 @@ def test_heads_trained_together_end_as_alone(learnt, parts):
     alone, log = train_heads(train, labels, val, val_labels, [parts], SETTINGS)
     assert log[parts].best_epoch == logs[parts].best_epoch
     for ours, theirs in zip(
-        single_head(heads, parts).parameters(), single_head(alone, parts).parameters(), strict=True
+        extract_head(heads, parts).parameters(), extract_head(alone, parts).parameters(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
@@ -108,8 +100,8 @@ def test_a_head_of_the_stack_is_what_a_plain_loop_makes():
     settings = TrainingSettings(epochs=6, batch_size=16, learning_rate=0.01, seed=4)
     parts = ("a", "c")
     heads, logs = train_heads(train, labels, val, val_labels, ALL_OF_THREE, settings, dropout=0.0)
-    stack = fusion.HeadStack([parts], initial_heads([parts], {"a": 6, "c": 4}, seed=4))
-    head = single_head(stack, parts).train()
+    stack = HeadStack([parts], initialise_heads([parts], {"a": 6, "c": 4}, seed=4))
+    head = extract_head(stack, parts).train()
     for dropout in (module for module in head if isinstance(module, nn.Dropout)):
         dropout.p = 0.0
     optimizer, best = torch.optim.Adam(head.parameters(), lr=0.01), (np.inf, None)
@@ -131,7 +123,7 @@ def test_a_head_of_the_stack_is_what_a_plain_loop_makes():
         loss = float(functional.binary_cross_entropy_with_logits(logits, val_targets))
         best = min(best, (loss, epoch, logits), key=lambda found: found[0])
     assert logs[parts].best_epoch == best[1]
-    ours = head_logits(heads, val.view(0))[:, ALL_OF_THREE.index(parts)]
+    ours = predict_heads(heads, val.view(0))[:, ALL_OF_THREE.index(parts)]
     torch.testing.assert_close(ours, best[2], atol=1e-4, rtol=1e-3)
 
 
@@ -147,14 +139,14 @@ def test_a_head_that_stops_leaves_the_others_as_they_would_be():
     alone, log = train_heads(train, labels, val, val_labels, [last], settings)
     assert len(log[last].records) == lengths[last]
     torch.testing.assert_close(
-        head_logits(alone, val.view(0))[:, 0], head_logits(heads, val.view(0))[:, ALL_OF_THREE.index(last)],
+        predict_heads(alone, val.view(0))[:, 0], predict_heads(heads, val.view(0))[:, ALL_OF_THREE.index(last)],
         atol=1e-3, rtol=1e-3,
     )  # fmt: skip
 
 
 def test_heads_learn_and_the_uninformed_one_does_not(learnt):
     _, _, val, val_labels, (heads, logs) = learnt
-    right = ((head_logits(heads, val.view(0)) > 0).numpy() == val_labels[:, None]).mean(0)
+    right = ((predict_heads(heads, val.view(0)) > 0).numpy() == val_labels[:, None]).mean(0)
     assert right[ALL_OF_THREE.index(("a", "b"))] > 0.85 > 0.7 > right[ALL_OF_THREE.index(("c",))]
     rates = [record["learning_rate"] for record in logs[("a",)].records]
     assert rates[4] == 0.01 and rates[5] == pytest.approx(0.001) and rates[10] == pytest.approx(1e-4)
@@ -176,55 +168,65 @@ def test_features_that_are_no_numbers_are_said():
 
 def test_features_are_computed_once_and_again_when_weights_or_pictures_change(pictures, own_sets, tmp_path):
     backbone = make_backbone("meso4", "none", SIDE)
-    first = features_of(pictures, [backbone], tmp_path, "set", views=2)
+    first = compute_features(pictures, [backbone], tmp_path, "set", AUGMENTATION, views=2)
     assert first.computed == {"meso4": "not in the cache"} and first.arrays["meso4"].shape == (2, 8, 16)
     assert isinstance(first.arrays["meso4"], np.memmap)
-    again = features_of(pictures, [backbone], tmp_path, "set", views=2)
+    again = compute_features(pictures, [backbone], tmp_path, "set", AUGMENTATION, views=2)
     assert again.computed == {} and np.array_equal(again.arrays["meso4"], first.arrays["meso4"])
-    other = features_of(pictures, [make_backbone("meso4", "none", SIDE, seed=1)], tmp_path, "set", views=2)
+    other = compute_features(
+        pictures, [make_backbone("meso4", "none", SIDE, seed=1)], tmp_path, "set", AUGMENTATION, views=2
+    )
     assert other.computed == {"meso4": "other weights than in the cache"}
     assert not np.allclose(other.arrays["meso4"], first.arrays["meso4"])
-    elsewhere = pictures_of(own_stills(own_sets / "mine"), "val", SIDE)
-    assert "other pictures" in features_of(elsewhere, [backbone], tmp_path, "set", views=2).computed["meso4"]
-    assert "other views" in features_of(elsewhere, [backbone], tmp_path, "set", views=3).computed["meso4"]
+    elsewhere = read_split(load_own_stills(own_sets / "mine"), "val", SIDE)
+    assert (
+        "other pictures"
+        in compute_features(elsewhere, [backbone], tmp_path, "set", AUGMENTATION, views=2).computed["meso4"]
+    )
+    assert (
+        "other views"
+        in compute_features(elsewhere, [backbone], tmp_path, "set", AUGMENTATION, views=3).computed["meso4"]
+    )
     assert len(list(tmp_path.glob("*.npy"))) == 1
 
 
 def test_a_changed_picture_is_noticed(own_sets, tmp_path):
     shutil.copytree(own_sets / "mine", tmp_path / "mine")
     backbone = make_backbone("meso4", "none", SIDE)
-    stills = own_stills(tmp_path / "mine")
-    features_of(pictures_of(stills, "test", SIDE), [backbone], tmp_path, "set")
+    stills = load_own_stills(tmp_path / "mine")
+    compute_features(read_split(stills, "test", SIDE), [backbone], tmp_path, "set", AUGMENTATION)
     layouts.noise(tmp_path / "mine" / "test" / "fake", 4, size=64)
-    found = features_of(pictures_of(stills, "test", SIDE), [backbone], tmp_path, "set")
+    found = compute_features(read_split(stills, "test", SIDE), [backbone], tmp_path, "set", AUGMENTATION)
     assert found.computed == {"meso4": "other pictures than in the cache"}
 
 
 def test_features_do_not_depend_on_the_batch_and_views_are_the_augmented_pictures(pictures, tmp_path):
     backbone = make_backbone("meso4", "none", SIDE)
     one, other = (
-        features_of(pictures, [backbone], tmp_path / str(n), "set", views=2, batch=n) for n in (3, 8)
+        compute_features(pictures, [backbone], tmp_path / str(n), "set", AUGMENTATION, views=2, batch=n)
+        for n in (3, 8)
     )
     np.testing.assert_allclose(one.arrays["meso4"], other.arrays["meso4"], atol=1e-5)
-    inputs = fusion.AUGMENTATION(pictures.read(np.arange(8)), fusion.view_draws(8, 1))
+    inputs = AUGMENTATION(pictures.read(np.arange(8)), draw_view(8, 1, AUGMENTATION.n_draws))
     with torch.no_grad():
         np.testing.assert_allclose(one.arrays["meso4"][1], backbone.network(inputs).numpy(), atol=1e-5)
 
 
-def test_features_depend_on_every_room_between_a_file_and_its_features(monkeypatch):
-    fusion.code_digest.cache_clear()
-    asked, real = [], fusion.sha256_of
-    monkeypatch.setattr(fusion, "sha256_of", lambda path: asked.append(Path(path).stem) or real(path))
-    fusion.code_digest()
-    assert set(asked) == {"video", "pictures", "training", "mesonet", "fusion"}
+def test_features_depend_on_the_code_between_a_file_and_its_features(pictures):
+    behind = {name.removeprefix("deepfake_nb.") for name in code_behind(extract_features, PictureSet, Meso4)}
+    assert {"video.read_image", "pictures.PictureSet", "training.read_ahead", "mesonet.Meso4"} <= behind
+    meso, inception = (make_backbone(name, "none", SIDE) for name in ("meso4", "mesoinception4"))
+    digests = {digest_pass(pictures, backbone, AUGMENTATION) for backbone in (meso, inception)}
+    assert len(digests | {digest_pass(pictures, meso, Normalise())}) == 3
+    assert digest_pass(pictures, meso, Augmentation(UNIT)) in digests  # its numbers are part of the views
 
 
 def test_a_damaged_cache_file_is_computed_again(pictures, tmp_path):
     backbone = make_backbone("meso4", "none", SIDE)
-    features_of(pictures, [backbone], tmp_path, "set")
+    compute_features(pictures, [backbone], tmp_path, "set", AUGMENTATION)
     (file,) = tmp_path.glob("*.npy")
     file.write_bytes(file.read_bytes()[:100])
-    found = features_of(pictures, [backbone], tmp_path, "set")
+    found = compute_features(pictures, [backbone], tmp_path, "set", AUGMENTATION)
     assert found.computed == {"meso4": "the file in the cache was damaged"} and found.arrays[
         "meso4"
     ].shape == (1, 8, 16)
@@ -234,20 +236,22 @@ def test_an_interrupted_pass_leaves_nothing_behind(pictures, tmp_path):
     backbone = make_backbone("meso4", "none", SIDE)
     broken = Backbone("densenet121", nn.Conv2d(7, 1, 1), 1024, "none")
     with pytest.raises(RuntimeError):
-        features_of(pictures, [backbone, broken], tmp_path, "set")
+        compute_features(pictures, [backbone, broken], tmp_path, "set", AUGMENTATION)
     assert not list(tmp_path.iterdir())
 
 
 def test_only_missing_backbones_are_passed(pictures, tmp_path):
     one, two = make_backbone("meso4", "none", SIDE), make_backbone("mesoinception4", "none", SIDE)
-    features_of(pictures, [one], tmp_path, "set")
-    assert list(features_of(pictures, [one, two], tmp_path, "set").computed) == ["mesoinception4"]
+    compute_features(pictures, [one], tmp_path, "set", AUGMENTATION)
+    assert list(compute_features(pictures, [one, two], tmp_path, "set", AUGMENTATION).computed) == [
+        "mesoinception4"
+    ]
 
 
 def test_a_picture_that_cannot_be_read_is_named_left_out_and_counted(own_sets, tmp_path):
     shutil.copytree(own_sets / "mine", tmp_path / "mine")
     (tmp_path / "mine" / "train" / "fake" / "train_01.jpg").write_bytes(b"no picture")
-    found = pictures_of(own_stills(tmp_path / "mine"), "train", SIDE)
+    found = read_split(load_own_stills(tmp_path / "mine"), "train", SIDE)
     assert len(found) == 7 and [path.name for path, _ in found.left_out] == ["train_01.jpg"]
     assert np.asarray(found.labels).tolist() == [0] * 4 + [1] * 3
     for path in (tmp_path / "mine" / "train" / "fake").iterdir():
@@ -255,21 +259,21 @@ def test_a_picture_that_cannot_be_read_is_named_left_out_and_counted(own_sets, t
     with pytest.raises(
         InputError, match=r"'train' of 'mine' has no pictures of both labels\. 4 could not be read"
     ):
-        pictures_of(own_stills(tmp_path / "mine"), "train", SIDE)
+        read_split(load_own_stills(tmp_path / "mine"), "train", SIDE)
 
 
 def test_a_cross_test_set_is_its_test_split_or_all_of_it(own_sets, tmp_path):
-    assert len(cross_stills(own_sets / "others").manifest) == 10
-    assert len(cross_stills(own_sets / "mine").manifest) == 8
+    assert len(load_cross_stills(own_sets / "others").manifest) == 10
+    assert len(load_cross_stills(own_sets / "mine").manifest) == 8
     with pytest.raises(InputError, match="Beside it: mine, others"):
-        cross_stills(own_sets / "nowhere")
+        load_cross_stills(own_sets / "nowhere")
     layouts.noise(tmp_path / "half" / "real", 3, size=48)
     with pytest.raises(InputError, match="both labels"):
-        cross_stills(tmp_path / "half")
+        load_cross_stills(tmp_path / "half")
 
 
 def test_an_unknown_backbone_is_answered_with_the_known_ones():
-    for ask in (lambda: make_backbone("vgg16"), lambda: combination_of("meso4 + vgg16")):
+    for ask in (lambda: make_backbone("vgg16"), lambda: parse_combination("meso4 + vgg16")):
         with pytest.raises(
             UsageError, match=r"'vgg16'.*meso4, mesoinception4, densenet121, xception, resnet50"
         ):
@@ -280,8 +284,8 @@ def test_without_a_hub_backbones_are_random_at_once_and_say_so(monkeypatch):
     def unreachable(request, timeout):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(fusion.urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(fusion, "in_cache", lambda published: None)
+    monkeypatch.setattr(backbones.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(backbones, "find_in_cache", lambda published: None)
     started = time.perf_counter()
     for name in ("densenet121", "xception", "resnet50"):
         backbone = make_backbone(name, "hub", 64)
@@ -300,8 +304,8 @@ def test_a_hub_that_fails_on_the_way_is_no_end(monkeypatch):
 
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", failing)
-    monkeypatch.setattr(fusion, "answers", lambda url: True)
-    monkeypatch.setattr(fusion, "in_cache", lambda published: None)
+    monkeypatch.setattr(backbones, "responds", lambda url: True)
+    monkeypatch.setattr(backbones, "find_in_cache", lambda published: None)
     assert make_backbone("resnet50", "hub").weights.endswith("could not be reached (OSError)")
 
 
@@ -309,8 +313,8 @@ def test_downloaded_weights_are_used_without_asking_the_hub(monkeypatch, tmp_pat
     torch.manual_seed(3)
     network = timm.create_model("resnet50")
     torch.save(network.state_dict(), tmp_path / "kept.pth")
-    monkeypatch.setattr(fusion, "in_cache", lambda published: tmp_path / "kept.pth")
-    monkeypatch.setattr(fusion, "answers", lambda url: pytest.fail("asked"))
+    monkeypatch.setattr(backbones, "find_in_cache", lambda published: tmp_path / "kept.pth")
+    monkeypatch.setattr(backbones, "responds", lambda url: pytest.fail("asked"))
     backbone = make_backbone("resnet50", "hub")
     assert backbone.is_pretrained and torch.equal(backbone.network.conv1.weight, network.conv1.weight)
 
@@ -353,9 +357,9 @@ def test_same_seed_same_backbone():
 def test_norms_are_measured_and_features_then_differ_between_pictures(pictures):
     raw = make_backbone("xception", "none", SIDE)
     with torch.no_grad():
-        inputs = fusion.UNIT(pictures.read(np.arange(8)))
+        inputs = UNIT(pictures.read(np.arange(8)))
         before = raw.network(inputs).std(0).mean()
-        measured = measure_norms(raw, pictures)
+        measured = measure_norms(raw, pictures, UNIT)
         after = measured.network(inputs).std(0).mean()
     assert before < 1e-3 < 0.05 < after and not measured.network.training
     assert measured.weights == "not pretrained (asked for); norms measured on 8 training pictures"
@@ -385,9 +389,9 @@ def test_networks_trained_side_by_side_end_as_alone():
     settings = TrainingSettings(epochs=2, batch_size=4, seed=7)
     parts = [("meso4",), ("mesoinception4",), ("meso4", "mesoinception4")]
     makers = {part: network_maker(part, SIDE) for part in parts}
-    together = train_together(makers, *sets, settings)
-    grouped = train_together(makers, *sets, settings, memory_budget=1)
-    alone = train_together({parts[2]: makers[parts[2]]}, *sets, settings)
+    together = train_together(makers, *sets, settings, AUGMENTATION)
+    grouped = train_together(makers, *sets, settings, AUGMENTATION, memory_budget=1)
+    alone = train_together({parts[2]: makers[parts[2]]}, *sets, settings, AUGMENTATION)
     for name in parts:
         for ours, theirs in zip(
             together[name].network.parameters(), grouped[name].network.parameters(), strict=True
@@ -401,7 +405,7 @@ def test_networks_trained_side_by_side_end_as_alone():
 
 
 def test_groups_fit_in_memory():
-    assert groups_within({"a": 3, "b": 3, "c": 9, "d": 1}, 7) == [["a", "b"], ["c"], ["d"]]
+    assert group_by_memory({"a": 3, "b": 3, "c": 9, "d": 1}, 7) == [["a", "b"], ["c"], ["d"]]
 
 
 @pytest.mark.parametrize("given", [
@@ -443,37 +447,37 @@ def test_a_true_row_is_feasible():
 
 def test_late_fusion_matches_pictures_by_name():
     a = pd.DataFrame({"media_id": ["x", "y"], "label": [0, 1], "score": [0.0, 1.0], "detector": "a"})
-    late = late_fusion([a, a.iloc[::-1].assign(score=[0.5, 0.5], detector="b")])
+    late = fuse_scores([a, a.iloc[::-1].assign(score=[0.5, 0.5], detector="b")])
     assert late.score.tolist() == [0.25, 0.75] and late.detector.iloc[0] == "mean of a and b"
 
 
 def test_cka_is_unbiased_where_features_outnumber_pictures():
     rng = np.random.default_rng(0)
-    found = [linear_cka(rng.normal(size=(20, 500)), rng.normal(size=(20, 500))) for _ in range(40)]
+    found = [measure_cka(rng.normal(size=(20, 500)), rng.normal(size=(20, 500))) for _ in range(40)]
     assert abs(np.mean(found)) < 0.05
-    assert linear_cka(np.ones((5, 2)), rng.normal(size=(5, 2))) is None
+    assert measure_cka(np.ones((5, 2)), rng.normal(size=(5, 2))) is None
 
 
 def test_rank_correlation():
-    found = rank_correlation([1, 2, 3], np.array([[10, 20, 30], [3, 2, 1], [5, 5, 5]]))
+    found = correlate_ranks([1, 2, 3], np.array([[10, 20, 30], [3, 2, 1], [5, 5, 5]]))
     assert found[:2].tolist() == [1, -1] and np.isnan(found[2])
 
 
 def test_pareto_keeps_equals_and_drops_the_dominated():
-    assert pareto_front([1, 1, 2, 3], [0.6, 0.6, 0.6, 0.9]).tolist() == [True, True, False, True]
+    assert find_pareto_front([1, 1, 2, 3], [0.6, 0.6, 0.6, 0.9]).tolist() == [True, True, False, True]
 
 
 def test_what_has_no_value_is_on_no_front():
-    assert pareto_front([1, 2, 3], [None, 0.6, 0.5]).tolist() == [False, True, False]
-    assert pareto_front([], []).tolist() == []
+    assert find_pareto_front([1, 2, 3], [None, 0.6, 0.5]).tolist() == [False, True, False]
+    assert find_pareto_front([], []).tolist() == []
 
 
 def test_heads_become_networks(learnt):
     heads = learnt[-1][0]
     backbone = MesoFeatures(Meso4(SIDE))
-    network = FusionNet([Backbone("meso4", backbone, 16, "none")], fusion_head(16), frozen=True).eval()
+    network = FusionNet([Backbone("meso4", backbone, 16, "none")], make_head(16), frozen=True).eval()
     assert network(torch.rand(2, 3, SIDE, SIDE)).shape == (2,)
-    assert single_head(heads, ("a", "b"))[0].in_features == 15
+    assert extract_head(heads, ("a", "b"))[0].in_features == 15
 
 
 def test_the_section_runs_on_ones_own_pictures_as_in_the_listing(own_sets, tmp_path):

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from deepfake_nb import generator as module
 from deepfake_nb import portraits
-from deepfake_nb.datasets import RECIPES, _camera_of, _recipe_digest, paper_set, set_sizes
 from deepfake_nb.filming import Camera, Shot, shoot_portraits
 from deepfake_nb.forgery import read_masks
 from deepfake_nb.generator import (
@@ -37,6 +36,7 @@ from deepfake_nb.generator import (
     train_stylegan,
     train_vqvae,
 )
+from deepfake_nb.paper_sets import RECIPES, _choose_camera, _digest_recipe, list_set_sizes, make_paper_set
 from deepfake_nb.portraits import training_pictures
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
@@ -406,23 +406,21 @@ def test_a_camera_without_truncation_draws_nobody(tmp_path):
 
 
 def test_the_recipe_of_the_set_changes_with_truncation_and_weights(monkeypatch):
-    sizes = set_sizes("course-synthetic", "smoke")
-    camera = _camera_of("course-synthetic", RECIPES["course-synthetic"], "smoke", 0, "stated")
-    digests = {
-        _recipe_digest(c, sizes) for c in (camera, replace(camera, truncation=1.0), replace(camera, seed=1))
-    }
-    monkeypatch.setattr(
-        "deepfake_nb.datasets.sha256_of", lambda path: str(path).endswith("generator.safetensors")
-    )
-    digests.add(_recipe_digest(camera, sizes))
-    monkeypatch.setattr("deepfake_nb.datasets.sha256_of", lambda path: False)
-    digests.add(_recipe_digest(camera, sizes))
-    assert len(digests) == 5
+    sizes = list_set_sizes("course-synthetic", "smoke")
+    camera = _choose_camera("course-synthetic", RECIPES["course-synthetic"], "smoke", 0, "stated")
+    cameras = (camera, replace(camera, truncation=1.0), replace(camera, seed=1))
+    digests = {_digest_recipe(c, sizes, {}) for c in cameras}
+    digests.add(_digest_recipe(camera, sizes, {"train": 3}))
+    monkeypatch.setattr("deepfake_nb.paper_sets.sha256_of", lambda path: path.name)
+    digests.add(_digest_recipe(camera, sizes, {}))
+    monkeypatch.setattr("deepfake_nb.paper_sets.digest_code", lambda *objects: len(objects))
+    digests.add(_digest_recipe(camera, sizes, {}))
+    assert len(digests) == 6
 
 
 def test_the_synthetic_set(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
-    made = paper_set("course-synthetic", "smoke")
+    made = make_paper_set("course-synthetic", "smoke")
     manifest = made.manifest
     assert made.data == "rendered people, StyleGAN" and not made.report.rejected
     assert set(manifest.method[manifest.label == 1]) == {"stylegan"}
@@ -435,5 +433,5 @@ def test_the_synthetic_set(tmp_path, monkeypatch):
     bytes_of = {path: (made.media / path).read_bytes() for path in manifest.path}
     (made.media / fakes.path.iloc[0]).unlink()
     (made.media.parent / "media.json").unlink()
-    again = paper_set("course-synthetic", "smoke")
+    again = make_paper_set("course-synthetic", "smoke")
     assert {path: (again.media / path).read_bytes() for path in again.manifest.path} == bytes_of

@@ -12,7 +12,6 @@ import torch
 
 from deepfake_nb import latent
 from deepfake_nb.builds import build
-from deepfake_nb.datasets import RECIPES, paper_set
 from deepfake_nb.generator import shipped_networks
 from deepfake_nb.inversion import InversionSettings, StatedLoss
 from deepfake_nb.latent import (
@@ -30,12 +29,13 @@ from deepfake_nb.latent import (
     project_pca,
     project_stylegan,
     project_vqvae,
-    resized,
+    resize_images,
     train_head,
     train_on_pixels,
     validation_people,
 )
 from deepfake_nb.metrics import Measured
+from deepfake_nb.paper_sets import RECIPES, make_paper_set
 from deepfake_nb.perceptual import embedded_perceptual
 from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return paper_set("dfdc", "smoke", root=tmp_path_factory.mktemp("sets"))
+    return make_paper_set("dfdc", "smoke", root=tmp_path_factory.mktemp("sets"))
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def test_faces_are_cut_once_and_again_for_another_size(made, faces, tmp_path, mo
 
 def test_a_set_of_one_label_is_refused(made, tmp_path, monkeypatch):
     def real_only(row, track):
-        return latent_frames_of(row, track).assign(label=0)
+        return latent_list_frames(row, track).assign(label=0)
 
-    latent_frames_of = latent.frames_of
-    monkeypatch.setattr(latent, "frames_of", real_only)
+    latent_list_frames = latent.list_frames
+    monkeypatch.setattr(latent, "list_frames", real_only)
     with pytest.raises(InputError, match="no faces of both labels"):
         aligned_faces(made, 32, tmp_path)
 
@@ -149,7 +149,7 @@ def test_people_of_validation_are_not_learnt_from(faces):
 
 
 def test_projectors_do_not_depend_on_the_company(networks, faces):
-    pictures = resized(faces.pictures[:5], networks.vqvae.resolution)
+    pictures = resize_images(faces.pictures[:5], networks.vqvae.resolution)
     together = project_vqvae(networks.vqvae, pictures)
     alone = np.concatenate([project_vqvae(networks.vqvae, pictures[at : at + 1]).codes for at in range(5)])
     assert (together.codes == alone).mean() > 0.999
@@ -161,7 +161,7 @@ def test_projectors_do_not_depend_on_the_company(networks, faces):
 
 
 def test_all_components_give_the_picture_back(faces):
-    few = np.asarray(resized(faces.pictures[:12], 16))
+    few = np.asarray(resize_images(faces.pictures[:12], 16))
     model = fit_pca(few, components=512)
     assert model.n_components_ == 12
     assert np.abs(project_pca(model, few).reconstructions.astype(int) - few).max() <= 1
@@ -250,7 +250,7 @@ def test_layers_of_the_paper():
 
 @pytest.mark.parametrize("name", ["MesoNet", "EfficientNet"])
 def test_pixel_networks_answer_with_the_best_epoch(faces, name):
-    pictures, labels = np.asarray(resized(faces.pictures, 32)), faces.table.label.to_numpy()
+    pictures, labels = np.asarray(resize_images(faces.pictures, 32)), faces.table.label.to_numpy()
     rows = np.arange(len(labels))
     trainer = train_on_pixels(name, pictures, labels, rows[::2], rows[1::2], epochs=2)
     scores = pixel_scores(trainer, pictures[:6])
@@ -325,7 +325,7 @@ def test_first_frames_of_training_videos_only(faces):
 
 
 def test_the_encoder_alone_is_where_the_descent_begins(networks, faces):
-    pictures = resized(faces.pictures[:5], 64)
+    pictures = resize_images(faces.pictures[:5], 64)
     loss = StatedLoss(embedded_perceptual())
     guess = project_encoder(networks, pictures, batch_size=2)
     found, _ = project_stylegan(networks, pictures, loss, InversionSettings(steps=0))

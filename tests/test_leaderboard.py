@@ -12,8 +12,8 @@ from deepfake_nb import leaderboard
 from deepfake_nb.leaderboard import (
     NOT_TUNED,
     detector_costs,
+    find_headline,
     generalisation_gaps,
-    headline,
     headline_table,
     is_home,
     measure_detectors,
@@ -332,7 +332,7 @@ def test_the_headline_is_a_table_whose_names_are_text(executed):
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 5 for row in rows) and len(rows) == 2 + 2
     text = "\n".join(lines)
     assert "<" not in text and "&lt;i&gt;set&lt;/i&gt;" in text and "*" not in text
-    best = headline(board_of(read_reports(executed), 200)).set_index(["test_set", "side"]).auc
+    best = find_headline(board_of(read_reports(executed), 200)).set_index(["test_set", "side"]).auc
     assert f"{best['fakes', 'trained on it']:.2f} [" in text and "none" in text
     assert "made faces, unknown data" in text and "demo, smoke" in text
 

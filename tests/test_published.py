@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT, shared_folder
 
-from deepfake_nb.datasets import PAPER
+from deepfake_nb.paper_sets import PAPER
 from deepfake_nb.published import (
     VERDICTS,
     Span,
