@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from deepfake_nb.backbones import FOUR, list_combinations, make_backbone
 from deepfake_nb.features import compute_features, make_head, measure_norms, predict_heads, train_heads
+from deepfake_nb.files import random_stream
 from deepfake_nb.fusion import AUGMENTATION, UNIT, head_settings
 from deepfake_nb.heads import random_identity
 from deepfake_nb.pictures import PictureSet
 from deepfake_nb.rendered import render_stills
-from deepfake_nb.study import random_stream
 from deepfake_nb.training import cut_batches, fake_scores
 
 SIZE = 128

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from deepfake_nb.files import random_stream
 from deepfake_nb.frame_detectors import SimpleNet
 from deepfake_nb.heads import random_identity
 from deepfake_nb.pictures import CIFAR_NORMALISATION, Augmentation, PictureSet
 from deepfake_nb.rendered import render_stills
-from deepfake_nb.study import random_stream
 from deepfake_nb.training import Trainer, TrainingSettings, read_ahead, seeded, training_portions
 
 N_PICTURES = 512

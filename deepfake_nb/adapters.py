@@ -45,7 +45,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .video import media_kind
 
 # %% ../nbs/09_adapters.ipynb #3a2267cd

@@ -17,7 +17,7 @@ __all__ = [
 import numpy as np
 
 from .freezing import AlternateFreezing, GradualUnfreezing
-from .study import InputError
+from .files import InputError
 
 
 # %% ../nbs/40_altfreezing.ipynb #02dcab15

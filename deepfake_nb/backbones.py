@@ -41,7 +41,7 @@ import torch
 from torch import nn
 
 from .mesonet import Meso4, MesoInception4
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .training import seeded
 from .weights import fetch, import_mesonet, read_state_dict
 

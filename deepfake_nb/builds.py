@@ -41,17 +41,17 @@ from deepfake_nb.adapters import (
     scan_source,
     split_by_identity,
 )
-from deepfake_nb.study import (
+from deepfake_nb.files import (
     InputError,
     UsageError,
     atomic_path,
-    installed_versions,
     locked_folder,
     random_stream,
     sha256_of,
     write_atomically,
     write_json,
 )
+from .records import installed_versions
 from .workers import worker_pool
 
 

@@ -44,7 +44,7 @@ from deepfake_nb.decisions import (
 )
 from .metrics import draw_counts
 from .out_of_distribution import OutOfDistribution, read_out_of_distribution
-from .study import InputError, UsageError, write_atomically
+from .files import InputError, UsageError, write_atomically
 
 
 # %% ../nbs/09_calibration.ipynb #56f68ba7

@@ -20,7 +20,7 @@ import numpy as np
 from .out_of_distribution import FACE_SIZE, face_statistics
 from .faces import align_clip, box_overlap
 from .score import logits_to_scores
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .verdict import join_once
 from .views import ClipDetector, cut_upright
 

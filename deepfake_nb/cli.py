@@ -39,7 +39,8 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .study import PROFILES, SECTIONS, InputError, UsageError, wait_without_spinning
+from .files import PROFILES, InputError, UsageError
+from .runner import SECTIONS, wait_without_spinning
 
 # %% ../nbs/80_cli.ipynb #a390280e
 app = typer.Typer(
@@ -116,7 +117,7 @@ def study(
     ] = None,
 ):
     """Run the paper sections headless and write their reports; sections finished in an earlier run are kept."""
-    from deepfake_nb.study import StudyFailure, run_study
+    from deepfake_nb.runner import StudyFailure, run_study
 
     def tell(section, state, seconds):
         typer.echo(f"{section}: {state}" + (f" in {seconds:.0f} s" if seconds is not None else ""))
@@ -326,7 +327,7 @@ def evaluate(
     from deepfake_nb.comparison import compare as compare_detectors
     from deepfake_nb.metrics import evaluate_by, record_of
     from deepfake_nb.predictions import doubts_about, folder_of
-    from deepfake_nb.study import write_json
+    from deepfake_nb.files import write_json
 
     names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _parse_settings(where, "--where")
     table = _read_rows(predictions, names, rows_wanted)
@@ -497,7 +498,7 @@ def _check_score_options(paths, camera, frames, report, csv_file):
 def _watch(camera, scorer, frames, json_file):
     """Watch a camera with a live line, and print a summary."""
     from deepfake_nb.camera import watch
-    from deepfake_nb.study import write_json
+    from deepfake_nb.files import write_json
 
     def tell(moment):
         score = "" if moment.score is None else f"score {moment.score:.2f}  "
@@ -752,7 +753,8 @@ def bench(
     ] = None,
 ):
     """Measure speed and memory, each against a simple baseline for the same work."""
-    from deepfake_nb.study import run_benchmarks, write_json
+    from deepfake_nb.files import write_json
+    from deepfake_nb.runner import run_benchmarks
 
     rows, shown = [], []
     for row in run_benchmarks(names, media):
@@ -768,7 +770,7 @@ def bench(
 @app.command()
 def info():
     """Show installed packages, the machine, and the available sections and weights."""
-    from deepfake_nb.study import installation
+    from deepfake_nb.runner import installation
 
     _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
 

@@ -31,7 +31,7 @@ import torch
 
 from .builds import RESULT_COLUMNS, FaceSet
 from .faces import FaceTrack, refit_clip
-from .study import InputError, UsageError, write_atomically
+from .files import InputError, UsageError, write_atomically
 from .pictures import checked_labels
 from .training import Portion, chooses_bf16, fake_scores, read_ahead
 from .video_resnet import normalise_clips

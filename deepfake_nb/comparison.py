@@ -38,7 +38,7 @@ from deepfake_nb.metrics import (
     tail_of,
 )
 from .predictions import NEEDED, check_predictions, first_bad, one_of_each, pool
-from .study import InputError
+from .files import InputError
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 from typing import NamedTuple

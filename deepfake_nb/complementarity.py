@@ -17,7 +17,7 @@ __all__ = [
 import numpy as np
 
 from .metrics import bootstrap
-from .study import InputError, random_stream
+from .files import InputError, random_stream
 
 
 # %% ../nbs/05_complementarity.ipynb #cb057660

@@ -20,7 +20,7 @@ import json
 import numpy as np
 from dataclasses import asdict, dataclass
 from .metrics import as_arrays, need
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression

@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 
 from .faces import transform_points
-from .study import InputError
+from .files import InputError
 from .video import recompress_frames
 
 

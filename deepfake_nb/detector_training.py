@@ -56,7 +56,7 @@ from deepfake_nb.corpus import (
     stable_number,
 )
 from .self_blending import Donor, picture_changes, random_view, self_blend, through_changes
-from .study import InputError, atomic_path, random_stream
+from .files import InputError, atomic_path, random_stream
 
 
 # %% ../nbs/09_detector_training.ipynb #fc766dd0

@@ -47,7 +47,7 @@ from deepfake_nb.face_encoder import (
 from .held_out import select_left_out, sample_portraits, list_as_videos_and_images, predict_logits
 from .model_cards import summarize_losses, write_detector
 from .reencoding import score_ladder, select_ladder_media
-from .study import device_name
+from .records import device_name
 from .weights import REAL_PEOPLE, fetch, read_state_dict
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .study import InputError
+from .files import InputError
 
 # %% ../nbs/08_encoders.ipynb #6424d4f5
 OUTER = {

@@ -43,7 +43,7 @@ from torch.nn import functional
 
 from .forgery import face_outline
 from .metrics import bootstrap_mean
-from .study import InputError, random_seed
+from .files import InputError, random_seed
 
 
 # %% ../nbs/07_explain.ipynb #0ec16051

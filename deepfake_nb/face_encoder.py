@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .encoders import CLIP_MEAN, CLIP_STD, clip_vit_b16, layer_norms, load_clip, load_layer_norms
-from .study import InputError
+from .files import InputError
 from .training import has_bf16
 
 

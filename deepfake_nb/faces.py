@@ -54,7 +54,7 @@ import numpy as np
 import onnxruntime
 from scipy.optimize import linear_sum_assignment
 
-from .study import InputError, atomic_path, sha256_of
+from .files import InputError, atomic_path, sha256_of
 from .video import Frame, media_kind, read_frames, read_image, reduced
 
 # %% ../nbs/02_faces.ipynb #c362e006

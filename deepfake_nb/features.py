@@ -49,7 +49,7 @@ from torch.nn import functional
 
 from .backbones import name_combination
 from .provenance import digest_code
-from .study import InputError, UsageError, atomic_path, random_stream, write_json
+from .files import InputError, UsageError, atomic_path, random_stream, write_json
 from .training import Portion, TrainingLog, cut_batches, is_better, read_ahead, seeded
 
 

@@ -33,7 +33,7 @@ from .generator import draw_faces, shipped_networks
 from .heads import random_identity
 from .portraits import portraits
 from .rendered import render_stills, render_video
-from deepfake_nb.study import (
+from deepfake_nb.files import (
     InputError,
     atomic_path,
     random_seed,

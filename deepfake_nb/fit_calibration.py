@@ -15,7 +15,7 @@ import pandas as pd
 from .calibration import fit_media_calibration
 from .out_of_distribution import fit_out_of_distribution
 from .predictions import pool, read_predictions
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .verdict import explain_missing_score, pool_people
 from .views import find_media
 

@@ -41,7 +41,7 @@ import pandas as pd
 import zlib
 from dataclasses import dataclass
 from .faces import fit_similarity, transform_points
-from .study import InputError, atomic_path
+from .files import InputError, atomic_path
 from .video import Frame, media_kind, read_frames, write_video
 from pathlib import Path
 from sklearn.ensemble import RandomForestClassifier

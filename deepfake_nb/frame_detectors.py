@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from .pictures import CIFAR_NORMALISATION, HALF_NORMALISATION, Augmentation, PictureSet
 from .stills import list_people
-from .study import InputError
+from .files import InputError
 from .training import Trainer, TrainingLog, TrainingSettings, fake_scores
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .faces import fit_similarity, warp
-from .study import InputError
+from .files import InputError
 from .xception import deepfakebench_points
 
 

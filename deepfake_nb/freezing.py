@@ -23,7 +23,7 @@ import torch
 from sklearn.metrics import precision_recall_fscore_support
 
 from .metrics import auc
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .pictures import IMAGENET_NORMALISATION, ArraySet
 from .training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores
 from .video_resnet import kernel_groups, named_groups

@@ -28,7 +28,7 @@ from torch import nn
 from .backbones import TITLES, make_backbone, name_combination, parse_combination
 from .features import make_head
 from .pictures import Augmentation, Normalise
-from .study import number_of, published_lines
+from .records import number_of, published_lines
 from .training import TrainingSettings, seeded
 
 

@@ -44,15 +44,8 @@ from torch.nn import functional
 
 from .perceptual import perceptual_network
 from .portraits import as_inputs, as_pictures, training_pictures
-from deepfake_nb.study import (
-    InputError,
-    UsageError,
-    device_name,
-    locked_folder,
-    random_seed,
-    write_atomically,
-    write_json,
-)
+from .files import InputError, UsageError, locked_folder, random_seed, write_atomically, write_json
+from .records import device_name
 from .stylegan import Discriminator, Encoder, Generator, mix_styles, require_same_codes
 from .vqvae import VQVAE2
 from .training import has_bf16

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from dataclasses import dataclass
-from .study import InputError, random_stream
+from .files import InputError, random_stream
 
 # %% ../nbs/04_heads.ipynb #5850858d
 HAIR_STYLES = {

@@ -37,7 +37,7 @@ from torch import nn
 
 from .perceptual import distance_to_units, perceptual_network, unit_vectors
 from .portraits import as_inputs, as_pictures
-from .study import InputError, UsageError, write_atomically
+from .files import InputError, UsageError, write_atomically
 from deepfake_nb.stylegan import (
     require_same_codes,
     require_side,

@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .study import InputError, UsageError, atomic_path, random_seed, random_stream
+from .files import InputError, UsageError, atomic_path, random_seed, random_stream
 from .training import fake_scores, seeded
 
 # %% ../nbs/50_latent.ipynb #21342d26

@@ -54,7 +54,9 @@ from .curves import COLOURS
 from .metrics import Sample, Undefined, measure, resampled
 from .predictions import pool, read_predictions
 from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
-from .study import BEYOND_THE_PAPERS, SECTIONS, InputError, load_results, random_stream
+from .files import InputError, random_stream
+from .records import load_results
+from .runner import BEYOND_THE_PAPERS, SECTIONS
 
 
 # %% ../nbs/60_leaderboard.ipynb #4c1378e3
@@ -83,7 +85,7 @@ class Reports:
     robustness : DataFrame
         The same for degraded images, with ``axis``, ``level``, ``strength``; empty if no section wrote any.
     results : DataFrame
-        See `study.load_results`.
+        See `records.load_results`.
     runs : dict of str to dict
         ``run.json`` of each section.
     status : DataFrame
@@ -591,7 +593,8 @@ from deepfake_nb.backbones import count_parameters, measure_milliseconds, parse_
 from deepfake_nb.complementarity import find_pareto_front
 from deepfake_nb.frame_detectors import SimpleNet, xception_detector
 from deepfake_nb.fusion import title_of
-from deepfake_nb.study import device_name, section_notebook
+from deepfake_nb.records import device_name
+from deepfake_nb.runner import section_notebook
 from deepfake_nb.video_resnet import VideoResNet
 
 

@@ -48,7 +48,7 @@ from deepfake_nb.predictions import (
     rows_at,
     simulated_predictions,
 )
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,

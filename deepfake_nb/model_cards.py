@@ -43,7 +43,7 @@ from deepfake_nb.held_out import (
     select_main_predictions,
 )
 from .reencoding import select_ladder_steps
-from .study import atomic_path, sha256_of, write_json
+from .files import atomic_path, sha256_of, write_json
 from .weights import OF_REAL_PEOPLE, save_network
 
 

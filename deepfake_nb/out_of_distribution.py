@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from .decisions import in_six_figures, threshold_for
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .weights import REGISTRY, load_detector
 
 # %% ../nbs/09_out_of_distribution.ipynb #96ba6c25

@@ -35,8 +35,8 @@ from .forgery import pair_identities
 from .generator import shipped_folder
 from .provenance import digest_code
 from .stills import Stills, load_own_stills
-from .study import InputError, UsageError, cache_dir, locked_folder, random_stream
-from .study import sha256_of, sizes_for, write_atomically, write_json
+from .files import InputError, UsageError, cache_dir, locked_folder, random_stream
+from .files import sha256_of, sizes_for, write_atomically, write_json
 
 # %% ../nbs/09_paper_sets.ipynb #0afe268b
 PAPER = {

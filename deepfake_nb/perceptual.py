@@ -35,7 +35,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from .pictures import IMAGENET_NORMALISATION
 from .portraits import as_inputs, rendered_faces
-from .study import UsageError, write_atomically
+from .files import UsageError, write_atomically
 from .weights import read_state_dict, shipped_file
 
 

@@ -24,7 +24,7 @@ import torch
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from .study import InputError, atomic_path
+from .files import InputError, atomic_path
 from .video import read_image
 from pathlib import Path
 from torch.nn import functional

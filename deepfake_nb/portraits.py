@@ -19,7 +19,7 @@ from .faces import align_ffhq
 from .heads import random_identity
 from .rendered import render_stills
 from .scenes import build_backdrop
-from .study import random_seed, write_atomically
+from .files import random_seed, write_atomically
 
 
 # %% ../nbs/04_portraits.ipynb #19709240

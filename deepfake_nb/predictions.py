@@ -22,7 +22,7 @@ import json
 import re
 import numpy as np
 import pandas as pd
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from pathlib import Path
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score

@@ -54,7 +54,7 @@ from .inversion import weights_digest
 from .portraits import as_inputs, as_pictures
 from .self_blending import self_blend
 from .self_blending_study import store_face
-from deepfake_nb.study import (
+from deepfake_nb.files import (
     InputError,
     UsageError,
     atomic_path,

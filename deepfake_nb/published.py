@@ -31,7 +31,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .study import CITED_AS, InputError, Result, number_of, published_lines
+from .files import InputError
+from .records import CITED_AS, Result, number_of, published_lines
 
 
 # %% ../nbs/09_published.ipynb #74e456cf
@@ -41,7 +42,7 @@ def load_published():
     Returns
     -------
     DataFrame
-        One row per number and place. ``paper`` (a key of `study.CITED_AS`), ``kind`` (``fact`` or ``measurement``),
+        One row per number and place. ``paper`` (a key of `records.CITED_AS`), ``kind`` (``fact`` or ``measurement``),
         ``table`` (or figure, section, question), ``page`` (missing if unknown), ``row``, ``column``, ``value`` (text with
         all printed digits), ``published`` (the same as a number), ``printed``, ``quote``; ``section``, ``our_table``,
         ``our_row``, ``our_metric`` (alternatives separated by ``" | "``, ``*`` is any text), or ``why_not``; ``repeats``.
@@ -207,7 +208,7 @@ def compare_with_published(results, numbers=None):
     Parameters
     ----------
     results : DataFrame
-        From `study.load_results`.
+        From `records.load_results`.
     numbers : DataFrame, optional
         From `load_published`; all of them by default.
 

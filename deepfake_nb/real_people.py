@@ -10,7 +10,7 @@ from .corpus import open_corpus
 from .edited_faces import make_edited_faces
 from .generated_faces import make_generated_faces
 from .small_faces import make_small_faces
-from .study import UsageError
+from .files import UsageError
 
 # %% ../nbs/09_real_people.ipynb #fd7c9fc6
 MAKERS = {

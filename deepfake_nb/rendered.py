@@ -31,7 +31,7 @@ from deepfake_nb.scenes import (
     unit_vector,
     as_vector,
 )
-from .study import InputError, random_stream
+from .files import InputError, random_stream
 
 # %% ../nbs/04_rendered.ipynb #15f160a0
 RENDER_TRAITS = (

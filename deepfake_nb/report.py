@@ -41,7 +41,8 @@ from markupsafe import Markup, escape
 
 from .explain import COLOURS, overlay, saliency, scaled
 from .score import recommend_detectors
-from .study import InputError, package_version, sha256_of, write_atomically
+from .files import InputError, sha256_of, write_atomically
+from .records import package_version
 from .verdict import TASKS, describe_task, format_interval, format_percent
 from .video import reduced
 

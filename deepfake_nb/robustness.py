@@ -47,7 +47,7 @@ from .comparison import delong
 from .curves import COLOURS
 from .metrics import Sample, Undefined, measure, measured, resampled
 from .predictions import KEYS
-from .study import InputError, UsageError, random_stream, sizes_for
+from .files import InputError, UsageError, random_stream, sizes_for
 from .video import recompress_frames
 
 # %% ../nbs/09_robustness.ipynb #f4672531
@@ -768,7 +768,7 @@ def record_robustness(add, curves, table="Robustness"):
     Parameters
     ----------
     add : callable
-        `study.RunRecord.add`, optionally with the data already bound.
+        `records.RunRecord.add`, optionally with the data already bound.
     curves : DataFrame
         See `robustness_curves`.
     table : str

@@ -45,7 +45,7 @@ from .calibration import read_calibrations
 from .out_of_distribution import FACE_SIZE, face_statistics
 from .clips import SHORTEST_TRACK, inference_precision
 from .faces import CenterFace
-from .study import InputError, UsageError, write_atomically
+from .files import InputError, UsageError, write_atomically
 from deepfake_nb.verdict import (
     DetectorScores,
     FaceScore,

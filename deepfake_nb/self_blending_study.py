@@ -53,7 +53,7 @@ from deepfake_nb.self_blending import (
     self_blend,
     through_changes,
 )
-from .study import InputError, atomic_path, cache_dir, locked_folder, random_seed, random_stream
+from .files import InputError, atomic_path, cache_dir, locked_folder, random_seed, random_stream
 from .training import lay_channels_last, seeded
 from .weights import fetch, import_state_dict, read_state_dict, whereabouts
 

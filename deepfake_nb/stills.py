@@ -24,7 +24,7 @@ import pandas as pd
 
 from .adapters import leaks, scan_source, split_by_identity
 from .pictures import PictureSet
-from .study import InputError, random_stream
+from .files import InputError, random_stream
 from .video import media_kind
 
 

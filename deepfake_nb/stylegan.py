@@ -21,7 +21,7 @@ import math
 import re
 import torch
 from collections import OrderedDict
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .weights import differences
 from itertools import pairwise
 from torch import nn

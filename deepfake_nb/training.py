@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from .pictures import to_device
-from deepfake_nb.study import (
+from deepfake_nb.files import (
     InputError,
     UsageError,
     locked_folder,
@@ -370,7 +370,7 @@ def seeded(seed, *names):
     ----------
     seed : int
     *names : str or int
-        Purpose of the numbers; see `deepfake_nb.study.random_stream`.
+        Purpose of the numbers; see `deepfake_nb.files.random_stream`.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):

@@ -52,7 +52,7 @@ from av.video.reformatter import (
 )
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .study import InputError, atomic_path
+from .files import InputError, atomic_path
 
 
 # %% ../nbs/01_video.ipynb #38843447

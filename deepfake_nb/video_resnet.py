@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from .pictures import IMAGENET_NORMALISATION
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .weights import differences, save_network, tensors_within
 
 # %% ../nbs/08_video_resnet.ipynb #2d776db4

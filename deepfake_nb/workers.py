@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 
-from .study import InputError, UsageError
+from .files import InputError, UsageError
 
 
 # %% ../nbs/00_workers.ipynb #3613ca26

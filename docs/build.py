@@ -21,16 +21,9 @@ import typer
 import yaml
 
 from deepfake_nb.cli import app
-from deepfake_nb.study import (
-    PROFILES,
-    SECTIONS,
-    atomic_path,
-    available_sections,
-    execute_notebook,
-    inputs_digest,
-    load_results,
-    write_atomically,
-)
+from deepfake_nb.files import PROFILES, atomic_path, write_atomically
+from deepfake_nb.records import load_results
+from deepfake_nb.runner import SECTIONS, available_sections, execute_notebook, inputs_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"

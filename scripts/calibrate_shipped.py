@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 
 from deepfake_nb.calibration import write_calibrations
+from deepfake_nb.files import atomic_path, random_stream
 from deepfake_nb.filming import Camera, Shot, shoot, shoot_portraits, shoot_stills
 from deepfake_nb.fit_calibration import calibrate, find_labelled_media, gather
 from deepfake_nb.forgery import pair_identities
 from deepfake_nb.metrics import auc, expected_calibration_error
 from deepfake_nb.out_of_distribution import COARSE
 from deepfake_nb.score import RENDERED, open_scorer
-from deepfake_nb.study import atomic_path, random_stream
 from deepfake_nb.video import read_frames, read_image, write_video
 
 FRAMES = 20

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from deepfake_nb.files import InputError, write_atomically
 from deepfake_nb.held_out import auc_by_source, format_auc, select_main_predictions
 from deepfake_nb.leaderboard import headline_table
 from deepfake_nb.published import VERDICTS, compare_with_published, summary
-from deepfake_nb.study import InputError, load_results, write_atomically
+from deepfake_nb.records import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "reports" / "reference"

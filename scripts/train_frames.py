@@ -21,6 +21,7 @@ from deepfake_nb.builds import FaceSet
 from deepfake_nb.clip_training import make_base_set
 from deepfake_nb.degradations import brightness, jpeg
 from deepfake_nb.faces import align_ffhq, ffhq_transform, fit_similarity, transform_points, warp
+from deepfake_nb.files import atomic_path, random_seed, random_stream, sha256_of
 from deepfake_nb.forgery import SourceFace, swap_face
 from deepfake_nb.frame_network import FrameNetwork, standard_points
 from deepfake_nb.generator import draw_faces, shipped_networks
@@ -28,7 +29,6 @@ from deepfake_nb.heads import random_identity
 from deepfake_nb.metrics import auc
 from deepfake_nb.pictures import Normalise
 from deepfake_nb.rendered import render_stills
-from deepfake_nb.study import atomic_path, random_seed, random_stream, sha256_of
 from deepfake_nb.training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores, seeded
 from deepfake_nb.video import read_frames, recompress_frames
 from deepfake_nb.weights import save_network

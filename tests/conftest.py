@@ -7,7 +7,7 @@ from pathlib import Path
 import commands
 import pytest
 
-from deepfake_nb.study import InputError, locked_folder, write_json
+from deepfake_nb.files import InputError, locked_folder, write_json
 from deepfake_nb.wheels import fetch_wheel_member
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -24,12 +24,12 @@ from deepfake_nb.clip_training import (
     repeat_real_rows,
     train_base,
 )
+from deepfake_nb.files import InputError
 from deepfake_nb.forgery import face_mask
 from deepfake_nb.freezing import AlternateFreezing, GradualUnfreezing
 from deepfake_nb.heads import random_identity
 from deepfake_nb.pictures import ArraySet
 from deepfake_nb.rendered import render_video
-from deepfake_nb.study import InputError
 from deepfake_nb.training import TrainingSettings
 from deepfake_nb.video import write_video
 from deepfake_nb.video_resnet import VideoResNet, save_video_resnet

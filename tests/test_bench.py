@@ -6,7 +6,7 @@ import json
 import pytest
 from commands import ROOT, status_of
 
-from deepfake_nb import study
+from deepfake_nb import records, runner
 
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 FAST = """
@@ -21,7 +21,8 @@ def two_benchmarks(tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "made_up.py").write_text(FAST)
     (tmp_path / "benchmarks" / "shaky.py").write_text("def run(media=None):\n    return [1 / 0]")
-    monkeypatch.setattr(study, "project_root", lambda: tmp_path)
+    for module in (records, runner):
+        monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     return tmp_path
 
 

@@ -14,6 +14,7 @@ from deepfake_nb.calibration import (
     write_calibrations,
 )
 from deepfake_nb.decisions import threshold_for
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.out_of_distribution import (
     COARSE,
     FACE_SIZE,
@@ -22,7 +23,6 @@ from deepfake_nb.out_of_distribution import (
     fit_out_of_distribution,
     read_out_of_distribution,
 )
-from deepfake_nb.study import InputError, UsageError
 
 
 def predictions(people, rng, detectors=("loud",), slope=2.0, copies=1):

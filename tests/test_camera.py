@@ -10,7 +10,7 @@ from layouts import made_calibration
 from scoring import patches, scorer_with, textured, two_tasks
 
 from deepfake_nb.camera import watch
-from deepfake_nb.study import UsageError
+from deepfake_nb.files import UsageError
 from deepfake_nb.video import write_video
 
 

@@ -30,8 +30,8 @@ from deepfake_nb.faces import (
     warp,
     write_face_tracks,
 )
+from deepfake_nb.files import InputError, UsageError, sha256_of
 from deepfake_nb.pictures import IMAGENET_NORMALISATION
-from deepfake_nb.study import InputError, UsageError, sha256_of
 from deepfake_nb.training import Trainer, TrainingSettings
 from deepfake_nb.video_resnet import VideoResNet, normalise_clips
 

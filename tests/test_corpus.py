@@ -28,7 +28,7 @@ from deepfake_nb.corpus import (
     store_crops,
 )
 from deepfake_nb.faces import Detections
-from deepfake_nb.study import InputError
+from deepfake_nb.files import InputError
 from deepfake_nb.video import write_video
 
 FRAMES = [np.full((48, 48, 3), 40 * number, np.uint8) for number in range(1, 5)]

@@ -22,11 +22,11 @@ from commands import allow_files_of, run
 
 from deepfake_nb import filming, workers
 from deepfake_nb.builds import FaceSet, build, check, load_manifest
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.filming import MAKERS, Camera, shoot, shoot_stills
 from deepfake_nb.paper_sets import make_paper_set, render_sets
 from deepfake_nb.provenance import code_behind
 from deepfake_nb.stills import select_training_rows, select_validation_rows
-from deepfake_nb.study import InputError, UsageError
 
 SMALL = {"crop_size": 32, "detect_every": 5}
 
@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_opened_is_rejected(media, tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return real_open(path, *arguments, **named)
 
-    monkeypatch.setattr("deepfake_nb.study.open", closed, raising=False)
+    monkeypatch.setattr("deepfake_nb.files.open", closed, raising=False)
     report = build("folder", media, tmp_path / "out", settings=SMALL)
     assert report.built == 3 and "Permission denied" in report.rejects.reason[0]
 
@@ -167,7 +167,7 @@ def test_only_what_changed_is_done_again(media, heads, tmp_path):
 
 
 def test_a_second_build_into_the_folder_is_refused(media, tmp_path):
-    from deepfake_nb.study import locked_folder
+    from deepfake_nb.files import locked_folder
 
     with locked_folder(tmp_path / "out"), pytest.raises(InputError, match="Another run is writing"):
         build("folder", media, tmp_path / "out", settings=SMALL)

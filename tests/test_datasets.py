@@ -17,7 +17,7 @@ from deepfake_nb.adapters import (
     scan_source,
     split_by_identity,
 )
-from deepfake_nb.study import InputError, UsageError
+from deepfake_nb.files import InputError, UsageError
 
 
 def test_ffpp_tells_four_methods_apart_that_share_file_names(tmp_path):

@@ -21,7 +21,7 @@ from deepfake_nb.detector_training import (
     training_media,
     training_portraits,
 )
-from deepfake_nb.study import InputError
+from deepfake_nb.files import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = DetectorSettings(steps=6, pairs=2, forgeries=1, warmup=2, seed=3)

@@ -19,7 +19,7 @@ from deepfake_nb.encoders import (
     load_clip,
     load_layer_norms,
 )
-from deepfake_nb.study import InputError
+from deepfake_nb.files import InputError
 from deepfake_nb.weights import REGISTRY, check_file, import_state_dict, read_state_dict
 
 LITE = ["efficientnet-lite0", "efficientnet-lite2"]

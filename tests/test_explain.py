@@ -29,9 +29,9 @@ from deepfake_nb.explain import (
     summarise,
     target_layer,
 )
+from deepfake_nb.files import InputError
 from deepfake_nb.frame_detectors import SimpleNet
 from deepfake_nb.mesonet import Meso4, MesoInception4
-from deepfake_nb.study import InputError
 
 
 class Small(nn.Module):

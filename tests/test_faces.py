@@ -33,7 +33,7 @@ from deepfake_nb.faces import (
     warp,
     write_face_tracks,
 )
-from deepfake_nb.study import InputError, sha256_of
+from deepfake_nb.files import InputError, sha256_of
 from deepfake_nb.video import Frame, read_frames, write_video
 
 MAGENTA = (255, 0, 255)

@@ -12,9 +12,9 @@ from PIL import Image
 from scoring import Brightness, detector_of, patches, save, sigmoid, textured
 
 from deepfake_nb.calibration import read_calibrations
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.fit_calibration import calibrate
 from deepfake_nb.score import MediaScorer
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.video import write_video
 
 

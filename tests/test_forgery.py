@@ -7,6 +7,7 @@ import pytest
 
 from deepfake_nb import degradations, forgery
 from deepfake_nb.degradations import CONFERENCE_LINES, DEGRADATIONS, degrade, frozen_indices
+from deepfake_nb.files import InputError
 from deepfake_nb.forgery import (
     InSwapper,
     LandmarkWarp,
@@ -28,7 +29,6 @@ from deepfake_nb.forgery import (
 )
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.study import InputError
 from deepfake_nb.video import Frame, write_video
 
 

@@ -12,6 +12,7 @@ import torch
 from commands import run_section
 
 from deepfake_nb.backbones import count_parameters
+from deepfake_nb.files import InputError
 from deepfake_nb.frame_detectors import (
     FacesDataset,
     SimpleNet,
@@ -23,7 +24,6 @@ from deepfake_nb.frame_detectors import (
 )
 from deepfake_nb.paper_sets import load_stills
 from deepfake_nb.stills import check_stills, load_own_stills
-from deepfake_nb.study import InputError
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.freezing import (
     AlternateFreezing,
     EpochMetrics,
@@ -26,7 +27,6 @@ from deepfake_nb.freezing import (
     within,
 )
 from deepfake_nb.pictures import IMAGENET_NORMALISATION, ArraySet
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.training import (
     Trainer,
     TrainingSettings,

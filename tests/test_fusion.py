@@ -33,13 +33,13 @@ from deepfake_nb.features import (
     predict_heads,
     train_heads,
 )
+from deepfake_nb.files import InputError, UsageError, random_stream
 from deepfake_nb.fusion import AUGMENTATION, UNIT, FusionNet, feasible_confusions, network_maker
 from deepfake_nb.joint_training import group_by_memory, train_together
 from deepfake_nb.mesonet import Meso4
 from deepfake_nb.pictures import ArraySet, Augmentation, Normalise, PictureSet
 from deepfake_nb.provenance import code_behind
 from deepfake_nb.stills import load_cross_stills, load_own_stills, read_split
-from deepfake_nb.study import InputError, UsageError, random_stream
 from deepfake_nb.training import TrainingSettings, cut_batches
 
 SIDE = 32

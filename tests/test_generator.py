@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from deepfake_nb import generator as module
 from deepfake_nb import portraits
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.filming import Camera, Shot, shoot_portraits
 from deepfake_nb.forgery import read_masks
 from deepfake_nb.generator import (
@@ -38,7 +39,6 @@ from deepfake_nb.generator import (
 )
 from deepfake_nb.paper_sets import RECIPES, _choose_camera, _digest_recipe, list_set_sizes, make_paper_set
 from deepfake_nb.portraits import training_pictures
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import read_image
 from deepfake_nb.vqvae import VQVAE2

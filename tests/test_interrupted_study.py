@@ -26,7 +26,8 @@ from commands import (
 )
 from pandas.testing import assert_frame_equal
 
-from deepfake_nb.study import SECTIONS, locked_folder
+from deepfake_nb.files import locked_folder
+from deepfake_nb.runner import SECTIONS
 
 KILLS = 5
 
@@ -67,7 +68,7 @@ how: str = "slow"  # what goes wrong
 ---
 import time
 from pathlib import Path
-from deepfake_nb.study import write_atomically
+from deepfake_nb.files import write_atomically
 megabyte = bytes(2**20)
 if how == "atomic":
     with write_atomically(Path(report_folder) / "big.bin") as file:

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from deepfake_nb import inversion, perceptual
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.inversion import (
     InversionSettings,
     PublishedLoss,
@@ -40,7 +41,6 @@ from deepfake_nb.perceptual import (
     unit_vectors,
 )
 from deepfake_nb.portraits import as_inputs, as_pictures
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 
 QUICK = InversionSettings(steps=4, batch_size=3)

@@ -12,6 +12,7 @@ import torch
 
 from deepfake_nb import latent
 from deepfake_nb.builds import build
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.generator import shipped_networks
 from deepfake_nb.inversion import InversionSettings, StatedLoss
 from deepfake_nb.latent import (
@@ -37,7 +38,6 @@ from deepfake_nb.latent import (
 from deepfake_nb.metrics import Measured
 from deepfake_nb.paper_sets import RECIPES, make_paper_set
 from deepfake_nb.perceptual import embedded_perceptual
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.stylegan import Encoder, Generator
 from deepfake_nb.video import Frame, read_frames, write_video
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from deepfake_nb import leaderboard
+from deepfake_nb.files import InputError
 from deepfake_nb.leaderboard import (
     NOT_TUNED,
     detector_costs,
@@ -24,7 +25,8 @@ from deepfake_nb.leaderboard import (
     robustness_of,
     with_ranks,
 )
-from deepfake_nb.study import InputError, Result, execute_notebook, load_results, section_notebook
+from deepfake_nb.records import Result, load_results
+from deepfake_nb.runner import execute_notebook, section_notebook
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reports" / "reference"
 

@@ -23,6 +23,7 @@ from deepfake_nb.curves import (
     plot_scores,
 )
 from deepfake_nb.decisions import decision_threshold, fit_calibration, read_calibration
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.metrics import (
     METRICS,
     Measured,
@@ -35,7 +36,6 @@ from deepfake_nb.metrics import (
     expected_calibration_error,
 )
 from deepfake_nb.predictions import check_predictions, doubts_about, pool, read_predictions
-from deepfake_nb.study import InputError, UsageError
 
 # Mean predictions per video that the conferencing paper's authors published for their Zoom hold-out set (66 videos):
 # AltFreezing as released, and fine-tuned by alternate freezing. 36 real ones, then 30 fakes.

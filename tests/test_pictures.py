@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from deepfake_nb.files import InputError
 from deepfake_nb.pictures import (
     CIFAR_NORMALISATION,
     HALF_NORMALISATION,
@@ -13,7 +14,6 @@ from deepfake_nb.pictures import (
     Normalise,
     PictureSet,
 )
-from deepfake_nb.study import InputError
 from deepfake_nb.video import read_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")

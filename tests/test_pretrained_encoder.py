@@ -8,6 +8,7 @@ import torch
 from deepfake_nb import pretrained_encoder, self_blending_study
 from deepfake_nb.corpus import STORED, face_points
 from deepfake_nb.detector_training import DetectorSettings
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.metrics import auc_by_person
 from deepfake_nb.pretrained_encoder import (
     PREDICTION_COLUMNS,
@@ -32,7 +33,6 @@ from deepfake_nb.self_blending_study import (
     store_face,
     train_on_blends,
 )
-from deepfake_nb.study import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

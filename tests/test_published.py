@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT, shared_folder
 
+from deepfake_nb.files import InputError
 from deepfake_nb.paper_sets import PAPER
 from deepfake_nb.published import (
     VERDICTS,
@@ -31,15 +32,7 @@ from deepfake_nb.published import (
     styled,
     summary,
 )
-from deepfake_nb.study import (
-    CITED_AS,
-    InputError,
-    Published,
-    Result,
-    RunRecord,
-    load_results,
-    published_at,
-)
+from deepfake_nb.records import CITED_AS, Published, Result, RunRecord, load_results, published_at
 
 REFERENCE = CHECKOUT / "reports" / "reference"
 TEXTS = {"murphy2024": "000_", "geva2022": "001_", "nurgozhin2025": "003_", "latentforensics": "004_"}

@@ -13,6 +13,7 @@ from deepfake_nb import reencoding
 from deepfake_nb.calibration import read_calibrations
 from deepfake_nb.corpus import MARGIN, SIZE, STORED
 from deepfake_nb.detector_training import load_or_make
+from deepfake_nb.files import UsageError
 from deepfake_nb.generated_faces import fit_probe, leave_out_generators, select_stills
 from deepfake_nb.held_out import (
     auc_by_source,
@@ -28,7 +29,6 @@ from deepfake_nb.held_out import (
 from deepfake_nb.model_cards import model_card, write_detector
 from deepfake_nb.real_people import make_detector
 from deepfake_nb.reencoding import cut_ladder_faces, score_ladder
-from deepfake_nb.study import UsageError
 from deepfake_nb.video import write_video
 from deepfake_nb.weights import check_file
 

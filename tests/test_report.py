@@ -18,6 +18,7 @@ from deepfake_nb import report as report_module
 from deepfake_nb import score as score_module
 from deepfake_nb.explain import effect_of_restoring
 from deepfake_nb.faces import align_clip
+from deepfake_nb.files import InputError, sha256_of
 from deepfake_nb.forgery import SourceFace, swap_video
 from deepfake_nb.heads import random_identity
 from deepfake_nb.rendered import render_stills, render_video
@@ -26,7 +27,6 @@ from deepfake_nb.score import (
     KeptView,
     MediaScorer,
 )
-from deepfake_nb.study import InputError, sha256_of
 from deepfake_nb.verdict import FaceScore, ReasonCode, Verdict, advise, format_percent
 from deepfake_nb.video import write_video
 from deepfake_nb.views import ClipDetector, Detector, Ready

@@ -10,7 +10,9 @@ from scipy.stats import norm
 
 from deepfake_nb.clips import reduced
 from deepfake_nb.comparison import delong
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.metrics import bootstrap, evaluate
+from deepfake_nb.records import RunRecord
 from deepfake_nb.robustness import (
     ALL_AXES,
     AXES,
@@ -27,7 +29,6 @@ from deepfake_nb.robustness import (
     thinned,
     worsen,
 )
-from deepfake_nb.study import InputError, RunRecord, UsageError
 from deepfake_nb.video import recompress_frames
 
 QUICK = {name: thinned(2)[name] for name in ("noise", "blur", "low light", "frame drops")}

@@ -11,8 +11,8 @@ from PIL import Image
 from scoring import CONTRACT, patches, save, textured
 
 from deepfake_nb.calibration import read_calibrations, write_calibrations
+from deepfake_nb.files import InputError
 from deepfake_nb.score import DETECTORS, MediaScorer
-from deepfake_nb.study import InputError
 from deepfake_nb.video import write_video
 from deepfake_nb.weights import REGISTRY
 

@@ -20,9 +20,9 @@ from scoring import (
     two_tasks,
 )
 
+from deepfake_nb.files import UsageError
 from deepfake_nb.fit_calibration import calibrate
 from deepfake_nb.score import MediaScorer, score_paths
-from deepfake_nb.study import UsageError
 from deepfake_nb.video import write_video
 from deepfake_nb.views import Detector, Ready, Sampling
 

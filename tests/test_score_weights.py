@@ -9,8 +9,8 @@ import torch
 from scoring import assert_contract, awake, save
 
 from deepfake_nb.faces import CenterFace
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.score import DETECTORS, MediaScorer, open_scorer, score_paths
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.video import read_frames, write_video
 from deepfake_nb.weights import REGISTRY
 

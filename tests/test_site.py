@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 from commands import BIN, ROOT, finish_study, run
 
-from deepfake_nb.study import SECTIONS, available_sections
+from deepfake_nb.runner import SECTIONS, available_sections
 
 REPORTS = ROOT / "reports" / "smoke"
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for the whole study and its site
@@ -149,7 +149,7 @@ def test_pages_stand_in_the_order_in_which_they_can_be_read(tmp_path):
     ordered = site_builder.in_reading_order(tmp_path.glob("*.ipynb"))
     assert [path.stem for path in ordered] == ["05_b", "05_d", "05_c", "05_a", "06_y", "06_z"]
     names = [path.stem for path in site_builder.in_reading_order((ROOT / "nbs").glob("[0-9]*.ipynb"))]
-    assert names.index("05_metrics") < names.index("05_comparison") and names[0] == "00_study"
+    assert names.index("05_metrics") < names.index("05_comparison") and names[0] == "00_files"
 
 
 def test_the_start_page_names_every_notebook():

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from commands import BIN, ROOT, allow_files_of, run
 
-from deepfake_nb import study
-from deepfake_nb.study import InputError, UsageError, write_atomically
+from deepfake_nb import files, records, runner
+from deepfake_nb.files import InputError, UsageError, write_atomically
 
 PARAMETERS = 'profile: str = "smoke"  # sizes\nreport_folder: str = ""  # where to\nseed: int = 0  # of all\n'
 BODY = """import os, time
 from pathlib import Path
-from deepfake_nb.study import InputError, write_json
+from deepfake_nb.files import InputError, write_json
 if seed < 0:
     raise InputError('The seed must be at least 0.')
 started = time.time()
@@ -43,7 +43,7 @@ def write_section(root, name, body=BODY):
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     content = {"cells": [cell("parameters", PARAMETERS, ["parameters"]), cell("run", body)]}
     content |= {"metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    (root / "nbs" / f"{study.SECTIONS[name]}.ipynb").write_text(json.dumps(content))
+    (root / "nbs" / f"{runner.SECTIONS[name]}.ipynb").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -52,26 +52,27 @@ def small_study(tmp_path, monkeypatch):
     (tmp_path / "nbs").mkdir()
     (tmp_path / "settings.ini").touch()
     write_section(tmp_path, "datasets")
-    monkeypatch.setattr(study, "project_root", lambda: tmp_path)
+    for module in (records, runner):
+        monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     return tmp_path
 
 
 def test_a_section_is_run_once_and_again_when_its_inputs_change(small_study):
     folder = small_study / "reports" / "smoke" / "datasets"
-    study.run_study("smoke")
-    study.run_study("smoke")
+    runner.run_study("smoke")
+    runner.run_study("smoke")
     assert (folder / "runs.txt").read_text() == "x"
-    study.run_study("smoke", settings={"seed": "3"})
+    runner.run_study("smoke", settings={"seed": "3"})
     assert (folder / "runs.txt").read_text() == "xx"
     assert json.loads((folder / "results.json").read_text())["seed"] == 3
     (folder / "inputs.json").write_text('{"digest": "')
     told = []
-    study.run_study("smoke", settings={"seed": "3"}, tell=lambda *words: told.append(words[:2]))
+    runner.run_study("smoke", settings={"seed": "3"}, tell=lambda *words: told.append(words[:2]))
     assert told == [("datasets", "starts"), ("datasets", "done")]
 
 
 LOOKS_FOR_COST = """
-from deepfake_nb.study import write_json
+from deepfake_nb.files import write_json
 there = (Path(report_folder).parent / 'study.json').is_file()
 write_json(Path(report_folder) / 'cost.json', there)
 """
@@ -81,17 +82,17 @@ def test_what_a_study_cost_is_said_of_the_run_that_computed_it(small_study):
     """Killed between its last section and `study.json`, a study has only sections that are done already."""
     reports = small_study / "reports" / "smoke"
     write_section(small_study, "datasets", BODY + LOOKS_FOR_COST)
-    study.run_study("smoke", jobs=1)
+    runner.run_study("smoke", jobs=1)
     cost = json.loads((reports / "study.json").read_text())
     assert (cost["sections"], cost["kept"], cost["failed"]) == (["datasets"], [], []) and cost["seconds"] > 0
-    study.run_study("smoke")
+    runner.run_study("smoke")
     assert json.loads((reports / "study.json").read_text()) == cost
     (reports / "study.json").unlink()
-    study.run_study("smoke")
+    runner.run_study("smoke")
     unknown = json.loads((reports / "study.json").read_text())
     assert (unknown["sections"], unknown["kept"], unknown["profile"]) == ([], ["datasets"], "smoke")
     assert {unknown[name] for name in ("seconds", "peak_memory_gib", "jobs", "cores")} == {None}
-    study.run_study("smoke", fresh=True)
+    runner.run_study("smoke", fresh=True)
     assert json.loads((reports / "datasets" / "cost.json").read_text()) is False, "it told of an older run"
     assert json.loads((reports / "study.json").read_text())["sections"] == ["datasets"]
 
@@ -99,13 +100,13 @@ def test_what_a_study_cost_is_said_of_the_run_that_computed_it(small_study):
 def test_a_study_wants_a_section_at_once(small_study):
     for jobs in (0, -1):
         with pytest.raises(UsageError, match=f"jobs is {jobs}"):
-            study.run_study("smoke", jobs=jobs)
+            runner.run_study("smoke", jobs=jobs)
     assert not (small_study / "reports").exists()
 
 
 WRITE_FOR_EVER = """
 import sys, time
-from deepfake_nb.study import atomic_path
+from deepfake_nb.files import atomic_path
 with atomic_path(sys.argv[1]) as outer, atomic_path(outer) as inner:
     inner.write_bytes(b'half of')
     print('writing', flush=True)
@@ -131,14 +132,14 @@ def test_a_study_removes_what_killed_writers_left_and_nothing_else(small_study, 
         theirs = cache / ".theirs.part"
         theirs.touch()
         assert len(list(cache.rglob(".*.part*"))) == 3
-        study.run_study("smoke")
+        runner.run_study("smoke")
         left = sorted(path.parent.name for path in cache.rglob(".*.part*"))
         assert left == ["alive", "cache"] and theirs.is_file()
     finally:
         alive.kill()
         alive.wait()
-    assert len(study.remove_half_written(cache)) == 1
-    assert study.remove_half_written(small_study / "no such folder") == []
+    assert len(files.remove_half_written(cache)) == 1
+    assert files.remove_half_written(small_study / "no such folder") == []
 
 
 def test_a_file_taken_away_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
@@ -152,8 +153,8 @@ def test_a_file_taken_away_before_it_was_locked_is_made_again(tmp_path, monkeypa
         locked(file, how)
 
     monkeypatch.setattr(fcntl, "flock", sweep_first)
-    with study.atomic_path(tmp_path / "a.txt") as path:
-        assert study.remove_half_written(tmp_path) == []
+    with files.atomic_path(tmp_path / "a.txt") as path:
+        assert files.remove_half_written(tmp_path) == []
         path.write_text("whole")
     assert asked == [1] and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
@@ -163,17 +164,17 @@ def test_a_disk_without_locks_is_written_and_never_swept(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with study.atomic_path(tmp_path / "a.txt") as path:
+    with files.atomic_path(tmp_path / "a.txt") as path:
         path.write_text("whole")
-        assert study.remove_half_written(tmp_path) == []
+        assert files.remove_half_written(tmp_path) == []
     assert (tmp_path / "a.txt").read_text() == "whole"
-    with pytest.raises(InputError, match=r"Cannot lock .* No locks available"), study.locked_folder(tmp_path):
+    with pytest.raises(InputError, match=r"Cannot lock .* No locks available"), files.locked_folder(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("fields", [{"value": float("nan")}, {"value": 0.5, "low": np.float32("-inf")}])
 def test_a_number_that_no_report_can_hold_is_told_with_its_place(fields):
-    record = study.RunRecord("latent", "smoke")
+    record = records.RunRecord("latent", "smoke")
     with pytest.raises(ValueError, match=r"\('Table 1', 'MesoNet', 'AUC'\) is -?(nan|inf)\. Give None"):
         record.add("Table 1", "MesoNet", "AUC", **fields)
     record.add("Table 1", "MesoNet", "AUC", None, note="one class")
@@ -181,17 +182,17 @@ def test_a_number_that_no_report_can_hold_is_told_with_its_place(fields):
 
 
 def digest_of(run):
-    return study.inputs_digest(run.notebook, run.parameters, run.read)
+    return runner.inputs_digest(run.notebook, run.parameters, run.read)
 
 
 def test_a_digest_covers_what_the_notebook_reads_and_what_the_package_ships(small_study, monkeypatch):
-    run = study.section_run("datasets", "smoke")
+    run = runner.section_run("datasets", "smoke")
     before = digest_of(run)
-    monkeypatch.setattr(study, "READS_REPORTS", ("datasets",))
+    monkeypatch.setattr(runner, "READS_REPORTS", ("datasets",))
     (small_study / "reports" / "smoke" / "fusion").mkdir(parents=True)
-    absent = digest_of(study.section_run("datasets", "smoke"))
+    absent = digest_of(runner.section_run("datasets", "smoke"))
     (small_study / "reports" / "smoke" / "fusion" / "inputs.json").write_text("{}")
-    there = digest_of(study.section_run("datasets", "smoke"))
+    there = digest_of(runner.section_run("datasets", "smoke"))
     assert len({before, absent, there}) == 3
     package = small_study / "deepfake_nb"
     package.mkdir()
@@ -205,16 +206,16 @@ def test_a_digest_covers_what_the_notebook_reads_and_what_the_package_ships(smal
 
 def test_unknown_names_are_refused_before_anything_runs(small_study):
     with pytest.raises(UsageError, match="no parameter 'sede'"):
-        study.run_study("smoke", settings={"sede": "3"})
+        runner.run_study("smoke", settings={"sede": "3"})
     with pytest.raises(UsageError, match="no profile 'large'"):
-        study.run_study("large")
+        runner.run_study("large")
     with pytest.raises(InputError, match="no notebook"):
-        study.run_study("smoke", ["fusion"])
+        runner.run_study("smoke", ["fusion"])
     write_section(small_study, "fusion")
     text = (small_study / "nbs" / "30_fusion.ipynb").read_text()
     (small_study / "nbs" / "30_fusion.ipynb").write_text(text.replace("seed: int", "grain: int"))
     with pytest.raises(UsageError, match=r"30_fusion.ipynb has no parameter 'seed'"):
-        study.run_study("smoke", settings={"seed": "3"})
+        runner.run_study("smoke", settings={"seed": "3"})
     assert not (small_study / "reports").exists()
 
 
@@ -223,7 +224,7 @@ others = [Path(report_folder).parent / name / 'runs.txt' for name in ('fusion', 
 while not all(other.is_file() for other in others) and time.time() < started + 60:
     time.sleep(.05)
 assert all(other.is_file() for other in others)
-from deepfake_nb.study import locked_folder
+from deepfake_nb.files import locked_folder
 with locked_folder(Path(report_folder).parent / 'a set that both need'):
     time.sleep(.3)
 """
@@ -236,7 +237,7 @@ def test_sections_of_a_stage_run_side_by_side_with_a_share_of_the_cores(small_st
     for name in ("fusion", "latent"):
         write_section(small_study, name, BODY + MEETING)
     told = []
-    study.run_study("smoke", jobs=2, tell=lambda *words: told.append(words[:2]))
+    runner.run_study("smoke", jobs=2, tell=lambda *words: told.append(words[:2]))
     assert told[:2] == [("datasets", "starts"), ("datasets", "done")]
     assert {state for _, state in told[2:4]} == {"starts"} and {state for _, state in told[4:]} == {"done"}
     reports = small_study / "reports" / "smoke"
@@ -252,27 +253,27 @@ def test_a_failure_is_a_sentence_and_the_other_sections_are_run(small_study):
     write_section(small_study, "fusion", "raise RuntimeError('the oven is cold')")
     write_section(small_study, "latent", "import os\nos._exit(9)")
     write_section(small_study, "leaderboard")
-    with pytest.raises(study.StudyFailure) as failure:
-        study.run_study("smoke", jobs=2)
+    with pytest.raises(runner.StudyFailure) as failure:
+        runner.run_study("smoke", jobs=2)
     words = str(failure.value)
     assert (
         "'fusion' failed: RuntimeError: the oven is cold" in words and "'latent' failed: DeadKernel" in words
     )
     reports = small_study / "reports" / "smoke"
     assert json.loads((reports / "study.json").read_text())["failed"] == ["fusion", "latent"]
-    done = [name for name in study.SECTIONS if (reports / name / "inputs.json").is_file()]
+    done = [name for name in runner.SECTIONS if (reports / name / "inputs.json").is_file()]
     assert done == ["datasets", "leaderboard"]
 
 
 def test_a_sentence_raised_in_a_notebook_reaches_the_user(small_study):
-    study.write_json(small_study / "reports" / "smoke" / "datasets" / "results.json", [])
+    files.write_json(small_study / "reports" / "smoke" / "datasets" / "results.json", [])
     with pytest.raises(InputError, match="'datasets' failed: The seed must be at least 0"):
-        study.run_study("smoke", settings={"seed": "-1"})
+        runner.run_study("smoke", settings={"seed": "-1"})
     assert not list((small_study / "reports" / "smoke" / "datasets").glob("*.json"))
 
 
 def hold(folder, held, release):
-    with study.locked_folder(folder):
+    with files.locked_folder(folder):
         held.set()
         release.wait(30)
 
@@ -285,10 +286,10 @@ def test_a_second_study_in_one_folder_says_so(small_study):
     process.start()
     assert held.wait(60)
     with pytest.raises(InputError, match="Another run is writing"):
-        study.run_study("smoke")
+        runner.run_study("smoke")
     threading.Timer(0.5, release.set).start()
     started = time.monotonic()
-    with study.locked_folder(folder, wait=True):
+    with files.locked_folder(folder, wait=True):
         assert time.monotonic() - started > 0.3
     process.join()
 
@@ -310,11 +311,11 @@ def test_a_benchmark_may_start_processes_and_one_that_breaks_stops_no_other(smal
     (small_study / "benchmarks").mkdir()
     (small_study / "benchmarks" / "broken.py").write_text("def run(media=None):\n    return [1 / 0]")
     (small_study / "benchmarks" / "halves.py").write_text(BENCHMARK)
-    broken, halved = study.run_benchmarks(media="a.mp4")
+    broken, halved = runner.run_benchmarks(media="a.mp4")
     assert (halved["ours_s"], halved["note"]) == (0.5, "a.mp4")
     assert (broken["met"], broken["ratio"]) == (False, None) and "division by zero" in broken["note"]
     with pytest.raises(UsageError, match="Choose from: broken, halves"):
-        study.run_benchmarks(["thirds"])
+        runner.run_benchmarks(["thirds"])
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
@@ -332,10 +333,10 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path):
 
 
 def test_a_file_that_nobody_wrote_does_not_appear(tmp_path):
-    with pytest.raises(InputError, match="nothing was written"), study.atomic_path(tmp_path / "a.txt"):
+    with pytest.raises(InputError, match="nothing was written"), files.atomic_path(tmp_path / "a.txt"):
         pass
     assert list(tmp_path.iterdir()) == []
-    with study.atomic_path(tmp_path / "empty.txt") as path:
+    with files.atomic_path(tmp_path / "empty.txt") as path:
         path.write_bytes(b"")
     assert (tmp_path / "empty.txt").read_bytes() == b"" and (tmp_path / "empty.txt").stat().st_mtime > 1e9
 
@@ -366,7 +367,7 @@ def test_figures_stand_in_the_executed_notebook_whatever_backend_is_asked_for(tm
     monkeypatch.setenv("MPLBACKEND", "agg")
     cell = nbformat.v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "drawing.ipynb")
-    study.execute_notebook(tmp_path / "drawing.ipynb", tmp_path / "executed.ipynb")
+    runner.execute_notebook(tmp_path / "drawing.ipynb", tmp_path / "executed.ipynb")
     outputs = nbformat.read(tmp_path / "executed.ipynb", as_version=4).cells[-1].outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert os.environ["MPLBACKEND"] == "agg"
@@ -375,7 +376,7 @@ def test_figures_stand_in_the_executed_notebook_whatever_backend_is_asked_for(tm
 def test_the_table_of_all_does_not_wait_for_sections_beyond_the_papers(small_study):
     for name in ("self_blending", "pretrained_encoder", "leaderboard"):
         write_section(small_study, name)
-    read = study.section_run("leaderboard", "smoke").read
+    read = runner.section_run("leaderboard", "smoke").read
     assert [path.parent.name for path in read] == [
         "datasets",
         "frame_detectors",
@@ -383,15 +384,15 @@ def test_the_table_of_all_does_not_wait_for_sections_beyond_the_papers(small_stu
         "altfreezing",
         "latent",
     ]
-    assert set(study.BEYOND_THE_PAPERS) < set(study.SECTIONS)
+    assert set(runner.BEYOND_THE_PAPERS) < set(runner.SECTIONS)
 
 
 def test_a_section_is_run_again_when_a_detector_left_predictions(small_study):
     write_section(small_study, "pretrained_encoder")
-    digests = [digest_of(study.section_run("pretrained_encoder", "smoke"))]
+    digests = [digest_of(runner.section_run("pretrained_encoder", "smoke"))]
     kept = small_study / "reports" / "detectors" / "edited-faces" / "predictions.csv"
     kept.parent.mkdir(parents=True)
     for content in ("media,score", "media,score,label"):
         kept.write_text(content)
-        digests.append(digest_of(study.section_run("pretrained_encoder", "smoke")))
+        digests.append(digest_of(runner.section_run("pretrained_encoder", "smoke")))
     assert len(set(digests)) == 3

@@ -7,7 +7,7 @@ from parity import drawn, filled, fixture
 from torch import nn
 from torch.nn import functional
 
-from deepfake_nb.study import InputError, UsageError
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.stylegan import (
     Discriminator,
     Encoder,

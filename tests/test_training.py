@@ -17,13 +17,13 @@ import torch
 from commands import in_two_processes
 from torch import nn
 
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.pictures import (
     HALF_NORMALISATION,
     ArraySet,
     Augmentation,
     PictureSet,
 )
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.training import (
     Trainer,
     TrainingLog,
@@ -240,7 +240,7 @@ def test_finished_run_is_only_read(run_folder):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    from deepfake_nb.study import locked_folder
+    from deepfake_nb.files import locked_folder
 
     with locked_folder(tmp_path), pytest.raises(InputError, match="Another run is writing"):
         fit_in(tmp_path)

