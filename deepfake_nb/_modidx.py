@@ -2771,6 +2771,10 @@ d = {
                 "model_cards.html#describe_training",
                 "deepfake_nb/model_cards.py",
             ),
+            "deepfake_nb.model_cards.is_of_generated_faces": (
+                "model_cards.html#is_of_generated_faces",
+                "deepfake_nb/model_cards.py",
+            ),
             "deepfake_nb.model_cards.list_failures": (
                 "model_cards.html#list_failures",
                 "deepfake_nb/model_cards.py",
@@ -2781,10 +2785,6 @@ d = {
             ),
             "deepfake_nb.model_cards.model_card": (
                 "model_cards.html#model_card",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.repeat_genuine": (
-                "model_cards.html#repeat_genuine",
                 "deepfake_nb/model_cards.py",
             ),
             "deepfake_nb.model_cards.summarize_losses": (

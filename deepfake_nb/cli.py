@@ -40,7 +40,8 @@ from rich.table import Table
 
 from . import __version__
 from .files import PROFILES, InputError, UsageError
-from .runner import SECTIONS, wait_without_spinning
+from .records import SECTIONS
+from .runner import wait_without_spinning
 
 # %% ../nbs/80_cli.ipynb #a390280e
 app = typer.Typer(

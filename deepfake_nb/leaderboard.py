@@ -56,7 +56,7 @@ from .predictions import pool, read_predictions
 from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
 from .files import InputError, random_stream
 from .records import load_results
-from .runner import BEYOND_THE_PAPERS, SECTIONS
+from .records import BEYOND_THE_PAPERS, SECTIONS
 
 
 # %% ../nbs/60_leaderboard.ipynb #4c1378e3

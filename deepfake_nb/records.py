@@ -4,6 +4,11 @@
 
 # %% auto #0
 __all__ = [
+    "SECTIONS",
+    "STAGES",
+    "BEYOND_THE_PAPERS",
+    "READS_REPORTS",
+    "READS_FILES",
     "CITED_AS",
     "Result",
     "published_lines",
@@ -29,16 +34,34 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import asdict
-from dataclasses import dataclass
-from dataclasses import field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
+
 from .files import project_root, write_json
-from .runner import SECTIONS
+
+# %% ../nbs/00_records.ipynb #2959224d
+SECTIONS = {
+    "datasets": "10_datasets",
+    "frame_detectors": "20_frame_detectors",
+    "fusion": "30_fusion",
+    "altfreezing": "40_altfreezing",
+    "self_blending": "45_self_blending",
+    "latent": "50_latent",
+    "pretrained_encoder": "55_pretrained_encoder",
+    "leaderboard": "60_leaderboard",
+}
+STAGES = (
+    ("datasets",),
+    ("frame_detectors", "fusion", "altfreezing", "self_blending", "latent", "pretrained_encoder"),
+    ("leaderboard",),
+)
+BEYOND_THE_PAPERS = ("self_blending", "pretrained_encoder")
+READS_REPORTS = ("leaderboard",)
+READS_FILES = {"pretrained_encoder": "reports/detectors/*/predictions.csv"}
 
 
 # %% ../nbs/00_records.ipynb #596ea9df

@@ -4,11 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "SECTIONS",
-    "STAGES",
-    "BEYOND_THE_PAPERS",
-    "READS_REPORTS",
-    "READS_FILES",
     "REPORT_FILES",
     "CANNOT_WRITE",
     "section_notebook",
@@ -42,6 +37,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
 from deepfake_nb.files import (
     InputError,
     PROFILES,
@@ -54,27 +50,15 @@ from deepfake_nb.files import (
     sizes_for,
     write_json,
 )
-from .records import device_name, installed_versions
-
-# %% ../nbs/00_runner.ipynb #2959224d
-SECTIONS = {
-    "datasets": "10_datasets",
-    "frame_detectors": "20_frame_detectors",
-    "fusion": "30_fusion",
-    "altfreezing": "40_altfreezing",
-    "self_blending": "45_self_blending",
-    "latent": "50_latent",
-    "pretrained_encoder": "55_pretrained_encoder",
-    "leaderboard": "60_leaderboard",
-}
-STAGES = (
-    ("datasets",),
-    ("frame_detectors", "fusion", "altfreezing", "self_blending", "latent", "pretrained_encoder"),
-    ("leaderboard",),
+from deepfake_nb.records import (
+    BEYOND_THE_PAPERS,
+    READS_FILES,
+    READS_REPORTS,
+    SECTIONS,
+    STAGES,
+    device_name,
+    installed_versions,
 )
-BEYOND_THE_PAPERS = ("self_blending", "pretrained_encoder")
-READS_REPORTS = ("leaderboard",)
-READS_FILES = {"pretrained_encoder": "reports/detectors/*/predictions.csv"}
 
 
 # %% ../nbs/00_runner.ipynb #84826387

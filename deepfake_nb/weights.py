@@ -216,7 +216,7 @@ OF_REAL_PEOPLE = [
         (
             "generated-faces",
             "clip-probe",
-            "a854e9460d8a8c75f640289361e80fb141393d7806960bd0fed3cb10d1fe33de",
+            "44e1a9ba1f9534fe22efb333048706652d4b5be94e0754142d43081c32ce0405",
             15820,
             REAL_AND_GENERATED,
         ),

@@ -22,8 +22,8 @@ import yaml
 
 from deepfake_nb.cli import app
 from deepfake_nb.files import PROFILES, atomic_path, write_atomically
-from deepfake_nb.records import load_results
-from deepfake_nb.runner import SECTIONS, available_sections, execute_notebook, inputs_digest
+from deepfake_nb.records import SECTIONS, load_results
+from deepfake_nb.runner import available_sections, execute_notebook, inputs_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"

@@ -12,6 +12,7 @@ import pandas as pd
 from deepfake_nb.files import InputError, write_atomically
 from deepfake_nb.held_out import auc_by_source, format_auc, select_main_predictions
 from deepfake_nb.leaderboard import headline_table
+from deepfake_nb.model_cards import add_genuine
 from deepfake_nb.published import VERDICTS, compare_with_published, summary
 from deepfake_nb.records import load_results
 
@@ -67,7 +68,24 @@ def detectors() -> str:
         if first is not None:
             cells = ["" if row is None else format_auc(row) for row in known]
             lines.append(f"| {words} | {first.n} ({first.people}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *new_generators()])
+
+
+def new_generators() -> list[str]:
+    """The range of AUC of `generated-faces` over generators that were left out of its training."""
+    path = ROOT / "reports" / "detectors" / "generated-faces" / "predictions.csv"
+    if not path.is_file():
+        return []
+    rows = select_main_predictions(pd.read_csv(path))
+    found = auc_by_source(add_genuine(rows[rows.held_out == "source"]), "method", resamples=20).sort_values(
+        "auc"
+    )
+    worst, best = found.iloc[0], found.iloc[-1]
+    return [
+        "",
+        f"`generated-faces` on images of a generator that was left out: AUC {worst.auc:.2f} ({worst.method}) to "
+        f"{best.auc:.2f} ({best.method}), {len(found)} generators.",
+    ]
 
 
 def run() -> str:

@@ -27,7 +27,7 @@ from commands import (
 from pandas.testing import assert_frame_equal
 
 from deepfake_nb.files import locked_folder
-from deepfake_nb.runner import SECTIONS
+from deepfake_nb.records import SECTIONS
 
 KILLS = 5
 

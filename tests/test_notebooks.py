@@ -11,7 +11,8 @@ import sys
 import pytest
 from commands import BIN, ROOT, run
 
-from deepfake_nb.runner import SECTIONS, section_parameters
+from deepfake_nb.records import SECTIONS
+from deepfake_nb.runner import section_parameters
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 SECTION_NOTEBOOKS = [

@@ -510,7 +510,7 @@ def test_arithmetic_agrees_with_counting_confusion_matrices(published):
 
 
 def test_the_file_is_found_from_any_folder_and_without_pandas(tmp_path):
-    code = "import sys; from deepfake_nb.study import published_at as at; print(at('latent', 'Faces', 'test', 'videos'))"
+    code = "import sys; from deepfake_nb.records import published_at as at; print(at('latent', 'Faces', 'test', 'videos'))"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(
         [sys.executable, "-c", code + "; assert 'pandas' not in sys.modules"],

