@@ -27,13 +27,23 @@ d = {
                 "adapters.html#_add_ffpp_video",
                 "deepfake_nb/adapters.py",
             ),
+            "deepfake_nb.adapters._as_text": ("adapters.html#_as_text", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._celeb_df": ("adapters.html#_celeb_df", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._celeb_df_files": (
                 "adapters.html#_celeb_df_files",
                 "deepfake_nb/adapters.py",
             ),
+            "deepfake_nb.adapters._celeb_df_key": ("adapters.html#_celeb_df_key", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._celeb_df_people": (
+                "adapters.html#_celeb_df_people",
+                "deepfake_nb/adapters.py",
+            ),
             "deepfake_nb.adapters._celeb_df_test_list": (
                 "adapters.html#_celeb_df_test_list",
+                "deepfake_nb/adapters.py",
+            ),
+            "deepfake_nb.adapters._check_celeb_df_version": (
+                "adapters.html#_check_celeb_df_version",
                 "deepfake_nb/adapters.py",
             ),
             "deepfake_nb.adapters._compile": ("adapters.html#_compile", "deepfake_nb/adapters.py"),
@@ -42,6 +52,10 @@ d = {
                 "deepfake_nb/adapters.py",
             ),
             "deepfake_nb.adapters._deal": ("adapters.html#_deal", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._df40_method": ("adapters.html#_df40_method", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._df40_people": ("adapters.html#_df40_people", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._df40_place": ("adapters.html#_df40_place", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._dfd_place": ("adapters.html#_dfd_place", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._dfdc_lists": ("adapters.html#_dfdc_lists", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._entries": ("adapters.html#_entries", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._ffpp_identities": (
@@ -51,11 +65,15 @@ d = {
             "deepfake_nb.adapters._ffpp_people": ("adapters.html#_ffpp_people", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._ffpp_place": ("adapters.html#_ffpp_place", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._ffpp_splits": ("adapters.html#_ffpp_splits", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._file_named": ("adapters.html#_file_named", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._folder_index": ("adapters.html#_folder_index", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._folders": ("adapters.html#_folders", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._is_wanted": ("adapters.html#_is_wanted", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._kept": ("adapters.html#_kept", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._label_of": ("adapters.html#_label_of", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._letters": ("adapters.html#_letters", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._named_people": ("adapters.html#_named_people", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._on_disk": ("adapters.html#_on_disk", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._people_of": ("adapters.html#_people_of", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._read_json": ("adapters.html#_read_json", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._read_table": ("adapters.html#_read_table", "deepfake_nb/adapters.py"),
@@ -67,6 +85,7 @@ d = {
                 "adapters.html#_recordings_table",
                 "deepfake_nb/adapters.py",
             ),
+            "deepfake_nb.adapters._scenario": ("adapters.html#_scenario", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._split_named": ("adapters.html#_split_named", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._subfolder": ("adapters.html#_subfolder", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters._subfolder_with": (
@@ -74,6 +93,7 @@ d = {
                 "deepfake_nb/adapters.py",
             ),
             "deepfake_nb.adapters._walk": ("adapters.html#_walk", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters._wild_place": ("adapters.html#_wild_place", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.as_manifest": ("adapters.html#as_manifest", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.assert_no_leak": (
                 "adapters.html#assert_no_leak",
@@ -97,6 +117,8 @@ d = {
             "deepfake_nb.adapters.media_id_of": ("adapters.html#media_id_of", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.read_shares": ("adapters.html#read_shares", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.scan_celeb_df": ("adapters.html#scan_celeb_df", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters.scan_df40": ("adapters.html#scan_df40", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters.scan_dfd": ("adapters.html#scan_dfd", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.scan_dfdc": ("adapters.html#scan_dfdc", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.scan_dfdc_preview": (
                 "adapters.html#scan_dfdc_preview",
@@ -107,6 +129,10 @@ d = {
             "deepfake_nb.adapters.scan_lfw": ("adapters.html#scan_lfw", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.scan_source": ("adapters.html#scan_source", "deepfake_nb/adapters.py"),
             "deepfake_nb.adapters.scan_table": ("adapters.html#scan_table", "deepfake_nb/adapters.py"),
+            "deepfake_nb.adapters.scan_wild_deepfake": (
+                "adapters.html#scan_wild_deepfake",
+                "deepfake_nb/adapters.py",
+            ),
             "deepfake_nb.adapters.split_by_identity": (
                 "adapters.html#split_by_identity",
                 "deepfake_nb/adapters.py",

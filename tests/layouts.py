@@ -144,6 +144,63 @@ def celeb_df(root, content=b""):
     return Path(root)
 
 
+def dfd(root, content=b"", suffix=".mp4"):
+    """DeepFakeDetection as its copy on Kaggle has it: three actors, swapped in a circle."""
+    names = [f"DFD_original sequences/{actor}__kitchen_pan{suffix}" for actor in ("01", "02", "03")]
+    fakes = "DFD_manipulated_sequences/DFD_manipulated_sequences"
+    pairs = ("01_02", "02_03", "03_01")
+    return place(
+        root, [*names, *(f"{fakes}/{pair}__kitchen_pan__J5BXWVCN{suffix}" for pair in pairs)], content
+    )
+
+
+CELEB_DF_PP_METHODS = (
+    "FaceSwap/Celeb-DF-v2",
+    "FaceSwap/SimSwap",
+    "FaceReenact/LivePortrait",
+    "TalkingFace/SadTalker",
+)
+
+
+def celeb_df_pp(root, content=b"", suffix=".mp4", coding="utf-8", name="List_of_testing_videos.txt"):
+    """Celeb-DF++ with the same two fakes by four methods, and a test list of one genuine video and one method."""
+    names = [f"Celeb-real/id{person}_0000{suffix}" for person in range(3)] + [f"YouTube-real/00001{suffix}"]
+    for method in CELEB_DF_PP_METHODS:
+        names += [f"Celeb-synthesis/{method}/{fake}_0000{suffix}" for fake in ("id0_id1", "id1_id2")]
+    place(root, names, content)
+    lines = ["1 Celeb-real/id2_0000.mp4", "0 Celeb-synthesis/FaceSwap/Celeb-DF/id0_id1_0000.mp4"]
+    lines += ["0 Celeb-synthesis/FaceReenact/LivePortrait/id0_id1_0000.mp4"]
+    (Path(root) / name).write_bytes("\r\n".join(lines).encode(coding))
+    return Path(root)
+
+
+def df40(root, content=b""):
+    """DF40 with a training and a test part, made from both sets, a method with media of its own, and genuine frames."""
+    names = [
+        f"DF40_train/{method}/frames/001_870/{frame}.png"
+        for method in ("simswap", "wav2lip")
+        for frame in ("000", "012")
+    ]
+    names += ["DF40/simswap/ff/frames/004_982/000.png", "DF40/simswap/cdf/frames/id0_id1_0003/000.png"]
+    names += ["DF40/StyleGAN2/ff/001/seed0188.png", "DF40/e4e/cdf/Celeb-real/inversions/id5_0003_001.jpg"]
+    names += ["DF40/heygen/fake/7/000.png", "DF40/heygen/real/7/000.png", "DF40/starganv2/real/1007.jpg"]
+    names += ["FaceForensics++/original_sequences/youtube/c23/frames/870/000.png"]
+    names += [
+        "Celeb-DF-v2/Celeb-real/frames/id0_0003/000.png",
+        "Celeb-DF-v2/YouTube-real/frames/00170/000.png",
+    ]
+    return place(root, names, content)
+
+
+def wild_deepfake(root, content=b"", gap="_"):
+    """WildDeepfake, unpacked but for one archive: two videos a folder, of two sequences of two faces each."""
+    folders = [f"{label}{gap}{split}" for label in ("real", "fake") for split in ("train", "test")]
+    names = [f"{folder}/{video}/{folder[:4]}/{sequence}/{frame}.png"
+             for folder in folders for video in (1, 2) for sequence in (10, 11) for frame in (0, 1)]  # fmt: skip
+    place(root, [f"fake{gap}train/3.tar.gz"])
+    return place(root, names, content)
+
+
 def dfdc(root, content=b"", parts=("dfdc_train_part_0", "dfdc_train_part_1")):
     """DFDC with one real, one fake and one absent file a part, the same file names in every part."""
     for part in parts:

@@ -150,6 +150,207 @@ def test_celeb_df_official_split_leaks_and_the_identity_split_does_not(tmp_path)
     assert_no_leak(by_people)
 
 
+def test_dfd_alone_in_both_of_its_layouts(tmp_path):
+    kaggle = scan_source("dfd", layouts.dfd(tmp_path / "kaggle", suffix=".MP4")).manifest
+    assert set(kaggle.dataset) == {"dfd"} and set(kaggle.method) == {"original", "DeepFakeDetection"}
+    fake = kaggle[kaggle.path.str.contains("01_02")].iloc[0]
+    assert [fake.label, fake.target_id, fake.source_id, fake.split] == [1, "actor01", "actor02", None]
+    official = layouts.ffpp(tmp_path / "ffpp", compressions=("c23", "c40"))
+    layouts.place(
+        official, ["manipulated_sequences/DeepFakeDetection/masks/videos/01_02__kitchen_pan__J5BXWVCN.mp4"]
+    )
+    manifest = scan_source("dfd", official, {"compression": "c40"}).manifest
+    assert manifest.media_id.tolist() == [
+        "DeepFakeDetection--c40--01_02__kitchen_pan__J5BXWVCN",
+        "actors--c40--01__kitchen_pan",
+    ]
+    assert len(scan_source("dfd", official).manifest) == 4, "neither masks nor other methods"
+    with pytest.raises(
+        UsageError, match="There are: DeepFakeDetection c23, DeepFakeDetection c40, actors c23"
+    ):
+        scan_source("dfd", official, {"compression": "c30"})
+    layouts.place(tmp_path / "kaggle", ["DFD_original sequences/readme.mp4"])
+    assert "<actor>__<scene>" in scan_source("dfd", tmp_path / "kaggle").rejected[0]["reason"]
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_celeb_df_pp_tells_its_methods_apart(tmp_path, coding):
+    layouts.celeb_df_pp(tmp_path, suffix=".MP4", coding=coding, name="LIST_OF_TESTING_VIDEOS.TXT")
+    scan = scan_source("celeb-df-pp", tmp_path)
+    manifest = scan.manifest
+    assert scan.rejected == [] and len(manifest) == 4 + 8 and manifest.media_id.is_unique
+    assert set(manifest.method) == {"original", "Celeb-DF", "SimSwap", "LivePortrait", "SadTalker"}
+    tested = manifest[manifest.split == "test"]
+    assert sorted(tested.method) == ["Celeb-DF", "LivePortrait", "original"]
+    assert set(manifest.split) == {"train", "test"}
+    swap = manifest[manifest.path.str.contains("SimSwap/id1_id2")].iloc[0]
+    assert [swap.label, swap.target_id, swap.source_id] == [1, "id1", "id2"]
+
+
+def test_celeb_df_pp_names_of_one_person_and_of_none(tmp_path):
+    names = [
+        f"Celeb-synthesis/TalkingFace/FLOAT/{name}.mp4" for name in ("id3_0001", "id3_id3_0002", "someone")
+    ]
+    scan = scan_source("celeb-df-pp", layouts.place(layouts.celeb_df_pp(tmp_path), names))
+    of_one = scan.manifest[scan.manifest.method == "FLOAT"]
+    assert of_one[["source_id", "target_id"]].values.tolist() == [["id3", None]] * 2
+    assert [row["path"] for row in scan.rejected] == [names[2]]
+
+
+def test_celeb_df_versions_are_not_mixed_up(tmp_path):
+    layouts.celeb_df_pp(tmp_path / "++")
+    layouts.celeb_df(tmp_path / "2")
+    for version in ("celeb-df-v1", "celeb-df-v2"):
+        with pytest.raises(InputError, match=r"holds Celeb-DF\+\+; build it as celeb-df-pp"):
+            scan_source(version, tmp_path / "++")
+    with pytest.raises(InputError, match="build it as celeb-df-v2"):
+        scan_source("celeb-df-pp", tmp_path / "2")
+
+
+def test_df40_reads_people_methods_and_splits(tmp_path):
+    scan = scan_source("df40", layouts.df40(tmp_path))
+    found = scan.manifest.set_index("path")
+    columns = ["label", "method", "target_id", "source_id", "split"]
+    expected = {
+        "DF40_train/wav2lip/frames/001_870/012.png": [1, "wav2lip", "001", "870", "train"],
+        "DF40/simswap/ff/frames/004_982/000.png": [1, "simswap", "004", "982", None],
+        "DF40/simswap/cdf/frames/id0_id1_0003/000.png": [1, "simswap", "id0", "id1", None],
+        "DF40/StyleGAN2/ff/001/seed0188.png": [1, "stylegan2", None, "001", None],
+        "DF40/e4e/cdf/Celeb-real/inversions/id5_0003_001.jpg": [1, "e4e", None, "id5", None],
+        "DF40/heygen/fake/7/000.png": [1, "heygen", None, "heygen/7", None],
+        "DF40/heygen/real/7/000.png": [0, "original", None, "heygen/7", None],
+        "DF40/starganv2/real/1007.jpg": [0, "original", None, None, None],
+        "FaceForensics++/original_sequences/youtube/c23/frames/870/000.png": [
+            0,
+            "original",
+            None,
+            "870",
+            None,
+        ],
+        "Celeb-DF-v2/Celeb-real/frames/id0_0003/000.png": [0, "original", None, "id0", None],
+        "Celeb-DF-v2/YouTube-real/frames/00170/000.png": [0, "original", None, "youtube00170", None],
+    }
+    assert {path: found.loc[path, columns].tolist() for path in expected} == expected
+    assert scan.rejected == [] and len(found) == 14
+
+
+def test_df40_takes_the_split_of_ffpp_and_leaves_other_sets_alone(tmp_path):
+    layouts.ffpp_splits(layouts.df40(tmp_path), train=[["001", "870"]], test=[["004", "982"]])
+    layouts.place(
+        tmp_path, ["FaceForensics++/manipulated_sequences/FaceSwap/c23/frames/001_870/0.png", "odd/1.png"]
+    )
+    layouts.place(tmp_path, ["DF40/simswap/ff/masks/004_982/000.png", "videos/simswap_test/004_982.mp4"])
+    scan = scan_source("df40", tmp_path)
+    found = scan.manifest.set_index("path")
+    assert found.loc["DF40/simswap/ff/frames/004_982/000.png"].split == "test"
+    assert found.loc["FaceForensics++/original_sequences/youtube/c23/frames/870/000.png"].split == "train"
+    assert found.loc["videos/simswap_test/004_982.mp4", ["source_id", "kind"]].tolist() == ["982", "video"]
+    assert len(scan.rejected) == 3 and all(
+        "no folder above it is a method" in row["reason"] for row in scan.rejected
+    )
+
+
+def test_df40_one_method_alone(tmp_path):
+    frames = layouts.place(tmp_path / "simswap", ["frames/001_870/000.png", "frames/004_982/000.png"])
+    manifest = scan_source("df40", frames).manifest
+    assert set(manifest.method) == {"simswap"} and manifest.target_id.tolist() == ["001", "004"]
+    layouts.df40(tmp_path / "all")
+    kept = scan_source("df40", tmp_path / "all", {"methods": "original,wav2lip"}).manifest
+    assert set(kept.method) == {"original", "wav2lip"}
+    with pytest.raises(UsageError, match=r"There are: .*simswap, stylegan2, wav2lip"):
+        scan_source("df40", tmp_path / "all", {"methods": "SimSwap"})
+
+
+@pytest.mark.parametrize("gap", ["_", " "])
+def test_wild_deepfake_counts_a_video_as_a_person(tmp_path, gap):
+    scan = scan_source("wild-deepfake", layouts.wild_deepfake(tmp_path, gap=gap))
+    manifest = scan.manifest
+    assert len(manifest) == 4 * 8 and manifest.media_id.is_unique and manifest.target_id.isna().all()
+    assert manifest.groupby("source_id").size().to_dict() == {
+        f"{label}_{split}/{video}": 4
+        for label in ("fake", "real")
+        for split in ("test", "train")
+        for video in (1, 2)
+    }
+    assert manifest.label.tolist() == manifest.path.str.startswith("fake").astype(int).tolist()
+    assert [(row["path"], "unpack it" in row["reason"]) for row in scan.rejected] == [
+        (f"fake{gap}train/3.tar.gz", True)
+    ]
+    assert_no_leak(manifest)
+    layouts.place(tmp_path, [f"fake{gap}train/loose.png"])
+    assert "in no folder of a video" in scan_source("wild-deepfake", tmp_path).rejected[-1]["reason"]
+
+
+@pytest.mark.parametrize("name", ["dfd", "celeb-df-pp", "df40", "wild-deepfake"])
+def test_the_newer_sets_are_split_by_person(tmp_path, name):
+    build = getattr(layouts, name.replace("-", "_"))
+    manifest = scan_source(name, build(tmp_path)).manifest
+    for seed in range(3):
+        done = split_by_identity(manifest.assign(split=None), (0.5, 0.0, 0.5), np.random.default_rng(seed))
+        assert_no_leak(done)
+        assert set(done.split.dropna()) == {"train", "test"}, "a split in which nobody is tested is none"
+
+
+@pytest.fixture(scope="module")
+def portrait(tmp_path_factory):
+    """A picture of a rendered person."""
+    from PIL import Image
+
+    from deepfake_nb.heads import random_identity
+    from deepfake_nb.rendered import render_stills
+
+    path = tmp_path_factory.mktemp("portrait") / "0.png"
+    Image.fromarray(render_stills([random_identity(0)], "studio", size=128).images[0]).save(path)
+    return path
+
+
+def test_data_check_finds_nothing_wrong_with_a_build_of_df40_by_person(tmp_path, portrait):
+    from deepfake_nb.builds import build, check, load_manifest
+
+    root = layouts.df40(tmp_path / "set", portrait)
+    for number, path in enumerate(sorted(root.rglob("*.*g"))):
+        path.write_bytes(path.read_bytes() + bytes([number]))  # no two files with the same content
+    settings = {"shares": "0.5,0,0.5", "crop_size": 32}
+    build("df40", root, tmp_path / "out", settings=settings, splits="identity")
+    manifest = load_manifest(tmp_path / "out")
+    assert check(tmp_path / "out").problems == []
+    assert len(manifest) == 14 and set(manifest.split.dropna()) == {"train", "test"}
+    assert_no_leak(manifest)
+
+
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be", "utf-8-sig"])
+def test_official_lists_are_found_in_utf_16_and_with_upper_case_endings(tmp_path, coding):
+    layouts.ffpp(tmp_path / "ffpp")
+    (tmp_path / "ffpp" / "TRAIN.JSON").write_bytes(json.dumps([["004", "982"]]).encode(coding))
+    assert (scan_source("ffpp", tmp_path / "ffpp").manifest.split == "train").sum() == 6
+    layouts.place(tmp_path / "celeb", ["Celeb-real/id0_0000.MP4", "Celeb-synthesis/id0_id1_0000.mp4"])
+    lines = "1 Celeb-real/id0_0000.mp4\r\n0 Celeb-synthesis/id0_id1_0000.MP4\r\n"
+    (tmp_path / "celeb" / "List_of_testing_videos.TXT").write_bytes(lines.encode(coding))
+    scan = scan_source("celeb-df-v2", tmp_path / "celeb")
+    assert scan.manifest.split.tolist() == ["test", "test"] and scan.rejected == []
+    layouts.place(tmp_path / "dfdc", ["part/real.MP4", "test/videos/fake.MP4"])
+    entries = json.dumps({"real.mp4": {"label": "REAL"}})
+    (tmp_path / "dfdc" / "part" / "METADATA.JSON").write_bytes(entries.encode(coding))
+    (tmp_path / "dfdc" / "test" / "Labels.CSV").write_bytes("filename,label\nfake.mp4,1\n".encode(coding))
+    scan = scan_source("dfdc", tmp_path / "dfdc")
+    assert scan.manifest.path.tolist() == ["part/real.MP4", "test/videos/fake.MP4"] and scan.rejected == []
+    layouts.place(tmp_path / "preview", ["original_videos/1/1_A_001.MP4"])
+    entry = {"original_videos/1/1_A_001.mp4": {"label": "real", "set": "train", "target_id": 1}}
+    (tmp_path / "preview" / "DATASET.JSON").write_bytes(json.dumps(entry).encode(coding))
+    assert scan_source("dfdc-preview", tmp_path / "preview").manifest.source_id.tolist() == ["1"]
+
+
+def test_tables_of_ones_own_in_utf_16(tmp_path):
+    layouts.place(tmp_path, ["real/a.PNG", "fake/b.png"])
+    lines = ["file\tsource_id\tmethod", "real/a.png\tann\t", "fake/b.png\tben\tswap"]
+    (tmp_path / "INDEX.CSV").write_text("\r\n".join(lines), encoding="utf-16")
+    manifest = scan_source("folder", tmp_path).manifest
+    assert manifest[["method", "source_id"]].values.tolist() == [["swap", "ben"], ["original", "ann"]]
+    (tmp_path / "INDEX.CSV").unlink()
+    (tmp_path / "Recordings.CSV").write_text("path,label\nreal/a.png,real\n", encoding="utf-16")
+    assert scan_source("zoom", tmp_path).manifest.path.tolist() == ["real/a.PNG"]
+
+
 def test_dfdc_same_names_in_two_parts_and_absent_files(tmp_path):
     scan = scan_source("dfdc", layouts.dfdc(tmp_path))
     assert scan.manifest.media_id.is_unique and len(scan.manifest) == 4
