@@ -13,31 +13,28 @@ from deepfake_nb.wheels import fetch_wheel_member
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-LONG_FILES = (
-    "test_interrupted_study.py",
-    "test_site.py",
-    "test_score.py",
-)  # begun first, so that none is left for the end
+STUDY_FILES = ("test_interrupted_study.py", "test_site.py")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Put the long files first, and with `--dist loadgroup` keep the tests of a file in one process, which has their fixtures.
+    """Order the tests, and mark as slow what waits for the smoke study.
 
-    Both files that need the smoke study stay together; notebooks are dealt out one by one.
+    With `--dist loadgroup` the tests of a file share a process and its fixtures, and so do both files on the study. These take
+    longest and begin first; notebooks are dealt out one by one at the end, so that no process is left without work.
     """
-    order = {name: place for place, name in enumerate(LONG_FILES)}
-    items.sort(
-        key=lambda item: order.get(item.path.name, len(order)) + ("notebook_server" in item.fixturenames)
-    )
+    begun_first = {name: place - len(STUDY_FILES) for place, name in enumerate(STUDY_FILES)}
+    items.sort(key=lambda item: begun_first.get(item.path.name, int("notebook_server" in item.fixturenames)))
     for item in items:
+        if "smoke_study" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
         if "notebook_server" not in item.fixturenames:
-            group = "study" if item.path.name in LONG_FILES[:2] else item.path.stem
+            group = "study" if item.path.name in STUDY_FILES else item.path.stem
             item.add_marker(pytest.mark.xdist_group(group))
 
 
 def shared_folder(name: str) -> Path:
-    """A folder of real media or of what released networks say to them; the test skips, saying so, where it is absent."""
+    """A folder of real media or of what released networks output for them; the test skips, saying so, where it is absent."""
     root = Path(os.environ.get("DEEPFAKE_NB_SHARED", CHECKOUT.parent / "shared"))
     folder = root / name
     if not folder.is_dir():

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 
-LIBRARIES = ("nbdev.test", "accelerate", "av", "cv2", "matplotlib.pyplot", "onnxruntime", "pandas", "sklearn.ensemble",
-             "scipy.stats", "timm", "torchvision")  # fmt: skip
+# Not onnxruntime: it starts a thread when it is imported, and a fork of it waits for that thread for ever when it ends.
+LIBRARIES = ("nbdev.test", "accelerate", "av", "cv2", "matplotlib.pyplot", "pandas", "scipy.stats", "sklearn.ensemble",
+             "timm", "torchvision")  # fmt: skip
 
 
 def run_notebook(notebook, output, environment):

@@ -1,4 +1,4 @@
-"""Media that somebody broke, folders that do not end, names that bite, and a machine without a network."""
+"""Damaged media, folders of thousands of files, hostile file names, and a machine without a network."""
 
 import contextlib
 import csv
@@ -172,7 +172,7 @@ def test_whatever_a_decoder_raises_makes_a_damaged_picture(whole, monkeypatch):
         read_image(picture)
 
 
-# --- a folder that does not end -----------------------------------------------------------------------------------
+# --- a folder of thousands of files -----------------------------------------------------------------------------------
 
 
 def test_2000_small_files_and_their_report_need_no_more_memory_than_200(tmp_path):
@@ -235,7 +235,7 @@ def test_the_default_needs_no_network_and_no_cache(whole, tmp_path):
     assert (tmp_path / "report" / "index.html").is_file()
 
 
-# --- names that bite ----------------------------------------------------------------------------------------------
+# --- hostile file names -----------------------------------------------------------------------------------------------
 
 NAMES = ["<img src=x onerror=alert(1)>.png", "a&amp;\"'b.png", "line\nbreak.png", "tab\tand\x1b[31mred.png", "=1+1,2;\"3.png",
          "\u202egnp.exe.png", "{{ 7 * 7 }}{% raw %}.png", "[red]bold `code` | *star*.png", "é" * 120 + ".png"]  # fmt: skip
@@ -258,7 +258,7 @@ class Words(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def bitten(tmp_path_factory):
+def scored_names(tmp_path_factory):
     """Files of such names, scored from the command line: the folder of all that was written, and the terminal's text."""
     folder = tmp_path_factory.mktemp("names")
     (folder / "media").mkdir()
@@ -277,8 +277,8 @@ def bitten(tmp_path_factory):
     return folder, shown.getvalue()
 
 
-def test_names_are_text_on_every_page(bitten):
-    folder, _ = bitten
+def test_names_are_text_on_every_page(scored_names):
+    folder, _ = scored_names
     pages = sorted((folder / "report").glob("*.html"))
     assert len(pages) == len(NAMES) + 1
     for page in pages:
@@ -293,8 +293,8 @@ def test_names_are_text_on_every_page(bitten):
         assert name in index, name
 
 
-def test_names_are_whole_in_csv_and_json(bitten):
-    folder, _ = bitten
+def test_names_are_whole_in_csv_and_json(scored_names):
+    folder, _ = scored_names
     with open(folder / "a.csv", encoding="utf-8", newline="") as file:
         in_csv = {Path(row["path"]).name for row in csv.DictReader(file)}
     in_json = {
@@ -303,8 +303,8 @@ def test_names_are_whole_in_csv_and_json(bitten):
     assert in_csv == in_json == set(NAMES)
 
 
-def test_names_neither_break_lines_nor_colour_the_terminal(bitten):
-    _, shown = bitten
+def test_names_neither_break_lines_nor_colour_the_terminal(scored_names):
+    _, shown = scored_names
     for name in ("<img src=x onerror=alert(1)>.png", "line\\nbreak.png", "\\x1b[31mred", "\\u202egnp.exe.png",
                  "[red]bold `code` | *star*.png"):  # fmt: skip
         assert name in shown, name
@@ -312,9 +312,9 @@ def test_names_neither_break_lines_nor_colour_the_terminal(bitten):
     assert sum(line.startswith("abstain") for line in shown.splitlines()) == len(NAMES)
 
 
-def test_names_are_text_in_the_tables_of_the_documentation(bitten):
+def test_names_are_text_in_the_tables_of_the_documentation(scored_names):
     """Executed notebooks show tables by pandas, and Sphinx takes their HTML as it is."""
-    folder, _ = bitten
+    folder, _ = scored_names
     table = pd.read_csv(folder / "a.csv")
     words = Words(table.assign(path=table.path.map(os.path.basename))[["path", "verdict"]]._repr_html_())
     assert words.tags <= {"div", "style", "table", "thead", "tbody", "tr", "th", "td"}

@@ -1,7 +1,7 @@
-"""Hard knocks of the study: killed, crowded out, without disk space, without a network.
+"""A study without a network that is killed, that finds its folder taken or its disk full, or that fails.
 
-Folders that are full or cannot be written, and a machine without a network, are made with Linux's `unshare`; where that is
-not allowed those tests skip and say so.
+Folders that are full or cannot be written, and a machine without a network, are made with Linux's `unshare`; where that is not
+allowed those tests skip and say so.
 """
 
 import json
