@@ -725,6 +725,9 @@ def train_detector(
     ] = None,
     seed: Annotated[int, typer.Option(help="Batches and first weights.")] = 1,
     jobs: Annotated[int, typer.Option(help="Processes that look for faces.", min=1)] = 2,
+    effort: Annotated[
+        float, typer.Option(help="Times the training steps of the one in the package; 10 on a GPU.", min=0.01)
+    ] = 1.0,
 ):
     """Train, evaluate and calibrate a detector of real people; those in the package were made with it."""
     from deepfake_nb.real_people import make_detector
@@ -739,7 +742,7 @@ def train_detector(
             loss = f", loss {record['loss']:.2f}" if record else ""
             progress.update(bars[stage], completed=step + 1, description=f"{stage}: step {step + 1}{loss}")
 
-        weights = make_detector(name, data_root, out, seed, jobs, tell)
+        weights = make_detector(name, data_root, out, seed, jobs, tell, effort)
     typer.echo(f"Weights: {weights}")
     typer.echo(f"Predictions, calibrations and how it was made: {out}")
 
