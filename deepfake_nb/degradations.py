@@ -6,6 +6,8 @@
 __all__ = [
     "CONFERENCE_LINES",
     "DEGRADATIONS",
+    "Degraded",
+    "Degradation",
     "jpeg",
     "gaussian_blur",
     "brightness",
@@ -14,13 +16,11 @@ __all__ = [
     "low_light",
     "far_subject",
     "portrait_borders",
-    "Degraded",
     "frozen_indices",
     "drop_frames",
     "Line",
     "conference_line",
     "conference_channel",
-    "Degradation",
     "degrade",
 ]
 
@@ -37,13 +37,67 @@ from .files import InputError
 from .video import recompress_frames
 
 
+# %% ../nbs/03_degradations.ipynb #f985770d
+@dataclass
+class Degraded:
+    """Images after a degradation, with their landmarks and masks.
+
+    Parameters
+    ----------
+    images : array, shape (T, H, W, 3), uint8 RGB
+    landmarks : array, shape (T, 5, 2), float32, or None
+    masks : array, shape (T, H, W), float32 in [0, 1], or None
+    """
+
+    images: np.ndarray
+    landmarks: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+
+# %% ../nbs/03_degradations.ipynb #03a09e1d
+@dataclass(frozen=True)
+class Degradation:
+    """One named image degradation.
+
+    Parameters
+    ----------
+    name : str
+    describe : function of strength to str
+        What the strength means, for axes and tables.
+    moves_pixels : bool
+        Whether landmarks and masks move.
+    apply : function of (images, strength, rng, landmarks, masks, frame_rate) to Degraded
+    """
+
+    name: str
+    describe: Callable[[float], str]
+    moves_pixels: bool
+    apply: Callable = field(repr=False)
+
+
+def _pixelwise(name, describe, function):
+    """A degradation by a function of (images, strength, rng) that leaves landmarks and masks where they are."""
+
+    def apply(images, strength, rng, landmarks, masks, frame_rate):
+        return Degraded(function(images, strength, rng), landmarks, masks)
+
+    return Degradation(name, describe, False, apply)
+
+
 # %% ../nbs/03_degradations.ipynb #ba69924a
-def _each(function, images):
+def _checked_images(images):
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+    is_rgb = images.dtype == np.uint8 and images.ndim in (3, 4) and images.shape[-1] == 3
+    if not is_rgb or 0 in images.shape[-3:]:
+        found = f"{images.dtype} {images.shape}"
         raise InputError(
-            f"Pictures must be uint8 (height, width, 3) or (frames, height, width, 3), not {images.dtype} {images.shape}."
+            f"Images must be uint8 (height, width, 3) or (frames, height, width, 3), not {found}."
         )
+    return images
+
+
+def _each(function, images):
+    images = _checked_images(images)
     if images.ndim == 3:
         return function(images)
     return np.stack([function(image) for image in images]) if len(images) else images.copy()
@@ -153,6 +207,77 @@ def zoom_dlc_augmentation(images, rng, strength=1.0):
     return brightness(images, factor)
 
 
+# %% ../nbs/03_degradations.ipynb #0beacb90
+_CODING = (
+    _pixelwise(
+        "paper augmentation",
+        lambda s: (
+            f"JPEG {round(100 - 20 * s)}, 5x5 blur sigma {1.1 * s:.2g} px, brightness within {10 * s:.0f} %"
+        ),
+        lambda images, s, rng: zoom_dlc_augmentation(images, rng, s),
+    ),
+    _pixelwise(
+        "jpeg",
+        lambda s: f"JPEG quality {round(95 - 85 * s)}",
+        lambda images, s, rng: jpeg(images, round(95 - 85 * s)),
+    ),
+)
+
+
+# %% ../nbs/03_degradations.ipynb #7545424d
+def _blur_side(strength, images):
+    return 2 * round(strength * 0.03 * min(images.shape[1:3])) + 1
+
+
+_OPTICS = (
+    _pixelwise(
+        "blur",
+        lambda s: f"Gaussian kernel {6 * s:.2g} % of the shorter side",
+        lambda images, s, rng: gaussian_blur(images, _blur_side(s, images)),
+    ),
+    _pixelwise(
+        "brightness",
+        lambda s: f"brighter or darker by {50 * s:.0f} %",
+        lambda images, s, rng: brightness(images, 1 + 0.5 * s * rng.choice([-1.0, 1.0])),
+    ),
+)
+
+
+# %% ../nbs/03_degradations.ipynb #60a1f6dd
+def _soft_box(distance, half, edge):
+    ramp = np.clip((half + edge / 2 - np.abs(distance)) / edge, 0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
+def _face_frame(landmarks, height, width):
+    """Middle of a face and its unit of length (about half the face's width), in pixels."""
+    if landmarks is None or not np.isfinite(landmarks).all():
+        return np.array([width / 2, height / 2]), 0.28 * min(height, width)
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
+    unit = max(np.linalg.norm(landmarks[1] - landmarks[0]), 0.8 * np.linalg.norm(mouth - eyes), 2.0)
+    return (eyes + mouth) / 2, float(unit)
+
+
+# %% ../nbs/03_degradations.ipynb #b0871a6b
+def _monitor_light(across, down, seconds, phase, tilt, place):
+    """Light of a monitor at positions in units of the face: its level, which drifts, and its pattern (h, w)."""
+    drift = 0.12 * np.sin(2 * np.pi * 0.15 * seconds + phase[:2])
+    level = 0.8 + 0.2 * math.sin(2 * math.pi * 0.23 * seconds + phase[2])
+    wash = np.exp(-(across**2 / 2.2 + (down - 0.3) ** 2 / 3.5))
+    x, y = across - place[0] - drift[0], down - place[1] - drift[1]
+    x, y = x * math.cos(tilt) + y * math.sin(tilt), y * math.cos(tilt) - x * math.sin(tilt)
+    screen = _soft_box(x, 0.5, 0.5) * _soft_box(y, 0.32, 0.4)
+    return level, 0.45 * wash + 0.4 * screen
+
+
+def _reflect(image, light, tint):
+    """An image with light (h, w) of a tint reflected on it."""
+    before = image.astype(np.float32) / 255
+    reflecting = 0.35 + 0.65 * np.sqrt(before)  # light skin reflects more than hair or a dark wall
+    shine = np.clip(light[..., None] * tint.astype(np.float32) * reflecting, 0, 1)
+    return np.round(255 * (1 - (1 - before) * (1 - shine))).astype(np.uint8)
+
+
 # %% ../nbs/03_degradations.ipynb #02d16876
 def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     """Add glare from a monitor to the face.
@@ -182,24 +307,17 @@ def screen_glare(images, rng, strength=0.5, landmarks=None, frame_rate=25):
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
     result = np.empty_like(images)
     for index in range(count):
-        seconds = index / frame_rate
         centre, unit = _face_frame(landmarks[index] if landmarks is not None else None, height, width)
-        drift = 0.12 * np.sin(2 * np.pi * 0.15 * seconds + phase[:2])
-        level = 0.8 + 0.2 * math.sin(2 * math.pi * 0.23 * seconds + phase[2])
         across, down = (columns - centre[0]) / unit, (rows - centre[1]) / unit
-        wash = np.exp(-(across**2 / 2.2 + (down - 0.3) ** 2 / 3.5))
-        x, y = across - place[0] - drift[0], down - place[1] - drift[1]
-        x, y = x * math.cos(tilt) + y * math.sin(tilt), y * math.cos(tilt) - x * math.sin(tilt)
-        screen = _soft_box(x, 0.5, 0.5) * _soft_box(y, 0.32, 0.4)
-        light = strength * level * (0.45 * wash + 0.4 * screen)
-        picture = images[index].astype(np.float32) / 255
-        reflecting = 0.35 + 0.65 * np.sqrt(picture)  # light skin reflects more than hair or a dark wall
-        shine = np.clip(light[..., None] * tint.astype(np.float32) * reflecting, 0, 1)
-        result[index] = np.round(255 * (1 - (1 - picture) * (1 - shine))).astype(np.uint8)
+        level, pattern = _monitor_light(across, down, index / frame_rate, phase, tilt, place)
+        result[index] = _reflect(images[index], strength * level * pattern, tint)
     return result
 
 
 # %% ../nbs/03_degradations.ipynb #62c4953e
+_FULL_WELL = 1500.0  #: photons of a white pixel in good light
+
+
 def low_light(images, rng, strength=0.5):
     """Darken the room and add the camera's gain and noise.
 
@@ -214,36 +332,88 @@ def low_light(images, rng, strength=0.5):
     -------
     array like `images`
     """
-    exposure = 40.0**-strength
-    gain = exposure**-0.72  # automatic gain restores most, not all, of it
-    full_well = 1500.0  # photons of a white pixel in good light
-    read_noise = 2.5 * strength  # electrons
+    exposure, read_noise = 40.0**-strength, 2.5 * strength  # noise in electrons
+    gain = exposure**-0.72  # automatic gain restores most, not all, of the light
     cast = 1 + strength * np.array([0.10, 0.0, -0.14], np.float32)  # lamps are warmer than daylight
     result = np.empty_like(images)
     for index, image in enumerate(images):
-        photons = (image.astype(np.float32) / 255) ** 2.2 * (exposure * full_well)
+        photons = (image.astype(np.float32) / 255) ** 2.2 * (exposure * _FULL_WELL)
         if strength > 0:
-            counted = rng.normal(photons, np.sqrt(photons + read_noise**2)).astype(np.float32)
-        else:
-            counted = photons
-        light = np.clip(counted * (gain / full_well) * cast, 0, 1)
+            photons = rng.normal(photons, np.sqrt(photons + read_noise**2)).astype(np.float32)
+        light = np.clip(photons * (gain / _FULL_WELL) * cast, 0, 1)
         result[index] = np.round(255 * light ** (1 / 2.2)).astype(np.uint8)
     return result
 
 
-# %% ../nbs/03_degradations.ipynb #60a1f6dd
-def _soft_box(distance, half, edge):
-    ramp = np.clip((half + edge / 2 - np.abs(distance)) / edge, 0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
+# %% ../nbs/03_degradations.ipynb #0fe67615
+_LIGHT = (
+    _pixelwise(
+        "low light",
+        lambda s: f"1/{40.0**s:.0f} of the light",
+        lambda images, s, rng: low_light(images, rng, s),
+    ),
+    Degradation(
+        "screen glare",
+        lambda s: f"monitor at {100 * s:.0f} %",
+        False,
+        lambda images, s, rng, landmarks, masks, rate: Degraded(
+            screen_glare(images, rng, s, landmarks, rate), landmarks, masks
+        ),
+    ),
+)
 
 
-def _face_frame(landmarks, height, width):
-    """Middle of a face and its unit of length (about half the face's width), in pixels."""
-    if landmarks is None or not np.isfinite(landmarks).all():
-        return np.array([width / 2, height / 2]), 0.28 * min(height, width)
-    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
-    unit = max(np.linalg.norm(landmarks[1] - landmarks[0]), 0.8 * np.linalg.norm(mouth - eyes), 2.0)
-    return (eyes + mouth) / 2, float(unit)
+# %% ../nbs/03_degradations.ipynb #feee14c3
+def _placement(inner, corner, size):
+    """The 2x3 matrix that reduces an image of `size` (width, height) to `inner` and places it at `corner` (left, top)."""
+    factor = np.divide(inner, size)
+    return np.column_stack([np.diag(factor), np.asarray(corner) + factor / 2 - 0.5])
+
+
+def _reduced_mask(mask, matrix):
+    """A mask reduced by area and placed by a matrix of `_placement`."""
+    height, width = mask.shape
+    inner = (max(1, round(width * matrix[0, 0])), max(1, round(height * matrix[1, 1])))
+    left, top = (round(matrix[i, 2] - matrix[i, i] / 2 + 0.5) for i in (0, 1))
+    canvas = np.zeros((height, width), np.float32)
+    small = cv2.resize(mask, inner, interpolation=cv2.INTER_AREA)
+    canvas[top : top + inner[1], left : left + inner[0]] = small
+    return canvas
+
+
+# %% ../nbs/03_degradations.ipynb #8c90b0a2
+def _moved(images, matrix, landmarks, masks, interpolation):
+    """Bundle images with landmarks and masks moved by a 2x3 matrix."""
+    if landmarks is not None:
+        landmarks = transform_points(matrix, landmarks).astype(np.float32)
+    if masks is not None:
+        size, masks = images.shape[2:0:-1], np.asarray(masks, np.float32)
+        if interpolation == cv2.INTER_AREA:
+            moved = [_reduced_mask(mask, matrix) for mask in masks]
+        else:
+            moved = [cv2.warpAffine(mask, matrix, size, flags=interpolation) for mask in masks]
+        masks = np.stack(moved) if moved else np.zeros((0, *images.shape[1:3]), np.float32)
+    return Degraded(images, landmarks, masks)
+
+
+# %% ../nbs/03_degradations.ipynb #70ea5d47
+def _fade(inner, borders):
+    """Cover (h, w, 1) of a reduced image over the room around it, soft at its edge."""
+    near = np.zeros((inner[1], inner[0]), np.float32)
+    edge = max(1, round(0.06 * min(inner)))
+    near[edge : inner[1] - edge, edge : inner[0] - edge] = 1
+    near = cv2.copyMakeBorder(near, *borders, cv2.BORDER_CONSTANT, value=0)
+    return cv2.GaussianBlur(near, (0, 0), edge / 2.2)[..., None]
+
+
+def _reduce_in_room(image, inner, borders, near):
+    """An image reduced to `inner`, and the room around it continued far out of focus."""
+    small = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
+    around = cv2.copyMakeBorder(small, *borders, cv2.BORDER_REPLICATE)
+    room = cv2.resize(around, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
+    room = cv2.GaussianBlur(room, (0, 0), 6, borderType=cv2.BORDER_REPLICATE)
+    room = cv2.resize(room, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return np.clip(np.round(near * around + (1 - near) * room), 0, 255).astype(np.uint8)
 
 
 # %% ../nbs/03_degradations.ipynb #6cbab519
@@ -268,22 +438,26 @@ def far_subject(images, scale, landmarks=None, masks=None):
     height, width = images.shape[1:3]
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     left, top = (width - inner[0]) // 2, round((height - inner[1]) * 0.62)  # heads stay in the upper part
-    matrix = _placement(inner, (left, top), (width, height))
     borders = (top, height - inner[1] - top, left, width - inner[0] - left)
-    near = np.zeros((inner[1], inner[0]), np.float32)
-    edge = max(1, round(0.06 * min(inner)))
-    near[edge : inner[1] - edge, edge : inner[0] - edge] = 1
-    near = cv2.copyMakeBorder(near, *borders, cv2.BORDER_CONSTANT, value=0)
-    near = cv2.GaussianBlur(near, (0, 0), edge / 2.2)[..., None]
-    result = np.empty_like(images)
+    result, near = images.copy(), _fade(inner, borders)
+    if scale < 1:
+        for index, image in enumerate(images):
+            result[index] = _reduce_in_room(image, inner, borders, near)
+    matrix = _placement(inner, (left, top), (width, height))
+    return _moved(result, matrix, landmarks, masks, cv2.INTER_AREA)
+
+
+# %% ../nbs/03_degradations.ipynb #2a15d09e
+def _reduce_in_frame(images, share):
+    """Clip reduced within its own black frame, and the matrix that moves its landmarks."""
+    height, width = images.shape[1:3]
+    inner = (max(1, round(width * share)), max(1, round(height * share)))
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    result = np.zeros_like(images)
     for index, image in enumerate(images):
         small = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
-        around = cv2.copyMakeBorder(small, *borders, cv2.BORDER_REPLICATE)
-        room = cv2.resize(around, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32)
-        room = cv2.GaussianBlur(room, (0, 0), 6, borderType=cv2.BORDER_REPLICATE)  # far out of focus
-        room = cv2.resize(room, (width, height), interpolation=cv2.INTER_CUBIC)
-        result[index] = np.clip(np.round(near * around + (1 - near) * room), 0, 255).astype(np.uint8)
-    return _moved(result if scale < 1 else images.copy(), matrix, landmarks, masks, cv2.INTER_AREA)
+        result[index, top : top + inner[1], left : left + inner[0]] = small
+    return result, _placement(inner, (left, top), (width, height))
 
 
 # %% ../nbs/03_degradations.ipynb #c1e7ecbd
@@ -310,22 +484,14 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     Murphy 2024, section 5.4, point 5: portrait-mode videos with black borders disrupted face detection.
     """
     height, width = images.shape[1:3]
-    result = np.zeros_like(images)
     if width < height:
-        share = 1 - strength * (1 - 9 / 16)
-        inner = (max(1, round(width * share)), max(1, round(height * share)))
-        left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-        for index, image in enumerate(images):
-            small = cv2.resize(image, inner, interpolation=cv2.INTER_AREA)
-            result[index, top : top + inner[1], left : left + inner[0]] = small
-        matrix = _placement(inner, (left, top), (width, height))
+        result, matrix = _reduce_in_frame(images, 1 - strength * (1 - 9 / 16))
         return _moved(result, matrix, landmarks, masks, cv2.INTER_AREA)
-    window = max(1, round(width + strength * (height * 9 / 16 - width)))
-    middle = width / 2
+    window, middle = max(1, round(width + strength * (height * 9 / 16 - width))), width / 2
     if landmarks is not None and np.isfinite(landmarks).any():
         middle = float(np.nanmean(np.asarray(landmarks)[..., 0]))
-    start = int(np.clip(round(middle - window / 2), 0, width - window))
-    left = (width - window) // 2
+    start, left = int(np.clip(round(middle - window / 2), 0, width - window)), (width - window) // 2
+    result = np.zeros_like(images)
     result[:, :, left : left + window] = images[:, :, start : start + window]
     matrix = np.array([[1.0, 0, left - start], [0, 1.0, 0]])
     moved = _moved(result, matrix, landmarks, masks, cv2.INTER_NEAREST)
@@ -334,50 +500,21 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     return moved
 
 
-# %% ../nbs/03_degradations.ipynb #f985770d
-@dataclass
-class Degraded:
-    """Images after a degradation, with their landmarks and masks.
-
-    Parameters
-    ----------
-    images : array, shape (T, H, W, 3), uint8 RGB
-    landmarks : array, shape (T, 5, 2), float32, or None
-    masks : array, shape (T, H, W), float32 in [0, 1], or None
-    """
-
-    images: np.ndarray
-    landmarks: np.ndarray | None = None
-    masks: np.ndarray | None = None
-
-
-# %% ../nbs/03_degradations.ipynb #feee14c3
-def _placement(inner, corner, size):
-    """The 2x3 matrix that reduces an image of `size` (width, height) to `inner` and places it at `corner` (left, top)."""
-    factor = np.divide(inner, size)
-    return np.column_stack([np.diag(factor), np.asarray(corner) + factor / 2 - 0.5])
-
-
-def _moved(images, matrix, landmarks, masks, interpolation):
-    """Bundle images with landmarks and masks moved by a 2x3 matrix."""
-    if landmarks is not None:
-        landmarks = transform_points(matrix, landmarks).astype(np.float32)
-    if masks is not None:
-        height, width = images.shape[1:3]
-        moved = []
-        for mask in np.asarray(masks, np.float32):
-            if interpolation == cv2.INTER_AREA:
-                inner = (max(1, round(width * matrix[0, 0])), max(1, round(height * matrix[1, 1])))
-                left = round(matrix[0, 2] - matrix[0, 0] / 2 + 0.5)
-                top = round(matrix[1, 2] - matrix[1, 1] / 2 + 0.5)
-                canvas = np.zeros((height, width), np.float32)
-                small = cv2.resize(mask, inner, interpolation=cv2.INTER_AREA)
-                canvas[top : top + inner[1], left : left + inner[0]] = small
-            else:
-                canvas = cv2.warpAffine(mask, matrix, (width, height), flags=interpolation)
-            moved.append(canvas)
-        masks = np.stack(moved) if moved else np.zeros((0, height, width), np.float32)
-    return Degraded(images, landmarks, masks)
+# %% ../nbs/03_degradations.ipynb #173ad380
+_FRAMING = (
+    Degradation(
+        "far subject",
+        lambda s: f"subject at {100 * 4.0**-s:.0f} % of its size",
+        True,
+        lambda images, s, rng, landmarks, masks, rate: far_subject(images, 4.0**-s, landmarks, masks),
+    ),
+    Degradation(
+        "portrait borders",
+        lambda s: f"{100 * s:.0f} % of the way to a 9:16 window",
+        True,
+        lambda images, s, rng, landmarks, masks, rate: portrait_borders(images, s, landmarks, masks),
+    ),
+)
 
 
 # %% ../nbs/03_degradations.ipynb #e7f7ff84
@@ -466,12 +603,6 @@ CONFERENCE_LINES = {
 }
 
 
-def _to_and_fro(place, count):
-    """Fold any whole number into 0 .. count - 1 by going back and forth."""
-    place = abs(place) % max(1, 2 * count - 2)
-    return min(place, 2 * count - 2 - place) if count > 1 else 0
-
-
 # %% ../nbs/03_degradations.ipynb #e3157394
 def conference_line(strength):
     """The line of a video call, degraded by `strength`.
@@ -486,6 +617,33 @@ def conference_line(strength):
     Line
     """
     return Line(0.35**strength, 0.3 * 0.2**strength, 0.25 * strength**2)
+
+
+# %% ../nbs/03_degradations.ipynb #06820b18
+def _to_and_fro(place, count):
+    """Fold any whole number into 0 .. count - 1 by going back and forth."""
+    place = abs(place) % max(1, 2 * count - 2)
+    return min(place, 2 * count - 2 - place) if count > 1 else 0
+
+
+def _sent_format(line, width, height, frame_rate):
+    """Size (width, height) and bit rate at which images are sent over a line."""
+    # 4:2:0 H.264 needs even sizes of at least 16
+    small = tuple(max(16, 2 * round(side * line.scale / 2)) for side in (width, height))
+    area = small[0] * small[1]
+    bits = line.bits_per_pixel * area * (1280 * 720 / area) ** 0.25 * frame_rate
+    return small, max(4000, round(bits))
+
+
+# %% ../nbs/03_degradations.ipynb #7791c4c4
+def _transmit(images, line, frame_rate):
+    """A clip after the encoder of a call, at its original size."""
+    height, width = images.shape[1:3]
+    small, bitrate = _sent_format(line, width, height, frame_rate)
+    frames = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in images]
+    lead = [frames[_to_and_fro(place, len(frames))] for place in range(-round(frame_rate), 0)]
+    decoded = recompress_frames(lead + frames, frame_rate, bitrate=bitrate)[len(lead) :]
+    return np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) for image in decoded])
 
 
 # %% ../nbs/03_degradations.ipynb #f44f4f35
@@ -517,167 +675,47 @@ def conference_channel(images, rng, line="fair", frame_rate=25, landmarks=None, 
             raise InputError(f"Unknown line {line!r}: it is one of {', '.join(CONFERENCE_LINES)}.")
         line = CONFERENCE_LINES[line]
     sent = drop_frames(images, rng, line.loss, landmarks=landmarks, masks=masks)
-    if len(images) == 0:
-        return sent
-    height, width = images.shape[1:3]
-    # 4:2:0 H.264 needs even sizes of at least 16
-    small = tuple(max(16, 2 * round(side * line.scale / 2)) for side in (width, height))
-    area = small[0] * small[1]
-    bitrate = max(4000, round(line.bits_per_pixel * area * (1280 * 720 / area) ** 0.25 * frame_rate))
-    frames = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in sent.images]
-    # A call has been running for a while: one second played back and forth before the clip lets the bit rate settle.
-    lead = [frames[_to_and_fro(place, len(frames))] for place in range(-round(frame_rate), 0)]
-    decoded = recompress_frames(lead + frames, frame_rate, bitrate=bitrate)[len(lead) :]
-    sent.images = np.stack(
-        [cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) for image in decoded]
-    )
+    if len(images):
+        sent.images = _transmit(sent.images, line, frame_rate)
     return sent
 
 
-# %% ../nbs/03_degradations.ipynb #03a09e1d
-@dataclass(frozen=True)
-class Degradation:
-    """One named image degradation.
-
-    Parameters
-    ----------
-    name : str
-    describe : function of strength to str
-        What the strength means, for axes and tables.
-    moves_pixels : bool
-        Whether landmarks and masks move.
-    apply : function of (images, strength, rng, landmarks, masks, frame_rate) to Degraded
-    """
-
-    name: str
-    describe: Callable[[float], str]
-    moves_pixels: bool
-    apply: Callable = field(repr=False)
-
-
-def _pixelwise(function):
-    def apply(images, strength, rng, landmarks, masks, frame_rate):
-        return Degraded(function(images, strength, rng), landmarks, masks)
-
-    return apply
-
-
-def _blur_side(strength, images):
-    return 2 * round(strength * 0.03 * min(images.shape[1:3])) + 1
-
-
-# %% ../nbs/03_degradations.ipynb #0beacb90
-_CODING = (
-    Degradation(
-        "paper augmentation",
-        lambda s: (
-            f"JPEG {round(100 - 20 * s)}, 5x5 blur sigma {1.1 * s:.2g} px, brightness within {10 * s:.0f} %"
-        ),
-        False,
-        _pixelwise(lambda images, s, rng: zoom_dlc_augmentation(images, rng, s)),
-    ),
-    Degradation(
-        "jpeg",
-        lambda s: f"JPEG quality {round(95 - 85 * s)}",
-        False,
-        _pixelwise(lambda images, s, rng: jpeg(images, round(95 - 85 * s))),
-    ),
-    Degradation(
-        "blur",
-        lambda s: f"Gaussian kernel {6 * s:.2g} % of the shorter side",
-        False,
-        _pixelwise(lambda images, s, rng: gaussian_blur(images, _blur_side(s, images))),
-    ),
-    Degradation(
-        "brightness",
-        lambda s: f"brighter or darker by {50 * s:.0f} %",
-        False,
-        _pixelwise(lambda images, s, rng: brightness(images, 1 + 0.5 * s * rng.choice([-1.0, 1.0]))),
-    ),
-)
-
 # %% ../nbs/03_degradations.ipynb #53db15cd
-_CALL = (
-    Degradation(
-        "conference channel",
-        lambda s: (
-            f"{conference_line(s).scale:.0%} of the lines, {conference_line(s).bits_per_pixel:.2g} bit/pixel at 720p, "
-            f"{conference_line(s).loss:.0%} frozen"
-        ),
-        False,
-        lambda images, s, rng, landmarks, masks, rate: conference_channel(
-            images, rng, conference_line(s), rate, landmarks, masks
-        ),
-    ),
-    Degradation(
-        "frozen frames",
-        lambda s: f"{60 * s:.0f} % of frames frozen",
-        False,
-        lambda images, s, rng, landmarks, masks, rate: drop_frames(
-            images, rng, 0.6 * s, landmarks=landmarks, masks=masks
-        ),
-    ),
-    Degradation(
-        "low light",
-        lambda s: f"1/{40.0**s:.0f} of the light",
-        False,
-        _pixelwise(lambda images, s, rng: low_light(images, rng, s)),
-    ),
-    Degradation(
-        "screen glare",
-        lambda s: f"monitor at {100 * s:.0f} %",
-        False,
-        lambda images, s, rng, landmarks, masks, rate: Degraded(
-            screen_glare(images, rng, s, landmarks, rate), landmarks, masks
-        ),
-    ),
-    Degradation(
-        "far subject",
-        lambda s: f"subject at {100 * 4.0**-s:.0f} % of its size",
-        True,
-        lambda images, s, rng, landmarks, masks, rate: far_subject(images, 4.0**-s, landmarks, masks),
-    ),
-    Degradation(
-        "portrait borders",
-        lambda s: f"{100 * s:.0f} % of the way to a 9:16 window",
-        True,
-        lambda images, s, rng, landmarks, masks, rate: portrait_borders(images, s, landmarks, masks),
-    ),
+def _describe_line(strength):
+    line = conference_line(strength)
+    return (
+        f"{line.scale:.0%} of the lines, {line.bits_per_pixel:.2g} bit/pixel at 720p, {line.loss:.0%} frozen"
+    )
+
+
+def _apply_line(images, strength, rng, landmarks, masks, frame_rate):
+    return conference_channel(images, rng, conference_line(strength), frame_rate, landmarks, masks)
+
+
+def _freeze(images, strength, rng, landmarks, masks, frame_rate):
+    return drop_frames(images, rng, 0.6 * strength, landmarks=landmarks, masks=masks)
+
+
+_CHANNEL = (
+    Degradation("conference channel", _describe_line, False, _apply_line),
+    Degradation("frozen frames", lambda s: f"{60 * s:.0f} % of frames frozen", False, _freeze),
 )
 
 # %% ../nbs/03_degradations.ipynb #65cd95c6
-DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_CALL)}
+DEGRADATIONS = {entry.name: entry for entry in (*_CODING, *_OPTICS, *_CHANNEL, *_LIGHT, *_FRAMING)}
 
 
 # %% ../nbs/03_degradations.ipynb #c1b0c0c5
-def _checked_call(name, images, strength, **given):
-    """Images as (T, H, W, 3), landmarks and masks likewise, and whether the input was one still."""
-    if name not in DEGRADATIONS:
-        raise InputError(f"Unknown degradation {name!r}: it is one of {', '.join(DEGRADATIONS)}.")
-    if not 0 <= strength <= 1:
-        raise InputError(f"The strength of a degradation is from 0 to 1, not {strength}.")
-    images = np.asarray(images)
-    if (
-        images.dtype != np.uint8
-        or images.ndim not in (3, 4)
-        or images.shape[-1] != 3
-        or 0 in images.shape[-3:]
-    ):
-        raise InputError(
-            f"Pictures must be uint8 (height, width, 3) or (frames, height, width, 3), not {images.dtype} {images.shape}."
-        )
-    is_still = images.ndim == 3
-    images = images[None] if is_still else images
-    arrays, shapes = {}, {"landmarks": (5, 2), "masks": images.shape[1:3]}
-    for key, array in given.items():
-        if array is not None:
-            array = np.asarray(array, np.float32)
-            array = array[None] if is_still else array
-            wanted = (len(images), *shapes[key])
-            if array.shape != wanted:
-                raise InputError(f"The {key} have shape {array.shape}, the pictures want {wanted}.")
-        arrays[key] = array
-    return images, arrays, is_still
+def _checked_truth(name, array, images, is_still):
+    """Landmarks or masks as float32, one per frame of a clip; None stays None."""
+    if array is None:
+        return None
+    array = np.asarray(array, np.float32)
+    array = array[None] if is_still else array
+    wanted = (len(images), *((5, 2) if name == "landmarks" else images.shape[1:3]))
+    if array.shape != wanted:
+        raise InputError(f"The {name} have shape {array.shape}, but these images need {wanted}.")
+    return array
 
 
 # %% ../nbs/03_degradations.ipynb #03fbd84b
@@ -706,13 +744,19 @@ def degrade(name, images, strength, rng, *, landmarks=None, masks=None, frame_ra
     InputError
         No such degradation, a strength outside [0, 1], or arrays of the wrong shape.
     """
-    images, arrays, is_still = _checked_call(name, images, strength, landmarks=landmarks, masks=masks)
-    if strength == 0 or len(images) == 0:
-        result = Degraded(images.copy(), **arrays)
+    if name not in DEGRADATIONS:
+        raise InputError(f"Unknown degradation {name!r}: it is one of {', '.join(DEGRADATIONS)}.")
+    if not 0 <= strength <= 1:
+        raise InputError(f"The strength of a degradation is from 0 to 1, not {strength}.")
+    images = _checked_images(images)
+    is_still = images.ndim == 3
+    clip = images[None] if is_still else images
+    landmarks = _checked_truth("landmarks", landmarks, clip, is_still)
+    masks = _checked_truth("masks", masks, clip, is_still)
+    if strength == 0 or len(clip) == 0:
+        result = Degraded(clip.copy(), landmarks, masks)
     else:
-        result = DEGRADATIONS[name].apply(
-            images, strength, rng, arrays["landmarks"], arrays["masks"], frame_rate
-        )
+        result = DEGRADATIONS[name].apply(clip, strength, rng, landmarks, masks, frame_rate)
     if is_still:
         result = Degraded(*(None if array is None else array[0] for array in vars(result).values()))
     return result

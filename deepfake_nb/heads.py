@@ -14,78 +14,6 @@ import torch.nn.functional as F
 from dataclasses import dataclass
 from .files import InputError, random_stream
 
-# %% ../nbs/04_heads.ipynb #5850858d
-HAIR_STYLES = {
-    # top, side: thickness; front, side_end, back_end: heights at which hair stops; flow: part, back, down; curl, part, fringe
-    "cropped": dict(
-        top=0.09, side=0.035, front=0.80, side_end=-0.02, back_end=-0.45, flow=(0.2, 0.2, 0.6), curl=0.15
-    ),
-    "swept": dict(
-        top=0.19, side=0.06, front=0.80, side_end=-0.05, back_end=-0.5, flow=(0.1, 0.9, 0.0), curl=0.15
-    ),
-    "parted": dict(
-        top=0.15, side=0.07, front=0.78, side_end=-0.10, back_end=-0.5, flow=(1.0, 0.0, 0.0), curl=0.15
-    ),
-    "fringe": dict(
-        top=0.15, side=0.12, front=0.42, side_end=-0.95, back_end=-1.1, flow=(0.0, 0.0, 1.0), curl=0.12
-    ),
-    "bob": dict(
-        top=0.15, side=0.13, front=0.80, side_end=-0.90, back_end=-1.1, flow=(1.0, 0.0, 0.0), curl=0.15
-    ),
-    "long": dict(
-        top=0.13, side=0.10, front=0.82, side_end=-1.85, back_end=-1.9, flow=(1.0, 0.0, 0.0), curl=0.15
-    ),
-    "wavy": dict(
-        top=0.17, side=0.16, front=0.80, side_end=-1.75, back_end=-1.8, flow=(1.0, 0.0, 0.0), curl=0.6
-    ),
-    "curly": dict(
-        top=0.26, side=0.20, front=0.74, side_end=-0.40, back_end=-0.7, flow=(0.3, 0.0, 0.7), curl=1.0
-    ),
-    "afro": dict(
-        top=0.38, side=0.30, front=0.76, side_end=-0.15, back_end=-0.5, flow=(0.0, 0.0, 1.0), curl=1.0
-    ),
-    "tied": dict(
-        top=0.07, side=0.05, front=0.82, side_end=0.0, back_end=-0.35, flow=(0.0, 1.0, 0.0), curl=0.08
-    ),
-    "shaven": dict(
-        top=0.012, side=0.008, front=0.78, side_end=0.05, back_end=-0.4, flow=(0.0, 0.0, 1.0), curl=0.2
-    ),
-}
-
-# %% ../nbs/04_heads.ipynb #42a75566
-HAIR_COLOURS = {  # linear RGB albedo
-    "black": (0.018, 0.014, 0.013),
-    "dark brown": (0.050, 0.030, 0.020),
-    "brown": (0.105, 0.058, 0.034),
-    "auburn": (0.170, 0.060, 0.025),
-    "copper": (0.300, 0.110, 0.035),
-    "dark blond": (0.220, 0.145, 0.080),
-    "blond": (0.420, 0.300, 0.160),
-    "grey": (0.300, 0.290, 0.280),
-    "white": (0.560, 0.550, 0.530),
-}
-
-
-IRIS_COLOURS = (
-    (0.045, 0.022, 0.012),
-    (0.09, 0.045, 0.02),
-    (0.16, 0.10, 0.04),
-    (0.13, 0.17, 0.10),
-    (0.12, 0.22, 0.34),
-    (0.22, 0.26, 0.28),
-)
-
-# %% ../nbs/04_heads.ipynb #cd7b7295
-SKIN_TONES = np.array(  # linear RGB albedo, from little melanin to much
-    [
-        (0.64, 0.41, 0.315),
-        (0.55, 0.325, 0.225),
-        (0.40, 0.215, 0.130),
-        (0.22, 0.110, 0.062),
-        (0.115, 0.058, 0.036),
-    ]
-)
-
 
 # %% ../nbs/04_heads.ipynb #f3f7e09f
 @dataclass(frozen=True)
@@ -109,83 +37,145 @@ class Identity:
         return dict(self.traits)
 
 
-# %% ../nbs/04_heads.ipynb #ddbf4c56
+# %% ../nbs/04_heads.ipynb #098cb185
+HEAD_SHAPE = {  # mean of a gracile person, change to a robust one, standard deviation
+    "face_width": (0.965, 0.04, 0.035),
+    "jaw_width": (0.86, 0.14, 0.05),
+    "jaw_drop": (-0.03, 0.05, 0.03),
+    "chin_width": (0.85, 0.30, 0.12),
+    "chin_forward": (0.0, 0.0, 0.022),
+    "cheekbone": (0.03, 0.0, 0.02),
+    "cheek_full": (0.02, 0.0, 0.022),
+    "cranium_height": (1.0, 0.0, 0.02),
+    "brow_ridge": (0.004, 0.034, 0.009),
+    "ear_size": (1.0, 0.0, 0.07),
+    "ear_out": (-0.025, 0.0, 0.015),
+    "neck_width": (0.40, 0.08, 0.02),
+}
+
+# %% ../nbs/04_heads.ipynb #1ca401ea
+EYE_SHAPE = {
+    "eye_distance": (0.322, 0.0, 0.012),
+    "eye_height": (0.05, 0.0, 0.014),
+    "eye_width": (0.168, -0.006, 0.007),
+    "eye_open": (0.061, -0.008, 0.005),
+    "eye_tilt": (0.06, 0.0, 0.06),
+    "eye_crease": (0.036, 0.0, 0.013),
+    "eye_depth": (0.082, 0.018, 0.013),
+    "brow_height": (0.255, -0.022, 0.014),
+    "brow_thick": (0.030, 0.011, 0.006),
+    "brow_arch": (0.035, -0.015, 0.013),
+}
+
+# %% ../nbs/04_heads.ipynb #a92ff3e7
+NOSE_AND_MOUTH_SHAPE = {
+    "nose_length": (-0.02, 0.03, 0.028),
+    "nose_height": (0.225, 0.03, 0.026),
+    "nose_bridge": (0.055, 0.0, 0.016),
+    "nose_hump": (0.008, 0.0, 0.012),
+    "nose_width": (0.92, 0.12, 0.13),
+    "nose_tip": (0.045, 0.0, 0.012),
+    "mouth_width": (0.245, 0.012, 0.018),
+    "mouth_height": (-0.672, 0.0, 0.016),
+    "mouth_curve": (0.0, 0.0, 0.010),
+    "lip_upper": (0.076, -0.016, 0.013),
+    "lip_lower": (0.102, -0.016, 0.014),
+}
+
+
+# %% ../nbs/04_heads.ipynb #9b6d0a11
 def _around(rng, centre, spread):
     """A normal sample, clipped at 2.2 standard deviations."""
     return float(np.clip(rng.normal(centre, spread), centre - 2.2 * spread, centre + 2.2 * spread))
 
 
-def _draw_head_shape(rng, build):
-    """Shape of the head: `build` runs from 0 (gracile) to 1 (robust)."""
+def _sample_shape(rng, build):
+    """Sample the shape of head and face; `build` runs from 0 (gracile) to 1 (robust)."""
+    rows = HEAD_SHAPE | EYE_SHAPE | NOSE_AND_MOUTH_SHAPE
     return {
-        "face_width": _around(rng, 0.965 + 0.04 * build, 0.035),
-        "jaw_width": _around(rng, 0.86 + 0.14 * build, 0.05),
-        "jaw_drop": _around(rng, -0.03 + 0.05 * build, 0.03),
-        "chin_width": _around(rng, 0.85 + 0.30 * build, 0.12),
-        "chin_forward": _around(rng, 0.0, 0.022),
-        "cheekbone": _around(rng, 0.03, 0.02),
-        "cheek_full": _around(rng, 0.02, 0.022),
-        "cranium_height": _around(rng, 1.0, 0.02),
-        "brow_ridge": _around(rng, 0.004 + 0.034 * build, 0.009),
-        "ear_size": _around(rng, 1.0, 0.07),
-        "ear_out": _around(rng, -0.025, 0.015),
-        "neck_width": _around(rng, 0.40 + 0.08 * build, 0.02),
+        name: _around(rng, mean + change * build, spread) for name, (mean, change, spread) in rows.items()
     }
 
 
-# %% ../nbs/04_heads.ipynb #6b993997
-def _draw_face_shape(rng, build):
-    """Shape of eyes, brows, nose and mouth."""
-    return {
-        "eye_distance": _around(rng, 0.322, 0.012),
-        "eye_height": _around(rng, 0.05, 0.014),
-        "eye_width": _around(rng, 0.168 - 0.006 * build, 0.007),
-        "eye_open": _around(rng, 0.061 - 0.008 * build, 0.005),
-        "eye_tilt": _around(rng, 0.06, 0.06),
-        "eye_crease": _around(rng, 0.036, 0.013),
-        "eye_depth": _around(rng, 0.082 + 0.018 * build, 0.013),
-        "brow_height": _around(rng, 0.255 - 0.022 * build, 0.014),
-        "brow_thick": _around(rng, 0.030 + 0.011 * build, 0.006),
-        "brow_arch": _around(rng, 0.035 - 0.015 * build, 0.013),
-        "nose_length": _around(rng, -0.02 + 0.03 * build, 0.028),
-        "nose_height": _around(rng, 0.225 + 0.03 * build, 0.026),
-        "nose_bridge": _around(rng, 0.055, 0.016),
-        "nose_hump": _around(rng, 0.008, 0.012),
-        "nose_width": _around(rng, 0.92 + 0.12 * build, 0.13),
-        "nose_tip": _around(rng, 0.045, 0.012),
-        "mouth_width": _around(rng, 0.245 + 0.012 * build, 0.018),
-        "mouth_height": _around(rng, -0.672, 0.016),
-        "mouth_curve": _around(rng, 0.0, 0.010),
-        "lip_upper": _around(rng, 0.076 - 0.016 * build, 0.013),
-        "lip_lower": _around(rng, 0.102 - 0.016 * build, 0.014),
-    }
+# %% ../nbs/04_heads.ipynb #5850858d
+_STYLE_COLUMNS = ("top", "side", "front", "side_end", "back_end", "flow", "curl")
+HAIR_STYLES = {
+    # thickness on top, at the side; heights at which hair stops: front, side, back; combed (to the part, back, down); curl
+    "cropped": (0.09, 0.035, 0.80, -0.02, -0.45, (0.2, 0.2, 0.6), 0.15),
+    "swept": (0.19, 0.06, 0.80, -0.05, -0.5, (0.1, 0.9, 0.0), 0.15),
+    "parted": (0.15, 0.07, 0.78, -0.10, -0.5, (1.0, 0.0, 0.0), 0.15),
+    "fringe": (0.15, 0.12, 0.42, -0.95, -1.1, (0.0, 0.0, 1.0), 0.12),
+    "bob": (0.15, 0.13, 0.80, -0.90, -1.1, (1.0, 0.0, 0.0), 0.15),
+    "long": (0.13, 0.10, 0.82, -1.85, -1.9, (1.0, 0.0, 0.0), 0.15),
+    "wavy": (0.17, 0.16, 0.80, -1.75, -1.8, (1.0, 0.0, 0.0), 0.6),
+    "curly": (0.26, 0.20, 0.74, -0.40, -0.7, (0.3, 0.0, 0.7), 1.0),
+    "afro": (0.38, 0.30, 0.76, -0.15, -0.5, (0.0, 0.0, 1.0), 1.0),
+    "tied": (0.07, 0.05, 0.82, 0.0, -0.35, (0.0, 1.0, 0.0), 0.08),
+    "shaven": (0.012, 0.008, 0.78, 0.05, -0.4, (0.0, 0.0, 1.0), 0.2),
+}
+HAIR_STYLES = {name: dict(zip(_STYLE_COLUMNS, row, strict=True)) for name, row in HAIR_STYLES.items()}
+
+# %% ../nbs/04_heads.ipynb #42a75566
+HAIR_COLOURS = {  # linear RGB albedo
+    "black": (0.018, 0.014, 0.013),
+    "dark brown": (0.050, 0.030, 0.020),
+    "brown": (0.105, 0.058, 0.034),
+    "auburn": (0.170, 0.060, 0.025),
+    "copper": (0.300, 0.110, 0.035),
+    "dark blond": (0.220, 0.145, 0.080),
+    "blond": (0.420, 0.300, 0.160),
+    "grey": (0.300, 0.290, 0.280),
+    "white": (0.560, 0.550, 0.530),
+}
+
+# %% ../nbs/04_heads.ipynb #cd7b7295
+IRIS_COLOURS = (
+    (0.045, 0.022, 0.012), (0.09, 0.045, 0.02), (0.16, 0.10, 0.04), (0.13, 0.17, 0.10), (0.12, 0.22, 0.34), (0.22, 0.26, 0.28),
+)  # fmt: skip
+SKIN_TONES = np.array(  # linear RGB albedo, from little melanin to much
+    [(0.64, 0.41, 0.315), (0.55, 0.325, 0.225), (0.40, 0.215, 0.130), (0.22, 0.110, 0.062), (0.115, 0.058, 0.036)]
+)  # fmt: skip
+
+
+def _skin_tone(melanin):
+    """Albedo of skin, interpolated in its logarithm; `melanin` runs from 0 to 1."""
+    return np.exp([np.interp(melanin, np.linspace(0, 1, 5), np.log(SKIN_TONES[:, c])) for c in range(3)])
+
+
+# %% ../nbs/04_heads.ipynb #9f11a5a1
+def _sample_hair_style(rng, build, melanin):
+    """Name of a hair style; short ones for robust people."""
+    short = ("cropped", "swept", "parted", "curly", "afro", "shaven")
+    long = ("fringe", "bob", "long", "wavy", "curly", "afro", "tied", "cropped")
+    style = str(rng.choice(short if build > 0.5 else long))
+    return "curly" if style == "afro" and melanin < 0.45 else style
+
+
+# %% ../nbs/04_heads.ipynb #eb56e5d7
+def _sample_hair_colours(rng, age, melanin):
+    """Colours of hair and eyebrows, arrays (3,)."""
+    dark = 0.5 * melanin + 0.25
+    weights = np.array([dark, dark, 0.22 * (1 - melanin), 0.08, 0.05, 0.14, 0.12])
+    weights[3:] *= max(0.0, 1 - 1.6 * melanin)
+    names = list(HAIR_COLOURS)[:7]
+    young = np.array(HAIR_COLOURS[str(rng.choice(names, p=weights / weights.sum()))])
+    grey = float(np.clip((age - 42) / 28 + rng.normal(0, 0.25), 0, 1))
+    grey *= float(rng.random() < 0.75 or age > 66)
+    old = np.array(HAIR_COLOURS["white" if age > 64 else "grey"])
+    hair = young ** (1 - grey) * old**grey * rng.uniform(0.85, 1.2)
+    return hair, young ** (1 - 0.6 * grey) * old ** (0.6 * grey)
 
 
 # %% ../nbs/04_heads.ipynb #3e15b5d5
-def _draw_hair(rng, build, age, melanin):
+def _sample_hair(rng, build, age, melanin):
     """Hair style, colour and beard."""
-    short, long = (
-        ("cropped", "swept", "parted", "curly", "afro", "shaven"),
-        ("fringe", "bob", "long", "wavy", "curly", "afro", "tied", "cropped"),
-    )
-    style = str(rng.choice(short if build > 0.5 else long))
-    if style == "afro" and melanin < 0.45:
-        style = "curly"
-    dark = 0.5 * melanin + 0.25
-    names = list(HAIR_COLOURS)[:7]
-    weights = np.array([dark, dark, 0.22 * (1 - melanin), 0.08, 0.05, 0.14, 0.12])
-    weights[3:] *= max(0.0, 1 - 1.6 * melanin)
-    base = np.array(HAIR_COLOURS[str(rng.choice(names, p=weights / weights.sum()))])
-    grey = float(np.clip((age - 42) / 28 + rng.normal(0, 0.25), 0, 1)) * float(
-        rng.random() < 0.75 or age > 66
-    )
-    target = np.array(HAIR_COLOURS["white" if age > 64 else "grey"])
-    colour = base ** (1 - grey) * target**grey * rng.uniform(0.85, 1.2)
+    style = _sample_hair_style(rng, build, melanin)
+    hair, brows = _sample_hair_colours(rng, age, melanin)
     beard = float(rng.choice([0.0, 0.12, 0.45, 1.0], p=[0.35, 0.25, 0.2, 0.2])) if build > 0.5 else 0.0
     return {
         "hair_style": style,
-        "hair_colour": tuple(float(c) for c in colour),
-        "brow_colour": tuple(float(c) for c in base ** (1 - 0.6 * grey) * target ** (0.6 * grey)),
+        "hair_colour": tuple(float(c) for c in hair),
+        "brow_colour": tuple(float(c) for c in brows),
         "hair_volume": float(rng.uniform(0.8, 1.25)),
         "hair_length": float(rng.uniform(0.85, 1.08)),
         "hair_part": float(rng.uniform(0.1, 0.32) * rng.choice([-1, 1])),
@@ -196,14 +186,13 @@ def _draw_hair(rng, build, age, melanin):
 
 
 # %% ../nbs/04_heads.ipynb #af6f267a
-def _draw_colours(rng, build, melanin):
+def _sample_colours(rng, build, melanin):
     """Skin, eyes, lips, freckles and glasses."""
-    tone = np.exp([np.interp(melanin, np.linspace(0, 1, 5), np.log(SKIN_TONES[:, c])) for c in range(3)])
     tint = 1 + rng.normal(0, 0.035, 3)
     dark_eyes = melanin > 0.5 or rng.random() < 0.35
     iris = np.array(IRIS_COLOURS[int(rng.integers(2 if dark_eyes else len(IRIS_COLOURS)))])
     return {
-        "skin": tuple(float(c) for c in tone * tint),
+        "skin": tuple(float(c) for c in _skin_tone(melanin) * tint),
         "iris": tuple(float(c) for c in iris * rng.uniform(0.8, 1.25)),
         "lipstick": float(rng.choice([0.0, 0.35, 1.0], p=[0.5, 0.3, 0.2])) * float(build < 0.5),
         "lip_hue": float(rng.uniform(0, 1)),
@@ -235,23 +224,20 @@ def random_identity(seed):
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InputError(
-            f"a person is drawn from a whole number of at least 0, not {seed!r}: pass for example seed=7"
+            f"a person is generated from a whole number of at least 0, not {seed!r}: pass for example seed=7"
         )
     rng = random_stream(int(seed), "rendered person")
     build = float(np.clip(rng.integers(2) + rng.normal(0, 0.16), 0, 1))
     age, melanin = float(20 + 56 * rng.beta(1.3, 1.9)), float(rng.uniform(0, 1))
-    traits = {"build": build, "age": age, "melanin": melanin} | _draw_colours(rng, build, melanin)
-    traits |= (
-        _draw_head_shape(rng, build) | _draw_face_shape(rng, build) | _draw_hair(rng, build, age, melanin)
-    )
+    traits = {"build": build, "age": age, "melanin": melanin} | _sample_colours(rng, build, melanin)
+    traits |= _sample_shape(rng, build) | _sample_hair(rng, build, age, melanin)
     return Identity(int(seed), tuple(traits.items()))
 
 
-# %% ../nbs/04_heads.ipynb #0947dfb1
+# %% ../nbs/04_heads.ipynb #e74b64b0
 UV_EXTENT = 1.85
 
 
-# %% ../nbs/04_heads.ipynb #e74b64b0
 def _directions(size):
     """Unit directions (3, size, size) from the middle of the head, by Lambert's equal-area map about the line of sight."""
     axis = torch.linspace(-UV_EXTENT, UV_EXTENT, size)
@@ -263,6 +249,7 @@ def _directions(size):
     return torch.stack((u * k, v * k, 1 - squared / 2))
 
 
+# %% ../nbs/04_heads.ipynb #ad49d7ec
 def texture_grid(x, y, z):
     """Where points seen from the middle of the head lie in a texture: (..., 2) in [-1, 1]."""
     nearness = torch.rsqrt(x * x + y * y + z * z + 1e-9)
@@ -276,9 +263,8 @@ def texture_grid(x, y, z):
 # %% ../nbs/04_heads.ipynb #b51c9eb0
 def bump(distance, width):
     scaled = distance / width
-    return torch.exp(
-        -(scaled * scaled).clamp(max=16.0)
-    )  # no denormal numbers: they are twenty times slower to compute
+    # clamped because denormal numbers are twenty times slower to compute
+    return torch.exp(-(scaled * scaled).clamp(max=16.0))
 
 
 def smooth_step(low, high, value):
@@ -287,6 +273,7 @@ def smooth_step(low, high, value):
     return s * s * (3 - 2 * s)
 
 
+# %% ../nbs/04_heads.ipynb #63eef274
 def _ellipsoid(x, y, z, centre, radii):
     """Approximate signed distance to an ellipsoid."""
     x, y, z = (x - centre[0]) / radii[0], (y - centre[1]) / radii[1], (z - centre[2]) / radii[2]
@@ -311,37 +298,40 @@ def _skull(x, y, z, t):
     d = melt(d, _ellipsoid(x, y, z, (0, -0.62 - drop, 0.22), (0.545 * wide * jaw, 0.52, 0.60)), 0.22)
     chin = (0, -1.0 - drop, 0.64 + t["chin_forward"])
     d = melt(d, _ellipsoid(x, y, z, chin, (0.20 * t["chin_width"], 0.17, 0.19)), 0.26)
-    bone = (0.42 * wide, -0.13, 0.49)
-    d = (
-        melt(d, _ellipsoid(ax, y, z, bone, (0.19, 0.13, 0.20)), 0.22)
-        - t["cheekbone"] * bump(ax - 0.5, 0.2) * bump(y + 0.14, 0.16) * 0.5
-    )
+    bone = melt(d, _ellipsoid(ax, y, z, (0.42 * wide, -0.13, 0.49), (0.19, 0.13, 0.20)), 0.22)
+    d = bone - t["cheekbone"] * bump(ax - 0.5, 0.2) * bump(y + 0.14, 0.16) * 0.5
     angle = (0.42 * wide * jaw, -0.60 - drop, 0.08)
     return melt(d, _ellipsoid(ax, y, z, angle, (0.10, 0.16, 0.22)), 0.25)
 
 
 # %% ../nbs/04_heads.ipynb #797c7869
+def _nose_tip(t):
+    """Height of the tip of the nose."""
+    return -0.358 - t["nose_length"]
+
+
+def _nose_ridge(x, y, t):
+    """Height of the nose from its root to its tip."""
+    tip = _nose_tip(t)
+    along = ((0.18 - y) / (0.18 - tip)).clamp(0, 1)
+    rise = (t["nose_height"] - t["nose_bridge"]) * along**1.6
+    ridge = t["nose_bridge"] * smooth_step(0.0, 0.45, along) + rise + t["nose_hump"] * bump(along - 0.5, 0.2)
+    base = tip - 0.030 + 0.022 * bump(x.abs() - 0.062, 0.035)
+    below = 1 - smooth_step(-0.01, 0.14, base - y)
+    width = (0.078 + 0.042 * along * along) * (0.6 + 0.4 * t["nose_width"])
+    return ridge * below * (bump(x.abs(), width) * 0.75 + 0.25 * bump(x.abs(), 1.7 * width))
+
+
+# %% ../nbs/04_heads.ipynb #48d9e9ee
 def _nose(x, y, t):
     """Height of the nose over the face."""
-    ax, tip, broad = x.abs(), -0.358 - t["nose_length"], t["nose_width"]
-    along = ((0.18 - y) / (0.18 - tip)).clamp(0, 1)
-    ridge = (
-        t["nose_bridge"] * smooth_step(0.0, 0.45, along) + (t["nose_height"] - t["nose_bridge"]) * along**1.6
-    )
-    ridge = ridge + t["nose_hump"] * bump(along - 0.5, 0.2)
-    base = tip - 0.030 + 0.022 * bump(ax - 0.062, 0.035)
-    below = 1 - smooth_step(-0.01, 0.14, base - y)
-    width = (0.078 + 0.042 * along * along) * (0.6 + 0.4 * broad)
-    spread = bump(ax, width) * 0.75 + 0.25 * bump(ax, 1.7 * width)
-    nose = ridge * below * spread + t["nose_tip"] * bump(x, 0.078) * bump(y - tip - 0.005, 0.075)
+    ax, tip, broad = x.abs(), _nose_tip(t), t["nose_width"]
+    nose = _nose_ridge(x, y, t) + t["nose_tip"] * bump(x, 0.078) * bump(y - tip - 0.005, 0.075)
     wing = bump(ax - 0.112 * broad, 0.055) * bump(y - tip + 0.055, 0.060)
     nose = nose + 0.095 * wing + 0.05 * bump(x, 0.16) * bump(y - tip + 0.05, 0.10)
-    crease = (((ax - 0.115 * broad) ** 2 + (y - tip + 0.060) ** 2 + 1e-6).sqrt() - 0.085) * smooth_step(
-        0.10, 0.14, ax / broad
-    )
-    nose = nose - 0.016 * bump(crease, 0.022) * smooth_step(0.12, 0.16, ax / broad) * bump(
-        y - tip + 0.04, 0.075
-    )
+    from_wing = ((ax - 0.115 * broad) ** 2 + (y - tip + 0.060) ** 2 + 1e-6).sqrt() - 0.085
+    crease = bump(from_wing * smooth_step(0.10, 0.14, ax / broad), 0.022)
+    nose = nose - 0.016 * crease * smooth_step(0.12, 0.16, ax / broad) * bump(y - tip + 0.04, 0.075)
     return nose + 0.012 * bump(x, 0.04) * bump(y - tip + 0.10, 0.05)
 
 
@@ -349,12 +339,8 @@ def _nose(x, y, t):
 def lip_seam(x, t):
     """Height at which the closed lips meet."""
     curve = (x / t["mouth_width"]) ** 2
-    return (
-        t["mouth_height"]
-        + t["mouth_curve"] * curve.clamp(max=1.5)
-        + 0.010 * bump(x.abs() - 0.07, 0.05)
-        - 0.004
-    )
+    bow = 0.010 * bump(x.abs() - 0.07, 0.05)
+    return t["mouth_height"] + t["mouth_curve"] * curve.clamp(max=1.5) + bow - 0.004
 
 
 def _lip_edges(x, t):
@@ -366,68 +352,74 @@ def _lip_edges(x, t):
 
 
 # %% ../nbs/04_heads.ipynb #197e8dca
+def _lips(x, s, t):
+    """Height of the lips at `s` above their seam."""
+    upper, lower = _lip_edges(x, t)
+    inside = (1 - (x.abs() / (1.05 * t["mouth_width"])) ** 2).clamp(min=0) ** 0.5
+    a, b = (s / (1.25 * upper)).clamp(0, 1), (-s / (1.2 * lower)).clamp(0, 1)
+    pout = 0.034 * inside * (1 - a * a) * (1 - b * b)
+    return pout + 0.10 * inside * (b * (1 - b)) ** 1.2 + 0.035 * inside * a * (1 - a)
+
+
+# %% ../nbs/04_heads.ipynb #3c54eb32
 def _mouth(x, y, t):
     """Height of lips, philtrum and the hollows around them."""
     ax, s = x.abs(), y - lip_seam(x, t)
-    upper, lower = _lip_edges(x, t)
-    inside = (1 - (ax / (1.05 * t["mouth_width"])) ** 2).clamp(min=0) ** 0.5
-    a, b = (s / (1.25 * upper)).clamp(0, 1), (-s / (1.2 * lower)).clamp(0, 1)
-    lips = (
-        0.034 * inside * (1 - a * a) * (1 - b * b)
-        + 0.10 * inside * (b * (1 - b)) ** 1.2
-        + 0.035 * inside * a * (1 - a)
-    )
-    relief = 0.060 * bump(x, 0.30) * bump(y + 0.66, 0.22) + lips
+    relief = 0.060 * bump(x, 0.30) * bump(y + 0.66, 0.22) + _lips(x, s, t)
     relief = relief - 0.022 * bump(s, 0.026) * smooth_step(1.2, 0.8, ax / t["mouth_width"])
     philtrum = smooth_step(-0.63, -0.58, y) * smooth_step(-0.46, -0.52, y)
     relief = relief + philtrum * (0.010 * bump(ax - 0.045, 0.02) - 0.012 * bump(x, 0.025))
     relief = relief - 0.030 * bump(x, 0.22) * bump(y - t["mouth_height"] + 0.185, 0.055)
-    return relief - 0.022 * bump(ax - t["mouth_width"] - 0.03, 0.035) * bump(
-        y - t["mouth_height"] - t["mouth_curve"], 0.05
-    )
+    corner = bump(y - t["mouth_height"] - t["mouth_curve"], 0.05)
+    return relief - 0.022 * bump(ax - t["mouth_width"] - 0.03, 0.035) * corner
 
 
 # %% ../nbs/04_heads.ipynb #aebf5499
+def _years_after(start, t):
+    """How far the signs of age have come, per 45 years after `start`."""
+    return max(0.0, (t["age"] - start) / 45)
+
+
+def _age_folds(x, y, t):
+    """Depth of the bag under the eye, depth of the fold beside the mouth, and height of the flesh beside that fold."""
+    ax, age, from_eye = x.abs(), _years_after(25, t), x.abs() - t["eye_distance"]
+    bag = y - t["eye_height"] + 0.135 - 0.03 * (from_eye / 0.14) ** 2
+    bag = (0.006 + 0.014 * age) * bump(bag, 0.028) * bump(from_eye, 0.13)
+    fold = ax - 0.20 + 0.34 * (y + 0.46)
+    reach = smooth_step(-0.86, -0.70, y) * smooth_step(-0.36, -0.46, y)
+    furrow = (0.008 + 0.024 * age) * bump(fold, 0.042) * reach
+    return bag, furrow, (0.006 + 0.016 * age) * bump(fold - 0.07, 0.06) * reach
+
+
+# %% ../nbs/04_heads.ipynb #2b0e01e4
 def _sockets(x, y, t):
     """Height of brow ridge, eye sockets, cheeks and folds."""
-    ax, age = x.abs(), max(0.0, (t["age"] - 25) / 45)
-    ex, ey = t["eye_distance"], t["eye_height"]
-    h = t["brow_ridge"] * bump(ax - 0.29, 0.22) * bump(y - 0.26, 0.10) + 0.010 * bump(x, 0.13) * bump(
-        y - 0.26, 0.10
-    )
+    ax, ex, ey = x.abs(), t["eye_distance"], t["eye_height"]
+    h = t["brow_ridge"] * bump(ax - 0.29, 0.22) * bump(y - 0.26, 0.10)
+    h = h + 0.010 * bump(x, 0.13) * bump(y - 0.26, 0.10)
     h = h - t["eye_depth"] * bump(ax - ex + 0.015, 0.215) * bump(y - ey - 0.005, 0.135)
     h = h - 0.020 * bump(ax - 0.15, 0.07) * bump(y - ey - 0.03, 0.11)
     h = h + t["cheek_full"] * bump(ax - 0.36, 0.17) * bump(y + 0.36, 0.20)
-    bag = y - ey + 0.135 - 0.03 * ((ax - ex) / 0.14) ** 2
-    h = h - (0.006 + 0.014 * age) * bump(bag, 0.028) * bump(ax - ex, 0.13)
-    fold = ax - 0.20 + 0.34 * (y + 0.46)
-    reach = smooth_step(-0.86, -0.70, y) * smooth_step(-0.36, -0.46, y)
-    h = (
-        h
-        - (0.008 + 0.024 * age) * bump(fold, 0.042) * reach
-        + (0.006 + 0.016 * age) * bump(fold - 0.07, 0.06) * reach
-    )
-    return h + 0.02 * bump(x, 0.42) * bump(y - 0.62, 0.22)
+    bag, furrow, swell = _age_folds(x, y, t)
+    return h - bag - furrow + swell + 0.02 * bump(x, 0.42) * bump(y - 0.62, 0.22)
 
 
 # %% ../nbs/04_heads.ipynb #a2a70db9
-def _head_distance(x, y, z, t, ears=True):
-    """Approximate signed distance to the skin of the whole head (negative inside)."""
-    ax = x.abs()
-    d = _skull(x, y, z, t)
-    relief = _nose(x, y, t) + _mouth(x, y, t) + _sockets(x, y, t)
-    d = d - relief * smooth_step(0.05, 0.35, z)
-    ball = (
-        (ax - t["eye_distance"]) ** 2 + (y - t["eye_height"]) ** 2 + (z - 0.655) ** 2 + 1e-9
-    ).sqrt() - 0.136
-    d = melt(d, ball, 0.055)
-    if not ears:
-        return d
+def _ear(x, y, z, t):
+    """Approximate signed distance to the ears."""
     size = t["ear_size"]
     ear_x = 0.735 * t["face_width"] + 0.03 + t["ear_out"] + 0.10 * (y + 0.05)
-    ear = _ellipsoid(ax, y, z, (ear_x, -0.03, -0.08), (0.062, 0.29 * size, 0.17 * size))
-    hollow = 0.035 * bump(y + 0.02, 0.13) * bump(z + 0.05, 0.075) * smooth_step(0.70, 0.76, ax)
-    return melt(d, ear + hollow, 0.05)
+    ear = _ellipsoid(x.abs(), y, z, (ear_x, -0.03, -0.08), (0.062, 0.29 * size, 0.17 * size))
+    return ear + 0.035 * bump(y + 0.02, 0.13) * bump(z + 0.05, 0.075) * smooth_step(0.70, 0.76, x.abs())
+
+
+def _head_distance(x, y, z, t, ears=True):
+    """Approximate signed distance to the skin of the whole head (negative inside)."""
+    relief = _nose(x, y, t) + _mouth(x, y, t) + _sockets(x, y, t)
+    d = _skull(x, y, z, t) - relief * smooth_step(0.05, 0.35, z)
+    from_eye = (x.abs() - t["eye_distance"]) ** 2 + (y - t["eye_height"]) ** 2 + (z - 0.655) ** 2
+    d = melt(d, (from_eye + 1e-9).sqrt() - 0.136, 0.055)
+    return melt(d, _ear(x, y, z, t), 0.05) if ears else d
 
 
 # %% ../nbs/04_heads.ipynb #fdc847a7
@@ -454,6 +446,7 @@ def _normals_of(position):
     return n * torch.sign((n * position).sum(0, keepdim=True) + 1e-9)
 
 
+# %% ../nbs/04_heads.ipynb #b84d023a
 def _value_noise(generator, cells, size):
     """Smooth noise (size, size), about normal, with `cells` lattice points on each side."""
     lattice = torch.randn(1, 1, cells, cells, generator=generator)
@@ -467,17 +460,30 @@ def _strand_noise(lattice, across, along, width, length):
     return F.grid_sample(lattice, grid, mode="bilinear", padding_mode="reflection", align_corners=True)[0, 0]
 
 
+# %% ../nbs/04_heads.ipynb #c540f9f6
+def _noise_set(generator, size):
+    """Noises of one person, as images (size, size)."""
+    curls = _value_noise(generator, 90, size)
+    return {
+        "broad": _value_noise(generator, 9, size),
+        "clumps": _value_noise(generator, 26, size),
+        "mottle": _value_noise(generator, 48, size),
+        "curls": curls * 0.6 + 0.6 * _value_noise(generator, 46, size),
+        "freckle": _value_noise(generator, 150, size),
+        "fine": _value_noise(generator, 220, size),
+        "lattice": torch.randn(1, 1, 16, 509, generator=generator),
+    }
+
+
 # %% ../nbs/04_heads.ipynb #705c640a
 def _hair_line(azimuth, x, style, t, jag, wide=False):
     """Height below which there is no hair, by the angle from the face (0 = front)."""
-    a = azimuth.abs()
-    long = style["side_end"] < -0.3
+    a, long = azimuth.abs(), style["side_end"] < -0.3
     side_end = -0.3 + (style["side_end"] + 0.3) * t["hair_length"] if long else style["side_end"]
     back_end = style["back_end"] * (t["hair_length"] if long else 1.0)
     front = style["front"] + t["hair_recede"] * (0.3 + bump(x.abs() - 0.36, 0.16)) - 0.02 * bump(x, 0.12)
-    line = front + (side_end - front) * (
-        smooth_step(0.80, 1.12, a) if long else smooth_step(0.72, 2.0 if wide else 1.30, a)
-    )
+    temple = smooth_step(0.80, 1.12, a) if long else smooth_step(0.72, 2.0 if wide else 1.30, a)
+    line = front + (side_end - front) * temple
     line = line + (back_end - side_end) * smooth_step(1.5, 1.85, a)
     if not long and not wide:
         line = line + 0.36 * bump(a - 1.62, 0.17)
@@ -485,27 +491,27 @@ def _hair_line(azimuth, x, style, t, jag, wide=False):
 
 
 # %% ../nbs/04_heads.ipynb #919972ca
-def _strand_field(x, y, z, style, t, lattice, warp):
-    """Noise along strands: (locks, strands), each (size, size) about normal."""
-    part, swell = t["hair_part"], style["curl"]
-    along = y + 0.4 * z
-    wave = 0.05 * swell * torch.sin(9.0 * y + 5.0 * warp) + 0.07 * swell * warp + 0.02 * warp
+def _comb(x, z, part):
+    """Coordinates across the strands when hair is combed to the part, back, and down."""
     ends = z - z.clamp(-0.35, 0.50)
     fan = torch.atan2(ends, (x - part).abs() + 0.05) * 0.55
-    fields = (
-        z.clamp(-0.35, 0.50) + fan + 7 * torch.sign(x - part),
-        x * 1.1 + 0.25 * z * torch.sign(x),
-        torch.atan2(x, z + 0.08) * 0.7,
-    )
+    to_part = z.clamp(-0.35, 0.50) + fan + 7 * torch.sign(x - part)
+    return to_part, x * 1.1 + 0.25 * z * torch.sign(x), torch.atan2(x, z + 0.08) * 0.7
+
+
+# %% ../nbs/04_heads.ipynb #b2cda67e
+def _strand_field(x, y, z, style, t, lattice, warp):
+    """Noise along strands: (locks, strands), each (size, size) about normal."""
+    along, swell = y + 0.4 * z, style["curl"]
+    wave = 0.05 * swell * torch.sin(9.0 * y + 5.0 * warp) + 0.07 * swell * warp + 0.02 * warp
     locks, strands = torch.zeros_like(x), torch.zeros_like(x)
-    for weight, across in zip(style["flow"], fields, strict=True):
+    for weight, across in zip(style["flow"], _comb(x, z, t["hair_part"]), strict=True):
         if weight == 0:
             continue
         locks = locks + weight * _strand_noise(lattice, across + wave, along, 0.055, 0.9)
-        strands = strands + weight * (
-            0.55 * _strand_noise(lattice, across + wave + 3.3, along, 0.021, 0.6)
-            + 0.75 * _strand_noise(lattice, across + 0.8 * wave + 9.7, along, 0.0095, 0.45)
-        )
+        coarse = 0.55 * _strand_noise(lattice, across + wave + 3.3, along, 0.021, 0.6)
+        fine = 0.75 * _strand_noise(lattice, across + 0.8 * wave + 9.7, along, 0.0095, 0.45)
+        strands = strands + weight * (coarse + fine)
     return locks, strands
 
 
@@ -522,13 +528,13 @@ def _hair_texture(position, t, style, noise):
     return locks, strands
 
 
+# %% ../nbs/04_heads.ipynb #cfdcd03b
 def _hair_height(y, rise, inner, t, style, texture, noise):
     """Thickness (size, size) of hair over the scalp, in decimetres."""
     locks, strands = texture
     height = style["side"] + (style["top"] - style["side"]) * smooth_step(0.05, 0.95, y)
-    height = height * t["hair_volume"] * smooth_step(
-        -0.03, 0.16 + 0.9 * style["top"], inner
-    ) + 0.008 * smooth_step(-0.02, 0.05, rise)
+    full = smooth_step(-0.03, 0.16 + 0.9 * style["top"], inner)
+    height = height * t["hair_volume"] * full + 0.008 * smooth_step(-0.02, 0.05, rise)
     thick = min(1.0, style["top"] / 0.1)
     relief = thick * (0.016 * locks + 0.007 * strands) * (0.55 if style["curl"] > 0.9 else 1.0)
     relief = relief + (0.085 * style["top"] * noise["clumps"] if style["curl"] > 0.5 else 0.0)
@@ -548,6 +554,34 @@ def _hang(direction, skin_radius, t, style, texture):
 
 
 # %% ../nbs/04_heads.ipynb #ecc6e842
+def _above_hair_line(direction, skin_radius, t, style, texture):
+    """How far points lie above the jagged hair line, and above that within which hair has its full height."""
+    (x, y, z), (locks, strands) = direction * skin_radius, texture
+    jag = (0.04 * locks + 0.035 * strands) * (1.2 if style["front"] < 0.6 else 0.7)
+    jag = jag * (0.3 + 0.7 * smooth_step(0.1, 0.4, y))
+    azimuth = torch.atan2(x, z)
+    rise = y - _hair_line(azimuth, x, style, t, jag)
+    if style["curl"] <= 0.9:
+        return rise, rise
+    return rise, torch.minimum(rise, y - _hair_line(azimuth, x, style, t, 0.0, wide=True))
+
+
+# %% ../nbs/04_heads.ipynb #328c1571
+def _hair_cover(grown, y, style, strands):
+    """How much hair hides what is under it, (size, size) in [0, 1]; short sides fade towards ears and neck."""
+    reach = 0 if style["top"] <= 0.05 else 2 if style["side_end"] < -0.3 else 1
+    # widened because the steep side of hair is hair, not skin
+    cover = F.max_pool2d(grown[None], 2 * reach + 1, stride=1, padding=reach)[0]
+    if style["side"] >= 0.05:
+        return cover
+    return (
+        cover
+        * (0.30 + 0.70 * smooth_step(-0.10, 0.45, y + 0.06 * strands))
+        * (1.0 if style["top"] > 0.05 else 0.82)
+    )
+
+
+# %% ../nbs/04_heads.ipynb #4e6e5f84
 def _hair_shell(direction, skin_radius, t, style, noise):
     """Hair as a second radius over the head.
 
@@ -556,36 +590,17 @@ def _hair_shell(direction, skin_radius, t, style, noise):
     radius, cover, locks, strands : tensor (size, size)
         `cover` in [0, 1] is how much hair hides what is under it.
     """
-    x, y, z = position = direction * skin_radius
+    position = direction * skin_radius
     locks, strands = texture = _hair_texture(position, t, style, noise)
-    azimuth = torch.atan2(x, z)
-    jag = (
-        (0.04 * locks + 0.035 * strands)
-        * (1.2 if style["front"] < 0.6 else 0.7)
-        * (0.3 + 0.7 * smooth_step(0.1, 0.4, y))
-    )
-    rise = y - _hair_line(azimuth, x, style, t, jag)
-    inner = (
-        torch.minimum(rise, y - _hair_line(azimuth, x, style, t, 0.0, wide=True))
-        if style["curl"] > 0.9
-        else rise
-    )
+    rise, inner = _above_hair_line(direction, skin_radius, t, style, texture)
     soft = 0.030 if style["top"] > 0.05 else 0.09
     grown = smooth_step(-soft, soft, rise)
-    radius = skin_radius + smooth_step(0.25, 1.0, grown) * _hair_height(
-        y, rise, inner, t, style, texture, noise
-    )
+    height = _hair_height(position[1], rise, inner, t, style, texture, noise)
+    radius = skin_radius + smooth_step(0.25, 1.0, grown) * height
     if style["side_end"] < -0.3:
         hang = _hang(direction, skin_radius, t, style, texture)
         radius = torch.maximum(radius, skin_radius + (hang - skin_radius) * smooth_step(0.45, 0.95, grown))
-    reach = 0 if style["top"] <= 0.05 else 2 if style["side_end"] < -0.3 else 1
-    cover = F.max_pool2d(grown[None], 2 * reach + 1, stride=1, padding=reach)[
-        0
-    ]  # the steep side of hair is hair, not skin
-    if style["side"] < 0.05:  # short sides fade towards ears and neck
-        fade = 0.30 + 0.70 * smooth_step(-0.10, 0.45, y + 0.06 * strands)
-        cover = cover * fade * (1.0 if style["top"] > 0.05 else 0.82)
-    return radius, cover, locks, strands
+    return radius, _hair_cover(grown, position[1], style, strands), locks, strands
 
 
 # %% ../nbs/04_heads.ipynb #9927e391
@@ -599,14 +614,9 @@ def _lip_cover(x, y, t):
 
 def _brow_cover(x, y, t, strands):
     """Density of the eyebrows in [0, 1]."""
-    ax = x.abs()
-    s = (ax - 0.10) / 0.42
-    arc = (
-        t["brow_height"]
-        - 0.012
-        + t["brow_arch"] * torch.sin(math.pi * s.clamp(0, 1.2) ** 1.3)
-        - 0.035 * s.clamp(min=0) ** 3
-    )
+    s = (x.abs() - 0.10) / 0.42
+    arch = t["brow_arch"] * torch.sin(math.pi * s.clamp(0, 1.2) ** 1.3)
+    arc = t["brow_height"] - 0.012 + arch - 0.035 * s.clamp(min=0) ** 3
     thick = t["brow_thick"] * (1.0 - 0.62 * s.clamp(0, 1) ** 1.6) * smooth_step(-0.10, 0.10, s)
     edge = ((y - arc) / thick.clamp(min=4e-3)).abs()
     fade = smooth_step(-0.06, 0.16, s) * smooth_step(1.06, 0.86, s)
@@ -623,10 +633,8 @@ def _beard_cover(x, y, z, t):
     moustache = smooth_step(0.21, 0.17, s) * smooth_step(0.05, 0.09, s) * smooth_step(0.36, 0.27, ax)
     around_mouth = smooth_step(0.10, 0.03, s) * smooth_step(-0.13, -0.06, s) * smooth_step(0.30, 0.22, ax)
     cheeks = smooth_step(-0.10, -0.03, s) * smooth_step(0.27, 0.34, ax)
-    full = torch.maximum(
-        (jaw * (1 - around_mouth) * smooth_step(0.02, -0.04, s)).clamp(0, 1),
-        torch.maximum(moustache, jaw * cheeks),
-    )
+    chin = (jaw * (1 - around_mouth) * smooth_step(0.02, -0.04, s)).clamp(0, 1)
+    full = torch.maximum(chin, torch.maximum(moustache, jaw * cheeks))
     if t["beard_shape"] == 1:
         full = full * smooth_step(0.42, 0.33, ax + 0.1 * (y + 0.9))
     return full * (1 - _lip_cover(x, y, t))
@@ -635,10 +643,10 @@ def _beard_cover(x, y, z, t):
 # %% ../nbs/04_heads.ipynb #c4e9254d
 def _redness(x, y, t, noise):
     """How much blood shows through the skin (size, size): in cheeks, nose, ears and chin."""
-    ax, tip = x.abs(), -0.358 - t["nose_length"]
+    ax = x.abs()
     return (
         0.55 * bump(ax - 0.40, 0.17) * bump(y + 0.24, 0.15)
-        + 0.65 * bump(x, 0.15) * bump(y - tip, 0.12)
+        + 0.65 * bump(x, 0.15) * bump(y - _nose_tip(t), 0.12)
         + 0.35 * smooth_step(0.70, 0.80, ax)
         + 0.35 * bump(x, 0.15) * bump(y + 1.05, 0.12)
         + 0.13 * noise["broad"]
@@ -647,18 +655,14 @@ def _redness(x, y, t, noise):
     )
 
 
+# %% ../nbs/04_heads.ipynb #23f65c57
 def _darkness(x, y, z, t, noise):
     """How much pigment lies in the skin (size, size): around the eyes, in freckles, moles and age spots."""
-    ax, age = x.abs(), max(0.0, (t["age"] - 25) / 45)
-    ex, ey = t["eye_distance"], t["eye_height"]
-    shade = (
-        0.30 * bump(ax - ex + 0.03, 0.17) * bump(y - ey + 0.05, 0.10) * (0.6 + 0.6 * age)
-        + 0.22 * bump(ax - ex, 0.20) * bump(y - ey - 0.07, 0.07)
-        + 0.05 * noise["broad"]
-        + 0.06 * noise["mottle"]
-        + 0.035 * noise["fine"]
-        + 0.35 * bump((y - ey) / 0.075, 1.0) * bump((ax - ex) / 0.17, 1.0)
-    )
+    age, beside, above = _years_after(25, t), x.abs() - t["eye_distance"], y - t["eye_height"]
+    shade = 0.30 * bump(beside + 0.03, 0.17) * bump(above + 0.05, 0.10) * (0.6 + 0.6 * age)
+    shade = shade + 0.22 * bump(beside, 0.20) * bump(above - 0.07, 0.07)
+    shade = shade + 0.05 * noise["broad"] + 0.06 * noise["mottle"] + 0.035 * noise["fine"]
+    shade = shade + 0.35 * bump(above / 0.075, 1.0) * bump(beside / 0.17, 1.0)
     strength = t["freckles"] * smooth_step(1.0, 1.9, noise["freckle"])
     freckle = strength * bump(y + 0.12, 0.30) * smooth_step(0.2, 0.5, z)
     mole = smooth_step(3.15, 3.4, noise["freckle"] + 0.2 * noise["broad"]) * 0.8
@@ -669,12 +673,9 @@ def _darkness(x, y, z, t, noise):
 # %% ../nbs/04_heads.ipynb #b14109b3
 def _skin_albedo(x, y, z, t, noise):
     """Colour of bare skin (3, size, size), linear RGB."""
-    ax, tip = x.abs(), -0.358 - t["nose_length"]
-    nostril = (
-        bump(ax - 0.068 * t["nose_width"], 0.036)
-        * bump(y - tip + 0.092 - 0.12 * (ax - 0.068), 0.020)
-        * smooth_step(0.6, 0.8, z)
-    )
+    ax = x.abs()
+    below = y - _nose_tip(t) + 0.092 - 0.12 * (ax - 0.068)
+    nostril = bump(ax - 0.068 * t["nose_width"], 0.036) * bump(below, 0.020) * smooth_step(0.6, 0.8, z)
     base = torch.tensor(t["skin"])[:, None, None]
     absorb_red = torch.tensor((0.04, 0.26, 0.24))[:, None, None] * (0.45 + 0.75 * (1 - t["melanin"]))
     absorb_dark = torch.tensor((0.34, 0.44, 0.50))[:, None, None]
@@ -683,104 +684,19 @@ def _skin_albedo(x, y, z, t, noise):
 
 
 # %% ../nbs/04_heads.ipynb #74457ec5
+LIPSTICKS = {"red": (0.34, 0.020, 0.030), "rose": (0.42, 0.12, 0.12), "berry": (0.16, 0.02, 0.04)}
+
+
 def _lip_albedo(t, skin, noise):
     """Colour of the lips (3, size, size), with lipstick where the person wears it."""
     pale = 1 - t["melanin"]
-    bare = (
-        skin
-        * torch.tensor((0.86 - 0.10 * (1 - pale), 0.52 + 0.22 * (1 - pale), 0.56 + 0.30 * (1 - pale)))[
-            :, None, None
-        ]
-    )
-    red, rose, berry = (
-        np.array((0.34, 0.020, 0.030)),
-        np.array((0.42, 0.12, 0.12)),
-        np.array((0.16, 0.02, 0.04)),
-    )
+    blood = (0.86 - 0.10 * (1 - pale), 0.52 + 0.22 * (1 - pale), 0.56 + 0.30 * (1 - pale))
+    bare = skin * torch.tensor(blood)[:, None, None]
+    red, rose, berry = (np.array(colour) for colour in LIPSTICKS.values())
     stick = red * (1 - t["lip_hue"]) + (rose if t["lip_hue"] < 0.6 else berry) * t["lip_hue"]
     stick = torch.tensor(stick * (0.55 + 0.45 * pale), dtype=torch.float32)[:, None, None]
     mixed = bare ** (1 - t["lipstick"]) * stick ** t["lipstick"]
     return mixed * (1 + 0.10 * noise["mottle"])
-
-
-# %% ../nbs/04_heads.ipynb #51bfba9e
-@dataclass(frozen=True)
-class Person:
-    """The textures of one person; every array is a float32 tensor (channels, size, size) over the equal-area map."""
-
-    identity: Identity
-    radius: torch.Tensor  # 1: distance from the middle of the head
-    normal: torch.Tensor  # 3
-    albedo: torch.Tensor  # 3
-    static: torch.Tensor  # 9: normal, gloss, hair, hair tangent, face
-    points: torch.Tensor  # (points, 3): five landmarks, then the outline of the face
-    direction: torch.Tensor  # 3: where each texel lies, seen from the middle of the head
-    openness: (
-        torch.Tensor
-    )  # (SKY_DIRECTIONS, 96, 96): how much of the surroundings is visible from each point
-
-    def to(self, device):
-        names = ("radius", "normal", "albedo", "static", "points", "direction", "openness")
-        return Person(self.identity, *(getattr(self, name).to(device) for name in names))
-
-
-# %% ../nbs/04_heads.ipynb #c540f9f6
-def _noise_set(generator, size):
-    """Noises of one person, as images (size, size)."""
-    curls = _value_noise(generator, 90, size)
-    return {
-        "broad": _value_noise(generator, 9, size),
-        "clumps": _value_noise(generator, 26, size),
-        "mottle": _value_noise(generator, 48, size),
-        "curls": curls * 0.6 + 0.6 * _value_noise(generator, 46, size),
-        "freckle": _value_noise(generator, 150, size),
-        "fine": _value_noise(generator, 220, size),
-        "lattice": torch.randn(1, 1, 16, 509, generator=generator),
-    }
-
-
-# %% ../nbs/04_heads.ipynb #cda8f8c9
-def _wrinkles(x, y, t, noise):
-    """Fine relief of the skin in decimetres: pores, and lines that come with age."""
-    ax, age = x.abs(), max(0.0, (t["age"] - 30) / 45)
-    ex, ey = t["eye_distance"], t["eye_height"]
-    bend = y + 0.05 * torch.cos(4 * x) + 0.012 * noise["broad"]
-    lines = torch.sin(bend * 62).clamp(min=0) ** 3 * bump(y - 0.55, 0.16) * bump(x, 0.40)
-    feet_x, feet_y = ax - ex - 0.10, y - ey
-    fan = (
-        torch.sin(torch.atan2(feet_y, feet_x.clamp(min=0.02)) * 9) ** 4
-        * bump(feet_x - 0.10, 0.06)
-        * bump(feet_y, 0.09)
-    )
-    frown = bump(ax - 0.055, 0.012) * bump(y - 0.27, 0.06)
-    pores = 0.0011 * noise["fine"] + 0.0012 * noise["freckle"]
-    return (
-        pores * (0.4 + 0.5 * age)
-        - age * (0.0075 * lines + 0.006 * fan + 0.007 * frown)
-        + 0.0006 * noise["mottle"]
-    )
-
-
-# %% ../nbs/04_heads.ipynb #81cf6ffb
-def _unit_rows(vectors):
-    return vectors / vectors.norm(dim=0, keepdim=True).clamp(min=1e-3)
-
-
-def _tangents(position, normal, style, t, strands):
-    """Unit directions (3, size, size) along which hair lies."""
-    flow = style["flow"]
-    side = torch.tanh((position[0] - t["hair_part"]) * 6)
-    down = torch.stack(
-        (
-            0.9 * side * flow[0],
-            torch.full_like(side, -flow[2] - 0.8 * flow[0]),
-            torch.full_like(side, -flow[1]),
-        )
-    )
-    down = torch.where(position[1:2] < 0.1, torch.tensor((0.0, -1.0, 0.0))[:, None, None], down)
-    tangent = down - normal * (normal * down).sum(0, keepdim=True)
-    tangent = tangent / tangent.norm(dim=0, keepdim=True).clamp(min=1e-3)
-    return _unit_rows(tangent + normal * (0.10 + 0.13 * strands))  # strands shine at different heights
 
 
 # %% ../nbs/04_heads.ipynb #90d2785e
@@ -793,65 +709,107 @@ def _hair_albedo(t, locks, strands, rise):
 
 
 def _with_hairs(albedo, cover, colour):
-    """Lay hair of the given cover and colour over an albedo."""
+    """Composite hair of the given cover and colour over an albedo."""
     return albedo * (1 - cover) + colour * cover
+
+
+# %% ../nbs/04_heads.ipynb #8d02ddbe
+def _paint_lips(skin, x, y, t, lips, front, noise):
+    """Skin with lips and the dark seam between them."""
+    albedo = _with_hairs(skin, lips * 0.92, _lip_albedo(t, skin, noise))
+    seam = bump(y - lip_seam(x, t), 0.013) * smooth_step(1.12, 0.95, x.abs() / t["mouth_width"]) * front
+    return albedo * (1 - 0.72 * seam)
+
+
+def _paint_brows_and_beard(albedo, x, y, t, stubble, front, noise):
+    """Skin with eyebrows and the beard of the given density."""
+    fleck = _strand_noise(noise["lattice"], x * torch.sign(x) + 0.7 * y, y, 0.012, 0.12)
+    colour = torch.tensor(t["brow_colour"])[:, None, None]
+    albedo = _with_hairs(albedo, 0.88 * _brow_cover(x, y, t, fleck) * front, colour * 0.8)
+    dark = colour * (0.9 + 0.25 * noise["fine"]).clamp(min=0.3)
+    return _with_hairs(albedo, (0.95 * stubble).clamp(0, 0.96), dark)
+
+
+# %% ../nbs/04_heads.ipynb #4848b78a
+def _gloss(x, y, lips, stubble, noise):
+    """How glossy the skin is (size, size): most on forehead, cheeks and lips."""
+    forehead = 0.22 * bump(x, 0.22) * smooth_step(-0.5, 0.1, y)
+    gloss = 0.34 + forehead + 0.10 * bump(x.abs() - 0.42, 0.15) * bump(y + 0.1, 0.15)
+    return (gloss * (1 + 0.15 * noise["mottle"]) * (1 - 0.8 * stubble) + 0.45 * lips).clamp(0, 1)
+
+
+def _face_mask(x, y, z, t, cover):
+    """Skin of the face (size, size), in [0, 1]."""
+    chin = -1.16 - t["jaw_drop"] + 0.9 * (x.abs() / 0.75) ** 3
+    return smooth_step(-0.03, 0.03, y - chin) * smooth_step(0.10, 0.20, z) * (1 - cover)
 
 
 # %% ../nbs/04_heads.ipynb #82505eba
 def _paint(position, t, style, shell, noise):
     """Albedo (3, size, size), gloss and face mask (size, size) of one person."""
-    x, y, z = position
-    _, cover, locks, strands = shell
+    (x, y, z), (_, cover, locks, strands) = position, shell
     front = smooth_step(0.25, 0.45, z)
-    skin = _skin_albedo(x, y, z, t, noise)
     lips = _lip_cover(x, y, t) * front
-    albedo = _with_hairs(skin, lips * 0.92, _lip_albedo(t, skin, noise))
-    seam = bump(y - lip_seam(x, t), 0.013) * smooth_step(1.12, 0.95, x.abs() / t["mouth_width"]) * front
-    albedo = albedo * (1 - 0.72 * seam)
-    fleck = _strand_noise(noise["lattice"], x * torch.sign(x) + 0.7 * y, y, 0.012, 0.12)
-    brow = torch.tensor(t["brow_colour"])[:, None, None] * 0.8
-    albedo = _with_hairs(albedo, 0.88 * _brow_cover(x, y, t, fleck) * front, brow)
-    beard = _beard_cover(x, y, z, t)
-    stubble = beard * t["beard"] * (0.9 + 0.22 * noise["fine"] + 0.12 * noise["freckle"]).clamp(0, 1)
-    dark = torch.tensor(t["brow_colour"])[:, None, None] * (0.9 + 0.25 * noise["fine"]).clamp(min=0.3)
-    albedo = _with_hairs(albedo, (0.95 * stubble).clamp(0, 0.96), dark)
+    dense = (0.9 + 0.22 * noise["fine"] + 0.12 * noise["freckle"]).clamp(0, 1)
+    stubble = _beard_cover(x, y, z, t) * t["beard"] * dense
+    albedo = _paint_lips(_skin_albedo(x, y, z, t, noise), x, y, t, lips, front, noise)
+    albedo = _paint_brows_and_beard(albedo, x, y, t, stubble, front, noise)
     albedo = _with_hairs(albedo, cover, _hair_albedo(t, locks, strands, y - style["front"] + 0.5))
-    gloss = (
-        0.34
-        + 0.22 * bump(x, 0.22) * smooth_step(-0.5, 0.1, y)
-        + 0.10 * bump(x.abs() - 0.42, 0.15) * bump(y + 0.1, 0.15)
-    )
-    gloss = (gloss * (1 + 0.15 * noise["mottle"]) * (1 - 0.8 * stubble) + 0.45 * lips).clamp(0, 1)
-    chin = -1.16 - t["jaw_drop"] + 0.9 * (x.abs() / 0.75) ** 3
-    face = smooth_step(-0.03, 0.03, y - chin) * smooth_step(0.10, 0.20, z) * (1 - cover)
-    return albedo, gloss, face
+    return albedo, _gloss(x, y, lips, stubble, noise), _face_mask(x, y, z, t, cover)
+
+
+# %% ../nbs/04_heads.ipynb #cda8f8c9
+def _wrinkles(x, y, t, noise):
+    """Fine relief of the skin in decimetres: pores, and lines that come with age."""
+    ax, age = x.abs(), _years_after(30, t)
+    bend = y + 0.05 * torch.cos(4 * x) + 0.012 * noise["broad"]
+    lines = torch.sin(bend * 62).clamp(min=0) ** 3 * bump(y - 0.55, 0.16) * bump(x, 0.40)
+    feet_x, feet_y = ax - t["eye_distance"] - 0.10, y - t["eye_height"]
+    fan = torch.sin(torch.atan2(feet_y, feet_x.clamp(min=0.02)) * 9) ** 4
+    fan = fan * bump(feet_x - 0.10, 0.06) * bump(feet_y, 0.09)
+    frown = bump(ax - 0.055, 0.012) * bump(y - 0.27, 0.06)
+    pores = (0.0011 * noise["fine"] + 0.0012 * noise["freckle"]) * (0.4 + 0.5 * age)
+    return pores - age * (0.0075 * lines + 0.006 * fan + 0.007 * frown) + 0.0006 * noise["mottle"]
+
+
+# %% ../nbs/04_heads.ipynb #81cf6ffb
+def _unit_rows(vectors):
+    return vectors / vectors.norm(dim=0, keepdim=True).clamp(min=1e-3)
+
+
+def _tangents(position, normal, style, t, strands):
+    """Unit directions (3, size, size) along which hair lies."""
+    to_part, back, down = style["flow"]
+    side = torch.tanh((position[0] - t["hair_part"]) * 6)
+    still = torch.ones_like(side)
+    combed = torch.stack((0.9 * side * to_part, still * (-down - 0.8 * to_part), still * -back))
+    combed = torch.where(position[1:2] < 0.1, torch.tensor((0.0, -1.0, 0.0))[:, None, None], combed)
+    tangent = _unit_rows(combed - normal * (normal * combed).sum(0, keepdim=True))
+    return _unit_rows(tangent + normal * (0.10 + 0.13 * strands))  # strands shine at different heights
 
 
 # %% ../nbs/04_heads.ipynb #bf4bfb7a
+def _front_points(t):
+    """Five landmarks and the outline of the face, seen from the front: pairs (x, y)."""
+    nose, sturdy = -0.323 - 0.25 * t["nose_length"], t["build"] - 0.5
+    corner = t["mouth_height"] + t["mouth_curve"]
+    ex, ey = t["eye_distance"] + 0.018 * (t["build"] - 0.6), t["eye_height"] - 0.010
+    mx, my = 0.134 + 0.5 * t["mouth_width"] + 0.016 * sturdy, corner + 0.046 - 0.016 * sturdy
+    landmarks = [(-ex, ey), (ex, ey), (0.0, nose), (-mx, my), (mx, my)]
+    cheeks, jaw = [(-0.62, 0.1), (0.62, 0.1)], [(-0.50, -0.7), (0.50, -0.7)]
+    return [*landmarks, (0.0, 0.80), (0.0, -1.14 - t["jaw_drop"]), *cheeks, *jaw]
+
+
+# %% ../nbs/04_heads.ipynb #e0dbc0b2
 def _find_points(position, t):
     """Five landmarks and the outline of the face on the skin, as points (points, 3)."""
-    nose = -0.323 - 0.25 * t["nose_length"]
-    corner = t["mouth_height"] + t["mouth_curve"]
-    ex, ey, mw = t["eye_distance"] + 0.018 * (t["build"] - 0.6), t["eye_height"] - 0.010, t["mouth_width"]
-    mx, my = 0.134 + 0.5 * mw + 0.016 * (t["build"] - 0.5), corner + 0.046 - 0.016 * (t["build"] - 0.5)
-    flat = [(-ex, ey), (ex, ey), (0.0, nose), (-mx, my), (mx, my)]
-    flat += [
-        (0.0, 0.80),
-        (0.0, -1.14 - t["jaw_drop"]),
-        (-0.62, 0.1),
-        (0.62, 0.1),
-        (-0.50, -0.7),
-        (0.50, -0.7),
-    ]
     x, y, z = position.flatten(1)
     rows = []
-    for px, py in flat:
+    for px, py in _front_points(t):
         nearest = ((x - px) ** 2 + (y - py) ** 2 + 10.0 * (z < 0.2)).argmin()
         rows.append((px, py, float(z[nearest])))
     points = torch.tensor(rows)
-    points[:3, 2] -= torch.tensor(
-        (0.03, 0.03, 0.09)
-    )  # where a detector trained on photographs puts them: under the skin
+    points[:3, 2] -= torch.tensor((0.03, 0.03, 0.09))
     return points
 
 
@@ -867,6 +825,7 @@ def sky_directions():
     return torch.stack((flat * torch.cos(angle), y, flat * torch.sin(angle)), dim=1)
 
 
+# %% ../nbs/04_heads.ipynb #2fb65469
 def visibility(radius, position, direction, sharpness=7.0, reach=0.9, steps=9):
     """How much of a light in `direction` is visible from points past the head: (h, w) in [0, 1], with a soft edge."""
     seen = torch.ones_like(position[0])
@@ -884,10 +843,9 @@ def visibility(radius, position, direction, sharpness=7.0, reach=0.9, steps=9):
 # %% ../nbs/04_heads.ipynb #7eee78ab
 def _openness(radius, direction_map, size=96):
     """Cosine-weighted visibility of the surroundings from every point of a head: (SKY_DIRECTIONS, size, size)."""
-    small = F.interpolate(radius[None], size=(size, size), mode="bilinear", align_corners=True)[0]
-    position = (
-        small * F.interpolate(direction_map[None], size=(size, size), mode="bilinear", align_corners=True)[0]
-    )
+    shrink = functools.partial(F.interpolate, size=(size, size), mode="bilinear", align_corners=True)
+    small = shrink(radius[None])[0]
+    position = small * shrink(direction_map[None])[0]
     normal = _normals_of(position)
     start = position + 0.03 * normal
     rows = []
@@ -897,25 +855,49 @@ def _openness(radius, direction_map, size=96):
     return torch.stack(rows)
 
 
+# %% ../nbs/04_heads.ipynb #51bfba9e
+@dataclass(frozen=True)
+class Person:
+    """The textures of one person; every array is a float32 tensor (channels, size, size) over the equal-area map."""
+
+    identity: Identity
+    radius: torch.Tensor  # 1: distance from the middle of the head
+    normal: torch.Tensor  # 3
+    albedo: torch.Tensor  # 3
+    static: torch.Tensor  # 9: normal, gloss, hair, hair tangent, face
+    points: torch.Tensor  # (points, 3): five landmarks, then the outline of the face
+    direction: torch.Tensor  # 3: where each texel lies, seen from the middle of the head
+    openness: torch.Tensor  # (SKY_DIRECTIONS, 96, 96): visibility of the surroundings
+
+    def to(self, device):
+        names = ("radius", "normal", "albedo", "static", "points", "direction", "openness")
+        return Person(self.identity, *(getattr(self, name).to(device) for name in names))
+
+
+# %% ../nbs/04_heads.ipynb #6d14574a
+def _add_relief(bare, shell, t, noise):
+    """Radius (size, size) of hair and skin with wrinkles and the thickness of a beard."""
+    beard = _beard_cover(*bare, t) * t["beard"]
+    relief = _wrinkles(bare[0], bare[1], t, noise) * smooth_step(0.1, 0.3, bare[2]) * (1 - shell[1])
+    grown = 0.045 * beard**2 * (1 + 0.30 * noise["fine"] + 0.25 * noise["freckle"])
+    return shell[0] + relief + grown
+
+
 # %% ../nbs/04_heads.ipynb #357774cd
 @functools.lru_cache(maxsize=12)
 def build_person(identity, size):
     """Model and paint one person, cached; see `Person`."""
     t, style = identity.trait, HAIR_STYLES[identity.trait["hair_style"]]
-    generator = torch.Generator().manual_seed(
-        int(random_stream(identity.seed, "skin and hair").integers(2**62))
-    )
-    direction, noise = _directions(size), _noise_set(generator, size)
+    seed = int(random_stream(identity.seed, "skin and hair").integers(2**62))
+    direction, noise = _directions(size), _noise_set(torch.Generator().manual_seed(seed), size)
     skin = _trace_radius(direction, t, ears=style["side_end"] > -0.3)
     bare = skin * direction
     shell = _hair_shell(direction, skin, t, style, noise)
-    beard = _beard_cover(*bare, t) * t["beard"]
-    relief = _wrinkles(bare[0], bare[1], t, noise) * smooth_step(0.1, 0.3, bare[2]) * (1 - shell[1])
-    grown = 0.045 * beard**2 * (1 + 0.30 * noise["fine"] + 0.25 * noise["freckle"])
-    radius = shell[0] + relief + grown
+    radius = _add_relief(bare, shell, t, noise)
     normal = _normals_of(radius * direction)
     albedo, gloss, face = _paint(bare, t, style, shell, noise)
-    tangent = _tangents(bare, normal, style, t, shell[3])
-    static = torch.cat((normal, gloss[None], shell[1][None], tangent, face[None]))
+    static = torch.cat(
+        (normal, gloss[None], shell[1][None], _tangents(bare, normal, style, t, shell[3]), face[None])
+    )
     openness = _openness(radius[None], direction)
     return Person(identity, radius[None], normal, albedo, static, _find_points(bare, t), direction, openness)

@@ -7,17 +7,18 @@ __all__ = ["Rendering", "render_video", "render_stills"]
 
 # %% ../nbs/04_rendered.ipynb #e76928b7
 import contextlib
+import functools
 import math
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from .heads import Identity, Person, build_person, bump, lip_seam, smooth_step, texture_grid
 from deepfake_nb.scenes import (
     DOMAINS,
-    MOTION,
     Light,
     Look,
     build_backdrop,
@@ -40,18 +41,17 @@ RENDER_TRAITS = (
 )  # fmt: skip
 
 
-# %% ../nbs/04_rendered.ipynb #d97a7ad2
 def _stack_traits(identities, device):
-    """The traits that drawing needs, each (people, 1, 1) or (people, 3, 1, 1)."""
-    stacked = {
-        name: as_vector([i.trait[name] for i in identities], device)[:, None, None] for name in RENDER_TRAITS
-    }
-    return stacked | {
-        name: as_vector([i.trait[name] for i in identities], device)[:, :, None, None]
-        for name in ("iris", "skin")
-    }
+    """The traits that rendering needs, each (people, 1, 1) or (people, 3, 1, 1)."""
+
+    def stack(name):
+        return as_vector([identity.trait[name] for identity in identities], device)
+
+    numbers = {name: stack(name)[:, None, None] for name in RENDER_TRAITS}
+    return numbers | {name: stack(name)[:, :, None, None] for name in ("iris", "skin")}
 
 
+# %% ../nbs/04_rendered.ipynb #d97a7ad2
 def _opening(x, t, f):
     """Edges of the open mouth: heights (upper, lower) of the lips' inner rims, and the closed seam."""
     seam = lip_seam(x, t)
@@ -62,6 +62,20 @@ def _opening(x, t, f):
     return seam + corner + 0.16 * drop * arc, seam + corner - 0.82 * drop * arc, seam
 
 
+# %% ../nbs/04_rendered.ipynb #1535f70c
+def _close_mouth(x, y, in_front, t, f):
+    """Heights on the face at rest of points around a mouth that is open."""
+    upper, lower, seam = _opening(x, t, f)
+    drop = 0.17 * f["mouth_open"]
+    over = (upper - seam) * torch.exp(-((y - upper).clamp(min=0) / 0.12).clamp(max=16))
+    jaw = -0.80 * drop
+    deep = (lower - y).clamp(min=0)
+    under = (lower - seam) + (jaw - (lower - seam)) * smooth_step(0.0, 0.22, deep)
+    below = torch.where(y < lower, under, over)
+    inside = (y < upper) & (y > lower)
+    return torch.where(inside, seam, y - below * in_front)
+
+
 # %% ../nbs/04_rendered.ipynb #f23d9383
 def _relax(x, y, z, t, f):
     """Map points of a moving face back to their positions on the face at rest."""
@@ -70,18 +84,9 @@ def _relax(x, y, z, t, f):
     pull = f["smile"] * near * bump(ax - 0.28, 0.20)
     x = x * (1 - 0.16 * pull + 0.16 * f["pucker"] * near * bump(x, 0.3))
     y = y - 0.065 * pull * (ax / 0.28).clamp(max=1.4) ** 2
-    upper, lower, seam = _opening(x, t, f)
-    drop = 0.17 * f["mouth_open"]
-    over = (upper - seam) * torch.exp(-((y - upper).clamp(min=0) / 0.12).clamp(max=16))
-    jaw = -0.80 * drop
-    deep = (lower - y).clamp(min=0)
-    under = (lower - seam) + (jaw - (lower - seam)) * smooth_step(0.0, 0.22, deep)
     in_front = smooth_step(-0.15, 0.45, z)
-    below = torch.where(y < lower, under, over)
-    inside = (y < upper) & (y > lower)
-    rested = torch.where(inside, seam, y - below * in_front)
     raise_brow = 0.045 * f["brow_raise"] * bump(y - 0.30, 0.16) * in_front
-    return x, rested - raise_brow, z
+    return x, _close_mouth(x, y, in_front, t, f) - raise_brow, z
 
 
 # %% ../nbs/04_rendered.ipynb #ae4dd1c0
@@ -101,20 +106,15 @@ def _rays(px, py, rotation, shift, distance):
     return [base[i] - offset[:, i : i + 1, 0] for i in range(3)], ray
 
 
-# %% ../nbs/04_rendered.ipynb #e9f0226c
+# %% ../nbs/04_rendered.ipynb #d6a766b6
 def _drop_jaw(x, y, z, t, f):
     """The jaw's part of `_relax`, cheap enough for every step along a ray."""
     drop = 0.136 * f["mouth_open"]
-    return (
-        x,
-        y
-        + drop
-        * smooth_step(0.0, 0.20, t["mouth_height"] - 0.06 * f["mouth_open"] - y)
-        * smooth_step(-0.15, 0.45, z),
-        z,
-    )
+    below = smooth_step(0.0, 0.20, t["mouth_height"] - 0.06 * f["mouth_open"] - y)
+    return x, y + drop * below * smooth_step(-0.15, 0.45, z), z
 
 
+# %% ../nbs/04_rendered.ipynb #e9f0226c
 def _march(radius, base, ray, t, f, start, steps, stride):
     """March along the rays until they hit the head: depth, remaining gap, and whether the head was hit."""
     depth, met = start, torch.zeros_like(start, dtype=torch.bool)
@@ -125,23 +125,6 @@ def _march(radius, base, ray, t, f, start, steps, stride):
         ahead = torch.where(met, gap.clamp(max=0.02) * 0.7, (gap * 0.72).clamp(min=stride, max=0.4))
         depth = depth + torch.where(gap > 0, ahead, 0.5 * gap.clamp(min=-0.05))
     return depth, gap, met
-
-
-# %% ../nbs/04_rendered.ipynb #799455d5
-def _march_on(radius, base, ray, t, f, depth, gap, met, tolerance):
-    """March on along the few rays that have passed an edge and not yet hit what lies behind it."""
-    late = _pack((gap > tolerance) & ~met)
-    parts = [_pick(v[:, None], late)[:, 0] for v in (*base, *ray, depth)]
-    on, still, found = _march(radius, parts[:3], parts[3:6], t, f, parts[6], 13, 0.035)
-    taken = _unpack(torch.stack((on, still, found.float(), torch.ones_like(on)), 1), late, depth[0].numel())[
-        :, :, None, :
-    ]
-    was_late = taken[:, 3] > 0
-    return (
-        torch.where(was_late, taken[:, 0], depth),
-        torch.where(was_late, taken[:, 1], gap),
-        met | (taken[:, 2] > 0),
-    )
 
 
 # %% ../nbs/04_rendered.ipynb #18d91a91
@@ -156,6 +139,7 @@ def _pack(mask):
     return index
 
 
+# %% ../nbs/04_rendered.ipynb #a77ffa06
 def _pick(values, index):
     """Values (frames, channels, h, w) at packed positions: (frames, channels, 1, most)."""
     flat = F.pad(values.flatten(2), (0, 1))
@@ -188,11 +172,10 @@ def _find_heads(radius, columns, rows, rotation, shift, distance, t, f, coarse=4
     -------
     index (frames, most), px, py, depth (frames, 1, most)
     """
-    half = coarse // 2
+    half, shape = coarse // 2, (rows.shape[1], columns.shape[1])
     base, ray = _rays(columns[:, None, half::coarse], rows[:, half::coarse, None], rotation, shift, distance)
     first, gap, met = _march(radius, base, ray, t, f, torch.full_like(base[0], -1.45), 19, 0.03)
     near = -F.max_pool2d(-first[:, None], 3, stride=1, padding=1)
-    shape = (rows.shape[1], columns.shape[1])
     hit = F.max_pool2d((met | (gap < 0.04)).float()[:, None], 3, stride=1, padding=1)
     both = F.interpolate(torch.cat((near, hit), 1), size=shape, mode="nearest")
     index = _pack(both[:, 1] > 0.5)
@@ -200,6 +183,28 @@ def _find_heads(radius, columns, rows, rotation, shift, distance, t, f, coarse=4
     px = columns.gather(1, inside % shape[1])[:, None]
     py = rows.gather(1, inside // shape[1])[:, None]
     return index, px, py, _pick(both[:, :1], index)[:, 0] - 0.05
+
+
+# %% ../nbs/04_rendered.ipynb #799455d5
+def _march_on(radius, base, ray, t, f, depth, gap, met, tolerance):
+    """March on along the few rays that have passed an edge and not yet hit what lies behind it."""
+    late = _pack((gap > tolerance) & ~met)
+    parts = [_pick(v[:, None], late)[:, 0] for v in (*base, *ray, depth)]
+    on, still, found = _march(radius, parts[:3], parts[3:6], t, f, parts[6], 13, 0.035)
+    taken = torch.stack((on, still, found.float(), torch.ones_like(on)), 1)
+    on, still, found, was_late = _unpack(taken, late, depth[0].numel())[:, :, None, :].unbind(1)
+    return torch.where(was_late > 0, on, depth), torch.where(was_late > 0, still, gap), met | (found > 0)
+
+
+# %% ../nbs/04_rendered.ipynb #d7f96ef5
+def _cast_rays(radius, columns, rows, rotation, shift, distance, t, f, soft):
+    """Packed samples that a head may cover: their index, places, rays, depth and cover; `soft` is a sample's width."""
+    index, px, py, start = _find_heads(radius, columns, rows, rotation, shift, distance, t, f)
+    base, ray = _rays(px, py, rotation, shift, distance)
+    depth, gap, met = _march(radius, base, ray, t, f, start, 7, 0.008)
+    depth, gap, met = _march_on(radius, base, ray, t, f, depth, gap, met, soft)
+    cover = torch.maximum((1.6 - gap / (1.2 * soft)).clamp(0, 1), met.float())
+    return index, (px, py), base, ray, depth, cover
 
 
 # %% ../nbs/04_rendered.ipynb #5b4e3356
@@ -223,6 +228,24 @@ def _eyelids(qx, t, f):
 
 
 # %% ../nbs/04_rendered.ipynb #792bfeb0
+def _iris(ix, iy, light, white, t):
+    """Iris and pupil over the white of the eye: three channels (frames, h, w)."""
+    ring = (ix * ix + iy * iy).sqrt() / 0.0595
+    limbus, pupil = smooth_step(0.74, 0.98, ring), smooth_step(0.44, 0.36, ring)
+    crescent = bump(iy + 0.022, 0.022) * smooth_step(0.95, 0.6, ring)
+    glow = (1.0 + 0.55 * smooth_step(0.75, 0.40, ring) - 0.65 * limbus + 1.3 * crescent) * (1 - 0.97 * pupil)
+    in_iris = smooth_step(1.04, 0.92, ring)
+    return [w + in_iris * (t["iris"][:, c] * glow * light * 1.1 - w) for c, w in enumerate(white)]
+
+
+def _catch_light(ix, iy, side, arriving, half):
+    """Reflection of the key light on the cornea (frames, h, w)."""
+    cornea_x, cornea_y = ix * side - 0.062 * half[:, 0], iy - 0.062 * half[:, 1]
+    away = (cornea_x.abs() ** 3 + cornea_y.abs() ** 3 + 1e-9) ** (1 / 3)
+    return smooth_step(0.0175, 0.0085, away) * 0.9 * arriving.clamp(min=0.25)
+
+
+# %% ../nbs/04_rendered.ipynb #2a4b2483
 def _eyeball(qx, qy, flat, side, upper, lower, arriving, t, f, half):
     """Sclera, iris, pupil, catch-light and the wet edge of the lower lid: (frames, 3, h, w)."""
     ball_x, ball_y = qx / 0.135, flat / 0.135
@@ -231,20 +254,27 @@ def _eyeball(qx, qy, flat, side, upper, lower, arriving, t, f, half):
     corner = bump(qx + 0.95 * t["eye_width"], 0.045)
     white = [0.56 * light, (0.51 - 0.18 * corner) * light, (0.49 - 0.17 * corner) * light]
     ix, iy = qx - side * f["gaze_x"], flat - f["gaze_y"] - 0.004
-    ring = (ix * ix + iy * iy).sqrt() / 0.0595
-    limbus, pupil = smooth_step(0.74, 0.98, ring), smooth_step(0.44, 0.36, ring)
-    crescent = bump(iy + 0.022, 0.022) * smooth_step(0.95, 0.6, ring)
-    glow = (1.0 + 0.55 * smooth_step(0.75, 0.40, ring) - 0.65 * limbus + 1.3 * crescent) * (1 - 0.97 * pupil)
-    in_iris = smooth_step(1.04, 0.92, ring)
-    eye = [w + in_iris * (t["iris"][:, c] * glow * light * 1.1 - w) for c, w in enumerate(white)]
-    cornea_x, cornea_y = ix * side - 0.062 * half[:, 0], iy - 0.062 * half[:, 1]
-    spark = (
-        smooth_step(0.0175, 0.0085, (cornea_x.abs() ** 3 + cornea_y.abs() ** 3 + 1e-9) ** (1 / 3))
-        * 0.9
-        * arriving.clamp(min=0.25)
-    )
+    spark = _catch_light(ix, iy, side, arriving, half)
     wet = 0.16 * bump(qy - lower - 0.006, 0.007) * arriving
-    return _rgb(*eye) + (spark + wet)[:, None]
+    return _rgb(*_iris(ix, iy, light, white, t)) + (spark + wet)[:, None]
+
+
+# %% ../nbs/04_rendered.ipynb #c50801fe
+def _lashes(qx, qy, upper, lower, reach, t, soft):
+    """Cover of the lashes (frames, h, w)."""
+    wide = t["eye_width"]
+    inward = smooth_step(1.02, 0.90, (qx / wide).abs())
+    thick = soft * 0.55 + 0.0065 + 0.006 * (1 - t["build"]) + 0.004 * smooth_step(-0.3, 1.0, qx / wide)
+    lash = bump(qy - upper - 0.35 * thick, thick) * reach * 0.86
+    low_lash = bump(qy - lower + 0.004, soft * 0.5 + 0.006) * inward * 0.42
+    return torch.maximum(lash, low_lash).clamp(0, 1)
+
+
+def _lid_crease(qx, qy, upper, top, t, f, soft):
+    """How dark the crease above the upper lid is (frames, h, w)."""
+    crease_y = torch.maximum(upper, 0.35 * top) + t["eye_crease"] * (0.75 + 0.35 * f["brow_raise"])
+    crease = bump(qy - crease_y, 0.010 + 0.4 * soft) * smooth_step(1.15, 0.8, (qx / t["eye_width"]).abs())
+    return crease * 0.42 * (1 - 0.7 * f["blink"])
 
 
 # %% ../nbs/04_rendered.ipynb #451a71b8
@@ -257,27 +287,41 @@ def _draw_eyes(colour, x, y, arriving, t, f, half, soft):
     side, qx, flat = torch.sign(x), x.abs() - t["eye_distance"], y - t["eye_height"]
     wide, qy = t["eye_width"], flat - t["eye_tilt"] * qx
     upper, lower, top = _eyelids(qx, t, f)
-    opened = (
-        ((upper - qy) / soft + 0.5).clamp(0, 1)
-        * ((qy - lower) / soft + 0.5).clamp(0, 1)
-        * ((qx + 0.012).abs() < wide)
-    )
+    opened = ((upper - qy) / soft + 0.5).clamp(0, 1) * ((qy - lower) / soft + 0.5).clamp(0, 1)
+    opened = opened * ((qx + 0.012).abs() < wide)
     colour = _lay(colour, _eyeball(qx, qy, flat, side, upper, lower, arriving, t, f, half), opened)
-    inward = smooth_step(1.02, 0.90, (qx / wide).abs())
     reach = smooth_step(-1.10, -0.80, qx / wide) * smooth_step(1.22, 1.02, qx / wide)
-    thick = soft * 0.55 + 0.0065 + 0.006 * (1 - t["build"]) + 0.004 * smooth_step(-0.3, 1.0, qx / wide)
-    lash = bump(qy - upper - 0.35 * thick, thick) * reach * 0.86
-    low_lash = bump(qy - lower + 0.004, soft * 0.5 + 0.006) * inward * 0.42
-    crease_y = torch.maximum(upper, 0.35 * top) + t["eye_crease"] * (0.75 + 0.35 * f["brow_raise"])
-    crease = (
-        bump(qy - crease_y, 0.010 + 0.4 * soft)
-        * smooth_step(1.15, 0.8, (qx / wide).abs())
-        * 0.42
-        * (1 - 0.7 * f["blink"])
-    )
+    crease = _lid_crease(qx, qy, upper, top, t, f, soft)
     fold = 0.16 * bump(qy - upper - 0.02, 0.03) * reach
     colour = colour * ((1 - crease) * (1 - fold))[:, None]
-    return _lay(colour, 0.045 * colour + 0.004, torch.maximum(lash, low_lash).clamp(0, 1))
+    return _lay(colour, 0.045 * colour + 0.004, _lashes(qx, qy, upper, lower, reach, t, soft))
+
+
+# %% ../nbs/04_rendered.ipynb #1992aa26
+def _mouth_cover(ax, y, upper, lower, t, soft):
+    """Where a mouth is open (frames, h, w)."""
+    cover = ((upper - y) / soft + 0.3).clamp(0, 1) * ((y - lower) / soft + 0.3).clamp(0, 1)
+    return cover * (ax < t["mouth_width"]) * smooth_step(0.004, 0.014, upper - lower)
+
+
+def _tongue(y, lower, away, light):
+    """Tongue and the dark behind it (frames, 3, h, w)."""
+    depth = 0.25 + 0.75 * smooth_step(0.10, 0.0, (y - lower).abs())
+    tongue = smooth_step(0.75, 0.2, away) * depth
+    levels = ((0.020, 0.15), (0.007, 0.045), (0.006, 0.04))
+    return _rgb(*(dark + red * tongue * light * 0.8 for dark, red in levels))
+
+
+# %% ../nbs/04_rendered.ipynb #389be363
+def _teeth(x, y, upper, lower, away, light, t, soft):
+    """Cover (frames, h, w) of upper and lower teeth, and the colour of their enamel (frames, 3, h, w)."""
+    edge, low_edge = t["mouth_height"] - 0.038 + 0.04 * away**2, lower + 0.035
+    teeth = smooth_step(-0.6 * soft - 0.004, 0.6 * soft + 0.004, y - edge) * smooth_step(1.0, 0.82, away)
+    low_teeth = smooth_step(0.8 * soft, -0.8 * soft, y - low_edge) * smooth_step(0.75, 0.55, away) * 0.55
+    low_teeth = low_teeth * smooth_step(0.06, 0.12, upper - lower)
+    gaps = 1 - 0.22 * (0.5 + 0.5 * torch.cos(x * (2 * math.pi / 0.078))) ** 10
+    shade = (0.30 + 0.70 * smooth_step(0.0, 0.05, upper - y)) * gaps * light
+    return teeth, low_teeth, _rgb(0.66 * shade, 0.61 * shade, 0.53 * shade)
 
 
 # %% ../nbs/04_rendered.ipynb #7765ccbe
@@ -287,37 +331,12 @@ def _draw_mouth(colour, x, y, arriving, t, f, soft):
     x, y = x * (1 - 0.16 * pull), y - 0.065 * pull * (x.abs() / 0.28).clamp(max=1.4) ** 2
     ax = x.abs()
     upper, lower, _ = _opening(x, t, f)
-    cover = (
-        ((upper - y) / soft + 0.3).clamp(0, 1)
-        * ((y - lower) / soft + 0.3).clamp(0, 1)
-        * (ax < t["mouth_width"])
-    )
-    cover = cover * smooth_step(0.004, 0.014, upper - lower)
     away = (ax / t["mouth_width"]).clamp(max=1)
     light = arriving * (1 - 0.75 * away * away)
-    edge = t["mouth_height"] - 0.038 + 0.04 * away**2
-    gaps = 1 - 0.22 * (0.5 + 0.5 * torch.cos(x * (2 * math.pi / 0.078))) ** 10
-    shade = (0.30 + 0.70 * smooth_step(0.0, 0.05, upper - y)) * gaps * light
-    teeth = smooth_step(-0.6 * soft - 0.004, 0.6 * soft + 0.004, y - edge) * smooth_step(1.0, 0.82, away)
-    low_edge = lower + 0.035
-    low_teeth = (
-        smooth_step(0.8 * soft, -0.8 * soft, y - low_edge)
-        * smooth_step(0.75, 0.55, away)
-        * 0.55
-        * smooth_step(0.06, 0.12, upper - lower)
-    )
-    depth = 0.25 + 0.75 * smooth_step(0.10, 0.0, (y - lower).abs())
-    tongue = smooth_step(0.75, 0.2, away) * depth
-    inside = [
-        0.020 + 0.15 * tongue * light * 0.8,
-        0.007 + 0.045 * tongue * light * 0.8,
-        0.006 + 0.04 * tongue * light * 0.8,
-    ]
-    mouth = _rgb(*inside)
-    enamel = _rgb(0.66 * shade, 0.61 * shade, 0.53 * shade)
-    mouth = _lay(mouth, 0.75 * enamel, low_teeth)
+    teeth, low_teeth, enamel = _teeth(x, y, upper, lower, away, light, t, soft)
+    mouth = _lay(_tongue(y, lower, away, light), 0.75 * enamel, low_teeth)
     mouth = _lay(mouth, enamel, teeth)
-    return _lay(colour, mouth, cover)
+    return _lay(colour, mouth, _mouth_cover(ax, y, upper, lower, t, soft))
 
 
 # %% ../nbs/04_rendered.ipynb #6f184690
@@ -330,43 +349,48 @@ def _lens_edge(x, y, t):
     return outside + torch.maximum(dx, dy).clamp(max=0) - corner, tall, wide
 
 
+def _spectacle_frame(x, y, edge, wide, thick, soft):
+    """Cover of rims, bridge and hinges in the plane of the glasses (frames, h, w)."""
+    rims = smooth_step(soft, -0.3 * soft, edge.abs() - thick)
+    bridge = smooth_step(soft, -0.3 * soft, (y - 0.045 + 0.5 * x * x).abs() - 0.8 * thick)
+    hinge = smooth_step(soft, -0.3 * soft, (y - 0.075).abs() - 1.1 * thick)
+    at_hinge = (x.abs() - 0.35 - wide).abs() < 0.015
+    return torch.maximum(rims, torch.maximum(bridge * (x.abs() < 0.355 - wide), hinge * at_hinge))
+
+
+# %% ../nbs/04_rendered.ipynb #bc49e071
 def _temples(base, ray, t, soft, depth):
     """The arms of spectacles, seen where the head does not hide them."""
-    arms, level, thick = 0.0, t["eye_height"] + 0.04, 0.9 * t["glasses_thick"]
+    arms, level, thick = torch.zeros_like(depth), t["eye_height"] + 0.04, 0.9 * t["glasses_thick"]
     for side in (-1.0, 1.0):
         outward = ray[0] * side
         reach = (0.735 - side * base[0]) / outward.clamp(max=-0.02)
         y, z = base[1] + reach * ray[1], base[2] + reach * ray[2]
         seen = (z < 0.95) * (z > 0.3) * (outward < -0.02) * (reach < depth + 0.05)
-        arms = torch.maximum(
-            torch.as_tensor(arms, device=y.device),
-            smooth_step(soft, -0.3 * soft, (y - level).abs() - thick) * seen,
-        )
+        arm = smooth_step(soft, -0.3 * soft, (y - level).abs() - thick)
+        arms = torch.maximum(arms, arm * seen)
     return arms
 
 
 # %% ../nbs/04_rendered.ipynb #7cf63b4b
+def _behind_lens(colour, x, y, edge, tall, cover, t, half, soft, key):
+    """Colour (frames, 3, h, w) behind lenses: a little darker, with a glint and the shadow of the rim."""
+    lens = smooth_step(soft, -soft, edge) * t["glasses"] * cover
+    glint = bump(x * 0.5 + y * 0.8 - 0.5 * half[:, 0] - 0.1, 0.05) * 0.05 + 0.018
+    shadow = bump(edge + 0.05, 0.05) * t["glasses"] * (y < tall) * 0.10 * cover
+    return (colour * (1 - 0.07 * lens[:, None]) + (glint * lens)[:, None] * key) * (1 - shadow)[:, None]
+
+
+# %% ../nbs/04_rendered.ipynb #629fe625
 def _draw_glasses(colour, cover, base, ray, t, half, soft, depth, key):
     """Spectacles in a plane before the eyes, with temples to the ears: colour (frames, 4, h, w), the last the cover."""
     walk = (0.945 - base[2]) / ray[2].clamp(max=-0.2)
     x, y = base[0] + walk * ray[0], base[1] + walk * ray[1] - t["eye_height"] + 0.035
     edge, tall, wide = _lens_edge(x, y, t)
-    thick, worn = t["glasses_thick"] * (1 + 0.35 * smooth_step(0.0, 0.1, y)), t["glasses"]
-    rims = smooth_step(soft, -0.3 * soft, edge.abs() - thick)
-    bridge = smooth_step(soft, -0.3 * soft, (y - 0.045 + 0.5 * x * x).abs() - 0.8 * thick) * (
-        x.abs() < 0.355 - wide
-    )
-    hinge = smooth_step(soft, -0.3 * soft, (y - 0.075).abs() - 1.1 * thick) * (
-        (x.abs() - 0.35 - wide).abs() < 0.015
-    )
-    frame = (
-        torch.maximum(torch.maximum(rims, _temples(base, ray, t, soft, depth)), torch.maximum(bridge, hinge))
-        * worn
-    )
-    lens = smooth_step(soft, -soft, edge) * worn * cover
-    glint = bump(x * 0.5 + y * 0.8 - 0.5 * half[:, 0] - 0.1, 0.05) * 0.05 + 0.018
-    shadow = bump(edge + 0.05, 0.05) * worn * (y < tall) * 0.10 * cover
-    colour = (colour * (1 - 0.07 * lens[:, None]) + (glint * lens)[:, None] * key) * (1 - shadow)[:, None]
+    thick = t["glasses_thick"] * (1 + 0.35 * smooth_step(0.0, 0.1, y))
+    frame = _spectacle_frame(x, y, edge, wide, thick, soft)
+    frame = torch.maximum(frame, _temples(base, ray, t, soft, depth)) * t["glasses"]
+    colour = _behind_lens(colour, x, y, edge, tall, cover, t, half, soft, key)
     tone = t["glasses_tone"] * (0.35 * smooth_step(0.2, 0.9, y / tall) + 0.5)
     colour = _lay(colour, tone[:, None] * (0.4 + key), frame)
     return torch.cat((colour, torch.maximum(cover, frame)[:, None]), 1)
@@ -402,26 +426,44 @@ def _shine(sample, rgb_light, half, view_sheen, key):
     return (amount * rgb_light)[:, None] * key
 
 
-# %% ../nbs/04_rendered.ipynb #ed4a2dd5
+# %% ../nbs/04_rendered.ipynb #6d817fba
+def _near_features(x, y, z, t):
+    """Which samples lie around the eyes, and which around the mouth."""
+    eyes = ((x.abs() - t["eye_distance"]).abs() < 0.24) & ((y - t["eye_height"]).abs() < 0.16)
+    mouth = (y < t["mouth_height"] + 0.10) & (y > t["mouth_height"] - 0.26)
+    return eyes & (z > 0.3), mouth & (x.abs() < t["mouth_width"] + 0.04) & (z > 0.3)
+
+
 def _draw_features(colour, x, y, z, sample, arriving, t, f, half, soft):
-    """Eyes and mouth over the skin, drawn only where they are."""
-    eye = ((x.abs() - t["eye_distance"]).abs() < 0.24) & ((y - t["eye_height"]).abs() < 0.16)
-    mouth = (
-        (x.abs() < t["mouth_width"] + 0.04) & (y < t["mouth_height"] + 0.10) & (y > t["mouth_height"] - 0.26)
-    )
-    for part, where in (("eyes", eye), ("mouth", mouth)):
-        index = _pack(where & (z > 0.3))
+    """Eyes and mouth over the skin, rendered only where they are."""
+    draw_eyes = functools.partial(_draw_eyes, t=t, f=f, half=half, soft=soft)
+    draw_mouth = functools.partial(_draw_mouth, t=t, f=f, soft=soft)
+    for draw, where in zip((draw_eyes, draw_mouth), _near_features(x, y, z, t), strict=True):
+        index = _pack(where)
         picked = _pick(torch.cat((colour, torch.stack((x, y, arriving, sample[:, 4]), 1)), 1), index)
-        px, py, light, hair = picked[:, 3], picked[:, 4], picked[:, 5], picked[:, 6]
-        if part == "eyes":
-            drawn = _draw_eyes(picked[:, :3], px, py, light, t, f, half, soft)
-        else:
-            drawn = _draw_mouth(picked[:, :3], px, py, light, t, f, soft)
-        change = torch.where(
-            index[:, None, None, :] < x[0].numel(), (drawn - picked[:, :3]) * (1 - hair)[:, None], 0.0
-        )
+        before, (px, py, light, hair) = picked[:, :3], picked[:, 3:].unbind(1)
+        is_sample = index[:, None, None, :] < x[0].numel()
+        drawn = draw(before, px, py, light)
+        change = torch.where(is_sample, (drawn - before) * (1 - hair)[:, None], 0.0)
         colour = colour + _unpack(change, index, x[0].numel())[:, :, None, :]
     return colour
+
+
+# %% ../nbs/04_rendered.ipynb #1a8008b7
+def _look_up(person, lit, x, y, z):
+    """Static and lit textures of a person at points of the face at rest: two (frames, channels, 1, most)."""
+    grid = texture_grid(x, y, z)
+    static = person.static[None].expand(len(grid), -1, -1, -1)
+    return [
+        F.grid_sample(texture, grid, padding_mode="border", align_corners=True) for texture in (static, lit)
+    ]
+
+
+def _half_way(light, rotation):
+    """Half-way direction between key light and camera in the head's frame: (frames, 3, 1, 1)."""
+    to_light = unit_vector(as_vector(light.key_direction, rotation.device))
+    half = unit_vector(to_light + as_vector((0.0, 0.0, 1.0), rotation.device))
+    return (half @ rotation)[:, :, None, None]
 
 
 # %% ../nbs/04_rendered.ipynb #c03b4449
@@ -434,106 +476,51 @@ def _draw_heads(person, lit, rotation, shift, columns, rows, look, t, f, light, 
     colour (frames, 3, 1, most), cover, depth towards the camera, face : tensor (frames, 1, most)
     places : pair of tensor (frames, 1, most), x and y of the samples in decimetres
     """
-    frames, device = len(rows), columns.device
-    radius = person.radius[None].expand(frames, -1, -1, -1)
-    index, px, py, start = _find_heads(radius, columns, rows, rotation, shift, look.distance, t, f)
-    base, ray = _rays(px, py, rotation, shift, look.distance)
-    depth, gap, met = _march(radius, base, ray, t, f, start, 7, 0.008)
-    depth, gap, met = _march_on(radius, base, ray, t, f, depth, gap, met, soft)
-    cover = torch.maximum((1.6 - gap / (1.2 * soft)).clamp(0, 1), met.float())
+    radius = person.radius[None].expand(len(rows), -1, -1, -1)
+    cast = _cast_rays(radius, columns, rows, rotation, shift, look.distance, t, f, soft)
+    index, places, base, ray, depth, cover = cast
     x, y, z = (base[i] + depth * ray[i] for i in range(3))
-    grid = texture_grid(*_relax(x, y, z, t, f))
-    sample = F.grid_sample(
-        person.static[None].expand(frames, -1, -1, -1), grid, padding_mode="border", align_corners=True
-    )
-    glow = F.grid_sample(lit, grid, padding_mode="border", align_corners=True)
-    half = (
-        unit_vector(unit_vector(as_vector(light.key_direction, device)) + as_vector((0.0, 0.0, 1.0), device))
-        @ rotation
-    )
-    half = half[:, :, None, None]
-    facing = (sample[:, :3] * rotation[:, 2, :, None, None]).sum(1).clamp(0, 1)
-    key = as_vector(light.key, device)[None, :, None, None]
+    sample, glow = _look_up(person, lit, *_relax(x, y, z, t, f))
+    half, key = _half_way(light, rotation), as_vector(light.key, columns.device)[None, :, None, None]
+    r = rotation[:, 2, :, None, None]
+    facing = (sample[:, :3] * r).sum(1).clamp(0, 1)
     colour = glow[:, :3] + _shine(sample, glow[:, 3], half, (1 - facing) ** 3, key)
     colour = _draw_features(colour, x, y, z, sample, glow[:, 3], t, f, half, soft)
     if float(t["glasses"].max()) > 0:
         colour, cover = _put_on_glasses(colour, cover, base, ray, t, half, soft, depth, key)
-    r = rotation[:, 2, :, None, None]
     towards = r[:, 0] * x + r[:, 1] * y + r[:, 2] * z + shift[:, 2, None, None]
-    return index, colour, cover, towards, sample[:, 8], (px, py)
+    return index, colour, cover, towards, sample[:, 8], places
 
 
-# %% ../nbs/04_rendered.ipynb #be0eede9
-def _film(picture, look, vignette):
-    """From linear light to display values in [0, 1]."""
-    tint = as_vector(look.tint, picture.device)[None, :, None, None]
-    value = picture * (look.exposure * tint * vignette)
-    value = value * (1 + 0.12 * value) / (1 + 0.42 * value)
-    value = value.clamp(min=1e-5) ** (1 / 2.2)
-    grey = value.mean(1, keepdim=True)
-    value = grey + look.saturation * (value - grey)
-    return 0.5 + (value * 1.10 - 0.5 - 0.02) * look.contrast
+# %% ../nbs/04_rendered.ipynb #799b5c99
+def _lit_poses(motion):
+    """Poses (yaw, pitch, roll in degrees) at which a head is lit; between them light is interpolated."""
+    yaw, pitch, roll = (float(np.mean(motion[k])) for k in ("yaw", "pitch", "roll"))
+    if len(motion["yaw"]) == 1:
+        return np.array([(yaw, pitch, roll)])
+    reach_yaw = max(1e-3, float(np.abs(motion["yaw"] - yaw).max()))
+    reach_pitch = max(1e-3, float(np.abs(motion["pitch"] - pitch).max()))
+    sideways = [(yaw + d, pitch, roll) for d in (-reach_yaw, reach_yaw)]
+    up_and_down = [(yaw, pitch + d, roll) for d in (-reach_pitch, reach_pitch)]
+    return np.array([(yaw, pitch, roll), *sideways, *up_and_down])
 
 
-def _sensor(value, look, grain, softness):
-    """Lens blur, sharpening in the camera, and noise; display values in, uint8 out (frames, h, w, 3)."""
-    if softness > 0.2:
-        value = _blur_frames(value, softness)
-    if look.sharpen > 0:
-        value = value + look.sharpen * (
-            value - F.avg_pool2d(F.pad(value, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        )
-    value = value + grain * (look.noise / 255.0) * (1.25 - 0.6 * value.clamp(0, 1))
-    return (value.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
-
-
-# %% ../nbs/04_rendered.ipynb #8ca3ebf9
-def _blur_frames(value, sigma):
-    """Gaussian blur of (frames, 3, h, w) with one sigma in pixels."""
-    reach = max(1, math.ceil(2.2 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-    taps = (taps / taps.sum()).tolist()
-    for dim in (2, 3):
-        pad = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
-        padded = F.pad(value, pad, mode="replicate")
-        length = value.shape[dim]
-        value = sum(w * padded.narrow(dim, k, length) for k, w in enumerate(taps))
-    return value
-
-
-# %% ../nbs/04_rendered.ipynb #acdfff1b
-@dataclass
-class Rendering:
-    """Images of rendered people and their ground truth.
-
-    Parameters
-    ----------
-    images : uint8 array, shape (n, height, width, 3), RGB
-    landmarks : float32 array, shape (n, 5, 2)
-        Left eye, right eye, nose tip, left and right mouth corner in pixels (x, y); left is left in the image, whole
-        numbers are pixel centres.
-    face_masks : bool array, shape (n, height, width)
-        Visible skin of the face, eyes and mouth included, hair not.
-    boxes : float32 array, shape (n, 4)
-        x0, y0, x1, y1 in pixels from forehead to chin.
-    parameters : pandas.DataFrame
-        One row per image: pose in degrees, expression, light, identity, domain, time in seconds.
-    """
-
-    images: np.ndarray
-    landmarks: np.ndarray
-    face_masks: np.ndarray
-    boxes: np.ndarray
-    parameters: pd.DataFrame
-
-    def __len__(self):
-        return len(self.images)
+# %% ../nbs/04_rendered.ipynb #9c021732
+def _pose_weights(motion, poses):
+    """Weights (frames, poses) that interpolate between lit poses."""
+    weights = np.zeros((len(motion["yaw"]), len(poses)))
+    if len(poses) > 1:
+        for column, (name, axis) in enumerate((("yaw", 0), ("yaw", 0), ("pitch", 1), ("pitch", 1)), start=1):
+            reach = poses[column][axis] - poses[0][axis]
+            weights[:, column] = np.clip((motion[name] - poses[0][axis]) / reach, 0, 1)
+    weights[:, 0] = 1 - weights[:, 1:].sum(1)
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 # %% ../nbs/04_rendered.ipynb #01798940
 @dataclass(frozen=True)
 class _Scene:
-    """Everything that is drawn before the first frame of a video or a still."""
+    """Everything that is prepared before the first frame of a video or a still."""
 
     person: Person
     light: Light
@@ -547,65 +534,35 @@ class _Scene:
     grain: torch.Tensor
 
 
-# %% ../nbs/04_rendered.ipynb #799b5c99
-def _lit_poses(motion):
-    """Poses (yaw, pitch, roll in degrees) at which a head is lit; between them light is interpolated."""
-    middle = [float(np.mean(motion[k])) for k in ("yaw", "pitch", "roll")]
-    reach_yaw, reach_pitch = (
-        max(1e-3, float(np.abs(motion[k] - m).max())) for k, m in zip(("yaw", "pitch"), middle, strict=False)
-    )
-    poses = [tuple(middle)]
-    if len(motion["yaw"]) > 1:
-        poses += [(middle[0] + d, middle[1], middle[2]) for d in (-reach_yaw, reach_yaw)]
-        poses += [(middle[0], middle[1] + d, middle[2]) for d in (-reach_pitch, reach_pitch)]
-    return np.array(poses)
+# %% ../nbs/04_rendered.ipynb #96dcabf7
+def _metered(look, identity):
+    """The look with the exposure that a camera's light meter chooses for this skin."""
+    metered = (0.30 / (0.12 + 0.6 * float(np.mean(identity.trait["skin"])))) ** 0.35
+    return replace(look, exposure=look.exposure * metered)
 
 
-def _pose_weights(motion, poses):
-    """Weights (frames, poses) that interpolate between lit poses."""
-    n = len(motion["yaw"])
-    weights = np.zeros((n, len(poses)))
-    if len(poses) > 1:
-        for column, (name, axis) in enumerate((("yaw", 0), ("yaw", 0), ("pitch", 1), ("pitch", 1)), start=1):
-            reach = poses[column][axis] - poses[0][axis]
-            weights[:, column] = np.clip((motion[name] - poses[0][axis]) / reach, 0, 1)
-    weights[:, 0] = 1 - weights[:, 1:].sum(1)
-    return torch.tensor(weights, dtype=torch.float32)
+def _film_grain(generator, shape):
+    """Noise (1, 3, height + 64, width + 64), larger than the image so that each frame can use another part of it."""
+    grain = torch.randn(1, 3, shape[0] + 64, shape[1] + 64, generator=generator)
+    return grain + 0.5 * grain.mean(1, keepdim=True)
 
 
 # %% ../nbs/04_rendered.ipynb #c68f6dd4
 def _set_scene(identity, domain, shape, times, seed, take, device):
-    """Draw everything of a scene that does not change from frame to frame."""
-    height, width = shape
+    """Draw everything of a scene that does not change from frame to frame; `take` is -1 for a video."""
     rng = random_stream(seed, "rendered scene", domain, identity.seed, take)
-    still = len(times) == 1 and take is not None and take >= 0
     light, look, outfit = draw_light(rng, domain), draw_look(rng, domain), draw_outfit(rng, domain)
-    motion = draw_motion(rng, domain, times, still)
+    motion = draw_motion(rng, domain, times, len(times) == 1 and take >= 0)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-    size = int(np.clip(16 * round(1.3 * height / 16), 176, 448))
-    person = build_person(identity, size)
-    metered = (0.30 / (0.12 + 0.6 * float(np.mean(identity.trait["skin"])))) ** 0.35
-    look = replace(look, exposure=look.exposure * metered)
-    poses = _lit_poses(motion)
-    turned = rotations({k: poses[:, i] for i, k in enumerate(("yaw", "pitch", "roll"))})
+    size = int(np.clip(16 * round(1.3 * shape[0] / 16), 176, 448))
+    person, poses = build_person(identity, size), _lit_poses(motion)
+    turned = rotations(dict(zip(("yaw", "pitch", "roll"), poses.T, strict=True)))
     torso = build_torso(person, outfit, light, turned[0], generator, int(1.3 * size))
-    backdrop = build_backdrop(rng, domain, shape)
+    backdrop, grain = build_backdrop(rng, domain, shape), _film_grain(generator, shape)
     person = person.to(device)
-    lit = torch.stack([light_person(person, light, r.to(device)) for r in turned])
-    grain = torch.randn(1, 3, height + 64, width + 64, generator=generator)
-    grain = grain + 0.5 * grain.mean(1, keepdim=True)
-    return _Scene(
-        person,
-        light,
-        look,
-        motion,
-        torso.to(device),
-        backdrop.to(device),
-        rotations(motion).to(device),
-        poses,
-        lit,
-        grain.to(device),
-    )
+    lit = torch.stack([light_person(person, light, rotation.to(device)) for rotation in turned])
+    fixed = (part.to(device) for part in (torso, backdrop, rotations(motion)))
+    return _Scene(person, light, _metered(look, identity), motion, *fixed, poses, lit, grain.to(device))
 
 
 # %% ../nbs/04_rendered.ipynb #c75ae3f6
@@ -617,20 +574,19 @@ def _shifts(scene):
     return moved + torch.tensor(drift, dtype=torch.float32, device=scene.rotation.device)
 
 
-def _project(points, scene, shape):
-    """Points (frames, k, 3) in the camera's frame to pixels (frames, k, 2); whole numbers are pixel centres."""
-    height, width = shape
-    look = scene.look
-    zoom = torch.tensor(scene.motion["zoom"], dtype=torch.float32, device=points.device)[:, None]
-    scale = look.scale * height * zoom * look.distance / (look.distance - points[..., 2])
-    x = look.centre[0] * width + scale * points[..., 0]
-    return torch.stack((x, look.centre[1] * height - scale * points[..., 1]), -1) - 0.5
+def _expressions(scene, span=slice(None)):
+    """The motion of a span of frames, each (frames, 1, 1)."""
+    device = scene.rotation.device
+    return {
+        name: torch.tensor(values[span], dtype=torch.float32, device=device)[:, None, None]
+        for name, values in scene.motion.items()
+    }
 
 
 # %% ../nbs/04_rendered.ipynb #c698047f
-def _move_points(scene, f):
+def _move_points(scene):
     """Landmarks and outline of the face as the expression moves them: (frames, k, 3) in the head's frame."""
-    points = scene.person.points[None].repeat(scene.rotation.shape[0], 1, 1)
+    points, f = scene.person.points[None].repeat(scene.rotation.shape[0], 1, 1), _expressions(scene)
     smile, drop, pucker = (f[k][:, 0] for k in ("smile", "mouth_open", "pucker"))
     corner = points[:, 3:5]
     corner[..., 0] *= 1 + 0.08 * smile - 0.08 * pucker
@@ -639,38 +595,46 @@ def _move_points(scene, f):
     return points
 
 
-def _describe(scene, shape, f):
+def _project(points, scene, shape):
+    """Points (frames, k, 3) in the camera's frame to pixels (frames, k, 2); whole numbers are pixel centres."""
+    (height, width), look = shape, scene.look
+    zoom = torch.tensor(scene.motion["zoom"], dtype=torch.float32, device=points.device)[:, None]
+    scale = look.scale * height * zoom * look.distance / (look.distance - points[..., 2])
+    x = look.centre[0] * width + scale * points[..., 0]
+    return torch.stack((x, look.centre[1] * height - scale * points[..., 1]), -1) - 0.5
+
+
+# %% ../nbs/04_rendered.ipynb #4d0b8257
+def _describe(scene, shape):
     """Landmarks (n, 5, 2) and boxes (n, 4) in pixels."""
-    points = _move_points(scene, f) @ scene.rotation.transpose(1, 2) + _shifts(scene)[:, None]
+    points = _move_points(scene) @ scene.rotation.transpose(1, 2) + _shifts(scene)[:, None]
     flat = _project(points, scene, shape)
     outline = flat[:, 5:]
     boxes = torch.cat((outline.amin(1), outline.amax(1)), 1)
     return flat[:, :5].cpu().numpy(), boxes.cpu().numpy()
 
 
-# %% ../nbs/04_rendered.ipynb #4d0b8257
+# %% ../nbs/04_rendered.ipynb #17aa4c0e
+def _head_reach(scene):
+    """Lowest and highest positions (x, y, z) of the head over the frames, in decimetres around its middle."""
+    position = (scene.person.radius * scene.person.direction).flatten(1).T[::7]
+    some = scene.rotation[:: max(1, len(scene.rotation) // 12)]
+    turned = (position[None] @ some.transpose(1, 2)).flatten(0, 1)
+    return turned.amin(0).tolist(), turned.amax(0).tolist()
+
+
+# %% ../nbs/04_rendered.ipynb #40be56b6
 def _window(scene, shape, margin=0.12):
     """Rows and columns (top, bottom, left, right) of the image area that the head ever covers."""
-    position = (scene.person.radius * scene.person.direction).flatten(1).T[::7]
-    turned = (position[None] @ scene.rotation[:: max(1, len(scene.rotation) // 12)].transpose(1, 2)).flatten(
-        0, 1
-    )
+    (low, high), look, (height, width) = _head_reach(scene), scene.look, shape
     drift = float(np.abs(scene.motion["shift_x"]).max()) + 0.2
-    look, height, width = scene.look, *shape
     scale = look.scale * height * float(scene.motion["zoom"].max()) * look.distance / (look.distance - 1.2)
-    low, high = turned.amin(0).tolist(), turned.amax(0).tolist()
-    left, right = (
-        look.centre[0] * width + scale * (low[0] - drift - margin),
-        look.centre[0] * width + scale * (high[0] + drift + margin),
-    )
-    top, bottom = (
-        look.centre[1] * height - scale * (high[1] + drift + margin),
-        look.centre[1] * height - scale * (low[1] - drift - margin),
-    )
+    x0, y0 = look.centre[0] * width, look.centre[1] * height
+    left, right = x0 + scale * (low[0] - drift - margin), x0 + scale * (high[0] + drift + margin)
+    top, bottom = y0 - scale * (high[1] + drift + margin), y0 - scale * (low[1] - drift - margin)
     top, left = (int(np.clip(v, 0, side)) // 4 * 4 for v, side in ((top, height), (left, width)))
-    bottom, right = (
-        min(side, -(-int(np.clip(v, 8, side)) // 4) * 4) for v, side in ((bottom, height), (right, width))
-    )
+    ends = ((bottom, height), (right, width))
+    bottom, right = (min(side, -(-int(np.clip(v, 8, side)) // 4) * 4) for v, side in ends)
     return top, bottom, left, right
 
 
@@ -687,61 +651,105 @@ def _sample_torso(scene, px, py, shift, channels=slice(0, 5)):
 def _pixel_places(scene, shape, span, samples):
     """Where the columns (frames, w) and rows (frames, h) of an image lie, in decimetres from the middle of the head."""
     (height, width), look, device = shape, scene.look, scene.rotation.device
-    scale = (
-        look.scale
-        * height
-        * torch.tensor(scene.motion["zoom"][span], dtype=torch.float32, device=device)[:, None]
-    )
-    columns = (
-        (torch.arange(width * samples, device=device) + 0.5) / samples - look.centre[0] * width
-    ) / scale
-    rows = (look.centre[1] * height - (torch.arange(height * samples, device=device) + 0.5) / samples) / scale
-    return columns, rows
+    zoom = torch.tensor(scene.motion["zoom"][span], dtype=torch.float32, device=device)[:, None]
+    scale = look.scale * height * zoom
+    across, down = ((torch.arange(side * samples, device=device) + 0.5) / samples for side in (width, height))
+    return (across - look.centre[0] * width) / scale, (look.centre[1] * height - down) / scale
+
+
+# %% ../nbs/04_rendered.ipynb #f31dfcaf
+def _draw_background(scene, shape, span, shift):
+    """Background with neck and shoulders of a span of frames, linear (n, 3, h, w)."""
+    columns, rows = _pixel_places(scene, shape, span, 1)
+    torso = _sample_torso(scene, columns[:, None, :], rows[:, :, None], shift)
+    return _lay(scene.backdrop[None], torso[:, :3], torso[:, 3])
+
+
+# %% ../nbs/04_rendered.ipynb #e1a1c2f2
+def _draw_head_layer(scene, shape, span, shift, samples, window):
+    """Colour times cover, cover, and face mask of the heads in a window: (n, 5, h, w)."""
+    top, bottom, left, right = (edge * samples for edge in window)
+    columns, rows = _pixel_places(scene, shape, span, samples)
+    columns, rows, device = columns[:, left:right], rows[:, top:bottom], scene.rotation.device
+    weights = _pose_weights({name: v[span] for name, v in scene.motion.items()}, scene.nodes).to(device)
+    lit = (weights @ scene.lit.flatten(1)).view(-1, *scene.lit.shape[1:])
+    t, soft = _stack_traits([scene.person.identity], device), 1.0 / (scene.look.scale * shape[0] * samples)
+    where = (scene.rotation[span], shift, columns, rows, scene.look)
+    heads = _draw_heads(scene.person, lit, *where, t, _expressions(scene, span), scene.light, soft)
+    index, colour, cover, towards, face, (px, py) = heads
+    torso = _sample_torso(scene, px, py, shift, slice(3, 5))
+    cover = cover * (1 - smooth_step(-0.03, 0.03, torso[:, 1] - towards) * torso[:, 0])
+    layer = torch.cat((colour * cover[:, None], cover[:, None], (face * cover)[:, None]), 1) / samples**2
+    return _pool(layer, index, (rows.shape[1], columns.shape[1]), samples)
 
 
 # %% ../nbs/04_rendered.ipynb #981aeec2
 def _draw_frames(scene, shape, span, samples, window):
     """Linear images (n, 3, h, w) and face masks (n, h, w) of a span of frames, `samples` squared per pixel."""
-    (height, width), device, look = shape, scene.rotation.device, scene.look
-    motion = {
-        k: torch.tensor(v[span], dtype=torch.float32, device=device)[:, None, None]
-        for k, v in scene.motion.items()
-    }
-    rotation, shift = scene.rotation[span], _shifts(scene)[span]
-    columns, rows = _pixel_places(scene, shape, span, 1)
-    torso = _sample_torso(scene, columns[:, None, :], rows[:, :, None], shift)
-    picture = _lay(scene.backdrop[None], torso[:, :3], torso[:, 3])
-    top, bottom, left, right = window
-    columns, rows = _pixel_places(scene, shape, span, samples)
-    columns, rows = columns[:, left * samples : right * samples], rows[:, top * samples : bottom * samples]
-    weights = _pose_weights({k: v[span] for k, v in scene.motion.items()}, scene.nodes).to(device)
-    lit = (weights @ scene.lit.flatten(1)).view(-1, *scene.lit.shape[1:])
-    t, soft = _stack_traits([scene.person.identity], device), 1.0 / (look.scale * height * samples)
-    index, colour, cover, towards, face, (px, py) = _draw_heads(
-        scene.person, lit, rotation, shift, columns, rows, look, t, motion, scene.light, soft
-    )
-    before = _sample_torso(scene, px, py, shift, slice(3, 5))
-    cover = cover * (1 - smooth_step(-0.03, 0.03, before[:, 1] - towards) * before[:, 0])
-    layer = torch.cat((colour * cover[:, None], cover[:, None], (face * cover)[:, None]), 1) / samples**2
-    layer = _pool(layer, index, (rows.shape[1], columns.shape[1]), samples)
-    part = picture[:, :, top:bottom, left:right]
+    (top, bottom, left, right), shift = window, _shifts(scene)[span]
+    image = _draw_background(scene, shape, span, shift)
+    layer = _draw_head_layer(scene, shape, span, shift, samples, window)
+    part = image[:, :, top:bottom, left:right]
     part.copy_(part * (1 - layer[:, 3:4]) + layer[:, :3])
-    masks = torch.zeros(len(rows), height, width, dtype=torch.bool, device=device)
+    masks = torch.zeros(len(image), *shape, dtype=torch.bool, device=image.device)
     masks[:, top:bottom, left:right] = layer[:, 4] > 0.5
-    return picture, masks
+    return image, masks
 
 
-# %% ../nbs/04_rendered.ipynb #3bdceca3
+# %% ../nbs/04_rendered.ipynb #be0eede9
+def _film(image, look, vignette):
+    """From linear light to display values in [0, 1]."""
+    tint = as_vector(look.tint, image.device)[None, :, None, None]
+    value = image * (look.exposure * tint * vignette)
+    value = value * (1 + 0.12 * value) / (1 + 0.42 * value)
+    value = value.clamp(min=1e-5) ** (1 / 2.2)
+    grey = value.mean(1, keepdim=True)
+    value = grey + look.saturation * (value - grey)
+    return 0.5 + (value * 1.10 - 0.5 - 0.02) * look.contrast
+
+
 def _vignette(shape, amount, device):
+    """Share of the light (1, 1, h, w) that the lens lets through, less towards the corners."""
     ys, xs = torch.meshgrid(torch.linspace(-1, 1, shape[0]), torch.linspace(-1, 1, shape[1]), indexing="ij")
     return (1 - amount * (xs * xs + ys * ys))[None, None].to(device)
 
 
-def _develop(scene, picture, shape, first_frame):
+# %% ../nbs/04_rendered.ipynb #8ca3ebf9
+def _blur_frames(value, sigma):
+    """Gaussian blur of (frames, 3, h, w) with one sigma in pixels."""
+    reach = max(1, math.ceil(2.2 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    taps = (taps / taps.sum()).tolist()
+    for dim in (2, 3):
+        pad = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
+        padded = F.pad(value, pad, mode="replicate")
+        length = value.shape[dim]
+        value = sum(w * padded.narrow(dim, k, length) for k, w in enumerate(taps))
+    return value
+
+
+def _sharpen(value, amount):
+    """Sharpening in the camera, by the difference from the mean of 3 x 3 pixels."""
+    return value + amount * (value - F.avg_pool2d(F.pad(value, (1, 1, 1, 1), mode="replicate"), 3, stride=1))
+
+
+# %% ../nbs/04_rendered.ipynb #53254ed7
+def _sensor(value, look, grain, softness):
+    """Lens blur, sharpening in the camera, and noise; display values in, uint8 out (frames, h, w, 3)."""
+    if softness > 0.2:
+        value = _blur_frames(value, softness)
+    if look.sharpen > 0:
+        value = _sharpen(value, look.sharpen)
+    value = value + grain * (look.noise / 255.0) * (1.25 - 0.6 * value.clamp(0, 1))
+    return (value.clamp(0, 1) * 255 + 0.5).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+# %% ../nbs/04_rendered.ipynb #3bdceca3
+def _develop(scene, image, shape, first_frame):
     """Linear images (n, 3, h, w) to uint8 (n, h, w, 3) with this camera's film, lens and sensor."""
     look, (height, width) = scene.look, shape
-    value = _film(picture, look, _vignette(shape, look.vignette, picture.device))
-    offsets = [((37 * (first_frame + k)) % 64, (23 * (first_frame + k)) % 61) for k in range(len(picture))]
+    value = _film(image, look, _vignette(shape, look.vignette, image.device))
+    offsets = [((37 * (first_frame + k)) % 64, (23 * (first_frame + k)) % 61) for k in range(len(image))]
     grain = torch.cat([scene.grain[:, :, dy : dy + height, dx : dx + width] for dy, dx in offsets])
     return _sensor(value, look, grain, look.blur * height / 256)
 
@@ -776,8 +784,8 @@ def _render_scene(scene, shape, spread, chunk_samples=2**20):
     def draw(start):
         span = slice(start, min(n, start + chunk))
         with torch.inference_mode():
-            picture, mask = _draw_frames(scene, shape, span, samples, window)
-            images[span] = _develop(scene, picture, shape, start).cpu().numpy()
+            image, mask = _draw_frames(scene, shape, span, samples, window)
+            images[span] = _develop(scene, image, shape, start).cpu().numpy()
             masks[span] = mask.cpu().numpy()
 
     list(spread(draw, range(0, n, chunk)))
@@ -791,16 +799,14 @@ def _checked_shape(size):
     try:
         height, width = (int(v) for v in pair)
     except (TypeError, ValueError):
-        raise InputError(
-            f"size is a whole number of pixels or a pair (height, width), not {size!r}"
-        ) from None
+        message = f"size is a whole number of pixels or a pair (height, width), not {size!r}"
+        raise InputError(message) from None
     if not (32 <= height <= 4096 and 32 <= width <= 4096):
-        raise InputError(
-            f"pictures of rendered people are 32 to 4096 pixels on a side, not {height} x {width}"
-        )
+        raise InputError(f"images of rendered people are 32 to 4096 pixels on a side, not {height} x {width}")
     return height, width
 
 
+# %% ../nbs/04_rendered.ipynb #fe9ab773
 def _checked_people(identities):
     identities = [identities] if isinstance(identities, Identity) else list(identities)
     if not identities or not all(isinstance(i, Identity) for i in identities):
@@ -808,7 +814,6 @@ def _checked_people(identities):
     return identities
 
 
-# %% ../nbs/04_rendered.ipynb #fe9ab773
 def _checked_count(value, name, least):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise InputError(f"{name} is a whole number of at least {least}, not {value!r}")
@@ -817,24 +822,48 @@ def _checked_count(value, name, least):
 
 def _checked_domain(domain):
     if domain not in DOMAINS:
-        raise InputError(
-            f"there is no domain {domain!r} of rendered people: choose one of {', '.join(DOMAINS)}"
-        )
+        choices = ", ".join(DOMAINS)
+        raise InputError(f"there is no domain {domain!r} of rendered people: choose one of {choices}")
     return domain
+
+
+# %% ../nbs/04_rendered.ipynb #acdfff1b
+@dataclass
+class Rendering:
+    """Images of rendered people and their ground truth.
+
+    Parameters
+    ----------
+    images : uint8 array, shape (n, height, width, 3), RGB
+    landmarks : float32 array, shape (n, 5, 2)
+        Left eye, right eye, nose tip, left and right mouth corner in pixels (x, y); left is left in the image, whole
+        numbers are pixel centres.
+    face_masks : bool array, shape (n, height, width)
+        Visible skin of the face, eyes and mouth included, hair not.
+    boxes : float32 array, shape (n, 4)
+        x0, y0, x1, y1 in pixels from forehead to chin.
+    parameters : pandas.DataFrame
+        One row per image: pose in degrees, expression, light, identity, domain, time in seconds.
+    """
+
+    images: np.ndarray
+    landmarks: np.ndarray
+    face_masks: np.ndarray
+    boxes: np.ndarray
+    parameters: pd.DataFrame
+
+    def __len__(self):
+        return len(self.images)
 
 
 # %% ../nbs/04_rendered.ipynb #99462eb3
 def _assemble(scene, shape, times, domain, seed, spread):
     """Render a scene and record its ground truth."""
-    device = scene.rotation.device
     images, masks = _render_scene(scene, shape, spread)
-    f = {k: torch.tensor(scene.motion[k], dtype=torch.float32, device=device)[:, None, None] for k in MOTION}
-    landmarks, boxes = _describe(scene, shape, f)
+    landmarks, boxes = _describe(scene, shape)
     key = np.array(scene.light.key_direction)
-    table = pd.DataFrame(
-        {"identity": scene.person.identity.seed, "domain": domain, "seed": seed, "time_s": times}
-        | scene.motion
-    )
+    about = {"identity": scene.person.identity.seed, "domain": domain, "seed": seed, "time_s": times}
+    table = pd.DataFrame(about | scene.motion)
     table["light_azimuth"] = float(np.degrees(np.arctan2(key[0], key[2])))
     table["light_elevation"] = float(np.degrees(np.arcsin(key[1])))
     table["light_level"] = float(np.mean(scene.light.key))
@@ -858,7 +887,7 @@ def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0,
     seed : int
         Seed of scene, clothes, light and motion; at least 0.
     device : torch.device or str, optional
-        Where to draw; the CPU by default. Images are the same for the same arguments on one device.
+        Where to render; the CPU by default. Images are the same for the same arguments on one device.
 
     Returns
     -------
@@ -869,14 +898,11 @@ def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0,
     InputError
         An argument is out of its range.
     """
-    shape = _checked_shape(size)
-    _checked_domain(domain)
-    (identity,) = _checked_people(identity)
+    shape, domain, (identity,) = _checked_shape(size), _checked_domain(domain), _checked_people(identity)
     n_frames, seed = _checked_count(n_frames, "n_frames", 1), _checked_count(seed, "seed", 0)
     if not frame_rate > 0:
-        raise InputError(f"frame_rate is a positive number of frames a second, not {frame_rate!r}")
-    times = np.arange(n_frames) / frame_rate
-    device = torch.device(device or "cpu")
+        raise InputError(f"frame_rate is a positive number of frames per second, not {frame_rate!r}")
+    times, device = np.arange(n_frames) / frame_rate, torch.device(device or "cpu")
 
     def prepare(_):
         with torch.inference_mode():
@@ -885,6 +911,22 @@ def render_video(identity, domain, n_frames, *, size=256, frame_rate=25, seed=0,
     with torch.inference_mode(), _workers(device) as spread:
         (scene,) = spread(prepare, [0])
         return _assemble(scene, shape, times, domain, seed, spread)
+
+
+# %% ../nbs/04_rendered.ipynb #ed6abdff
+def _number_takes(identities):
+    """People, each with how often they were given before."""
+    seen = Counter()
+    for identity in identities:
+        yield identity, seen[identity.seed]
+        seen[identity.seed] += 1
+
+
+def _join(parts):
+    """Several renderings as one."""
+    names = ("images", "landmarks", "face_masks", "boxes")
+    arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    return Rendering(*arrays, pd.concat([part.parameters for part in parts], ignore_index=True))
 
 
 # %% ../nbs/04_rendered.ipynb #849cc2bd
@@ -899,7 +941,7 @@ def render_stills(identities, domain, *, size=256, seed=0, device=None):
     seed : int
         Seed of scenes, clothes, light, poses and expressions; at least 0.
     device : torch.device or str, optional
-        Where to draw; the CPU by default.
+        Where to render; the CPU by default.
 
     Returns
     -------
@@ -910,12 +952,8 @@ def render_stills(identities, domain, *, size=256, seed=0, device=None):
     InputError
         An argument is out of its range.
     """
-    shape = _checked_shape(size)
-    _checked_domain(domain)
-    identities = _checked_people(identities)
-    seed = _checked_count(seed, "seed", 0)
-    takes, device = {}, torch.device(device or "cpu")
-    works = [(i, takes.setdefault(i.seed, []).append(0) or len(takes[i.seed]) - 1) for i in identities]
+    shape, domain, identities = _checked_shape(size), _checked_domain(domain), _checked_people(identities)
+    seed, device = _checked_count(seed, "seed", 0), torch.device(device or "cpu")
 
     def draw(work):
         with torch.inference_mode():
@@ -923,9 +961,4 @@ def render_stills(identities, domain, *, size=256, seed=0, device=None):
             return _assemble(scene, shape, np.zeros(1), domain, seed, map)
 
     with _workers(device) as spread:
-        parts = list(spread(draw, works))
-    arrays = (
-        np.concatenate([getattr(p, name) for p in parts])
-        for name in ("images", "landmarks", "face_masks", "boxes")
-    )
-    return Rendering(*arrays, pd.concat([p.parameters for p in parts], ignore_index=True))
+        return _join(list(spread(draw, list(_number_takes(identities)))))

@@ -16,6 +16,15 @@ from .heads import SKY_DIRECTIONS, UV_EXTENT, bump, melt, sky_directions, smooth
 # %% ../nbs/04_scenes.ipynb #200b5b6f
 DOMAINS = ("studio", "conference", "celebrity", "wild")
 
+# %% ../nbs/04_scenes.ipynb #caa72653
+LIGHT_RANGES = {
+    # azimuth and elevation (degrees), level, warmth, softness of shadows, sky, floor, rim
+    "studio": ((20, 42), (28, 45), (0.90, 1.00), (0.0, 0.1), (4.5, 5.5), (0.40, 0.45), (0.22, 0.26), (0.35, 0.5)),
+    "conference": ((5, 75), (5, 45), (0.40, 0.80), (-0.6, 0.8), (2.5, 3.5), (0.25, 0.50), (0.15, 0.35), (0.0, 0.12)),
+    "celebrity": ((5, 58), (15, 45), (0.80, 1.15), (-0.15, 0.5), (4, 11), (0.16, 0.36), (0.08, 0.22), (0.3, 0.9)),
+    "wild": ((0, 80), (10, 65), (0.50, 1.30), (-0.5, 0.7), (3, 14), (0.25, 0.60), (0.12, 0.30), (0.0, 0.5)),
+}  # fmt: skip
+
 
 # %% ../nbs/04_scenes.ipynb #38ae4998
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class Light:
     floor: tuple
 
 
+# %% ../nbs/04_scenes.ipynb #ca8a7029
 def as_vector(values, device=None):
     return torch.tensor(values, dtype=torch.float32, device=device)
 
@@ -41,281 +51,6 @@ def unit_vector(vector):
     return vector / vector.norm(dim=-1, keepdim=True).clamp(min=1e-9)
 
 
-# %% ../nbs/04_scenes.ipynb #67480da7
-def _surroundings(directions, light):
-    """Radiance (n, 3) of the surroundings in world directions (n, 3)."""
-    up = (0.5 + 0.5 * directions[:, 1:2]).clamp(0, 1)
-    around = (
-        as_vector(light.floor, directions.device) * (1 - up) + as_vector(light.sky, directions.device) * up
-    )
-    fill = (directions @ unit_vector(as_vector(light.fill_direction, directions.device))).clamp(min=0)[
-        :, None
-    ] ** 2
-    return around + fill * as_vector(light.fill, directions.device)
-
-
-def _soften(picture, sigma):
-    """Gaussian blur of (channels, h, w) with one sigma in pixels per channel."""
-    reach = max(1, math.ceil(2.5 * max(sigma)))
-    axis = torch.arange(-reach, reach + 1, device=picture.device, dtype=torch.float32)
-    kernel = torch.stack([torch.exp(-0.5 * (axis / max(s, 0.15)) ** 2) for s in sigma])
-    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None]
-    padded = F.pad(picture[None], (reach, reach, reach, reach), mode="replicate")
-    blurred = F.conv2d(padded, kernel[:, :, None, :], groups=len(sigma))
-    return F.conv2d(blurred, kernel[:, :, :, None], groups=len(sigma))[0]
-
-
-# %% ../nbs/04_scenes.ipynb #2fc823c2
-def light_person(person, light, rotation):
-    """Diffuse light leaving the skin and hair for one head pose.
-
-    Returns
-    -------
-    tensor (4, size, size)
-        Linear RGB, and the light that arrives (for speculars and eyes).
-    """
-    device, size = person.radius.device, person.radius.shape[-1]
-    direction = person.direction
-    position, normal, hair = person.radius * direction, person.normal, person.static[4]
-    key = rotation.T @ unit_vector(as_vector(light.key_direction, device))
-    rim = rotation.T @ unit_vector(as_vector(light.rim_direction, device))
-    seen = visibility(person.radius, position + 0.015 * normal, key, sharpness=light.softness)
-    facing = (normal * key[:, None, None]).sum(0)
-    wrapped = torch.lerp(
-        ((facing + 0.08) / 1.08).clamp(min=0), ((facing + 0.45) / 1.45).clamp(min=0) * 0.9, hair
-    )
-    past = visibility(person.radius, position + 0.02 * normal, rim, sharpness=5.0, reach=0.5, steps=5)
-    edge = (normal * rim[:, None, None]).sum(0).clamp(min=0) * past
-    weights = _surroundings(sky_directions().to(device) @ rotation.T, light) * (4.0 / SKY_DIRECTIONS)
-    around = F.interpolate(
-        torch.einsum("dhw,dc->chw", person.openness, weights)[None],
-        size=(size, size),
-        mode="bilinear",
-        align_corners=True,
-    )[0]
-    arriving = (
-        (wrapped * seen) * as_vector(light.key, device)[:, None, None]
-        + edge * as_vector(light.rim, device)[:, None, None]
-        + around
-    )
-    texel = size / (2 * UV_EXTENT)
-    spread = _soften(arriving, [0.034 * texel, 0.015 * texel, 0.008 * texel])
-    arriving = torch.lerp(0.25 * arriving + 0.75 * spread, arriving, hair)
-    return torch.cat((person.albedo * arriving, arriving.mean(0, keepdim=True)))
-
-
-# %% ../nbs/04_scenes.ipynb #eff41e49
-def _tangle(generator, size):
-    """Folds of cloth (h, w): ridged noise, about 0 to 1."""
-    folds = 0
-    for cells, weight in ((4, 0.6), (8, 0.3), (15, 0.12)):
-        lattice = torch.randn(1, 1, cells, cells + 2, generator=generator)
-        folds = folds + weight * (
-            1 - F.interpolate(lattice, size=size, mode="bicubic", align_corners=True)[0, 0].abs()
-        )
-    return folds
-
-
-# %% ../nbs/04_scenes.ipynb #ff166fed
-def _torso_shape(x, y, t):
-    """Front of neck and shoulders: depth and cover, each (h, w)."""
-    ax = x.abs()
-    broad = 0.93 + 0.14 * t["build"]
-    neck_half = t["neck_width"] + 0.03 + 0.05 * smooth_step(-1.1, -1.5, y)
-    slope = 0.30 * torch.exp(-(ax - t["neck_width"]).clamp(min=-0.05) / 0.17)
-    shoulder = -1.30 - 0.20 * (ax - 0.45) / broad + slope - 0.60 * ((ax / broad - 1.40).clamp(min=0)) ** 2.0
-    neck_depth = -0.16 + (neck_half**2 - x * x).clamp(min=0).sqrt() * 0.95
-    drop = (shoulder - y).clamp(min=0)
-    chest = (1 - (ax / (2.25 * broad)) ** 2).clamp(min=0).sqrt()
-    chest_depth = -0.42 + (0.80 * chest) * (drop / 0.75).clamp(1e-4, 1) ** 0.55 + 0.05 * drop
-    cover = torch.maximum(
-        smooth_step(0.012, -0.012, ax - neck_half), smooth_step(-0.012, 0.012, shoulder - y)
-    )
-    depth = -melt(-neck_depth, -chest_depth, 0.22)
-    return depth, cover
-
-
-# %% ../nbs/04_scenes.ipynb #cbfaf05d
-def _dress_plain(kind, x, y, depth, colours):
-    """Clothes without a collar: cover, colour (3, h, w), raised depth, gloss."""
-    ax = x.abs()
-    first, second = (as_vector(c)[:, None, None] for c in colours[:2])
-    if kind == "vneck":
-        edge = y + 2.00 - 1.02 * ax + 0.25 * ax * ax
-        cut, rim = smooth_step(0.010, -0.010, edge), bump(edge + 0.04, 0.03)
-        return cut, first * (1 - 0.2 * rim), depth + 0.03 * cut + 0.015 * rim, 0.05
-    if kind == "roll":
-        cut = smooth_step(0.012, -0.012, y + 1.12 - 0.03 * ax)
-        roll = cut * smooth_step(-1.46, -1.36, y) * smooth_step(0.66, 0.54, ax)
-        knit = 0.5 + 0.5 * torch.sin(ax * 60)
-        return cut, first * (0.92 + 0.10 * knit), depth + 0.035 * cut + 0.05 * roll * (1 + 0.10 * knit), 0.02
-    edge = y + (1.44 if kind == "hoodie" else 1.48) - 0.30 * (ax / (0.46 if kind == "hoodie" else 0.55)) ** 2
-    cut = smooth_step(0.010, -0.010, edge)
-    if kind == "tee":
-        rib = bump(edge + 0.05, 0.04)
-        return cut, first * (1 - 0.12 * rib), depth + 0.03 * cut + 0.02 * rib, 0.02
-    hood = cut * bump(y + 1.40 - 0.55 * ax, 0.14)
-    string = smooth_step(0.022, 0.010, (ax - 0.17).abs()) * smooth_step(-2.35, -2.3, y) * cut
-    return cut, first * (1 - string) + second * string, depth + 0.04 * cut + 0.12 * hood, 0.02
-
-
-# %% ../nbs/04_scenes.ipynb #79dc450f
-def _dress_shirt(kind, x, y, depth, colours):
-    """A shirt with a collar, open or with a tie: cover, colour (3, h, w), raised depth, gloss."""
-    ax, (second, third) = x.abs(), (as_vector(c)[:, None, None] for c in colours[1:3])
-    throat, lean = (1.46, 0.85) if kind == "suit" else (1.80, 1.65)
-    outward = -(y + throat - lean * ax) / math.sqrt(1 + lean * lean)
-    shirt = smooth_step(-0.007, 0.007, outward)
-    point = y + (1.72 if kind == "suit" else 1.80) - 1.2 * outward
-    flap = (
-        shirt
-        * smooth_step(0.18, 0.165, outward)
-        * smooth_step(-0.01, 0.01, point)
-        * smooth_step(-1.95, -1.90, y)
-    )
-    rim = torch.maximum(
-        bump(outward - 0.175, 0.012) * smooth_step(-0.02, 0.02, point),
-        bump(point, 0.012) * smooth_step(0.19, 0.17, outward),
-    )
-    rim = rim * shirt * (outward > 0.01)
-    colour, raised = second * (1 + 0.06 * flap) * (1 - 0.38 * rim), depth + 0.03 * shirt + 0.05 * flap
-    if kind != "suit":
-        placket = bump(ax - 0.045, 0.008) * smooth_step(-1.80, -1.88, y)
-        button = smooth_step(
-            0.020, 0.010, (x * x + (torch.remainder(y + 0.1, 0.42) - 0.21) ** 2 + 1e-9).sqrt()
-        ) * smooth_step(-1.9, -1.95, y)
-        return shirt, colour * (1 - 0.22 * placket - 0.25 * button), raised, 0.02
-    tie = smooth_step(
-        0.010, -0.010, ax - (0.085 + 0.05 * (-1.62 - y).clamp(min=-0.06, max=1.2))
-    ) * smooth_step(-1.44, -1.50, y)
-    tie = tie * (1 - flap)
-    stripe = 0.5 + 0.5 * torch.sin((x + y) * 38)
-    colour = colour * (1 - tie) + tie * third * (0.75 + 0.5 * smooth_step(0.4, 0.6, stripe))
-    return shirt, colour, raised + 0.04 * tie, 0.03
-
-
-# %% ../nbs/04_scenes.ipynb #71f1630a
-def _dress(kind, x, y, depth, colours):
-    """Clothes over the torso: cover (h, w), colour (3, h, w), raised depth (h, w), gloss."""
-    if kind in ("tee", "vneck", "roll", "hoodie"):
-        return _dress_plain(kind, x, y, depth, colours)
-    cloth, colour, raised, gloss = _dress_shirt(kind, x, y, depth, colours)
-    if kind == "shirt":
-        return cloth, colour, raised, gloss
-    ax, first = x.abs(), as_vector(colours[0])[:, None, None]
-    edge = (y + 2.95 - (3.0 if kind == "suit" else 2.6) * (ax - 0.02)) / 3.0
-    jacket = smooth_step(0.004, -0.004, edge)
-    lapel = jacket * smooth_step(0.235, 0.225, -edge - 0.10 * (y + 2.2)) * smooth_step(1.05, 0.95, ax)
-    seam = bump(-edge - 0.10 * (y + 2.2) - 0.235, 0.008) * smooth_step(1.05, 0.9, ax) + bump(edge, 0.008)
-    colour = colour * (1 - jacket) + jacket * first * (1 + 0.14 * lapel - 0.5 * seam)
-    return cloth, colour, raised + 0.05 * jacket + 0.03 * lapel, 0.03
-
-
-# %% ../nbs/04_scenes.ipynb #029b4442
-def _light_torso(person, light, rotation, position, normal, albedo, cloth, gloss):
-    """Light leaving neck and clothes (3, h, w); the head throws its shadow on them."""
-    x, y = position[:2]
-    key = unit_vector(as_vector(light.key_direction))
-    local = (rotation.T @ (position + 0.02 * normal).flatten(1)).view_as(position)
-    seen = visibility(
-        person.radius, local, rotation.T @ key, sharpness=0.7 * light.softness, reach=1.6, steps=10
-    )
-    facing = ((normal * key[:, None, None]).sum(0) + 0.08).clamp(min=0) / 1.08
-    rim = (normal * unit_vector(as_vector(light.rim_direction))[:, None, None]).sum(0).clamp(min=0)
-    around = _surroundings(normal.flatten(1).T, light).T.view_as(normal)
-    under_chin = 1 - 0.72 * torch.exp(-(((-0.75 - y) / 0.55).clamp(min=0) ** 2)) * smooth_step(
-        0.95, 0.3, x.abs()
-    )
-    collar = 1 - 0.35 * bump(cloth - 0.5, 0.4) * (1 - cloth)
-    arriving = facing * seen * as_vector(light.key)[:, None, None] + rim * as_vector(light.rim)[:, None, None]
-    half = unit_vector(key + as_vector((0.0, 0.0, 1.0)))
-    shine = (
-        (normal * half[:, None, None]).sum(0).clamp(min=0) ** 24 * (gloss * cloth + 0.10 * (1 - cloth)) * seen
-    )
-    return albedo * (arriving + around * under_chin) * collar + shine * as_vector(light.key)[:, None, None]
-
-
-# %% ../nbs/04_scenes.ipynb #600a84a2
-def build_torso(person, outfit, light, rotation, generator, size):
-    """Neck, shoulders and clothes, lit: (5, h, w) of linear RGB, cover and depth over x in [-2.6, 2.6], y in [-4, -0.4]."""
-    t = person.identity.trait
-    height, width = int(0.62 * size), int(0.9 * size)
-    y, x = torch.meshgrid(torch.linspace(-4.0, -0.4, height), torch.linspace(-2.6, 2.6, width), indexing="ij")
-    depth, cover = _torso_shape(x, y, t)
-    folds, weave = _tangle(generator, (height, width)), torch.randn(height, width, generator=generator)
-    cloth, colour, raised, gloss = _dress(outfit.kind, x, y, depth, outfit.colours)
-    bone = (
-        0.03
-        * bump(y + 1.56 + 0.08 * x.abs(), 0.05)
-        * smooth_step(0.10, 0.2, x.abs())
-        * smooth_step(0.9, 0.5, x.abs())
-    )
-    cord = 0.030 * bump(x.abs() - 0.10 - 0.42 * (y + 1.62).clamp(min=0), 0.05) * smooth_step(-1.66, -1.5, y)
-    raised = (
-        raised
-        + (bone + cord) * (1 - cloth)
-        + cloth * (0.045 * folds * smooth_step(-1.35, -1.9, y + 0.12 * x.abs()) + 0.0004 * weave)
-    )
-    step_y, step_x = 3.6 / (height - 1), 5.2 / (width - 1)
-    slope = torch.gradient(raised, dim=(0, 1))
-    normal = unit_vector(
-        torch.stack((-slope[1] / step_x, -slope[0] / step_y, torch.ones_like(x)), -1)
-    ).permute(2, 0, 1)
-    skin = as_vector(t["skin"])[:, None, None] * (1 - 0.05 * weave.abs().clamp(max=1) * 0.2)
-    albedo = skin * (1 - cloth) + colour * cloth * (1 + 0.03 * weave)
-    lit = _light_torso(person, light, rotation, torch.stack((x, y, raised)), normal, albedo, cloth, gloss)
-    cover = cover * smooth_step(-0.42, -0.46, y)
-    return torch.cat((lit, cover[None], raised[None]))
-
-
-# %% ../nbs/04_scenes.ipynb #82acaf1c
-@dataclass(frozen=True)
-class _Outfit:
-    kind: str
-    colours: tuple
-
-
-# %% ../nbs/04_scenes.ipynb #838017b6
-CLOTHES = {  # what is worn, and how often
-    "studio": (("suit", "jacket", "shirt", "vneck"), (0.4, 0.3, 0.15, 0.15)),
-    "conference": (("tee", "shirt", "hoodie", "roll", "vneck"), (0.28, 0.24, 0.2, 0.14, 0.14)),
-    "celebrity": (("jacket", "suit", "vneck", "roll", "shirt"), (0.3, 0.2, 0.22, 0.14, 0.14)),
-    "wild": (("tee", "hoodie", "shirt", "vneck", "roll"), (0.3, 0.2, 0.2, 0.15, 0.15)),
-}
-DARK = (
-    (0.012, 0.013, 0.018),
-    (0.02, 0.03, 0.07),
-    (0.05, 0.05, 0.055),
-    (0.09, 0.07, 0.055),
-    (0.015, 0.035, 0.03),
-)
-BRIGHT = (
-    (0.45, 0.05, 0.05),
-    (0.08, 0.20, 0.38),
-    (0.50, 0.47, 0.42),
-    (0.10, 0.25, 0.15),
-    (0.55, 0.36, 0.10),
-    (0.22, 0.10, 0.25),
-    (0.30, 0.32, 0.34),
-    (0.6, 0.3, 0.28),
-)
-PALE = ((0.72, 0.72, 0.72), (0.50, 0.58, 0.70), (0.66, 0.60, 0.58), (0.62, 0.66, 0.60), (0.03, 0.03, 0.035))
-
-
-def draw_outfit(rng, domain):
-    """Clothes for a scene."""
-    kinds, shares = CLOTHES[domain]
-    kind = str(rng.choice(kinds, p=shares))
-    is_dark = kind in ("suit", "jacket") or rng.random() < 0.3
-    first = _one_of(rng, DARK if is_dark else BRIGHT)
-    return _Outfit(kind, (first, _one_of(rng, PALE), _one_of(rng, BRIGHT)))
-
-
-def _one_of(rng, values):
-    return values[rng.integers(len(values))]
-
-
-# %% ../nbs/04_scenes.ipynb #ca8a7029
 def _tinted(level, warmth):
     """A light of the given level: warmth -1 is blue sky, +1 a light bulb."""
     return tuple(float(level * c) for c in (1 + 0.20 * warmth, 1.0 - 0.01 * abs(warmth), 1 - 0.28 * warmth))
@@ -326,23 +61,12 @@ def _direction_from(azimuth, elevation):
     return (math.sin(a) * math.cos(e), math.sin(e), math.cos(a) * math.cos(e))
 
 
-# %% ../nbs/04_scenes.ipynb #caa72653
-LIGHT_RANGES = {
-    # azimuth and elevation (degrees), level, warmth, softness of shadows, sky, floor, rim
-    "studio": ((20, 42), (28, 45), (0.90, 1.00), (0.0, 0.1), (4.5, 5.5), (0.40, 0.45), (0.22, 0.26), (0.35, 0.5)),
-    "conference": ((5, 75), (5, 45), (0.40, 0.80), (-0.6, 0.8), (2.5, 3.5), (0.25, 0.50), (0.15, 0.35), (0.0, 0.12)),
-    "celebrity": ((5, 58), (15, 45), (0.80, 1.15), (-0.15, 0.5), (4, 11), (0.16, 0.36), (0.08, 0.22), (0.3, 0.9)),
-    "wild": ((0, 80), (10, 65), (0.50, 1.30), (-0.5, 0.7), (3, 14), (0.25, 0.60), (0.12, 0.30), (0.0, 0.5)),
-}  # fmt: skip
-
-
 # %% ../nbs/04_scenes.ipynb #00232b4b
 def draw_light(rng, domain):
     """Light for a scene, by domain."""
     side = float(rng.choice([-1, 1]))
-    azimuth, elevation, level, warmth, soft, sky, floor, rim = (
-        float(rng.uniform(*r)) for r in LIGHT_RANGES[domain]
-    )
+    sampled = (float(rng.uniform(*limits)) for limits in LIGHT_RANGES[domain])
+    azimuth, elevation, level, warmth, soft, sky, floor, rim = sampled
     cool = -0.5 * warmth + float(rng.uniform(-0.2, 0.2))
     return Light(
         key_direction=_direction_from(side * azimuth, elevation),
@@ -357,239 +81,68 @@ def draw_light(rng, domain):
     )
 
 
-# %% ../nbs/04_scenes.ipynb #30458868
-def _boxes(canvas, rng, count, heights, widths, colours, bottom=None):
-    """Paint upright rectangles on a canvas (3, h, w), in fractions of its height."""
-    _, h, w = canvas.shape
-    for _ in range(count):
-        bw, bh = rng.uniform(*widths) * h, rng.uniform(*heights) * h
-        x0 = rng.uniform(-0.1, 1.0) * w
-        y0 = (bottom * h - bh) if bottom is not None else rng.uniform(-0.1, 0.9) * h
-        x1, y1 = int(np.clip(x0 + bw, 0, w)), int(np.clip(y0 + bh, 0, h))
-        x0, y0 = int(np.clip(x0, 0, w)), int(np.clip(y0, 0, h))
-        colour = np.array(colours[rng.integers(len(colours))]) * rng.uniform(0.7, 1.2)
-        canvas[:, y0:y1, x0:x1] = as_vector(colour)[:, None, None]
+# %% ../nbs/04_scenes.ipynb #67480da7
+def _surroundings(directions, light):
+    """Radiance (n, 3) of the surroundings in world directions (n, 3)."""
+    device = directions.device
+    up = (0.5 + 0.5 * directions[:, 1:2]).clamp(0, 1)
+    around = as_vector(light.floor, device) * (1 - up) + as_vector(light.sky, device) * up
+    fill = (directions @ unit_vector(as_vector(light.fill_direction, device))).clamp(min=0)
+    return around + fill[:, None] ** 2 * as_vector(light.fill, device)
 
 
-def _discs(canvas, rng, count, radii, colours, above=1.0, level=(0.4, 2.0)):
-    """Add discs of light, as lamps appear through a defocused lens."""
-    _, h, w = canvas.shape
-    ys, xs = torch.meshgrid(torch.arange(h) / h, torch.arange(w) / h, indexing="ij")
-    for _ in range(count):
-        cx, cy, r = rng.uniform(0, w / h), rng.uniform(0, above), rng.uniform(*radii)
-        far = ((xs - cx) ** 2 + (ys - cy) ** 2).sqrt() / r
-        disc = smooth_step(1.05, 0.92, far) * (0.75 + 0.35 * far.clamp(max=1) ** 4)
-        colour = np.array(colours[rng.integers(len(colours))]) * rng.uniform(*level)
-        canvas += disc * as_vector(colour)[:, None, None]
+# %% ../nbs/04_scenes.ipynb #01471db9
+def _direct_light(person, light, rotation):
+    """Key and rim light (3, size, size) that arrive on skin and hair."""
+    device, normal, hair = person.radius.device, person.normal, person.static[4]
+    position = person.radius * person.direction
+    key = rotation.T @ unit_vector(as_vector(light.key_direction, device))
+    rim = rotation.T @ unit_vector(as_vector(light.rim_direction, device))
+    seen = visibility(person.radius, position + 0.015 * normal, key, sharpness=light.softness)
+    facing = (normal * key[:, None, None]).sum(0)
+    on_skin, on_hair = ((facing + 0.08) / 1.08).clamp(min=0), ((facing + 0.45) / 1.45).clamp(min=0) * 0.9
+    wrapped = torch.lerp(on_skin, on_hair, hair)
+    past = visibility(person.radius, position + 0.02 * normal, rim, sharpness=5.0, reach=0.5, steps=5)
+    edge = (normal * rim[:, None, None]).sum(0).clamp(min=0) * past
+    key_colour, rim_colour = (as_vector(colour, device)[:, None, None] for colour in (light.key, light.rim))
+    return (wrapped * seen) * key_colour + edge * rim_colour
 
 
-# %% ../nbs/04_scenes.ipynb #46d2bcf8
-def _gradient(top, bottom, shape):
-    """A canvas (3, h, w) from one colour to another."""
-    ramp = torch.linspace(0, 1, shape[0])[None, :, None]
-    return (
-        (as_vector(top)[:, None, None] * (1 - ramp) + as_vector(bottom)[:, None, None] * ramp)
-        .expand(3, *shape)
-        .clone()
-    )
+# %% ../nbs/04_scenes.ipynb #2ca57c02
+def _light_from_around(person, light, rotation):
+    """Light (3, size, size) that arrives from the surroundings."""
+    size = person.radius.shape[-1]
+    directions = sky_directions().to(person.radius.device) @ rotation.T
+    weights = _surroundings(directions, light) * (4.0 / SKY_DIRECTIONS)
+    around = torch.einsum("dhw,dc->chw", person.openness, weights)
+    return F.interpolate(around[None], size=(size, size), mode="bilinear", align_corners=True)[0]
 
 
-WARM = ((1.0, 0.62, 0.28), (1.0, 0.78, 0.5), (0.9, 0.45, 0.2))
+def _soften(image, sigma):
+    """Gaussian blur of (channels, h, w) with one sigma in pixels per channel."""
+    reach = max(1, math.ceil(2.5 * max(sigma)))
+    axis = torch.arange(-reach, reach + 1, device=image.device, dtype=torch.float32)
+    kernel = torch.stack([torch.exp(-0.5 * (axis / max(s, 0.15)) ** 2) for s in sigma])
+    kernel = (kernel / kernel.sum(1, keepdim=True))[:, None]
+    padded = F.pad(image[None], (reach, reach, reach, reach), mode="replicate")
+    blurred = F.conv2d(padded, kernel[:, :, None, :], groups=len(sigma))
+    return F.conv2d(blurred, kernel[:, :, :, None], groups=len(sigma))[0]
 
 
-NEON = ((0.25, 0.5, 1.0), (0.9, 0.2, 0.5), (0.3, 0.9, 0.9), (1.0, 0.7, 0.4), (0.95, 0.95, 1.0))
+# %% ../nbs/04_scenes.ipynb #2fc823c2
+def light_person(person, light, rotation):
+    """Diffuse light leaving the skin and hair for one head pose.
 
-# %% ../nbs/04_scenes.ipynb #eac3b437
-GOODS = (
-    (0.25, 0.06, 0.05),
-    (0.06, 0.12, 0.22),
-    (0.30, 0.26, 0.20),
-    (0.05, 0.10, 0.07),
-    (0.4, 0.38, 0.34),
-    (0.02, 0.02, 0.03),
-    (0.35, 0.20, 0.07),
-)
-
-
-# %% ../nbs/04_scenes.ipynb #16aaf0af
-def _studio_backdrop(rng, shape):
-    """A broadcast studio: screens, light columns, a city or a soft gradient."""
-    hue = [
-        (0.02, 0.05, 0.14),
-        (0.10, 0.02, 0.03),
-        (0.03, 0.07, 0.08),
-        (0.06, 0.06, 0.08),
-        (0.03, 0.02, 0.08),
-    ][rng.integers(5)]
-    canvas = _gradient(np.array(hue) * rng.uniform(1.0, 2.5), np.array(hue) * 0.4, shape)
-    glow = np.array(hue) * 5 + 0.05
-    _boxes(
-        canvas,
-        rng,
-        int(rng.integers(2, 6)),
-        (0.3, 0.8),
-        (0.10, 0.5),
-        [glow * 0.5, glow * 0.25, np.array((0.35, 0.4, 0.5))],
-    )
-    _boxes(
-        canvas,
-        rng,
-        int(rng.integers(1, 5)),
-        (0.8, 1.2),
-        (0.01, 0.04),
-        [glow * 1.6, np.array((0.8, 0.85, 0.95))],
-    )
-    if rng.random() < 0.5:
-        _discs(canvas, rng, int(rng.integers(8, 26)), (0.012, 0.035), NEON, above=0.75, level=(0.15, 0.8))
-    return canvas, rng.uniform(0.018, 0.045)
-
-
-# %% ../nbs/04_scenes.ipynb #a12bbfe1
-def _room_backdrop(rng, shape):
-    """A room at home or an office: wall, window, shelf with books, picture, lamp, door."""
-    wall = [
-        (0.46, 0.44, 0.40),
-        (0.34, 0.37, 0.38),
-        (0.42, 0.36, 0.29),
-        (0.22, 0.26, 0.28),
-        (0.55, 0.54, 0.52),
-        (0.30, 0.33, 0.27),
-    ][rng.integers(6)]
-    canvas = _gradient(np.array(wall) * rng.uniform(0.5, 0.9), np.array(wall) * rng.uniform(0.35, 0.7), shape)
-    _, h, w = canvas.shape
-    left = rng.random() < 0.5
-    span = slice(0, int(0.42 * w)) if left else slice(int(0.58 * w), w)
-    other = slice(int(0.66 * w), int(0.97 * w)) if left else slice(int(0.03 * w), int(0.33 * w))
-    if rng.random() < 0.65:
-        for shelf in np.arange(rng.uniform(0.05, 0.2), 1.0, 0.24):
-            part = canvas[:, int(shelf * h) : int((shelf + 0.22) * h), span]
-            part *= 0.55
-            _boxes(part, rng, 16, (0.45, 0.95), (0.10, 0.25), GOODS, bottom=1.0)
-            canvas[:, int((shelf + 0.22) * h) : int((shelf + 0.24) * h), span] = as_vector(
-                np.array((0.30, 0.20, 0.12)) * rng.uniform(0.3, 1)
-            )[:, None, None]
-    if rng.random() < 0.55:
-        y0, y1 = int(rng.uniform(0.05, 0.2) * h), int(rng.uniform(0.5, 0.75) * h)
-        bright = rng.random() < 0.5
-        canvas[:, y0:y1, other] = as_vector(
-            (0.95, 1.0, 1.05) if bright else tuple(rng.uniform(0.05, 0.35) * rng.uniform(0.75, 1.25, 3))
-        )[:, None, None]
-        frame = canvas[:, y0 : y0 + max(1, h // 50), other]
-        frame.fill_(0.5)
-        middle = (other.start + other.stop) // 2
-        if bright:
-            canvas[:, y0:y1, middle : middle + max(1, w // 60)] = 0.45
-    if rng.random() < 0.35:
-        _discs(canvas, rng, 1, (0.08, 0.14), WARM, above=0.5, level=(0.6, 1.2))
-    return canvas, rng.uniform(0.006, 0.030)
-
-
-# %% ../nbs/04_scenes.ipynb #df1ad14d
-def _logo_wall(rng, shape):
-    """The printed wall behind a red carpet."""
-    bases = ((0.5, 0.5, 0.52), (0.03, 0.03, 0.05), (0.03, 0.06, 0.20), (0.35, 0.02, 0.03), (0.45, 0.38, 0.25))
-    base = bases[rng.integers(5)]
-    canvas = _gradient(np.array(base) * 1.1, np.array(base) * 0.7, shape)
-    mark = (0.05, 0.05, 0.07) if sum(base) > 1 else (0.75, 0.70, 0.60)
-    step, other = shape[0] // 5, ((0.6, 0.05, 0.08), (0.05, 0.15, 0.45), mark)[rng.integers(3)]
-    for row in range(6):
-        for column in range(-1, shape[1] // step + 2):
-            y, x = int((row + 0.2) * step), int((column + 0.5 * (row % 2)) * step * 1.3)
-            colour = mark if (row + column) % 2 else other
-            canvas[:, y : y + step // 3, max(x, 0) : max(x + int(step * 0.7), 0)] = as_vector(colour)[
-                :, None, None
-            ]
-            inner = canvas[:, y + step // 10 : y + step // 5, max(x + step // 8, 0) : max(x + step // 3, 0)]
-            inner.copy_(as_vector(base)[:, None, None].expand_as(inner))
-    return canvas, rng.uniform(0.006, 0.016)
-
-
-# %% ../nbs/04_scenes.ipynb #327b43f3
-def _gala_backdrop(rng, shape):
-    """A red carpet's wall of logos, an interview set, or stage lights."""
-    kind = rng.integers(3)
-    if kind == 0:
-        return _logo_wall(rng, shape)
-    darks = ((0.05, 0.03, 0.025), (0.02, 0.025, 0.05), (0.04, 0.035, 0.03), (0.07, 0.02, 0.02))
-    dark = np.array(darks[rng.integers(4)])
-    canvas = _gradient(dark * rng.uniform(1, 2.5), dark * 0.6, shape)
-    if kind == 1:
-        _boxes(canvas, rng, 4, (0.3, 0.9), (0.15, 0.4), [dark * 3, dark * 1.8, np.array((0.25, 0.17, 0.10))])
-        _discs(canvas, rng, 2, (0.08, 0.16), WARM, above=0.7, level=(0.3, 0.8))
-    _discs(
-        canvas,
-        rng,
-        int(rng.integers(10, 30)),
-        (0.02, 0.07),
-        WARM if kind == 1 else NEON,
-        above=0.9,
-        level=(0.08, 0.55),
-    )
-    return canvas, rng.uniform(0.010, 0.03)
-
-
-# %% ../nbs/04_scenes.ipynb #d6c2a566
-def _park(rng, clouds, leaves):
-    canvas = _gradient((0.40, 0.50, 0.42), (0.06, 0.12, 0.03), clouds.shape)
-    canvas *= torch.exp(0.35 * clouds + 0.45 * leaves)
-    greens = ((0.7, 0.9, 0.4), (0.9, 0.95, 0.8), (0.5, 0.75, 0.3))
-    _discs(canvas, rng, 22, (0.02, 0.07), greens, above=0.8, level=(0.08, 0.5))
-    return canvas, rng.uniform(0.015, 0.035)
-
-
-def _beach(rng, clouds, leaves):
-    height = torch.linspace(1, 0, clouds.shape[0])[:, None]
-    canvas = _gradient((0.35, 0.55, 0.85), (0.75, 0.78, 0.80), clouds.shape) + 0.10 * clouds.clamp(min=0)
-    sea, sand = smooth_step(0.44, 0.42, height), smooth_step(0.24, 0.20, height + 0.02 * clouds)
-    canvas = canvas * (1 - sea) + sea * as_vector((0.08, 0.22, 0.30))[:, None, None] * (1 + 0.1 * leaves)
-    canvas = canvas * (1 - sand) + sand * as_vector((0.60, 0.48, 0.34))[:, None, None] * (1 + 0.05 * leaves)
-    return canvas, rng.uniform(0.01, 0.025)
-
-
-# %% ../nbs/04_scenes.ipynb #085e38a2
-def _street(rng, clouds, leaves):
-    canvas = _gradient((0.62, 0.68, 0.78), (0.22, 0.21, 0.20), clouds.shape)
-    houses = ((0.30, 0.24, 0.20), (0.22, 0.23, 0.25), (0.40, 0.35, 0.28), (0.16, 0.12, 0.11))
-    _boxes(canvas, rng, 8, (0.5, 1.1), (0.15, 0.4), houses, bottom=0.85)
-    _boxes(
-        canvas, rng, 26, (0.04, 0.08), (0.025, 0.05), ((0.06, 0.07, 0.09), (0.55, 0.6, 0.65), (0.9, 0.7, 0.4))
-    )
-    _boxes(canvas, rng, 5, (0.10, 0.16), (0.12, 0.3), GOODS, bottom=0.95)
-    return canvas, rng.uniform(0.015, 0.035)
-
-
-def _cafe(rng, clouds, leaves):
-    canvas = _gradient((0.16, 0.10, 0.07), (0.08, 0.05, 0.04), clouds.shape)
-    _boxes(canvas, rng, 9, (0.1, 0.5), (0.1, 0.4), GOODS)
-    _discs(canvas, rng, 16, (0.02, 0.06), WARM, above=0.6, level=(0.2, 1.2))
-    return canvas, rng.uniform(0.02, 0.035)
-
-
-# %% ../nbs/04_scenes.ipynb #59e4869b
-def _outdoor_backdrop(rng, shape):
-    """A park, a beach, a street or a café, out of focus."""
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    clouds = F.interpolate(torch.randn(1, 1, 7, 9, generator=generator), size=shape, mode="bicubic")[0, 0]
-    leaves = F.interpolate(torch.randn(1, 1, 26, 32, generator=generator), size=shape, mode="bicubic")[0, 0]
-    return (_park, _beach, _street, _cafe)[rng.integers(4)](rng, clouds, leaves)
-
-
-# %% ../nbs/04_scenes.ipynb #c6c0df5a
-BACKDROPS = {
-    "studio": _studio_backdrop,
-    "conference": _room_backdrop,
-    "celebrity": _gala_backdrop,
-    "wild": _outdoor_backdrop,
-}
-
-
-def build_backdrop(rng, domain, shape):
-    """The scene behind the person (3, h, w), linear RGB, out of focus."""
-    scale = 160 / shape[0]
-    work = (160, max(32, round(shape[1] * scale)))
-    canvas, blur = BACKDROPS[domain](rng, work)
-    canvas = _soften(canvas, [blur * work[0]] * 3)
-    return F.interpolate(canvas[None], size=shape, mode="bicubic", align_corners=False)[0].clamp(min=0)
+    Returns
+    -------
+    tensor (4, size, size)
+        Linear RGB, and the light that arrives (for speculars and eyes).
+    """
+    arriving = _direct_light(person, light, rotation) + _light_from_around(person, light, rotation)
+    texel = person.radius.shape[-1] / (2 * UV_EXTENT)
+    spread = _soften(arriving, [0.034 * texel, 0.015 * texel, 0.008 * texel])
+    arriving = torch.lerp(0.25 * arriving + 0.75 * spread, arriving, person.static[4])
+    return torch.cat((person.albedo * arriving, arriving.mean(0, keepdim=True)))
 
 
 # %% ../nbs/04_scenes.ipynb #4672193f
@@ -620,10 +173,9 @@ def _wander(rng, times, slowest=0.06, fastest=0.55, waves=5):
 def _speech(rng, times):
     """Opening of a talking mouth over time (n,), in [0, 1]."""
     phrase = 1 / (1 + np.exp(-5 * (_wander(rng, times, 0.15, 0.6) + 0.5)))
-    rate = 2.1 + 0.35 * np.sin(2 * np.pi * 0.31 * times + rng.uniform(0, 6))
-    beat = (
-        np.sin(2 * np.pi * rate * times + rng.uniform(0, 6) + 0.8 * _wander(rng, times, 0.3, 1.0)) * 0.5 + 0.5
-    )
+    pace = 2.1 + 0.35 * np.sin(2 * np.pi * 0.31 * times + rng.uniform(0, 6))
+    phase = 2 * np.pi * pace * times + rng.uniform(0, 6) + 0.8 * _wander(rng, times, 0.3, 1.0)
+    beat = np.sin(phase) * 0.5 + 0.5
     loud = np.clip(0.62 + 0.36 * _wander(rng, times, 0.4, 1.6), 0.1, 1.2)
     return np.clip(phrase * beat * loud, 0, 1)
 
@@ -639,42 +191,60 @@ def _blinks(rng, times):
     return closed
 
 
-# %% ../nbs/04_scenes.ipynb #f6532adc
-def draw_motion(rng, domain, times, still):
-    """Pose and expression of every frame: a dictionary of float arrays (n,); angles in degrees."""
-    yaw, pitch, turn, nod = POSE_SPREAD[domain]
-    n = len(times)
-    mean_yaw, mean_pitch = np.clip(rng.normal(0, [yaw, pitch]), [-26, -12], [26, 12])
-    mood = float(np.clip(rng.normal(0.25 if domain != "celebrity" else 0.45, 0.3), -0.15, 0.9))
-    talks = rng.random() < (0.85 if not still else 0.45)
-    mouth = _speech(rng, times) if not still else np.full(n, rng.uniform(0, 0.8))
-    look = _wander(rng, times, 0.1, 0.5)
-    motion = {
+# %% ../nbs/04_scenes.ipynb #607e94ef
+def _pose(rng, domain, times, still, mean_yaw, mean_pitch):
+    """Rotation of the head over time, degrees."""
+    turn, nod = POSE_SPREAD[domain][2:]
+    return {
         "yaw": mean_yaw + (0 if still else turn) * 0.75 * _wander(rng, times),
         "pitch": mean_pitch + (0 if still else nod) * 0.75 * _wander(rng, times),
         "roll": rng.normal(0, 3.0) + (0 if still else 2.0) * _wander(rng, times),
-        "mouth_open": mouth * talks * (1.0 if not still else float(rng.random() < 0.7)),
-        "smile": np.clip(mood + 0.15 * _wander(rng, times), -0.2, 1.0),
-        "pucker": (0.5 + 0.5 * _wander(rng, times, 0.4, 1.4)).clip(0, 1)
-        * talks
-        * (0.6 if not still else 0.2),
-        "blink": _blinks(rng, times) if not still else np.full(n, float(rng.random() < 0.03)),
-        "brow_raise": np.clip(0.15 + 0.35 * _wander(rng, times, 0.1, 0.7), -0.4, 1.0),
+    }
+
+
+def _gaze_and_drift(rng, times, still, mean_yaw, look):
+    """Direction of the eyes, shift of the head, and zoom over time."""
+    return {
         "gaze_x": -0.0006 * mean_yaw + 0.008 * look,
         "gaze_y": 0.004 * _wander(rng, times, 0.1, 0.5),
         "shift_x": 0.05 * _wander(rng, times, 0.05, 0.3) * (not still),
         "shift_y": 0.03 * _wander(rng, times, 0.05, 0.35) * (not still),
         "zoom": 1 + 0.015 * _wander(rng, times, 0.04, 0.2) * (not still),
     }
-    return {name: np.asarray(value, dtype=np.float64) * np.ones(n) for name, value in motion.items()}
+
+
+# %% ../nbs/04_scenes.ipynb #30a8b9aa
+def _expression(rng, times, still, mood, mouth, talks):
+    """Mouth, eyelids and brows over time."""
+    return {
+        "mouth_open": mouth * talks * (1.0 if not still else float(rng.random() < 0.7)),
+        "smile": np.clip(mood + 0.15 * _wander(rng, times), -0.2, 1.0),
+        "pucker": (0.5 + 0.5 * _wander(rng, times, 0.4, 1.4)).clip(0, 1) * talks * (0.2 if still else 0.6),
+        "blink": _blinks(rng, times) if not still else np.full(len(times), float(rng.random() < 0.03)),
+        "brow_raise": np.clip(0.15 + 0.35 * _wander(rng, times, 0.1, 0.7), -0.4, 1.0),
+    }
+
+
+# %% ../nbs/04_scenes.ipynb #f6532adc
+def draw_motion(rng, domain, times, still):
+    """Pose and expression of every frame: a dictionary of float arrays (n,); angles in degrees."""
+    yaw, pitch = POSE_SPREAD[domain][:2]
+    mean_yaw, mean_pitch = np.clip(rng.normal(0, [yaw, pitch]), [-26, -12], [26, 12])
+    mood = float(np.clip(rng.normal(0.25 if domain != "celebrity" else 0.45, 0.3), -0.15, 0.9))
+    talks = rng.random() < (0.85 if not still else 0.45)
+    mouth = _speech(rng, times) if not still else np.full(len(times), rng.uniform(0, 0.8))
+    look = _wander(rng, times, 0.1, 0.5)
+    motion = _pose(rng, domain, times, still, mean_yaw, mean_pitch)
+    motion |= _expression(rng, times, still, mood, mouth, talks)
+    motion |= _gaze_and_drift(rng, times, still, mean_yaw, look)
+    return {name: np.asarray(value, dtype=np.float64) * np.ones(len(times)) for name, value in motion.items()}
 
 
 # %% ../nbs/04_scenes.ipynb #c5294ce7
 def rotations(motion):
     """Rotations (n, 3, 3) from the head to the camera: pitch first, then yaw, then roll."""
-    yaw, pitch, roll = (
-        torch.tensor(np.radians(motion[k]), dtype=torch.float32) for k in ("yaw", "pitch", "roll")
-    )
+    angles = (torch.tensor(np.radians(motion[k]), dtype=torch.float32) for k in ("yaw", "pitch", "roll"))
+    yaw, pitch, roll = angles
     zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
 
     def matrix(*rows):
@@ -704,16 +274,19 @@ class Look:
     vignette: float
 
 
+# %% ../nbs/04_scenes.ipynb #9dc2c62d
+LOOK_RANGES = {  # scale, distance, exposure, blur, sharpen, noise, vignette
+    "studio": ((0.205, 0.245), (16, 24), (0.95, 1.10), (0.35, 0.7), 0.25, (0.6, 1.5), 0.05),
+    "conference": ((0.200, 0.255), (7.0, 10.0), (0.80, 1.15), (0.5, 0.95), 0.7, (1.6, 4.2), 0.12),
+    "celebrity": ((0.215, 0.275), (12, 20), (0.95, 1.25), (0.35, 0.8), 0.2, (0.8, 2.2), 0.15),
+    "wild": ((0.200, 0.290), (8, 18), (0.85, 1.30), (0.3, 0.9), 0.3, (0.6, 3.0), 0.10),
+}
+
+
 # %% ../nbs/04_scenes.ipynb #64d0fc17
 def draw_look(rng, domain):
     """Camera of a scene, by domain."""
-    looks = {  # scale, distance, exposure, blur, sharpen, noise, vignette
-        "studio": ((0.205, 0.245), (16, 24), (0.95, 1.10), (0.35, 0.7), 0.25, (0.6, 1.5), 0.05),
-        "conference": ((0.200, 0.255), (7.0, 10.0), (0.80, 1.15), (0.5, 0.95), 0.7, (1.6, 4.2), 0.12),
-        "celebrity": ((0.215, 0.275), (12, 20), (0.95, 1.25), (0.35, 0.8), 0.2, (0.8, 2.2), 0.15),
-        "wild": ((0.200, 0.290), (8, 18), (0.85, 1.30), (0.3, 0.9), 0.3, (0.6, 3.0), 0.10),
-    }[domain]
-    scale, distance, exposure, blur, sharpen, noise, vignette = looks
+    scale, distance, exposure, blur, sharpen, noise, vignette = LOOK_RANGES[domain]
     warmth = rng.normal(0, 0.035 if domain == "studio" else 0.06)
     return Look(
         scale=float(rng.uniform(*scale)),
@@ -728,3 +301,450 @@ def draw_look(rng, domain):
         noise=float(rng.uniform(*noise)),
         vignette=vignette,
     )
+
+
+# %% ../nbs/04_scenes.ipynb #eff41e49
+def _tangle(generator, size):
+    """Folds of cloth (h, w): ridged noise, about 0 to 1."""
+    folds = 0
+    for cells, weight in ((4, 0.6), (8, 0.3), (15, 0.12)):
+        lattice = torch.randn(1, 1, cells, cells + 2, generator=generator)
+        smooth = F.interpolate(lattice, size=size, mode="bicubic", align_corners=True)[0, 0]
+        folds = folds + weight * (1 - smooth.abs())
+    return folds
+
+
+# %% ../nbs/04_scenes.ipynb #ff166fed
+def _torso_shape(x, y, t):
+    """Front of neck and shoulders: depth and cover, each (h, w)."""
+    ax, broad = x.abs(), 0.93 + 0.14 * t["build"]
+    neck_half = t["neck_width"] + 0.03 + 0.05 * smooth_step(-1.1, -1.5, y)
+    slope = 0.30 * torch.exp(-(ax - t["neck_width"]).clamp(min=-0.05) / 0.17)
+    shoulder = -1.30 - 0.20 * (ax - 0.45) / broad + slope - 0.60 * ((ax / broad - 1.40).clamp(min=0)) ** 2.0
+    neck_depth = -0.16 + (neck_half**2 - x * x).clamp(min=0).sqrt() * 0.95
+    drop = (shoulder - y).clamp(min=0)
+    chest = (1 - (ax / (2.25 * broad)) ** 2).clamp(min=0).sqrt()
+    chest_depth = -0.42 + (0.80 * chest) * (drop / 0.75).clamp(1e-4, 1) ** 0.55 + 0.05 * drop
+    in_neck, under_shoulder = (
+        smooth_step(0.012, -0.012, ax - neck_half),
+        smooth_step(-0.012, 0.012, shoulder - y),
+    )
+    return -melt(-neck_depth, -chest_depth, 0.22), torch.maximum(in_neck, under_shoulder)
+
+
+# %% ../nbs/04_scenes.ipynb #cbfaf05d
+def _dress_vneck(x, y, depth, first, second):
+    ax = x.abs()
+    edge = y + 2.00 - 1.02 * ax + 0.25 * ax * ax
+    cut, rim = smooth_step(0.010, -0.010, edge), bump(edge + 0.04, 0.03)
+    return cut, first * (1 - 0.2 * rim), depth + 0.03 * cut + 0.015 * rim, 0.05
+
+
+def _dress_roll_neck(x, y, depth, first, second):
+    ax = x.abs()
+    cut = smooth_step(0.012, -0.012, y + 1.12 - 0.03 * ax)
+    roll = cut * smooth_step(-1.46, -1.36, y) * smooth_step(0.66, 0.54, ax)
+    knit = 0.5 + 0.5 * torch.sin(ax * 60)
+    return cut, first * (0.92 + 0.10 * knit), depth + 0.035 * cut + 0.05 * roll * (1 + 0.10 * knit), 0.02
+
+
+# %% ../nbs/04_scenes.ipynb #aaf8e847
+def _dress_tee(x, y, depth, first, second):
+    edge = y + 1.48 - 0.30 * (x.abs() / 0.55) ** 2
+    cut, rib = smooth_step(0.010, -0.010, edge), bump(edge + 0.05, 0.04)
+    return cut, first * (1 - 0.12 * rib), depth + 0.03 * cut + 0.02 * rib, 0.02
+
+
+def _dress_hoodie(x, y, depth, first, second):
+    ax = x.abs()
+    cut = smooth_step(0.010, -0.010, y + 1.44 - 0.30 * (ax / 0.46) ** 2)
+    hood = cut * bump(y + 1.40 - 0.55 * ax, 0.14)
+    string = smooth_step(0.022, 0.010, (ax - 0.17).abs()) * smooth_step(-2.35, -2.3, y) * cut
+    return cut, first * (1 - string) + second * string, depth + 0.04 * cut + 0.12 * hood, 0.02
+
+
+# %% ../nbs/04_scenes.ipynb #40e6c59d
+PLAIN_CLOTHES = {"tee": _dress_tee, "vneck": _dress_vneck, "roll": _dress_roll_neck, "hoodie": _dress_hoodie}
+
+
+# %% ../nbs/04_scenes.ipynb #79dc450f
+def _collar(kind, x, y):
+    """Cover (h, w) of a shirt, of the flaps of its collar, and of the shadow along their rim."""
+    throat, lean = (1.46, 0.85) if kind == "suit" else (1.80, 1.65)
+    outward = -(y + throat - lean * x.abs()) / math.sqrt(1 + lean * lean)
+    shirt = smooth_step(-0.007, 0.007, outward)
+    point = y + (1.72 if kind == "suit" else 1.80) - 1.2 * outward
+    flap = shirt * smooth_step(0.18, 0.165, outward) * smooth_step(-0.01, 0.01, point)
+    flap = flap * smooth_step(-1.95, -1.90, y)
+    side = bump(outward - 0.175, 0.012) * smooth_step(-0.02, 0.02, point)
+    rim = torch.maximum(side, bump(point, 0.012) * smooth_step(0.19, 0.17, outward))
+    return shirt, flap, rim * shirt * (outward > 0.01)
+
+
+# %% ../nbs/04_scenes.ipynb #196b03d8
+def _add_buttons(colour, x, y):
+    """The colour of a shirt with its placket and buttons."""
+    placket = bump(x.abs() - 0.045, 0.008) * smooth_step(-1.80, -1.88, y)
+    from_button = (x * x + (torch.remainder(y + 0.1, 0.42) - 0.21) ** 2 + 1e-9).sqrt()
+    button = smooth_step(0.020, 0.010, from_button) * smooth_step(-1.9, -1.95, y)
+    return colour * (1 - 0.22 * placket - 0.25 * button)
+
+
+def _add_tie(colour, x, y, flap, third):
+    """The colour of a shirt with a tie, and the cover of the tie."""
+    half = 0.085 + 0.05 * (-1.62 - y).clamp(min=-0.06, max=1.2)
+    tie = smooth_step(0.010, -0.010, x.abs() - half) * smooth_step(-1.44, -1.50, y) * (1 - flap)
+    stripe = 0.5 + 0.5 * torch.sin((x + y) * 38)
+    return colour * (1 - tie) + tie * third * (0.75 + 0.5 * smooth_step(0.4, 0.6, stripe)), tie
+
+
+# %% ../nbs/04_scenes.ipynb #71f1630a
+def _dress_shirt(kind, x, y, depth, second, third):
+    """A shirt with a collar, open or with a tie: cover, colour (3, h, w), raised depth, gloss."""
+    shirt, flap, rim = _collar(kind, x, y)
+    colour, raised = second * (1 + 0.06 * flap) * (1 - 0.38 * rim), depth + 0.03 * shirt + 0.05 * flap
+    if kind != "suit":
+        return shirt, _add_buttons(colour, x, y), raised, 0.02
+    colour, tie = _add_tie(colour, x, y, flap, third)
+    return shirt, colour, raised + 0.04 * tie, 0.03
+
+
+# %% ../nbs/04_scenes.ipynb #1b0f279d
+def _dress(kind, x, y, depth, colours):
+    """Clothes over the torso: cover (h, w), colour (3, h, w), raised depth (h, w), gloss."""
+    first, second, third = (as_vector(colour)[:, None, None] for colour in colours)
+    if kind in PLAIN_CLOTHES:
+        return PLAIN_CLOTHES[kind](x, y, depth, first, second)
+    cloth, colour, raised, gloss = _dress_shirt(kind, x, y, depth, second, third)
+    if kind == "shirt":
+        return cloth, colour, raised, gloss
+    ax, edge = x.abs(), (y + 2.95 - (3.0 if kind == "suit" else 2.6) * (x.abs() - 0.02)) / 3.0
+    jacket, inward = smooth_step(0.004, -0.004, edge), -edge - 0.10 * (y + 2.2)
+    lapel = jacket * smooth_step(0.235, 0.225, inward) * smooth_step(1.05, 0.95, ax)
+    seam = bump(inward - 0.235, 0.008) * smooth_step(1.05, 0.9, ax) + bump(edge, 0.008)
+    colour = colour * (1 - jacket) + jacket * first * (1 + 0.14 * lapel - 0.5 * seam)
+    return cloth, colour, raised + 0.05 * jacket + 0.03 * lapel, 0.03
+
+
+# %% ../nbs/04_scenes.ipynb #20b4f0a3
+def _light_torso(person, light, rotation, position, normal):
+    """Direct light (3, h, w) on neck and clothes, and the share of the key light that the head lets through."""
+    key = unit_vector(as_vector(light.key_direction))
+    local = (rotation.T @ (position + 0.02 * normal).flatten(1)).view_as(position)
+    how = {"sharpness": 0.7 * light.softness, "reach": 1.6, "steps": 10}
+    seen = visibility(person.radius, local, rotation.T @ key, **how)
+    facing = ((normal * key[:, None, None]).sum(0) + 0.08).clamp(min=0) / 1.08
+    rim = (normal * unit_vector(as_vector(light.rim_direction))[:, None, None]).sum(0).clamp(min=0)
+    key_colour, rim_colour = (as_vector(colour)[:, None, None] for colour in (light.key, light.rim))
+    return facing * seen * key_colour + rim * rim_colour, seen
+
+
+# %% ../nbs/04_scenes.ipynb #029b4442
+def _shade_torso(person, light, rotation, position, normal, albedo, cloth, gloss):
+    """Light leaving neck and clothes (3, h, w); the head throws its shadow on them."""
+    x, y = position[:2]
+    arriving, seen = _light_torso(person, light, rotation, position, normal)
+    around = _surroundings(normal.flatten(1).T, light).T.view_as(normal)
+    below = torch.exp(-(((-0.75 - y) / 0.55).clamp(min=0) ** 2))
+    under_chin = 1 - 0.72 * below * smooth_step(0.95, 0.3, x.abs())
+    collar = 1 - 0.35 * bump(cloth - 0.5, 0.4) * (1 - cloth)
+    half = unit_vector(unit_vector(as_vector(light.key_direction)) + as_vector((0.0, 0.0, 1.0)))
+    facing = (normal * half[:, None, None]).sum(0).clamp(min=0) ** 24
+    shine = facing * (gloss * cloth + 0.10 * (1 - cloth)) * seen
+    return albedo * (arriving + around * under_chin) * collar + shine * as_vector(light.key)[:, None, None]
+
+
+# %% ../nbs/04_scenes.ipynb #434e10d0
+def _torso_relief(raised, x, y, cloth, folds, weave):
+    """Depth (h, w) with collar bones and cords of the neck where skin is bare, and folds and weave where it is not."""
+    ax = x.abs()
+    bone = 0.03 * bump(y + 1.56 + 0.08 * ax, 0.05) * smooth_step(0.10, 0.2, ax) * smooth_step(0.9, 0.5, ax)
+    cord = 0.030 * bump(ax - 0.10 - 0.42 * (y + 1.62).clamp(min=0), 0.05) * smooth_step(-1.66, -1.5, y)
+    fold = 0.045 * folds * smooth_step(-1.35, -1.9, y + 0.12 * ax)
+    return raised + (bone + cord) * (1 - cloth) + cloth * (fold + 0.0004 * weave)
+
+
+def _torso_normals(raised):
+    """Unit normals (3, h, w) of a height map over x in [-2.6, 2.6], y in [-4, -0.4]."""
+    height, width = raised.shape
+    slope = torch.gradient(raised, dim=(0, 1))
+    slope_x, slope_y = -slope[1] / (5.2 / (width - 1)), -slope[0] / (3.6 / (height - 1))
+    return unit_vector(torch.stack((slope_x, slope_y, torch.ones_like(raised)), -1)).permute(2, 0, 1)
+
+
+# %% ../nbs/04_scenes.ipynb #600a84a2
+def build_torso(person, outfit, light, rotation, generator, size):
+    """Neck, shoulders and clothes, lit: (5, h, w) of linear RGB, cover and depth over x in [-2.6, 2.6], y in [-4, -0.4]."""
+    t, (height, width) = person.identity.trait, (int(0.62 * size), int(0.9 * size))
+    y, x = torch.meshgrid(torch.linspace(-4.0, -0.4, height), torch.linspace(-2.6, 2.6, width), indexing="ij")
+    depth, cover = _torso_shape(x, y, t)
+    folds, weave = _tangle(generator, (height, width)), torch.randn(height, width, generator=generator)
+    cloth, colour, raised, gloss = _dress(outfit.kind, x, y, depth, outfit.colours)
+    raised = _torso_relief(raised, x, y, cloth, folds, weave)
+    normal, position = _torso_normals(raised), torch.stack((x, y, raised))
+    skin = as_vector(t["skin"])[:, None, None] * (1 - 0.05 * weave.abs().clamp(max=1) * 0.2)
+    albedo = skin * (1 - cloth) + colour * cloth * (1 + 0.03 * weave)
+    lit = _shade_torso(person, light, rotation, position, normal, albedo, cloth, gloss)
+    return torch.cat((lit, (cover * smooth_step(-0.42, -0.46, y))[None], raised[None]))
+
+
+# %% ../nbs/04_scenes.ipynb #82acaf1c
+@dataclass(frozen=True)
+class _Outfit:
+    kind: str
+    colours: tuple
+
+
+# %% ../nbs/04_scenes.ipynb #838017b6
+CLOTHES = {  # what is worn, and how often
+    "studio": (("suit", "jacket", "shirt", "vneck"), (0.4, 0.3, 0.15, 0.15)),
+    "conference": (("tee", "shirt", "hoodie", "roll", "vneck"), (0.28, 0.24, 0.2, 0.14, 0.14)),
+    "celebrity": (("jacket", "suit", "vneck", "roll", "shirt"), (0.3, 0.2, 0.22, 0.14, 0.14)),
+    "wild": (("tee", "hoodie", "shirt", "vneck", "roll"), (0.3, 0.2, 0.2, 0.15, 0.15)),
+}
+
+# %% ../nbs/04_scenes.ipynb #24b4a199
+DARK = (
+    (0.012, 0.013, 0.018), (0.02, 0.03, 0.07), (0.05, 0.05, 0.055), (0.09, 0.07, 0.055), (0.015, 0.035, 0.03),
+)  # fmt: skip
+BRIGHT = (
+    (0.45, 0.05, 0.05), (0.08, 0.20, 0.38), (0.50, 0.47, 0.42), (0.10, 0.25, 0.15), (0.55, 0.36, 0.10),
+    (0.22, 0.10, 0.25), (0.30, 0.32, 0.34), (0.6, 0.3, 0.28),
+)  # fmt: skip
+PALE = ((0.72, 0.72, 0.72), (0.50, 0.58, 0.70), (0.66, 0.60, 0.58), (0.62, 0.66, 0.60), (0.03, 0.03, 0.035))
+
+
+# %% ../nbs/04_scenes.ipynb #2f61fab1
+def draw_outfit(rng, domain):
+    """Clothes for a scene."""
+    kinds, shares = CLOTHES[domain]
+    kind = str(rng.choice(kinds, p=shares))
+    is_dark = kind in ("suit", "jacket") or rng.random() < 0.3
+    first = _one_of(rng, DARK if is_dark else BRIGHT)
+    return _Outfit(kind, (first, _one_of(rng, PALE), _one_of(rng, BRIGHT)))
+
+
+def _one_of(rng, values):
+    return values[rng.integers(len(values))]
+
+
+# %% ../nbs/04_scenes.ipynb #30458868
+def _boxes(canvas, rng, count, heights, widths, colours, bottom=None):
+    """Paint upright rectangles on a canvas (3, h, w), in fractions of its height."""
+    _, h, w = canvas.shape
+    for _ in range(count):
+        bw, bh = rng.uniform(*widths) * h, rng.uniform(*heights) * h
+        x0 = rng.uniform(-0.1, 1.0) * w
+        y0 = (bottom * h - bh) if bottom is not None else rng.uniform(-0.1, 0.9) * h
+        x1, y1 = int(np.clip(x0 + bw, 0, w)), int(np.clip(y0 + bh, 0, h))
+        x0, y0 = int(np.clip(x0, 0, w)), int(np.clip(y0, 0, h))
+        colour = np.array(colours[rng.integers(len(colours))]) * rng.uniform(0.7, 1.2)
+        canvas[:, y0:y1, x0:x1] = as_vector(colour)[:, None, None]
+
+
+# %% ../nbs/04_scenes.ipynb #f99b7316
+def _discs(canvas, rng, count, radii, colours, above=1.0, level=(0.4, 2.0)):
+    """Add discs of light, as lamps appear through a defocused lens."""
+    _, h, w = canvas.shape
+    ys, xs = torch.meshgrid(torch.arange(h) / h, torch.arange(w) / h, indexing="ij")
+    for _ in range(count):
+        cx, cy, r = rng.uniform(0, w / h), rng.uniform(0, above), rng.uniform(*radii)
+        far = ((xs - cx) ** 2 + (ys - cy) ** 2).sqrt() / r
+        disc = smooth_step(1.05, 0.92, far) * (0.75 + 0.35 * far.clamp(max=1) ** 4)
+        colour = np.array(colours[rng.integers(len(colours))]) * rng.uniform(*level)
+        canvas += disc * as_vector(colour)[:, None, None]
+
+
+# %% ../nbs/04_scenes.ipynb #46d2bcf8
+def _gradient(top, bottom, shape):
+    """A canvas (3, h, w) from one colour to another."""
+    ramp = torch.linspace(0, 1, shape[0])[None, :, None]
+    canvas = as_vector(top)[:, None, None] * (1 - ramp) + as_vector(bottom)[:, None, None] * ramp
+    return canvas.expand(3, *shape).clone()
+
+
+WARM = ((1.0, 0.62, 0.28), (1.0, 0.78, 0.5), (0.9, 0.45, 0.2))
+NEON = ((0.25, 0.5, 1.0), (0.9, 0.2, 0.5), (0.3, 0.9, 0.9), (1.0, 0.7, 0.4), (0.95, 0.95, 1.0))
+GOODS = (
+    (0.25, 0.06, 0.05), (0.06, 0.12, 0.22), (0.30, 0.26, 0.20), (0.05, 0.10, 0.07), (0.4, 0.38, 0.34), (0.02, 0.02, 0.03),
+    (0.35, 0.20, 0.07),
+)  # fmt: skip
+
+# %% ../nbs/04_scenes.ipynb #16aaf0af
+STUDIO_HUES = (
+    (0.02, 0.05, 0.14), (0.10, 0.02, 0.03), (0.03, 0.07, 0.08), (0.06, 0.06, 0.08), (0.03, 0.02, 0.08),
+)  # fmt: skip
+
+
+def _studio_backdrop(rng, shape):
+    """A broadcast studio: screens, light columns, a city or a soft gradient."""
+    hue = np.array(STUDIO_HUES[rng.integers(5)])
+    canvas = _gradient(hue * rng.uniform(1.0, 2.5), hue * 0.4, shape)
+    glow = hue * 5 + 0.05
+    screens = [glow * 0.5, glow * 0.25, np.array((0.35, 0.4, 0.5))]
+    _boxes(canvas, rng, int(rng.integers(2, 6)), (0.3, 0.8), (0.10, 0.5), screens)
+    columns = [glow * 1.6, np.array((0.8, 0.85, 0.95))]
+    _boxes(canvas, rng, int(rng.integers(1, 5)), (0.8, 1.2), (0.01, 0.04), columns)
+    if rng.random() < 0.5:
+        _discs(canvas, rng, int(rng.integers(8, 26)), (0.012, 0.035), NEON, above=0.75, level=(0.15, 0.8))
+    return canvas, rng.uniform(0.018, 0.045)
+
+
+# %% ../nbs/04_scenes.ipynb #260fb90c
+def _add_shelf(canvas, rng, across):
+    """A shelf with books over the columns `across`."""
+    h = canvas.shape[1]
+    for shelf in np.arange(rng.uniform(0.05, 0.2), 1.0, 0.24):
+        top, bottom = int(shelf * h), int((shelf + 0.22) * h)
+        part = canvas[:, top:bottom, across]
+        part *= 0.55
+        _boxes(part, rng, 16, (0.45, 0.95), (0.10, 0.25), GOODS, bottom=1.0)
+        board = np.array((0.30, 0.20, 0.12)) * rng.uniform(0.3, 1)
+        canvas[:, bottom : int((shelf + 0.24) * h), across] = as_vector(board)[:, None, None]
+
+
+def _add_window(canvas, rng, across):
+    """A bright window or a dark framed print over the columns `across`."""
+    _, h, w = canvas.shape
+    y0, y1 = int(rng.uniform(0.05, 0.2) * h), int(rng.uniform(0.5, 0.75) * h)
+    bright = rng.random() < 0.5
+    colour = (0.95, 1.0, 1.05) if bright else tuple(rng.uniform(0.05, 0.35) * rng.uniform(0.75, 1.25, 3))
+    canvas[:, y0:y1, across] = as_vector(colour)[:, None, None]
+    canvas[:, y0 : y0 + max(1, h // 50), across] = 0.5
+    if bright:
+        middle = (across.start + across.stop) // 2
+        canvas[:, y0:y1, middle : middle + max(1, w // 60)] = 0.45
+
+
+# %% ../nbs/04_scenes.ipynb #a12bbfe1
+WALLS = (
+    (0.46, 0.44, 0.40), (0.34, 0.37, 0.38), (0.42, 0.36, 0.29), (0.22, 0.26, 0.28), (0.55, 0.54, 0.52), (0.30, 0.33, 0.27),
+)  # fmt: skip
+
+
+def _room_backdrop(rng, shape):
+    """A room at home or an office: wall, shelf with books, window or framed print, lamp."""
+    wall, w = np.array(WALLS[rng.integers(6)]), shape[1]
+    canvas = _gradient(wall * rng.uniform(0.5, 0.9), wall * rng.uniform(0.35, 0.7), shape)
+    left = rng.random() < 0.5
+    if rng.random() < 0.65:
+        _add_shelf(canvas, rng, slice(0, int(0.42 * w)) if left else slice(int(0.58 * w), w))
+    if rng.random() < 0.55:
+        _add_window(canvas, rng, slice(int((0.66 if left else 0.03) * w), int((0.97 if left else 0.33) * w)))
+    if rng.random() < 0.35:
+        _discs(canvas, rng, 1, (0.08, 0.14), WARM, above=0.5, level=(0.6, 1.2))
+    return canvas, rng.uniform(0.006, 0.030)
+
+
+# %% ../nbs/04_scenes.ipynb #df1ad14d
+LOGO_WALLS = (
+    (0.5, 0.5, 0.52), (0.03, 0.03, 0.05), (0.03, 0.06, 0.20), (0.35, 0.02, 0.03), (0.45, 0.38, 0.25),
+)  # fmt: skip
+
+
+def _logo_wall(rng, shape):
+    """The printed wall behind a red carpet."""
+    base = LOGO_WALLS[rng.integers(5)]
+    canvas = _gradient(np.array(base) * 1.1, np.array(base) * 0.7, shape)
+    mark = (0.05, 0.05, 0.07) if sum(base) > 1 else (0.75, 0.70, 0.60)
+    step, other = shape[0] // 5, ((0.6, 0.05, 0.08), (0.05, 0.15, 0.45), mark)[rng.integers(3)]
+    for row in range(6):
+        for column in range(-1, shape[1] // step + 2):
+            y, x = int((row + 0.2) * step), int((column + 0.5 * (row % 2)) * step * 1.3)
+            outer = canvas[:, y : y + step // 3, max(x, 0) : max(x + int(step * 0.7), 0)]
+            outer[:] = as_vector(mark if (row + column) % 2 else other)[:, None, None]
+            inner = canvas[:, y + step // 10 : y + step // 5, max(x + step // 8, 0) : max(x + step // 3, 0)]
+            inner[:] = as_vector(base)[:, None, None]
+    return canvas, rng.uniform(0.006, 0.016)
+
+
+# %% ../nbs/04_scenes.ipynb #327b43f3
+GALA_DARKS = ((0.05, 0.03, 0.025), (0.02, 0.025, 0.05), (0.04, 0.035, 0.03), (0.07, 0.02, 0.02))
+
+
+def _gala_backdrop(rng, shape):
+    """A red carpet's wall of logos, an interview set, or stage lights."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return _logo_wall(rng, shape)
+    dark = np.array(GALA_DARKS[rng.integers(4)])
+    canvas = _gradient(dark * rng.uniform(1, 2.5), dark * 0.6, shape)
+    if kind == 1:
+        _boxes(canvas, rng, 4, (0.3, 0.9), (0.15, 0.4), [dark * 3, dark * 1.8, np.array((0.25, 0.17, 0.10))])
+        _discs(canvas, rng, 2, (0.08, 0.16), WARM, above=0.7, level=(0.3, 0.8))
+    lamps = WARM if kind == 1 else NEON
+    _discs(canvas, rng, int(rng.integers(10, 30)), (0.02, 0.07), lamps, above=0.9, level=(0.08, 0.55))
+    return canvas, rng.uniform(0.010, 0.03)
+
+
+# %% ../nbs/04_scenes.ipynb #d6c2a566
+def _park(rng, clouds, leaves):
+    canvas = _gradient((0.40, 0.50, 0.42), (0.06, 0.12, 0.03), clouds.shape)
+    canvas *= torch.exp(0.35 * clouds + 0.45 * leaves)
+    greens = ((0.7, 0.9, 0.4), (0.9, 0.95, 0.8), (0.5, 0.75, 0.3))
+    _discs(canvas, rng, 22, (0.02, 0.07), greens, above=0.8, level=(0.08, 0.5))
+    return canvas, rng.uniform(0.015, 0.035)
+
+
+def _beach(rng, clouds, leaves):
+    height = torch.linspace(1, 0, clouds.shape[0])[:, None]
+    canvas = _gradient((0.35, 0.55, 0.85), (0.75, 0.78, 0.80), clouds.shape) + 0.10 * clouds.clamp(min=0)
+    sea, sand = smooth_step(0.44, 0.42, height), smooth_step(0.24, 0.20, height + 0.02 * clouds)
+    canvas = canvas * (1 - sea) + sea * as_vector((0.08, 0.22, 0.30))[:, None, None] * (1 + 0.1 * leaves)
+    canvas = canvas * (1 - sand) + sand * as_vector((0.60, 0.48, 0.34))[:, None, None] * (1 + 0.05 * leaves)
+    return canvas, rng.uniform(0.01, 0.025)
+
+
+# %% ../nbs/04_scenes.ipynb #085e38a2
+def _street(rng, clouds, leaves):
+    canvas = _gradient((0.62, 0.68, 0.78), (0.22, 0.21, 0.20), clouds.shape)
+    houses = ((0.30, 0.24, 0.20), (0.22, 0.23, 0.25), (0.40, 0.35, 0.28), (0.16, 0.12, 0.11))
+    windows = ((0.06, 0.07, 0.09), (0.55, 0.6, 0.65), (0.9, 0.7, 0.4))
+    _boxes(canvas, rng, 8, (0.5, 1.1), (0.15, 0.4), houses, bottom=0.85)
+    _boxes(canvas, rng, 26, (0.04, 0.08), (0.025, 0.05), windows)
+    _boxes(canvas, rng, 5, (0.10, 0.16), (0.12, 0.3), GOODS, bottom=0.95)
+    return canvas, rng.uniform(0.015, 0.035)
+
+
+def _cafe(rng, clouds, leaves):
+    canvas = _gradient((0.16, 0.10, 0.07), (0.08, 0.05, 0.04), clouds.shape)
+    _boxes(canvas, rng, 9, (0.1, 0.5), (0.1, 0.4), GOODS)
+    _discs(canvas, rng, 16, (0.02, 0.06), WARM, above=0.6, level=(0.2, 1.2))
+    return canvas, rng.uniform(0.02, 0.035)
+
+
+# %% ../nbs/04_scenes.ipynb #59e4869b
+OUTDOORS = (_park, _beach, _street, _cafe)
+
+
+def _sky_and_leaves(rng, shape):
+    """Smooth noise (h, w) at the scale of clouds and of leaves."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    clouds = F.interpolate(torch.randn(1, 1, 7, 9, generator=generator), size=shape, mode="bicubic")[0, 0]
+    return clouds, F.interpolate(torch.randn(1, 1, 26, 32, generator=generator), size=shape, mode="bicubic")[
+        0, 0
+    ]
+
+
+def _outdoor_backdrop(rng, shape):
+    """A park, a beach, a street or a café, out of focus."""
+    clouds, leaves = _sky_and_leaves(rng, shape)
+    return OUTDOORS[rng.integers(4)](rng, clouds, leaves)
+
+
+# %% ../nbs/04_scenes.ipynb #c6c0df5a
+BACKDROPS = {
+    "studio": _studio_backdrop,
+    "conference": _room_backdrop,
+    "celebrity": _gala_backdrop,
+    "wild": _outdoor_backdrop,
+}
+
+
+def build_backdrop(rng, domain, shape):
+    """The scene behind the person (3, h, w), linear RGB, out of focus."""
+    scale = 160 / shape[0]
+    work = (160, max(32, round(shape[1] * scale)))
+    canvas, blur = BACKDROPS[domain](rng, work)
+    canvas = _soften(canvas, [blur * work[0]] * 3)
+    return F.interpolate(canvas[None], size=shape, mode="bicubic", align_corners=False)[0].clamp(min=0)

@@ -507,7 +507,7 @@ def test_conference_lines_get_worse(clip):
         ({"name": "rain"}, "Unknown degradation 'rain': it is one of paper augmentation, jpeg"),
         ({"strength": 1.2}, "from 0 to 1, not 1.2"),
         ({"strength": float("nan")}, "from 0 to 1"),
-        ({"images": np.zeros((4, 4), np.uint8)}, "Pictures must be uint8"),
+        ({"images": np.zeros((4, 4), np.uint8)}, "Images must be uint8"),
         ({"images": np.zeros((2, 4, 4, 3))}, "not float64"),
         ({"landmarks": np.zeros((3, 5, 2))}, "landmarks have shape"),
         ({"masks": np.zeros((2, 4, 5))}, "masks have shape"),
