@@ -90,7 +90,7 @@ class Scan:
         """Add one media file by its path relative to the root; its ``media_id`` is made from `name`."""
         path, kind = PurePosixPath(path), media_kind(path)
         if kind is None:
-            self.reject(path, "its ending is neither that of a picture nor of a video")
+            self.reject(path, "its ending is neither that of an image nor of a video")
             return
         method = method or ("original" if label == 0 else "unknown")
         row = {"media_id": media_id_of(name or path), "path": str(path), "label": label}
@@ -789,7 +789,7 @@ def _folder_index(root, scan):
     path = _file_named(root, "index.csv")
     table = _read_table(path) if path else pd.DataFrame({"file": []})
     if "file" not in table:
-        scan.reject(path.name, "has no column file, so it tells nothing of the files")
+        scan.reject(path.name, "has no column file, so it is not used")
         return {}
     rows = {row["file"].replace("\\", "/"): row for row in reversed(table.to_dict("records"))}
     return {PurePosixPath(name.lower()): row for name, row in rows.items()} | {
@@ -1164,8 +1164,8 @@ SOURCES |= {
         "OpenForensics, 256-pixel crops",
         "https://www.kaggle.com/datasets/manjilkarki/deepfake-and-real-images",
         "OpenForensics, CC BY 4.0",
-        "Train, Validation and Test, each with Real and Fake. The release of whole pictures on Zenodo, with labels "
-        "a face in Train_poly.json and the like, is not read.",
+        "Train, Validation and Test, each with Real and Fake. The release of whole images on Zenodo, with labels "
+        "per face in Train_poly.json and the like, is not read.",
         _folders("openforensics", needs_splits=True),
     ),
     "ffpp-celeb-df": Source(
@@ -1190,7 +1190,7 @@ SOURCES |= {
         "Your own media",
         "your own disk",
         "yours",
-        "folders named real and fake, at any depth, with pictures or videos below them.",
+        "folders named real and fake, at any depth, with images or videos below them.",
         _folders("folder"),
     ),
     "zoom": Source(
@@ -1208,7 +1208,7 @@ SOURCES |= {
         scan_lfw,
     ),
     "rendered": Source(
-        "Rendered people, drawn and swapped on this machine",
+        "Rendered people, with faces swapped between them",
         "nowhere: they are made in --root",
         "none needed, nobody is shown",
         "any folder, which may be empty.",
@@ -1310,7 +1310,7 @@ def assert_no_leak(manifest):
     if len(found):
         first = "; ".join(f"{row.identity} in {row.splits}" for row in found.head(3).itertuples())
         raise InputError(
-            f"{len(found)} identities stand in more than one split ({first}). "
+            f"{len(found)} identities are in more than one split ({first}). "
             "Split by identity (--splits identity), or a detector is tested on people it has seen."
         )
 

@@ -38,7 +38,7 @@ from .video_resnet import normalise_clips
 
 # %% ../nbs/09_clips.ipynb #944568fe
 SHORTEST_TRACK = 11
-"""Frames below which nothing is said of a face, as in the first paper's code, where 33 entries are 11 frames."""
+"""Frames below which a face gets no score, as in the first paper's code, where 33 entries are 11 frames."""
 
 
 def clip_starts(n_frames, length=32, step=16, stride=1):
@@ -164,6 +164,29 @@ def reduced(crops, size):
     return np.stack([cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA) for crop in crops])
 
 
+# %% ../nbs/09_clips.ipynb #2312202b
+def spread(starts, most):
+    """At most `most` of the starts, evenly spaced from the first to the last; if one, the middle."""
+    if most is not None and most < 1:
+        raise UsageError(f"At most {most} clips a media file make no set: give 1 or more.")
+    if most is None or len(starts) <= most:
+        return starts
+    ends = (0, len(starts) - 1) if most > 1 else ((len(starts) - 1) // 2,) * 2
+    return starts[np.rint(np.linspace(*ends, most)).astype(int)]
+
+
+def checked_size(size, sizes):
+    """Side of a set's clips in pixels, for crops stored at `sizes`."""
+    if len(sizes) > 1:
+        raise InputError(f"The crops of this build are of several sizes, {sorted(sizes)}. Build it again.")
+    if None in sizes:
+        raise InputError("The face tracks of this build have no crops. Build it again with a crop_size.")
+    stored = next(iter(sizes), size or 0)
+    if size and size > stored:
+        raise InputError(too_small(stored, size))
+    return size or stored
+
+
 # %% ../nbs/09_clips.ipynb #1e67bec6
 class Clips:
     """Access to the clips of a set, given its table."""
@@ -274,29 +297,6 @@ def clip_table(faces, length, step, stride, most):
     first = {"media_id": about.pop("media_id"), "unit": units, "start": starts, "label": about.pop("label")}
     table = pd.concat([pd.DataFrame(first).astype({"unit": int, "start": int}), about], axis=1)
     return table, rows, left_out, sizes
-
-
-# %% ../nbs/09_clips.ipynb #2312202b
-def spread(starts, most):
-    """At most `most` of the starts, evenly spaced from the first to the last; if one, the middle."""
-    if most is not None and most < 1:
-        raise UsageError(f"At most {most} clips a media file make no set: give 1 or more.")
-    if most is None or len(starts) <= most:
-        return starts
-    ends = (0, len(starts) - 1) if most > 1 else ((len(starts) - 1) // 2,) * 2
-    return starts[np.rint(np.linspace(*ends, most)).astype(int)]
-
-
-def checked_size(size, sizes):
-    """Side of a set's clips in pixels, for crops stored at `sizes`."""
-    if len(sizes) > 1:
-        raise InputError(f"The crops of this build are of several sizes, {sorted(sizes)}. Build it again.")
-    if None in sizes:
-        raise InputError("The face tracks of this build have no crops. Build it again with a crop_size.")
-    stored = next(iter(sizes), size or 0)
-    if size and size > stored:
-        raise InputError(too_small(stored, size))
-    return size or stored
 
 
 # %% ../nbs/09_clips.ipynb #fa689989

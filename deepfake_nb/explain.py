@@ -51,11 +51,11 @@ def checked_logits(logits, count):
     """Logits as (N,) or (N, K); rejects other shapes and non-finite values."""
     if not isinstance(logits, torch.Tensor) or logits.ndim not in (1, 2) or len(logits) != count:
         shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
-        raise InputError(f"The network answers {count} inputs with {shape}; logits are (N,) or (N, classes).")
+        raise InputError(f"For {count} inputs the network outputs {shape}; logits are (N,) or (N, classes).")
     finite = torch.isfinite(logits).reshape(count, -1).all(1)
     if not finite.all():
         wrong = int((~finite).nonzero()[0])
-        raise InputError(f"The network's answer to input {wrong} is not a number; look at that input.")
+        raise InputError(f"The network's output for input {wrong} is not a number; check that input.")
     return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
 
 
@@ -534,7 +534,7 @@ def overlay(picture, map, strength=0.75):
     """
     picture, map = np.asarray(picture), np.asarray(map, np.float64)
     if picture.shape != (*map.shape, 3) or picture.dtype != np.uint8:
-        raise InputError(f"A map {map.shape} does not fit a picture {picture.dtype} {picture.shape}.")
+        raise InputError(f"A map {map.shape} does not fit an image {picture.dtype} {picture.shape}.")
     if not (map.min() >= 0 and map.max() <= 1):
         raise InputError("A map to be shown has values from 0 to 1; bring it there with `scaled`.")
     grey = picture @ np.array([0.299, 0.587, 0.114])
@@ -651,9 +651,9 @@ def cover(map, mask):
     outside = mask.size - inside
     row = {**dict.fromkeys(MEASURES, pd.NA), "mask_share": inside / max(mask.size, 1), "reason": ""}
     if not inside or not outside:
-        return row | {"reason": "The mask is empty." if not inside else "The mask covers the whole picture."}
+        return row | {"reason": "The mask is empty." if not inside else "The mask covers the whole image."}
     if not map.max() > 0:
-        return row | {"reason": "The map is zero everywhere: the network shows no evidence in this picture."}
+        return row | {"reason": "The map is zero everywhere: the network shows no evidence in this image."}
     highest = map == map.max()
     rank_sum = rankdata(map)[mask].sum()
     return row | {
@@ -725,7 +725,7 @@ def compare(table, other):
         The tables differ in length.
     """
     if len(table) != len(other):
-        raise InputError(f"Tables of {len(table)} and {len(other)} rows are not of the same pictures.")
+        raise InputError(f"Tables of {len(table)} and {len(other)} rows are not of the same images.")
     other = other.set_axis(table.index)
     reasons = table["reason"].where(table["reason"] != "", other["reason"])
     differences = (table[[*MEASURES]] - other[[*MEASURES]]).assign(reason=reasons)
@@ -899,7 +899,7 @@ def randomisation_check(network, inputs, method, *, layers=None, seed=0, cluster
         raise InputError(f"The network has no layer {unknown[0]!r} with parameters.")
     before, rows = method(network, inputs), {}
     for name in reversed(looked_at):
-        forgetful = reinitialised(network, seed, names[names.index(name) :])
-        similarity = map_similarity(before, method(forgetful, inputs))
+        randomised = reinitialised(network, seed, names[names.index(name) :])
+        similarity = map_similarity(before, method(randomised, inputs))
         rows[name] = summarise(similarity, clusters, rng).loc["rank_correlation"]
-    return pd.DataFrame(rows).T.rename_axis("forgotten down to")
+    return pd.DataFrame(rows).T.rename_axis("randomised down to")

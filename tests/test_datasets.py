@@ -465,7 +465,7 @@ def test_140k_faces_below_their_two_folders(tmp_path):
 
 def test_openforensics_whole_pictures_are_told_from_the_crops(tmp_path):
     layouts.place(tmp_path, ["Train/Train/a.jpg", "Train/Train_poly.json"])
-    with pytest.raises(InputError, match=r"whole pictures on Zenodo.* is not read"):
+    with pytest.raises(InputError, match=r"whole images on Zenodo.* is not read"):
         scan_source("openforensics", tmp_path)
 
 
@@ -507,7 +507,7 @@ def test_every_kind_of_file_that_can_be_read_is_taken(tmp_path):
     (tmp_path / "recordings.csv").write_text("path,label\nfake/d.mts,fake\nfake/notes.txt,fake\n")
     scan = scan_source("zoom", tmp_path)
     assert scan.manifest.path.tolist() == ["fake/d.mts"]
-    assert "neither that of a picture nor of a video" in scan.rejected[0]["reason"]
+    assert "neither that of an image nor of a video" in scan.rejected[0]["reason"]
 
 
 def test_the_combined_stills_leak_shows(tmp_path):

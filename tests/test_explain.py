@@ -293,7 +293,7 @@ def test_empty_and_full_masks_are_left_out_with_a_reason():
     assert table["auc"].isna().tolist() == [True, True, False]
     summary = summarise(table)
     assert summary.loc["auc", "n"] == 1 and summary.loc["auc", "left_out"] == 2
-    assert "empty" in summary.loc["auc", "reason"] and "whole picture" in summary.loc["auc", "reason"]
+    assert "empty" in summary.loc["auc", "reason"] and "whole image" in summary.loc["auc", "reason"]
     assert "NaN" not in summary.to_json() and table.to_json().count("null") == 6
 
 
@@ -414,7 +414,7 @@ BAD = {
     ),
     "other pictures": (
         lambda n: compare(pd.DataFrame({"auc": [1]}), pd.DataFrame({"auc": [1, 2]})),
-        "same pictures",
+        "same images",
     ),
     "pairs": (lambda n: effect_of_restoring(n, stills(4), stills(3), MASKS), "do not fit"),
     "points": (lambda n: face_parts(np.zeros((2, 68, 2)), (8, 8)), "Landmarks are"),

@@ -710,9 +710,9 @@ def test_turns_that_do_not_exist(wrong, said):
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [(dict(epochs=(0, 1)), "not one epoch"), (dict(epochs=(0, 2, 1)), "Let the first begin"), (dict(epochs=(1, 2, 3)), "Let"),
-     (dict(learning_rates=(1.0,)), "not one epoch and one learning rate"), (dict(frozen_norms="off"), "'still', 'move'"),
-     (dict(stages=(), epochs=()), "not one epoch")],
+    [(dict(epochs=(0, 1)), "not have one epoch"), (dict(epochs=(0, 2, 1)), "Let the first begin"), (dict(epochs=(1, 2, 3)), "Let"),
+     (dict(learning_rates=(1.0,)), "not have one epoch and one learning rate"), (dict(frozen_norms="off"), "'still', 'move'"),
+     (dict(stages=(), epochs=()), "not have one epoch")],
 )  # fmt: skip
 def test_stages_that_do_not_fit(wrong, said):
     with pytest.raises(UsageError, match=said):
@@ -722,7 +722,7 @@ def test_stages_that_do_not_fit(wrong, said):
 def test_module_that_the_network_has_not():
     rule = GradualUnfreezing(("head", "layer4"), (0, 1))
     with pytest.raises(
-        UsageError, match=r"no module .layer4. to let learn\. The network has: stem, wide, long, head"
+        UsageError, match=r"no module .layer4. to train\. The network has: stem, wide, long, head"
     ):
         trainer(rule).fit(TRAIN, VALIDATION)
     with pytest.raises(UsageError, match="layer4"):

@@ -502,7 +502,7 @@ def test_arithmetic_agrees_with_counting_confusion_matrices(published):
     ]
     impossible = {row["row"] for row in results if row["value"] == 0}
     checks = papers_arithmetic(published)
-    fails = checks[(checks.check == "accuracy is a whole number of pictures") & ~checks.holds]
+    fails = checks[(checks.check == "accuracy is a whole number of images") & ~checks.holds]
     assert impossible == {f"{table}, {row}" for table, row in zip(fails.table, fails.row, strict=True)}
 
 

