@@ -3969,8 +3969,16 @@ d = {
                 "stylegan.html#generator.__init__",
                 "deepfake_nb/stylegan.py",
             ),
+            "deepfake_nb.stylegan.Generator.forward": (
+                "stylegan.html#generator.forward",
+                "deepfake_nb/stylegan.py",
+            ),
             "deepfake_nb.stylegan.Generator.names_from_release": (
                 "stylegan.html#generator.names_from_release",
+                "deepfake_nb/stylegan.py",
+            ),
+            "deepfake_nb.stylegan.Generator.truncate": (
+                "stylegan.html#generator.truncate",
                 "deepfake_nb/stylegan.py",
             ),
             "deepfake_nb.stylegan.HalvingBlock": ("stylegan.html#halvingblock", "deepfake_nb/stylegan.py"),
@@ -3989,18 +3997,6 @@ d = {
             ),
             "deepfake_nb.stylegan.Mapping.forward": (
                 "stylegan.html#mapping.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.NoiseToPictures": (
-                "stylegan.html#noisetopictures",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.NoiseToPictures.forward": (
-                "stylegan.html#noisetopictures.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.NoiseToPictures.truncate": (
-                "stylegan.html#noisetopictures.truncate",
                 "deepfake_nb/stylegan.py",
             ),
             "deepfake_nb.stylegan.ResidualBlock": ("stylegan.html#residualblock", "deepfake_nb/stylegan.py"),
@@ -4710,9 +4706,15 @@ d = {
         },
         "deepfake_nb.vqvae": {
             "deepfake_nb.vqvae.Codebook": ("vqvae.html#codebook", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.Codebook.__init__": ("vqvae.html#codebook.__init__", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.Codebook.follow": ("vqvae.html#codebook.follow", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Codebook.forward": ("vqvae.html#codebook.forward", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Codebook.look_up": ("vqvae.html#codebook.look_up", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Codebook.nearest": ("vqvae.html#codebook.nearest", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.Codebook.reset_dead": (
+                "vqvae.html#codebook.reset_dead",
+                "deepfake_nb/vqvae.py",
+            ),
             "deepfake_nb.vqvae.Indices": ("vqvae.html#indices", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Indices.flat": ("vqvae.html#indices.flat", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.PictureCoder": ("vqvae.html#picturecoder", "deepfake_nb/vqvae.py"),
@@ -4724,8 +4726,8 @@ d = {
                 "vqvae.html#picturecoder.bottom_features",
                 "deepfake_nb/vqvae.py",
             ),
-            "deepfake_nb.vqvae.PictureCoder.picture": (
-                "vqvae.html#picturecoder.picture",
+            "deepfake_nb.vqvae.PictureCoder.image_of": (
+                "vqvae.html#picturecoder.image_of",
                 "deepfake_nb/vqvae.py",
             ),
             "deepfake_nb.vqvae.PictureCoder.top_features": (
@@ -4736,29 +4738,15 @@ d = {
             "deepfake_nb.vqvae.ReluBlock": ("vqvae.html#relublock", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.ReluBlock.__init__": ("vqvae.html#relublock.__init__", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.ReluBlock.forward": ("vqvae.html#relublock.forward", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.RunningMeans": ("vqvae.html#runningmeans", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.RunningMeans.__init__": (
-                "vqvae.html#runningmeans.__init__",
-                "deepfake_nb/vqvae.py",
-            ),
-            "deepfake_nb.vqvae.RunningMeans.follow": (
-                "vqvae.html#runningmeans.follow",
-                "deepfake_nb/vqvae.py",
-            ),
-            "deepfake_nb.vqvae.RunningMeans.reset_dead": (
-                "vqvae.html#runningmeans.reset_dead",
-                "deepfake_nb/vqvae.py",
-            ),
-            "deepfake_nb.vqvae.SymbolCoder": ("vqvae.html#symbolcoder", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.SymbolCoder.decode": ("vqvae.html#symbolcoder.decode", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.SymbolCoder.encode": ("vqvae.html#symbolcoder.encode", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.SymbolCoder.reset_dead_codes": (
-                "vqvae.html#symbolcoder.reset_dead_codes",
-                "deepfake_nb/vqvae.py",
-            ),
             "deepfake_nb.vqvae.VQVAE2": ("vqvae.html#vqvae2", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.VQVAE2.__init__": ("vqvae.html#vqvae2.__init__", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.VQVAE2.decode": ("vqvae.html#vqvae2.decode", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.VQVAE2.encode": ("vqvae.html#vqvae2.encode", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.VQVAE2.forward": ("vqvae.html#vqvae2.forward", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.VQVAE2.reset_dead_codes": (
+                "vqvae.html#vqvae2.reset_dead_codes",
+                "deepfake_nb/vqvae.py",
+            ),
             "deepfake_nb.vqvae.doubling_network": ("vqvae.html#doubling_network", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.halving_network": ("vqvae.html#halving_network", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.require_indices": ("vqvae.html#require_indices", "deepfake_nb/vqvae.py"),
