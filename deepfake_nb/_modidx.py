@@ -1282,9 +1282,6 @@ d = {
                 "deepfake_nb/faces.py",
             ),
             "deepfake_nb.faces.CenterFace.detect": ("faces.html#centerface.detect", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.ClipViews": ("faces.html#clipviews", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.ClipViews.clip": ("faces.html#clipviews.clip", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.ClipViews.clips": ("faces.html#clipviews.clips", "deepfake_nb/faces.py"),
             "deepfake_nb.faces.Detections": ("faces.html#detections", "deepfake_nb/faces.py"),
             "deepfake_nb.faces.Detections.__len__": ("faces.html#detections.__len__", "deepfake_nb/faces.py"),
             "deepfake_nb.faces.Detections.chosen": ("faces.html#detections.chosen", "deepfake_nb/faces.py"),
@@ -1296,6 +1293,8 @@ d = {
             ),
             "deepfake_nb.faces.FaceTrack": ("faces.html#facetrack", "deepfake_nb/faces.py"),
             "deepfake_nb.faces.FaceTrack.__len__": ("faces.html#facetrack.__len__", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces.FaceTrack.clip": ("faces.html#facetrack.clip", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces.FaceTrack.clips": ("faces.html#facetrack.clips", "deepfake_nb/faces.py"),
             "deepfake_nb.faces.FaceTrack.crop_size": (
                 "faces.html#facetrack.crop_size",
                 "deepfake_nb/faces.py",
@@ -1329,12 +1328,6 @@ d = {
             ),
             "deepfake_nb.faces._Cropper.add": ("faces.html#_cropper.add", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._Cropper.finish": ("faces.html#_cropper.finish", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Looker": ("faces.html#_looker", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Looker._cheap_size": (
-                "faces.html#_looker._cheap_size",
-                "deepfake_nb/faces.py",
-            ),
-            "deepfake_nb.faces._Looker.look": ("faces.html#_looker.look", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._OpenTrack": ("faces.html#_opentrack", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._OpenTrack.__init__": (
                 "faces.html#_opentrack.__init__",
@@ -1351,6 +1344,12 @@ d = {
             "deepfake_nb.faces._Region": ("faces.html#_region", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._Region.of": ("faces.html#_region.of", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._Region.warped": ("faces.html#_region.warped", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces._Searcher": ("faces.html#_searcher", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces._Searcher._cheap_size": (
+                "faces.html#_searcher._cheap_size",
+                "deepfake_nb/faces.py",
+            ),
+            "deepfake_nb.faces._Searcher.look": ("faces.html#_searcher.look", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._Shot": ("faces.html#_shot", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._Shot.close": ("faces.html#_shot.close", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._Shot.end": ("faces.html#_shot.end", "deepfake_nb/faces.py"),
@@ -1373,19 +1372,22 @@ d = {
             "deepfake_nb.faces._find_cuts": ("faces.html#_find_cuts", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._free_input_size": ("faces.html#_free_input_size", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._load_centerface": ("faces.html#_load_centerface", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._look_at": ("faces.html#_look_at", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._match": ("faces.html#_match", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._merge": ("faces.html#_merge", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._mirror_and_blur": ("faces.html#_mirror_and_blur", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces._missing_sides": ("faces.html#_missing_sides", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._open_array": ("faces.html#_open_array", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._prominence": ("faces.html#_prominence", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces._raw_header": ("faces.html#_raw_header", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._read_store_header": ("faces.html#_read_store_header", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._search": ("faces.html#_search", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces._search_near": ("faces.html#_search_near", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._search_still": ("faces.html#_search_still", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._shrink_for": ("faces.html#_shrink_for", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._square": ("faces.html#_square", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._still_tracks": ("faces.html#_still_tracks", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._store_header": ("faces.html#_store_header", "deepfake_nb/faces.py"),
+            "deepfake_nb.faces._stored_arrays": ("faces.html#_stored_arrays", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._suppress_overlaps": ("faces.html#_suppress_overlaps", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._temporary_space": ("faces.html#_temporary_space", "deepfake_nb/faces.py"),
             "deepfake_nb.faces._thumbnail": ("faces.html#_thumbnail", "deepfake_nb/faces.py"),
@@ -1627,6 +1629,7 @@ d = {
             ),
             "deepfake_nb.forgery.SwapSettings": ("forgery.html#swapsettings", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._add_grain": ("forgery.html#_add_grain", "deepfake_nb/forgery.py"),
+            "deepfake_nb.forgery._camera_noise": ("forgery.html#_camera_noise", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._check_arcface": ("forgery.html#_check_arcface", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._check_pair_of_names": (
                 "forgery.html#_check_pair_of_names",
@@ -1655,8 +1658,11 @@ d = {
             "deepfake_nb.forgery._fields": ("forgery.html#_fields", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._fit_in": ("forgery.html#_fit_in", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._forest_scores": ("forgery.html#_forest_scores", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._grain_of": ("forgery.html#_grain_of", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._has_shape": ("forgery.html#_has_shape", "deepfake_nb/forgery.py"),
+            "deepfake_nb.forgery._header_features": (
+                "forgery.html#_header_features",
+                "deepfake_nb/forgery.py",
+            ),
             "deepfake_nb.forgery._inputs_of": ("forgery.html#_inputs_of", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._landmarks_by_place": (
                 "forgery.html#_landmarks_by_place",
@@ -1674,6 +1680,8 @@ d = {
                 "forgery.html#_read_onnx_graph",
                 "deepfake_nb/forgery.py",
             ),
+            "deepfake_nb.forgery._read_tensor": ("forgery.html#_read_tensor", "deepfake_nb/forgery.py"),
+            "deepfake_nb.forgery._reduced_part": ("forgery.html#_reduced_part", "deepfake_nb/forgery.py"),
             "deepfake_nb.forgery._sources_by_place": (
                 "forgery.html#_sources_by_place",
                 "deepfake_nb/forgery.py",
@@ -4461,8 +4469,16 @@ d = {
                 "stylegan.html#generator.__init__",
                 "deepfake_nb/stylegan.py",
             ),
+            "deepfake_nb.stylegan.Generator.forward": (
+                "stylegan.html#generator.forward",
+                "deepfake_nb/stylegan.py",
+            ),
             "deepfake_nb.stylegan.Generator.names_from_release": (
                 "stylegan.html#generator.names_from_release",
+                "deepfake_nb/stylegan.py",
+            ),
+            "deepfake_nb.stylegan.Generator.truncate": (
+                "stylegan.html#generator.truncate",
                 "deepfake_nb/stylegan.py",
             ),
             "deepfake_nb.stylegan.HalvingBlock": ("stylegan.html#halvingblock", "deepfake_nb/stylegan.py"),
@@ -4481,18 +4497,6 @@ d = {
             ),
             "deepfake_nb.stylegan.Mapping.forward": (
                 "stylegan.html#mapping.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.NoiseToPictures": (
-                "stylegan.html#noisetopictures",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.NoiseToPictures.forward": (
-                "stylegan.html#noisetopictures.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.NoiseToPictures.truncate": (
-                "stylegan.html#noisetopictures.truncate",
                 "deepfake_nb/stylegan.py",
             ),
             "deepfake_nb.stylegan.ResidualBlock": ("stylegan.html#residualblock", "deepfake_nb/stylegan.py"),
@@ -4662,19 +4666,6 @@ d = {
             ),
             "deepfake_nb.training.EpochResult": ("training.html#epochresult", "deepfake_nb/training.py"),
             "deepfake_nb.training.Portion": ("training.html#portion", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Reporting": ("training.html#reporting", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Reporting.learning_rate": (
-                "training.html#reporting.learning_rate",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Reporting.watched": (
-                "training.html#reporting.watched",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Reporting.what_is_safe": (
-                "training.html#reporting.what_is_safe",
-                "deepfake_nb/training.py",
-            ),
             "deepfake_nb.training.Tally": ("training.html#tally", "deepfake_nb/training.py"),
             "deepfake_nb.training.Tally.__init__": (
                 "training.html#tally.__init__",
@@ -4689,6 +4680,67 @@ d = {
             "deepfake_nb.training.Trainer": ("training.html#trainer", "deepfake_nb/training.py"),
             "deepfake_nb.training.Trainer.__init__": (
                 "training.html#trainer.__init__",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer._prepare": (
+                "training.html#trainer._prepare",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.clip_gradients": (
+                "training.html#trainer.clip_gradients",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.evaluate": (
+                "training.html#trainer.evaluate",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.finish": (
+                "training.html#trainer.finish",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.fit": ("training.html#trainer.fit", "deepfake_nb/training.py"),
+            "deepfake_nb.training.Trainer.gradients_shared": (
+                "training.html#trainer.gradients_shared",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.learning_rate": (
+                "training.html#trainer.learning_rate",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.load_best": (
+                "training.html#trainer.load_best",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.precision": (
+                "training.html#trainer.precision",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.predict": (
+                "training.html#trainer.predict",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.reproducible": (
+                "training.html#trainer.reproducible",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.share_buffers": (
+                "training.html#trainer.share_buffers",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.tell_hooks": (
+                "training.html#trainer.tell_hooks",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.train_one_epoch": (
+                "training.html#trainer.train_one_epoch",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.watched": (
+                "training.html#trainer.watched",
+                "deepfake_nb/training.py",
+            ),
+            "deepfake_nb.training.Trainer.what_is_safe": (
+                "training.html#trainer.what_is_safe",
                 "deepfake_nb/training.py",
             ),
             "deepfake_nb.training.TrainingLog": ("training.html#traininglog", "deepfake_nb/training.py"),
@@ -4710,31 +4762,6 @@ d = {
             ),
             "deepfake_nb.training.TrainingSettings.__post_init__": (
                 "training.html#trainingsettings.__post_init__",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Workbench": ("training.html#workbench", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Workbench.clip_gradients": (
-                "training.html#workbench.clip_gradients",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Workbench.gradients_shared": (
-                "training.html#workbench.gradients_shared",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Workbench.precision": (
-                "training.html#workbench.precision",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Workbench.reproducible": (
-                "training.html#workbench.reproducible",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Workbench.share_buffers": (
-                "training.html#workbench.share_buffers",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Workbench.tell_hooks": (
-                "training.html#workbench.tell_hooks",
                 "deepfake_nb/training.py",
             ),
             "deepfake_nb.training.augmentation_draws": (
@@ -4760,11 +4787,8 @@ d = {
                 "training.html#deterministic_algorithms",
                 "deepfake_nb/training.py",
             ),
-            "deepfake_nb.training.evaluate": ("training.html#evaluate", "deepfake_nb/training.py"),
             "deepfake_nb.training.fake_scores": ("training.html#fake_scores", "deepfake_nb/training.py"),
             "deepfake_nb.training.fingerprint": ("training.html#fingerprint", "deepfake_nb/training.py"),
-            "deepfake_nb.training.finish": ("training.html#finish", "deepfake_nb/training.py"),
-            "deepfake_nb.training.fit": ("training.html#fit", "deepfake_nb/training.py"),
             "deepfake_nb.training.has_bf16": ("training.html#has_bf16", "deepfake_nb/training.py"),
             "deepfake_nb.training.has_two_logits": (
                 "training.html#has_two_logits",
@@ -4781,7 +4805,6 @@ d = {
                 "training.html#learning_portions",
                 "deepfake_nb/training.py",
             ),
-            "deepfake_nb.training.load_best": ("training.html#load_best", "deepfake_nb/training.py"),
             "deepfake_nb.training.make_optimizer": (
                 "training.html#make_optimizer",
                 "deepfake_nb/training.py",
@@ -4799,8 +4822,6 @@ d = {
                 "deepfake_nb/training.py",
             ),
             "deepfake_nb.training.plot_curves": ("training.html#plot_curves", "deepfake_nb/training.py"),
-            "deepfake_nb.training.predict": ("training.html#predict", "deepfake_nb/training.py"),
-            "deepfake_nb.training.prepare": ("training.html#prepare", "deepfake_nb/training.py"),
             "deepfake_nb.training.read_ahead": ("training.html#read_ahead", "deepfake_nb/training.py"),
             "deepfake_nb.training.read_checkpoint": (
                 "training.html#read_checkpoint",
@@ -4826,16 +4847,12 @@ d = {
                 "training.html#testing_portions",
                 "deepfake_nb/training.py",
             ),
-            "deepfake_nb.training.train_one_epoch": (
-                "training.html#train_one_epoch",
-                "deepfake_nb/training.py",
-            ),
             "deepfake_nb.training.training_portions": (
                 "training.html#training_portions",
                 "deepfake_nb/training.py",
             ),
             "deepfake_nb.training.write_best": ("training.html#write_best", "deepfake_nb/training.py"),
-            "deepfake_nb.training.write_down": ("training.html#write_down", "deepfake_nb/training.py"),
+            "deepfake_nb.training.write_epoch": ("training.html#write_epoch", "deepfake_nb/training.py"),
         },
         "deepfake_nb.verdict": {
             "deepfake_nb.verdict.DetectorScores": ("verdict.html#detectorscores", "deepfake_nb/verdict.py"),
@@ -4978,9 +4995,12 @@ d = {
         },
         "deepfake_nb.video": {
             "deepfake_nb.video.Frame": ("video.html#frame", "deepfake_nb/video.py"),
+            "deepfake_nb.video.Frame.__getattr__": ("video.html#frame.__getattr__", "deepfake_nb/video.py"),
             "deepfake_nb.video.Frame.__init__": ("video.html#frame.__init__", "deepfake_nb/video.py"),
             "deepfake_nb.video.Frame.__reduce__": ("video.html#frame.__reduce__", "deepfake_nb/video.py"),
             "deepfake_nb.video.Frame.crop": ("video.html#frame.crop", "deepfake_nb/video.py"),
+            "deepfake_nb.video.Frame.resized": ("video.html#frame.resized", "deepfake_nb/video.py"),
+            "deepfake_nb.video.Frame.shape": ("video.html#frame.shape", "deepfake_nb/video.py"),
             "deepfake_nb.video.FrameStream": ("video.html#framestream", "deepfake_nb/video.py"),
             "deepfake_nb.video.FrameStream.__enter__": (
                 "video.html#framestream.__enter__",
@@ -5012,19 +5032,6 @@ d = {
                 "video.html#framestream.lost_packets",
                 "deepfake_nb/video.py",
             ),
-            "deepfake_nb.video.PixelsOnDemand": ("video.html#pixelsondemand", "deepfake_nb/video.py"),
-            "deepfake_nb.video.PixelsOnDemand.__getattr__": (
-                "video.html#pixelsondemand.__getattr__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.PixelsOnDemand.resized": (
-                "video.html#pixelsondemand.resized",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.PixelsOnDemand.shape": (
-                "video.html#pixelsondemand.shape",
-                "deepfake_nb/video.py",
-            ),
             "deepfake_nb.video.UnreadableMedia": ("video.html#unreadablemedia", "deepfake_nb/video.py"),
             "deepfake_nb.video.VideoInfo": ("video.html#videoinfo", "deepfake_nb/video.py"),
             "deepfake_nb.video._ColourConverter": ("video.html#_colourconverter", "deepfake_nb/video.py"),
@@ -5048,13 +5055,33 @@ d = {
                 "video.html#_colourconverter.rgb_resized",
                 "deepfake_nb/video.py",
             ),
+            "deepfake_nb.video._DecodedImage": ("video.html#_decodedimage", "deepfake_nb/video.py"),
+            "deepfake_nb.video._DecodedImage.__init__": (
+                "video.html#_decodedimage.__init__",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._DecodedImage._upright": (
+                "video.html#_decodedimage._upright",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._DecodedImage.region": (
+                "video.html#_decodedimage.region",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._DecodedImage.resized": (
+                "video.html#_decodedimage.resized",
+                "deepfake_nb/video.py",
+            ),
             "deepfake_nb.video._Decoder": ("video.html#_decoder", "deepfake_nb/video.py"),
+            "deepfake_nb.video._Decoder.__init__": ("video.html#_decoder.__init__", "deepfake_nb/video.py"),
             "deepfake_nb.video._Decoder.cut_short": ("video.html#_decoder.cut_short", "deepfake_nb/video.py"),
+            "deepfake_nb.video._Decoder.decode": ("video.html#_decoder.decode", "deepfake_nb/video.py"),
             "deepfake_nb.video._Decoder.frames": ("video.html#_decoder.frames", "deepfake_nb/video.py"),
             "deepfake_nb.video._Decoder.frames_from_key": (
                 "video.html#_decoder.frames_from_key",
                 "deepfake_nb/video.py",
             ),
+            "deepfake_nb.video._Decoder.packets": ("video.html#_decoder.packets", "deepfake_nb/video.py"),
             "deepfake_nb.video._Decoder.restart": ("video.html#_decoder.restart", "deepfake_nb/video.py"),
             "deepfake_nb.video._Encodable": ("video.html#_encodable", "deepfake_nb/video.py"),
             "deepfake_nb.video._Encodable.__call__": (
@@ -5066,29 +5093,41 @@ d = {
                 "deepfake_nb/video.py",
             ),
             "deepfake_nb.video._Encodable.check": ("video.html#_encodable.check", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Lie": ("video.html#_lie", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Lie.degrees": ("video.html#_lie.degrees", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Lie.of_frame": ("video.html#_lie.of_frame", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Lie.of_matrix": ("video.html#_lie.of_matrix", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Lie.stored_box": ("video.html#_lie.stored_box", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Lie.upright": ("video.html#_lie.upright", "deepfake_nb/video.py"),
+            "deepfake_nb.video._FrameCounter": ("video.html#_framecounter", "deepfake_nb/video.py"),
+            "deepfake_nb.video._FrameCounter.__call__": (
+                "video.html#_framecounter.__call__",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._FrameCounter.__init__": (
+                "video.html#_framecounter.__init__",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._Orientation": ("video.html#_orientation", "deepfake_nb/video.py"),
+            "deepfake_nb.video._Orientation.degrees": (
+                "video.html#_orientation.degrees",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._Orientation.of_frame": (
+                "video.html#_orientation.of_frame",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._Orientation.of_matrix": (
+                "video.html#_orientation.of_matrix",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._Orientation.stored_box": (
+                "video.html#_orientation.stored_box",
+                "deepfake_nb/video.py",
+            ),
+            "deepfake_nb.video._Orientation.upright": (
+                "video.html#_orientation.upright",
+                "deepfake_nb/video.py",
+            ),
             "deepfake_nb.video._PacketTable": ("video.html#_packettable", "deepfake_nb/video.py"),
             "deepfake_nb.video._PacketTable.key_before": (
                 "video.html#_packettable.key_before",
                 "deepfake_nb/video.py",
             ),
-            "deepfake_nb.video._Packets": ("video.html#_packets", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Packets.__init__": ("video.html#_packets.__init__", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Packets.decode": ("video.html#_packets.decode", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Packets.packets": ("video.html#_packets.packets", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Picture": ("video.html#_picture", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Picture.__init__": ("video.html#_picture.__init__", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Picture._upright": ("video.html#_picture._upright", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Picture.region": ("video.html#_picture.region", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Picture.resized": ("video.html#_picture.resized", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Place": ("video.html#_place", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Place.__call__": ("video.html#_place.__call__", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Place.__init__": ("video.html#_place.__init__", "deepfake_nb/video.py"),
             "deepfake_nb.video._alpha_decoder": ("video.html#_alpha_decoder", "deepfake_nb/video.py"),
             "deepfake_nb.video._at_rate": ("video.html#_at_rate", "deepfake_nb/video.py"),
             "deepfake_nb.video._chosen_by_index": ("video.html#_chosen_by_index", "deepfake_nb/video.py"),
@@ -5106,6 +5145,7 @@ d = {
             "deepfake_nb.video._list_packets": ("video.html#_list_packets", "deepfake_nb/video.py"),
             "deepfake_nb.video._made": ("video.html#_made", "deepfake_nb/video.py"),
             "deepfake_nb.video._no_frame": ("video.html#_no_frame", "deepfake_nb/video.py"),
+            "deepfake_nb.video._not_a_file": ("video.html#_not_a_file", "deepfake_nb/video.py"),
             "deepfake_nb.video._nothing_decodes": ("video.html#_nothing_decodes", "deepfake_nb/video.py"),
             "deepfake_nb.video._on_mid_grey": ("video.html#_on_mid_grey", "deepfake_nb/video.py"),
             "deepfake_nb.video._open_video": ("video.html#_open_video", "deepfake_nb/video.py"),
@@ -5119,11 +5159,12 @@ d = {
             "deepfake_nb.video._resize": ("video.html#_resize", "deepfake_nb/video.py"),
             "deepfake_nb.video._retimed": ("video.html#_retimed", "deepfake_nb/video.py"),
             "deepfake_nb.video._rgb_from_yuv": ("video.html#_rgb_from_yuv", "deepfake_nb/video.py"),
-            "deepfake_nb.video._rgb_of_picture": ("video.html#_rgb_of_picture", "deepfake_nb/video.py"),
+            "deepfake_nb.video._rgb_of_image": ("video.html#_rgb_of_image", "deepfake_nb/video.py"),
             "deepfake_nb.video._seconds": ("video.html#_seconds", "deepfake_nb/video.py"),
             "deepfake_nb.video._starts_clean": ("video.html#_starts_clean", "deepfake_nb/video.py"),
             "deepfake_nb.video._upright": ("video.html#_upright", "deepfake_nb/video.py"),
             "deepfake_nb.video._upright_size": ("video.html#_upright_size", "deepfake_nb/video.py"),
+            "deepfake_nb.video._video_stream": ("video.html#_video_stream", "deepfake_nb/video.py"),
             "deepfake_nb.video._whole_pixels": ("video.html#_whole_pixels", "deepfake_nb/video.py"),
             "deepfake_nb.video._write": ("video.html#_write", "deepfake_nb/video.py"),
             "deepfake_nb.video.is_animated": ("video.html#is_animated", "deepfake_nb/video.py"),
@@ -5344,9 +5385,15 @@ d = {
         },
         "deepfake_nb.vqvae": {
             "deepfake_nb.vqvae.Codebook": ("vqvae.html#codebook", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.Codebook.__init__": ("vqvae.html#codebook.__init__", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.Codebook.follow": ("vqvae.html#codebook.follow", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Codebook.forward": ("vqvae.html#codebook.forward", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Codebook.look_up": ("vqvae.html#codebook.look_up", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Codebook.nearest": ("vqvae.html#codebook.nearest", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.Codebook.reset_dead": (
+                "vqvae.html#codebook.reset_dead",
+                "deepfake_nb/vqvae.py",
+            ),
             "deepfake_nb.vqvae.Indices": ("vqvae.html#indices", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.Indices.flat": ("vqvae.html#indices.flat", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.PictureCoder": ("vqvae.html#picturecoder", "deepfake_nb/vqvae.py"),
@@ -5358,8 +5405,8 @@ d = {
                 "vqvae.html#picturecoder.bottom_features",
                 "deepfake_nb/vqvae.py",
             ),
-            "deepfake_nb.vqvae.PictureCoder.picture": (
-                "vqvae.html#picturecoder.picture",
+            "deepfake_nb.vqvae.PictureCoder.image_of": (
+                "vqvae.html#picturecoder.image_of",
                 "deepfake_nb/vqvae.py",
             ),
             "deepfake_nb.vqvae.PictureCoder.top_features": (
@@ -5370,29 +5417,15 @@ d = {
             "deepfake_nb.vqvae.ReluBlock": ("vqvae.html#relublock", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.ReluBlock.__init__": ("vqvae.html#relublock.__init__", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.ReluBlock.forward": ("vqvae.html#relublock.forward", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.RunningMeans": ("vqvae.html#runningmeans", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.RunningMeans.__init__": (
-                "vqvae.html#runningmeans.__init__",
-                "deepfake_nb/vqvae.py",
-            ),
-            "deepfake_nb.vqvae.RunningMeans.follow": (
-                "vqvae.html#runningmeans.follow",
-                "deepfake_nb/vqvae.py",
-            ),
-            "deepfake_nb.vqvae.RunningMeans.reset_dead": (
-                "vqvae.html#runningmeans.reset_dead",
-                "deepfake_nb/vqvae.py",
-            ),
-            "deepfake_nb.vqvae.SymbolCoder": ("vqvae.html#symbolcoder", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.SymbolCoder.decode": ("vqvae.html#symbolcoder.decode", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.SymbolCoder.encode": ("vqvae.html#symbolcoder.encode", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.SymbolCoder.reset_dead_codes": (
-                "vqvae.html#symbolcoder.reset_dead_codes",
-                "deepfake_nb/vqvae.py",
-            ),
             "deepfake_nb.vqvae.VQVAE2": ("vqvae.html#vqvae2", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.VQVAE2.__init__": ("vqvae.html#vqvae2.__init__", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.VQVAE2.decode": ("vqvae.html#vqvae2.decode", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.VQVAE2.encode": ("vqvae.html#vqvae2.encode", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.VQVAE2.forward": ("vqvae.html#vqvae2.forward", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.vqvae.VQVAE2.reset_dead_codes": (
+                "vqvae.html#vqvae2.reset_dead_codes",
+                "deepfake_nb/vqvae.py",
+            ),
             "deepfake_nb.vqvae.doubling_network": ("vqvae.html#doubling_network", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.halving_network": ("vqvae.html#halving_network", "deepfake_nb/vqvae.py"),
             "deepfake_nb.vqvae.require_indices": ("vqvae.html#require_indices", "deepfake_nb/vqvae.py"),

@@ -16,8 +16,8 @@ __all__ = [
 # %% ../nbs/40_altfreezing.ipynb #717d17e4
 import numpy as np
 
-from .freezing import AlternateFreezing, GradualUnfreezing
 from .files import InputError
+from .freezing import AlternateFreezing, GradualUnfreezing
 
 
 # %% ../nbs/40_altfreezing.ipynb #02dcab15

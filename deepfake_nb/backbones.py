@@ -40,8 +40,8 @@ import timm
 import torch
 from torch import nn
 
-from .mesonet import Meso4, MesoInception4
 from .files import InputError, UsageError
+from .mesonet import Meso4, MesoInception4
 from .training import seeded
 from .weights import fetch, import_mesonet, read_state_dict
 

@@ -42,9 +42,9 @@ from deepfake_nb.decisions import (
     threshold_for,
     threshold_in_words,
 )
+from .files import InputError, UsageError, write_atomically
 from .metrics import draw_counts
 from .out_of_distribution import OutOfDistribution, read_out_of_distribution
-from .files import InputError, UsageError, write_atomically
 
 
 # %% ../nbs/09_calibration.ipynb #56f68ba7

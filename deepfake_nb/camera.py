@@ -17,10 +17,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .out_of_distribution import FACE_SIZE, face_statistics
 from .faces import align_clip, box_overlap
-from .score import logits_to_scores
 from .files import InputError, UsageError
+from .out_of_distribution import FACE_SIZE, face_statistics
+from .score import logits_to_scores
 from .verdict import join_once
 from .views import ClipDetector, cut_upright
 

@@ -326,9 +326,9 @@ def evaluate(
 ):
     """Compute metrics with intervals from a file of predictions."""
     from deepfake_nb.comparison import compare as compare_detectors
+    from deepfake_nb.files import write_json
     from deepfake_nb.metrics import evaluate_by, record_of
     from deepfake_nb.predictions import doubts_about, folder_of
-    from deepfake_nb.files import write_json
 
     names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _parse_settings(where, "--where")
     table = _read_rows(predictions, names, rows_wanted)

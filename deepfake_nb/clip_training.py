@@ -31,11 +31,11 @@ import torch
 
 from .builds import build, load_manifest
 from .clips import ClipSet
+from .files import cache_dir, locked_folder, random_stream, write_json
 from .filming import Camera, Shot, shoot
 from .forgery import pair_identities
 from .freezing import EpochMetrics
 from .pictures import IMAGENET_NORMALISATION, Augmentation
-from .files import cache_dir, locked_folder, random_stream, write_json
 from .training import Trainer, TrainingSettings, binary_cross_entropy, seeded
 from .video_resnet import VideoResNet
 from .weights import load_detector, shipped_file

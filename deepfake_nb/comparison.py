@@ -16,15 +16,21 @@ __all__ = [
 ]
 
 # %% ../nbs/05_comparison.ipynb #1168d142
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
-from dataclasses import asdict, dataclass, replace
+from scipy.special import expit, logit
+from scipy.stats import norm, rankdata
+
+from .files import InputError
 from deepfake_nb.metrics import (
     MANY_UNDEFINED,
     METRICS,
+    WORDS,
     Sample,
     Undefined,
-    WORDS,
     as_arrays,
     as_generator,
     cluster_codes,
@@ -38,10 +44,6 @@ from deepfake_nb.metrics import (
     tail_of,
 )
 from .predictions import NEEDED, check_predictions, first_bad, one_of_each, pool
-from .files import InputError
-from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
-from typing import NamedTuple
 
 
 # %% ../nbs/05_comparison.ipynb #c9a21a4d

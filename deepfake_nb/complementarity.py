@@ -16,8 +16,8 @@ __all__ = [
 # %% ../nbs/05_complementarity.ipynb #72886bf5
 import numpy as np
 
-from .metrics import bootstrap
 from .files import InputError, random_stream
+from .metrics import bootstrap
 
 
 # %% ../nbs/05_complementarity.ipynb #cb057660

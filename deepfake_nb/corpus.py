@@ -69,8 +69,8 @@ import pandas as pd
 
 from .adapters import scan_celeb_df, scan_dfdc, scan_ffpp, scan_folders
 from .faces import CenterFace, face_tracks, fit_similarity, transform_points, warp
-from .frame_network import standard_points
 from .files import InputError, atomic_path, cache_dir
+from .frame_network import standard_points
 from .video import probe, read_frames, read_image
 from .workers import worker_pool
 

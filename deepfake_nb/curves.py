@@ -16,14 +16,19 @@ __all__ = [
 ]
 
 # %% ../nbs/05_curves.ipynb #47f2f6e0
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
+from sklearn.metrics import det_curve, precision_recall_curve, roc_curve
+
 from deepfake_nb.metrics import (
-    Evaluation,
     METRICS,
+    WORDS,
+    Evaluation,
     Sample,
     Undefined,
-    WORDS,
     as_arrays,
     as_generator,
     auc,
@@ -39,9 +44,6 @@ from deepfake_nb.metrics import (
     smallest_stratum,
 )
 from .predictions import check_predictions, groups_of, mixed, one_of_each, rows_at
-from itertools import cycle
-from scipy.stats import norm
-from sklearn.metrics import det_curve, precision_recall_curve, roc_curve
 
 # %% ../nbs/05_curves.ipynb #f3dafc52
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -17,14 +17,16 @@ __all__ = [
 
 # %% ../nbs/05_decisions.ipynb #997e5a37
 import json
-import numpy as np
 from dataclasses import asdict, dataclass
-from .metrics import as_arrays, need
-from .files import InputError, UsageError
+from typing import NamedTuple
+
+import numpy as np
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
-from typing import NamedTuple
+
+from .files import InputError, UsageError
+from .metrics import as_arrays, need
 
 
 # %% ../nbs/05_decisions.ipynb #658d66f3

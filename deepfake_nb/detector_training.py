@@ -55,8 +55,8 @@ from deepfake_nb.corpus import (
     read_crops,
     stable_number,
 )
-from .self_blending import Donor, picture_changes, random_view, self_blend, through_changes
 from .files import InputError, atomic_path, random_stream
+from .self_blending import Donor, picture_changes, random_view, self_blend, through_changes
 
 
 # %% ../nbs/09_detector_training.ipynb #fc766dd0

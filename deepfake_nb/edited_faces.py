@@ -44,10 +44,10 @@ from deepfake_nb.face_encoder import (
     patch_dropout,
     tuned_tensors,
 )
-from .held_out import select_left_out, sample_portraits, list_as_videos_and_images, predict_logits
+from .held_out import list_as_videos_and_images, predict_logits, sample_portraits, select_left_out
 from .model_cards import summarize_losses, write_detector
-from .reencoding import score_ladder, select_ladder_media
 from .records import device_name
+from .reencoding import score_ladder, select_ladder_media
 from .weights import REAL_PEOPLE, fetch, read_state_dict
 
 

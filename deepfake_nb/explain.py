@@ -41,9 +41,9 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional
 
+from .files import InputError, random_seed
 from .forgery import face_outline
 from .metrics import bootstrap_mean
-from .files import InputError, random_seed
 
 
 # %% ../nbs/07_explain.ipynb #0ec16051

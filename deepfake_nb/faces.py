@@ -21,12 +21,11 @@ __all__ = [
     "align_clip",
     "window_start",
     "track_transforms",
-    "ClipViews",
     "FaceTrack",
-    "refit_clip",
     "box_overlap",
     "track_faces",
     "face_tracks",
+    "refit_clip",
     "ffhq_transform",
     "align_ffhq",
     "FaceTrackRecord",
@@ -52,6 +51,7 @@ from typing import Protocol, runtime_checkable
 import cv2
 import numpy as np
 import onnxruntime
+from fastcore.basics import patch
 from scipy.optimize import linear_sum_assignment
 
 from .files import InputError, atomic_path, sha256_of
@@ -142,6 +142,7 @@ def _centerface_path(model_path=None):
     return path
 
 
+# %% ../nbs/02_faces.ipynb #5a42af3a
 def _free_input_size(model: bytes) -> bytes:
     """Make every fixed dimension of the network's inputs and outputs dynamic; byte lengths stay the same."""
     free = bytearray(model)
@@ -162,7 +163,6 @@ def _suppress_overlaps(found, order_by, overlap):
     return found.chosen(np.asarray(kept, int).reshape(-1))
 
 
-# %% ../nbs/02_faces.ipynb #1c18241a
 def _load_centerface(path, providers, threads):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -172,6 +172,7 @@ def _load_centerface(path, providers, threads):
     return onnxruntime.InferenceSession(_free_input_size(path.read_bytes()), options, providers=providers)
 
 
+# %% ../nbs/02_faces.ipynb #1c18241a
 def _faces_of_maps(heat, log_size, offset, points, threshold):
     """Faces from the network's four maps, in pixels of its input."""
     rows, columns = np.nonzero(heat[0, 0] > threshold)
@@ -230,36 +231,39 @@ class CenterFace:
     def __getstate__(self):
         return {**self.__dict__, "_session": None}
 
-    def detect(self, image) -> Detections:
-        """Find faces.
 
-        Parameters
-        ----------
-        image : uint8, shape (height, width, 3), RGB
+# %% ../nbs/02_faces.ipynb #fc5dd697
+@patch
+def detect(self: CenterFace, image) -> Detections:
+    """Find faces.
 
-        Returns
-        -------
-        Detections
-            In pixels of `image`, best score first.
+    Parameters
+    ----------
+    image : uint8, shape (height, width, 3), RGB
 
-        Raises
-        ------
-        InputError
-            `image` is not such an array, or the detector's file is not CenterFace's.
-        """
-        image = np.asarray(image)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise InputError(
-                f"A picture must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}."
-            )
-        if self._session is None:
-            self._session = _load_centerface(self.model_path, self.providers, self.threads)
-        small = reduced(image, self.working_size)
-        below, beside = -small.shape[0] % 32, -small.shape[1] % 32
-        padded = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
-        maps = self._session.run(["537", "538", "539", "540"], {"input.1": cv2.dnn.blobFromImage(padded)})
-        scale = image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]
-        return _faces_of_maps(*maps, self.threshold).mapped(scale)
+    Returns
+    -------
+    Detections
+        In pixels of `image`, best score first.
+
+    Raises
+    ------
+    InputError
+        `image` is not such an array, or the detector's file is not CenterFace's.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InputError(
+            f"An image must be uint8 of shape (height, width, 3), not {image.dtype} {image.shape}."
+        )
+    if self._session is None:
+        self._session = _load_centerface(self.model_path, self.providers, self.threads)
+    small = reduced(image, self.working_size)
+    below, beside = -small.shape[0] % 32, -small.shape[1] % 32
+    padded = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
+    maps = self._session.run(["537", "538", "539", "540"], {"input.1": cv2.dnn.blobFromImage(padded)})
+    scale = image.shape[1] / small.shape[1], image.shape[0] / small.shape[0]
+    return _faces_of_maps(*maps, self.threshold).mapped(scale)
 
 
 # %% ../nbs/02_faces.ipynb #da623320
@@ -379,12 +383,22 @@ def enlarge_box(box, scale=0.5, shape=None):
 
 
 # %% ../nbs/02_faces.ipynb #620cbddb
+def _square(matrix):
+    return np.vstack([matrix, [0, 0, 1]])
+
+
+def _shrink_for(matrix):
+    return max(1, int(1 / max(np.hypot(matrix[0, 0], matrix[1, 0]), 1e-3)))
+
+
 @dataclass
 class _Region:
     """A region cut from a frame, perhaps reduced, and how its pixels map to the frame."""
 
     image: np.ndarray
+
     scale: np.ndarray
+
     corner: np.ndarray
 
     @classmethod
@@ -397,20 +411,15 @@ class _Region:
         scale = np.array([width / small[0], height / small[1]])
         return cls(np.ascontiguousarray(image), scale, np.asarray(corner, float))
 
-    def warped(self, matrix, size):
-        """Crop by a matrix that maps the frame's pixels."""
-        inner = np.array(matrix, float)
-        inner[:, :2] *= self.scale
-        inner[:, 2] += matrix[:, :2] @ (self.corner + 0.5 * self.scale - 0.5)
-        return cv2.warpAffine(self.image, inner, (size, size), flags=cv2.INTER_LINEAR)
 
-
-def _square(matrix):
-    return np.vstack([matrix, [0, 0, 1]])
-
-
-def _shrink_for(matrix):
-    return max(1, int(1 / max(np.hypot(matrix[0, 0], matrix[1, 0]), 1e-3)))
+# %% ../nbs/02_faces.ipynb #c4806682
+@patch
+def warped(self: _Region, matrix, size):
+    """Crop by a matrix that maps the frame's pixels."""
+    inner = np.array(matrix, float)
+    inner[:, :2] *= self.scale
+    inner[:, 2] += matrix[:, :2] @ (self.corner + 0.5 * self.scale - 0.5)
+    return cv2.warpAffine(self.image, inner, (size, size), flags=cv2.INTER_LINEAR)
 
 
 # %% ../nbs/02_faces.ipynb #8a51f8f4
@@ -525,61 +534,9 @@ def track_transforms(landmarks, size=224, window=32):
     return np.stack([fitted[start] for start in starts]) if starts else np.zeros((0, 2, 3))
 
 
-# %% ../nbs/02_faces.ipynb #398ddd2a
-def _clip_frames(track, start, length, stride):
-    """The slice of a track's frames that makes a clip."""
-    stop = start + (length - 1) * stride + 1
-    if start < 0 or length < 1 or stride < 1 or stop > len(track):
-        raise InputError(
-            f"A track of {len(track)} frames holds no clip of {length} frames at stride {stride} from frame {start}."
-        )
-    return slice(start, stop, stride)
-
-
-# %% ../nbs/02_faces.ipynb #a7caac53
-class ClipViews:
-    """Aligned `crops` in temporal order, and the clips that can be taken from them."""
-
-    def clip(self, start, length, stride=1):
-        """`length` crops of the track from frame `start`, every `stride`-th; a view, nothing is copied.
-
-        Parameters
-        ----------
-        start, length, stride : int
-
-        Returns
-        -------
-        uint8, shape (length, size, size, 3)
-
-        Raises
-        ------
-        InputError
-            The track has no crops, or ends before the clip does.
-        """
-        if self.crops is None:
-            raise InputError("This face track was made without crops: give crop_size when tracking.")
-        return self.crops[_clip_frames(self, start, length, stride)]
-
-    def clips(self, length, stride=1, step=None):
-        """All clips of the track, in order, each a view.
-
-        Parameters
-        ----------
-        length, stride : int
-        step : int, optional
-            Frames between the starts of two clips; by default clips do not overlap.
-
-        Returns
-        -------
-        list of uint8 arrays, shape (length, size, size, 3); empty where the track is too short.
-        """
-        span = (length - 1) * stride + 1
-        return [self.clip(start, length, stride) for start in range(0, len(self) - span + 1, step or span)]
-
-
 # %% ../nbs/02_faces.ipynb #5a3cdaf8
 @dataclass
-class FaceTrack(ClipViews):
+class FaceTrack:
     """One person's face through one shot; an image gives a track of one frame.
 
     Attributes
@@ -602,55 +559,87 @@ class FaceTrack(ClipViews):
     """
 
     frame_indices: np.ndarray
+
     times_s: np.ndarray
+
     boxes: np.ndarray
+
     landmarks: np.ndarray
+
     scores: np.ndarray
+
     detected: np.ndarray
+
     transforms: np.ndarray | None = None
+
     crops: np.ndarray | None = None
 
     def __len__(self):
         return len(self.frame_indices)
 
-    @property
-    def crop_size(self):
-        """Side of a crop in pixels, None without crops."""
-        return None if self.crops is None else self.crops.shape[1]
 
-    @property
-    def transform(self):
-        """The one transform fitted to all frames of the track, shape (2, 3), for its crop size (256 without crops)."""
-        return fit_similarity(self.landmarks, standard_face(self.crop_size or STANDARD_SIZE))
+# %% ../nbs/02_faces.ipynb #d551dae5
+@patch(as_prop=True)
+def crop_size(self: FaceTrack):
+    """Side of a crop in pixels, None without crops."""
+    return None if self.crops is None else self.crops.shape[1]
 
 
-# %% ../nbs/02_faces.ipynb #d8e324d7
-def refit_clip(track, start, length, stride=1):
-    """A clip of a stored track under AltFreezing's own transform, fitted to the landmarks of this clip's frames only.
+@patch(as_prop=True)
+def transform(self: FaceTrack):
+    """The one transform fitted to all frames of the track, shape (2, 3), for its crop size (256 without crops)."""
+    return fit_similarity(self.landmarks, standard_face(self.crop_size or STANDARD_SIZE))
+
+
+# %% ../nbs/02_faces.ipynb #398ddd2a
+def _clip_frames(track, start, length, stride):
+    """The slice of a track's frames that makes a clip."""
+    stop = start + (length - 1) * stride + 1
+    if start < 0 or length < 1 or stride < 1 or stop > len(track):
+        raise InputError(
+            f"A track of {len(track)} frames holds no clip of {length} frames at stride {stride} from frame {start}."
+        )
+    return slice(start, stop, stride)
+
+
+@patch
+def clip(self: FaceTrack, start, length, stride=1):
+    """`length` crops of the track from frame `start`, every `stride`-th; a view, nothing is copied.
 
     Parameters
     ----------
-    track : FaceTrack
-        With crops.
     start, length, stride : int
 
     Returns
     -------
     uint8, shape (length, size, size, 3)
-        New crops, resampled from the stored ones; areas that those do not cover repeat their border.
 
     Raises
     ------
     InputError
         The track has no crops, or ends before the clip does.
     """
-    crops, frames = track.clip(start, length, stride), _clip_frames(track, start, length, stride)
-    matrix = _square(fit_similarity(track.landmarks[frames], standard_face(track.crop_size)))
-    refitted = np.empty(crops.shape, np.uint8)
-    for target, crop, stored in zip(refitted, crops, track.transforms[frames], strict=True):
-        step = (matrix @ np.linalg.inv(_square(stored)))[:2]
-        target[:] = cv2.warpAffine(crop, step, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
-    return refitted
+    if self.crops is None:
+        raise InputError("This face track was made without crops: give crop_size when tracking.")
+    return self.crops[_clip_frames(self, start, length, stride)]
+
+
+@patch
+def clips(self: FaceTrack, length, stride=1, step=None):
+    """All clips of the track, in order, each a view.
+
+    Parameters
+    ----------
+    length, stride : int
+    step : int, optional
+        Frames between the starts of two clips; by default clips do not overlap.
+
+    Returns
+    -------
+    list of uint8 arrays, shape (length, size, size, 3); empty where the track is too short.
+    """
+    span = (length - 1) * stride + 1
+    return [self.clip(start, length, stride) for start in range(0, len(self) - span + 1, step or span)]
 
 
 # %% ../nbs/02_faces.ipynb #2a0217a3
@@ -665,6 +654,7 @@ def _temporary_space():
         ) from error
 
 
+# %% ../nbs/02_faces.ipynb #18746bcb
 class _CropSpool:
     """Crops of one track in the order they are made: in memory at first, in a temporary file beyond a limit."""
 
@@ -704,15 +694,18 @@ class _CropShelf:
                 spool.file.seek(0)
                 shutil.copyfileobj(spool.file, self.file, 8 << 20)
 
-    def hand_out(self, size):
-        """Memory-map the temporary file, once, and give each track its part of it."""
-        if self.file is not None:
-            with _temporary_space():
-                self.file.flush()
-                everything = np.memmap(self.file, np.uint8, mode="r").reshape(-1, size, size, 3)
-            for track, start, count in self.placed:
-                first = start // everything[0].nbytes
-                track.crops = everything[first : first + count]
+
+# %% ../nbs/02_faces.ipynb #f0f257a1
+@patch
+def hand_out(self: _CropShelf, size):
+    """Memory-map the temporary file, once, and give each track its part of it."""
+    if self.file is not None:
+        with _temporary_space():
+            self.file.flush()
+            everything = np.memmap(self.file, np.uint8, mode="r").reshape(-1, size, size, 3)
+        for track, start, count in self.placed:
+            first = start // everything[0].nbytes
+            track.crops = everything[first : first + count]
 
 
 # %% ../nbs/02_faces.ipynb #b25b9058
@@ -725,27 +718,32 @@ class _Cropper:
         self.waiting, self.spool = collections.deque(), _CropSpool()
         self.latest = None, None
 
-    def add(self, frame, box, landmarks):
-        pixels, corner = frame.crop(enlarge_box(box, 0.5, frame.shape))
-        shrink = _shrink_for(fit_similarity(landmarks, self.target))
-        self.waiting.append(_Region.of(pixels, corner, shrink))
-        self.landmarks.append(landmarks)
-        position, known = len(self.transforms), len(self.landmarks)
-        if known >= self.window and known >= position + self.window - self.window // 2:
-            self._finish_one(position)
-
-    def _finish_one(self, position):
-        start = window_start(position, len(self.landmarks), self.window)
-        if self.latest[0] != start:
-            self.latest = start, fit_similarity(self.landmarks[start : start + self.window], self.target)
-        self.transforms.append(self.latest[1])
-        self.spool.append(self.waiting.popleft().warped(self.latest[1], self.size))
-
     def finish(self):
         """The track's transforms, and the spool of its crops."""
         while self.waiting:
             self._finish_one(len(self.transforms))
         return np.stack(self.transforms), self.spool
+
+
+# %% ../nbs/02_faces.ipynb #f118ff48
+@patch
+def add(self: _Cropper, frame, box, landmarks):
+    pixels, corner = frame.crop(enlarge_box(box, 0.5, frame.shape))
+    shrink = _shrink_for(fit_similarity(landmarks, self.target))
+    self.waiting.append(_Region.of(pixels, corner, shrink))
+    self.landmarks.append(landmarks)
+    position, known = len(self.transforms), len(self.landmarks)
+    if known >= self.window and known >= position + self.window - self.window // 2:
+        self._finish_one(position)
+
+
+@patch
+def _finish_one(self: _Cropper, position):
+    start = window_start(position, len(self.landmarks), self.window)
+    if self.latest[0] != start:
+        self.latest = start, fit_similarity(self.landmarks[start : start + self.window], self.target)
+    self.transforms.append(self.latest[1])
+    self.spool.append(self.waiting.popleft().warped(self.latest[1], self.size))
 
 
 # %% ../nbs/02_faces.ipynb #dc7a5e8c
@@ -763,61 +761,6 @@ def _find_cuts(thumbnails, threshold):
     steps = np.array([_difference(*pair) for pair in itertools.pairwise(thumbnails)])
     usual = [np.median(np.delete(steps, at)) if len(steps) > 1 else 0.0 for at in range(len(steps))]
     return [at + 1 for at, step in enumerate(steps) if step > threshold and step > 3 * usual[at]]
-
-
-# %% ../nbs/02_faces.ipynb #2dc51e16
-class _OpenTrack:
-    """A track that may still grow."""
-
-    def __init__(self, position, frame, face, cropper):
-        self.rows, self.cropper = [], cropper
-        self.looks, self.missed_since = 0, None
-        self.position = self.time_s = self.face = self.velocity = None
-        self.see(position, frame, face, ())
-
-    def see(self, position, frame, face, between):
-        """The detector found the face: fill the frames since it was last found, then add this one."""
-        if self.face is not None:
-            span = max(frame.time_s - self.time_s, 1e-6)
-            before, after = self.face, face
-            for middle in between:
-                share = float(np.clip((middle.time_s - self.time_s) / span, 0, 1))
-                mixed = [
-                    old + (new - old) * np.float32(share) for old, new in zip(before, after, strict=True)
-                ]
-                self._add(middle, mixed, self.missed_since is None)
-            self.velocity = (self._centre(face[0]) - self._centre(before[0])) / span
-        self._add(frame, face, True)
-        self.position, self.time_s, self.face = position, frame.time_s, face
-        self.looks, self.missed_since = self.looks + 1, None
-
-    def _add(self, frame, face, detected):
-        box, landmarks, score = face
-        self.rows.append((frame.index, frame.time_s, box, landmarks, score, detected))
-        if self.cropper:
-            self.cropper.add(frame, box, landmarks)
-
-    @staticmethod
-    def _centre(box):
-        return (box[:2] + box[2:]) / 2
-
-    def expected(self, time_s):
-        """Expected box and landmarks if the face keeps its last velocity."""
-        box, landmarks, _ = self.face
-        if self.velocity is None:
-            return box, landmarks
-        limit = 0.5 * (box[2:] - box[:2])
-        shift = np.clip(self.velocity * (time_s - self.time_s), -limit, limit)
-        return box + np.tile(shift, 2), landmarks + shift
-
-    def finish(self, shelf) -> FaceTrack:
-        columns = list(zip(*self.rows, strict=True))
-        types = np.int64, np.float64, np.float32, np.float32, np.float32, bool
-        track = FaceTrack(*(np.asarray(column, kind) for column, kind in zip(columns, types, strict=True)))
-        if self.cropper:
-            track.transforms, spool = self.cropper.finish()
-            shelf.put(track, spool)
-        return track
 
 
 # %% ../nbs/02_faces.ipynb #0bb30b52
@@ -867,7 +810,14 @@ def _search(detector, frame, working_size):
     return detector.detect(image).mapped((width / image.shape[1], height / image.shape[0]))
 
 
-def _look_at(detector, frame, close_look, box, landmarks):
+def _merge(close, searched):
+    """Both kinds of detections without duplicates; a close look takes precedence over a search."""
+    rank = np.concatenate([close.scores + 1, searched.scores])
+    return _suppress_overlaps(join_detections([close, searched]), rank, 0.4)
+
+
+# %% ../nbs/02_faces.ipynb #a53eded5
+def _search_near(detector, frame, close_look, box, landmarks):
     """The face nearest to the expected one, detected at `close_look` pixels; none or one."""
     (height, width), sides = frame.shape, np.maximum(box[2:] - box[:2], 1.0)
     side = 1.6 * float(sides.max())
@@ -886,37 +836,18 @@ def _look_at(detector, frame, close_look, box, landmarks):
     return found.chosen([column for _, column in _match([(box, landmarks)], found)])
 
 
-def _merge(close, searched):
-    """Both kinds of detections without duplicates; a close look takes precedence over a search."""
-    rank = np.concatenate([close.scores + 1, searched.scores])
-    return _suppress_overlaps(join_detections([close, searched]), rank, 0.4)
-
-
 # %% ../nbs/02_faces.ipynb #973a7777
 @dataclass
-class _Looker:
+class _Searcher:
     """Decides how to search a frame: closely around known faces, or all of it."""
 
     detector: FaceDetector
-    rescan_s: float
-    close_look: int | None
-    searched_at_s: float = -np.inf
 
-    def look(self, frame, expected):
-        """All faces of a frame in which some are expected."""
-        full = getattr(self.detector, "working_size", 640)
-        closely = expected and self.close_look and len(expected) <= 4
-        found = join_detections([])
-        if closely:
-            found = join_detections(
-                _look_at(self.detector, frame, self.close_look, *face) for face in expected
-            )
-        all_seen = bool(expected) and len(_match(expected, found)) == len(expected)
-        if all_seen and frame.time_s - self.searched_at_s < self.rescan_s:
-            return found
-        self.searched_at_s = frame.time_s
-        size = self._cheap_size(frame, expected, full) if expected else full
-        return _merge(found, _search(self.detector, frame, size))
+    rescan_s: float
+
+    close_look: int | None
+
+    searched_at_s: float = -np.inf
 
     @staticmethod
     def _cheap_size(frame, expected, full):
@@ -925,35 +856,102 @@ class _Looker:
         return int(np.clip(size, min(256, full), full))
 
 
+# %% ../nbs/02_faces.ipynb #72a39c5c
+@patch
+def look(self: _Searcher, frame, expected):
+    """All faces of a frame in which some are expected."""
+    full = getattr(self.detector, "working_size", 640)
+    closely = expected and self.close_look and len(expected) <= 4
+    found = join_detections([])
+    if closely:
+        found = join_detections(
+            _search_near(self.detector, frame, self.close_look, *face) for face in expected
+        )
+    all_seen = bool(expected) and len(_match(expected, found)) == len(expected)
+    if all_seen and frame.time_s - self.searched_at_s < self.rescan_s:
+        return found
+    self.searched_at_s = frame.time_s
+    size = self._cheap_size(frame, expected, full) if expected else full
+    return _merge(found, _search(self.detector, frame, size))
+
+
+# %% ../nbs/02_faces.ipynb #2dc51e16
+class _OpenTrack:
+    """A track that may still grow."""
+
+    def __init__(self, position, frame, face, cropper):
+        self.rows, self.cropper = [], cropper
+        self.looks, self.missed_since = 0, None
+        self.position = self.time_s = self.face = self.velocity = None
+        self.see(position, frame, face, ())
+
+    def _add(self, frame, face, detected):
+        box, landmarks, score = face
+        self.rows.append((frame.index, frame.time_s, box, landmarks, score, detected))
+        if self.cropper:
+            self.cropper.add(frame, box, landmarks)
+
+    @staticmethod
+    def _centre(box):
+        return (box[:2] + box[2:]) / 2
+
+
+# %% ../nbs/02_faces.ipynb #dc4dffb5
+@patch
+def see(self: _OpenTrack, position, frame, face, between):
+    """The detector found the face: fill the frames since it was last found, then add this one."""
+    if self.face is not None:
+        span = max(frame.time_s - self.time_s, 1e-6)
+        before, after = self.face, face
+        for middle in between:
+            share = float(np.clip((middle.time_s - self.time_s) / span, 0, 1))
+            mixed = [old + (new - old) * np.float32(share) for old, new in zip(before, after, strict=True)]
+            self._add(middle, mixed, self.missed_since is None)
+        self.velocity = (self._centre(face[0]) - self._centre(before[0])) / span
+    self._add(frame, face, True)
+    self.position, self.time_s, self.face = position, frame.time_s, face
+    self.looks, self.missed_since = self.looks + 1, None
+
+
+# %% ../nbs/02_faces.ipynb #006d8029
+@patch
+def expected(self: _OpenTrack, time_s):
+    """Expected box and landmarks if the face keeps its last velocity."""
+    box, landmarks, _ = self.face
+    if self.velocity is None:
+        return box, landmarks
+    limit = 0.5 * (box[2:] - box[:2])
+    shift = np.clip(self.velocity * (time_s - self.time_s), -limit, limit)
+    return box + np.tile(shift, 2), landmarks + shift
+
+
+@patch
+def finish(self: _OpenTrack, shelf) -> FaceTrack:
+    columns = list(zip(*self.rows, strict=True))
+    types = np.int64, np.float64, np.float32, np.float32, np.float32, bool
+    track = FaceTrack(*(np.asarray(column, kind) for column, kind in zip(columns, types, strict=True)))
+    if self.cropper:
+        track.transforms, spool = self.cropper.finish()
+        shelf.put(track, spool)
+    return track
+
+
 # %% ../nbs/02_faces.ipynb #15756cca
 @dataclass
 class _Shot:
     """The people in one shot."""
 
-    looker: _Looker
-    max_gap_s: float
-    new_cropper: object
-    shelf: _CropShelf = field(default_factory=_CropShelf)
-    tracks: list = field(default_factory=list)
-    finished: list = field(default_factory=list)
+    looker: _Searcher
 
-    def look(self, position, frame, buffer):
-        """Detect faces in a frame; `buffer` holds (position, frame) pairs since the oldest track was last seen."""
-        expected = [track.expected(frame.time_s) for track in self.tracks]
-        found = self.looker.look(frame, expected)
-        faces = list(zip(found.boxes, found.landmarks, found.scores, strict=True))
-        pairs = dict(_match(expected, found))
-        tracks, self.tracks = self.tracks, []
-        for row, track in enumerate(tracks):
-            if row in pairs:
-                between = [other for at, other in buffer if track.position < at < position]
-                track.see(position, frame, faces[pairs[row]], between)
-            elif track.missed_since is None:
-                track.missed_since = frame.time_s
-            lasts = row in pairs or (track.looks > 1 and frame.time_s - track.time_s <= self.max_gap_s)
-            self.tracks.append(track) if lasts else self.close(track)
-        for column in sorted(set(range(len(faces))) - set(pairs.values())):
-            self.tracks.append(_OpenTrack(position, frame, faces[column], self.new_cropper()))
+    max_gap_s: float
+
+    new_cropper: object
+
+    shelf: _CropShelf = field(default_factory=_CropShelf)
+
+    tracks: list = field(default_factory=list)
+
+    finished: list = field(default_factory=list)
 
     def close(self, track):
         """Keep a track that ends here, unless it is a single detection that the next detector run did not confirm."""
@@ -967,19 +965,45 @@ class _Shot:
         self.tracks, self.looker.searched_at_s = [], -np.inf
 
 
+# %% ../nbs/02_faces.ipynb #751704c3
+@patch
+def look(self: _Shot, position, frame, buffer):
+    """Detect faces in a frame; `buffer` holds (position, frame) pairs since the oldest track was last seen."""
+    expected = [track.expected(frame.time_s) for track in self.tracks]
+    found = self.looker.look(frame, expected)
+    faces = list(zip(found.boxes, found.landmarks, found.scores, strict=True))
+    pairs = dict(_match(expected, found))
+    tracks, self.tracks = self.tracks, []
+    for row, track in enumerate(tracks):
+        if row in pairs:
+            between = [other for at, other in buffer if track.position < at < position]
+            track.see(position, frame, faces[pairs[row]], between)
+        elif track.missed_since is None:
+            track.missed_since = frame.time_s
+        lasts = row in pairs or (track.looks > 1 and frame.time_s - track.time_s <= self.max_gap_s)
+        self.tracks.append(track) if lasts else self.close(track)
+    for column in sorted(set(range(len(faces))) - set(pairs.values())):
+        self.tracks.append(_OpenTrack(position, frame, faces[column], self.new_cropper()))
+
+
 # %% ../nbs/02_faces.ipynb #17f2541b
 _BUFFER_BYTES = 256 << 20
 
 
-# %% ../nbs/02_faces.ipynb #e287f52e
 @dataclass
 class _Tracker:
     shot: _Shot
+
     every: int
+
     cut_threshold: float
+
     buffer: collections.deque = field(default_factory=collections.deque)
+
     count: int = 0
+
     looked_at: int = -1
+
     thumbnail: np.ndarray | None = None
 
     def add(self, frame):
@@ -991,56 +1015,60 @@ class _Tracker:
             self._advance()
             self._forget_frames()
 
-    def finish(self):
-        """Detect faces in the last frame, then end the shot; returns all tracks so far."""
-        if self.buffer and self.looked_at != self.buffer[-1][0]:
-            self._advance()
-        self.shot.end()
-        self.buffer.clear()
-        self.thumbnail = None
-        return self.shot.finished
-
-    def _advance(self):
-        """Detect faces in the newest frame, and on both sides of each cut since the last detector run."""
-        last, self.thumbnail = self.thumbnail, _thumbnail(self.buffer[-1][1])
-        if last is not None and _difference(last, self.thumbnail) > self.cut_threshold:
-            new = [(position, frame) for position, frame in self.buffer if position >= self.looked_at]
-            for cut in _find_cuts([_thumbnail(frame) for _, frame in new], self.cut_threshold):
-                self._look(*new[cut - 1])
-                self.shot.end()
-                self._look(*new[cut])
-        self._look(*self.buffer[-1])
-
     def _look(self, position, frame):
         if position != self.looked_at:
             self.shot.look(position, frame, self.buffer)
             self.looked_at = position
 
-    def _forget_frames(self):
-        tracks, (height, width) = self.shot.tracks, self.buffer[-1][1].shape
-        if len(self.buffer) * height * width * 3 > _BUFFER_BYTES:
-            for track in [track for track in tracks if track.position < self.looked_at]:
-                tracks.remove(track)
-                self.shot.close(track)
-        needed = min([self.looked_at, *(track.position for track in tracks)])
-        while self.buffer[0][0] < needed:
-            self.buffer.popleft()
+
+# %% ../nbs/02_faces.ipynb #e287f52e
+@patch
+def _advance(self: _Tracker):
+    """Detect faces in the newest frame, and on both sides of each cut since the last detector run."""
+    last, self.thumbnail = self.thumbnail, _thumbnail(self.buffer[-1][1])
+    if last is not None and _difference(last, self.thumbnail) > self.cut_threshold:
+        new = [(position, frame) for position, frame in self.buffer if position >= self.looked_at]
+        for cut in _find_cuts([_thumbnail(frame) for _, frame in new], self.cut_threshold):
+            self._look(*new[cut - 1])
+            self.shot.end()
+            self._look(*new[cut])
+    self._look(*self.buffer[-1])
 
 
-# %% ../nbs/02_faces.ipynb #a46227f1
+# %% ../nbs/02_faces.ipynb #add52d76
+@patch
+def finish(self: _Tracker):
+    """Detect faces in the last frame, then end the shot; returns all tracks so far."""
+    if self.buffer and self.looked_at != self.buffer[-1][0]:
+        self._advance()
+    self.shot.end()
+    self.buffer.clear()
+    self.thumbnail = None
+    return self.shot.finished
+
+
+@patch
+def _forget_frames(self: _Tracker):
+    tracks, (height, width) = self.shot.tracks, self.buffer[-1][1].shape
+    if len(self.buffer) * height * width * 3 > _BUFFER_BYTES:
+        for track in [track for track in tracks if track.position < self.looked_at]:
+            tracks.remove(track)
+            self.shot.close(track)
+    needed = min([self.looked_at, *(track.position for track in tracks)])
+    while self.buffer[0][0] < needed:
+        self.buffer.popleft()
+
+
+# %% ../nbs/02_faces.ipynb #8164557b
+def _prominence(track):
+    sides = np.clip(track.boxes[:, 2:] - track.boxes[:, :2], 0, None)
+    return float(np.sqrt(np.prod(sides, -1)).sum())
+
+
 def track_faces(
-    frames,
-    detector,
-    *,
-    every=5,
-    max_gap_s=0.5,
-    rescan_s=1.0,
-    close_look=128,
-    crop_size=None,
-    window=32,
-    cut_threshold=18.0,
-    max_frames=None,
-) -> list[FaceTrack]:
+    frames, detector, *, every=5, max_gap_s=0.5, rescan_s=1.0, close_look=128, crop_size=None, window=32,
+    cut_threshold=18.0, max_frames=None,
+) -> list[FaceTrack]:  # fmt: skip
     """Track each person's face through a stream of frames.
 
     Parameters
@@ -1079,7 +1107,7 @@ def track_faces(
     for name, value, least in (("every", every, 1), ("window", window, 1), ("crop_size", crop_size or 8, 8)):
         if value < least:
             raise InputError(f"{name} is {value}: give at least {least}.")
-    looker = _Looker(detector, rescan_s, close_look)
+    looker = _Searcher(detector, rescan_s, close_look)
     shot = _Shot(looker, max_gap_s, lambda: _Cropper(crop_size, window) if crop_size else None)
     tracker = _Tracker(shot, every, cut_threshold)
     for frame in itertools.islice(frames, max_frames):
@@ -1087,12 +1115,6 @@ def track_faces(
     tracks = tracker.finish()
     shot.shelf.hand_out(crop_size)
     return sorted(tracks, key=lambda track: -_prominence(track))
-
-
-# %% ../nbs/02_faces.ipynb #8164557b
-def _prominence(track):
-    sides = np.clip(track.boxes[:, 2:] - track.boxes[:, :2], 0, None)
-    return float(np.sqrt(np.prod(sides, -1)).sum())
 
 
 # %% ../nbs/02_faces.ipynb #a700d85d
@@ -1112,6 +1134,7 @@ def _search_still(image, detector):
     return found
 
 
+# %% ../nbs/02_faces.ipynb #397daba8
 def _detect_in_tiles(image, detector, size):
     """Search an image of twice the working size in overlapping tiles."""
     large = reduced(image, 2 * size)
@@ -1126,6 +1149,7 @@ def _detect_in_tiles(image, detector, size):
     return found.mapped((image.shape[1] / width, image.shape[0] / height))
 
 
+# %% ../nbs/02_faces.ipynb #44059900
 def _still_tracks(image, detector, crop_size):
     tracks, shelf = [], _CropShelf()
     found = _search_still(image, detector)
@@ -1169,11 +1193,40 @@ def face_tracks(
     if isinstance(source, (str, os.PathLike)):
         kind = media_kind(source)
         if kind is None:
-            raise InputError(f"{str(source)!r} is neither a picture nor a video by its ending.")
+            raise InputError(f"{str(source)!r} is neither an image nor a video by its ending.")
         source = read_image(source) if kind == "image" else read_frames(source, max_frames=max_frames)
     if isinstance(source, np.ndarray):
         return _still_tracks(source, detector, crop_size)
     return track_faces(source, detector, crop_size=crop_size, every=every, max_frames=max_frames, **options)
+
+
+# %% ../nbs/02_faces.ipynb #d8e324d7
+def refit_clip(track, start, length, stride=1):
+    """A clip of a stored track under AltFreezing's own transform, fitted to the landmarks of this clip's frames only.
+
+    Parameters
+    ----------
+    track : FaceTrack
+        With crops.
+    start, length, stride : int
+
+    Returns
+    -------
+    uint8, shape (length, size, size, 3)
+        New crops, resampled from the stored ones; areas that those do not cover repeat their border.
+
+    Raises
+    ------
+    InputError
+        The track has no crops, or ends before the clip does.
+    """
+    crops, frames = track.clip(start, length, stride), _clip_frames(track, start, length, stride)
+    matrix = _square(fit_similarity(track.landmarks[frames], standard_face(track.crop_size)))
+    refitted = np.empty(crops.shape, np.uint8)
+    for target, crop, stored in zip(refitted, crops, track.transforms[frames], strict=True):
+        step = (matrix @ np.linalg.inv(_square(stored)))[:2]
+        target[:] = cv2.warpAffine(crop, step, crop.shape[1::-1], borderMode=cv2.BORDER_REPLICATE)
+    return refitted
 
 
 # %% ../nbs/02_faces.ipynb #fa84da74
@@ -1216,20 +1269,28 @@ def ffhq_transform(landmarks, size=256):
 
 
 # %% ../nbs/02_faces.ipynb #5ed00da3
-def _mirror_and_blur(image, matrix, size):
-    """Extend an image to the area of the crop: mirrored, and blurred with the distance from the border."""
+def _missing_sides(shape, matrix, size):
+    """Pixels to add left, above, right and below to cover a crop (None: it is covered), and the crop's side."""
     corners = transform_points(
         cv2.invertAffineTransform(matrix), [[0, 0], [size, 0], [0, size], [size, size]]
     )
     side = np.linalg.norm(corners[1] - corners[0])
     margin = max(2, round(0.1 * side))
-    (height, width), low, high = image.shape[:2], corners.min(0) - margin, corners.max(0) + margin
-    left, top = np.clip(np.ceil(-low), 0, None).astype(int)
-    right, bottom = np.clip(np.ceil(high - [width, height]), 0, None).astype(int)
-    if max(left, top, right, bottom) <= margin:
+    low, high = corners.min(0) - margin, corners.max(0) + margin
+    before = np.clip(np.ceil(-low), 0, None).astype(int)
+    after = np.clip(np.ceil(high - [shape[1], shape[0]]), 0, None).astype(int)
+    if max(*before, *after) <= margin:
+        return None, side
+    return [max(int(missing), round(0.3 * side)) for missing in (*before, *after)], side
+
+
+# %% ../nbs/02_faces.ipynb #1b20ff22
+def _mirror_and_blur(image, matrix, size):
+    """Extend an image to the area of the crop: mirrored, and blurred with the distance from the border."""
+    missing, side = _missing_sides(image.shape, matrix, size)
+    if missing is None:
         return image, matrix
-    least = round(0.3 * side)
-    left, top, right, bottom = (max(int(side_padding), least) for side_padding in (left, top, right, bottom))
+    left, top, right, bottom = missing
     wide = np.float32(cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_REFLECT))
     across = np.minimum(np.arange(wide.shape[1]) / left, np.arange(wide.shape[1])[::-1] / right)
     down = np.minimum(np.arange(wide.shape[0]) / top, np.arange(wide.shape[0])[::-1] / bottom)
@@ -1295,33 +1356,28 @@ class FaceTrackRecord:
 
 # %% ../nbs/02_faces.ipynb #6fdd9c9a
 _FIELDS = {
-    "frame_indices": "I64",
-    "times_s": "F64",
-    "transforms": "F64",
-    "boxes": "F32",
-    "landmarks": "F32",
-    "scores": "F32",
-    "detected": "BOOL",
-    "crops": "U8",
-}
+    "frame_indices": "I64", "times_s": "F64", "transforms": "F64", "boxes": "F32", "landmarks": "F32",
+    "scores": "F32", "detected": "BOOL", "crops": "U8",
+}  # fmt: skip
 _NUMPY_TYPES = {"I64": "<i8", "F64": "<f8", "F32": "<f4", "BOOL": "?", "U8": "u1"}
 _NO_CHECKSUM = "0" * 64
 
 
-def _chunks(array, size=8 << 20):
-    """The bytes of an array, piece by piece; pages of a memory map are given back after use."""
-    step = max(1, size // max(1, array[:1].nbytes))
-    for start in range(0, len(array), step):
-        yield np.ascontiguousarray(array[start : start + step]).tobytes()
-        if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-            array._mmap.madvise(mmap.MADV_DONTNEED)
+def _stored_arrays(tracks):
+    """The arrays of some tracks by (number of the track, field), in the order and types of the file."""
+    arrays = {}
+    for name, kind in _FIELDS.items():
+        for number, track in enumerate(tracks):
+            array = getattr(track, name)
+            if array is not None:
+                arrays[number, name] = array.astype(_NUMPY_TYPES[kind], copy=False)
+    return arrays
 
 
+# %% ../nbs/02_faces.ipynb #552f7300
 def _store_header(arrays, meta):
-    entries, offset = (
-        {"__metadata__": {"deepfake_nb": json.dumps(meta, sort_keys=True, ensure_ascii=False)}},
-        0,
-    )
+    about = {"deepfake_nb": json.dumps(meta, sort_keys=True, ensure_ascii=False)}
+    entries, offset = {"__metadata__": about}, 0
     for (number, name), array in arrays.items():
         stop = offset + array.nbytes
         entry = {"dtype": _FIELDS[name], "shape": list(array.shape), "data_offsets": [offset, stop]}
@@ -1330,6 +1386,16 @@ def _store_header(arrays, meta):
     text = json.dumps(entries, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+# %% ../nbs/02_faces.ipynb #c0d20946
+def _chunks(array, size=8 << 20):
+    """The bytes of an array, piece by piece; pages of a memory map are given back after use."""
+    step = max(1, size // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        yield np.ascontiguousarray(array[start : start + step]).tobytes()
+        if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 # %% ../nbs/02_faces.ipynb #7725f1f8
@@ -1356,21 +1422,9 @@ def write_face_tracks(path, tracks, media_id, **meta) -> str:
     InputError
         The file cannot be written.
     """
-    arrays = {}
-    for name, kind in _FIELDS.items():
-        for number, track in enumerate(tracks):
-            array = getattr(track, name)
-            if array is not None:
-                same = array.dtype == np.dtype(_NUMPY_TYPES[kind])
-                arrays[number, name] = array if same else array.astype(_NUMPY_TYPES[kind])
-    meta = {
-        **meta,
-        "media_id": media_id,
-        "version": STORE_VERSION,
-        "alignment": ALIGNMENT,
-        "n_tracks": len(tracks),
-        "checksum": _NO_CHECKSUM,
-    }
+    arrays = _stored_arrays(tracks)
+    meta |= {"media_id": media_id, "version": STORE_VERSION, "alignment": ALIGNMENT}
+    meta |= {"n_tracks": len(tracks), "checksum": _NO_CHECKSUM}
     blank = _store_header(arrays, meta)
     digest = hashlib.sha256(blank)
     with atomic_path(path) as temporary:
@@ -1382,36 +1436,43 @@ def write_face_tracks(path, tracks, media_id, **meta) -> str:
                     file.write(chunk)
             file.seek(0)
             file.write(_store_header(arrays, {**meta, "checksum": digest.hexdigest()}))
-        checksum = sha256_of(temporary)
-    return checksum
+        return sha256_of(temporary)
 
 
 # %% ../nbs/02_faces.ipynb #63cee97e
+def _raw_header(path):
+    """The header of a store as it is in the file, and the size of the file in bytes."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 0 < length <= size - 8:
+            raise ValueError("no header")
+        return file.read(length), size
+
+
+# %% ../nbs/02_faces.ipynb #bb0d6077
 def _read_store_header(path):
     """Header entries, metadata, raw header, and where the data begin."""
-    damaged = f"The face track file {str(path)!r} is damaged or not a face track file: build it again."
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 0 < length <= size - 8:
-                raise InputError(damaged)
-            raw = file.read(length)
+        raw, size = _raw_header(path)
         entries = json.loads(raw)
         meta = json.loads(entries.pop("__metadata__")["deepfake_nb"])
         end = max([0, *(entry["data_offsets"][1] for entry in entries.values())])
     except OSError as error:
         raise InputError(f"The face track file {str(path)!r} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(damaged) from error
-    if size != 8 + length + end:
         raise InputError(
-            f"The face track file {str(path)!r} has {size} bytes instead of {8 + length + end}: it was cut off or "
+            f"The face track file {str(path)!r} is damaged or not a face track file: build it again."
+        ) from error
+    if size != 8 + len(raw) + end:
+        raise InputError(
+            f"The face track file {str(path)!r} has {size} bytes instead of {8 + len(raw) + end}: it was cut off or "
             "changed. Build it again."
         )
-    return entries, meta, raw, 8 + length
+    return entries, meta, raw, 8 + len(raw)
 
 
+# %% ../nbs/02_faces.ipynb #ad9f924e
 def _verify_checksum(path, meta, raw):
     said = str(meta.get("checksum"))
     digest = hashlib.sha256(

@@ -48,8 +48,8 @@ from torch import nn
 from torch.nn import functional
 
 from .backbones import name_combination
-from .provenance import digest_code
 from .files import InputError, UsageError, atomic_path, random_stream, write_json
+from .provenance import digest_code
 from .training import Portion, TrainingLog, cut_batches, is_better, read_ahead, seeded
 
 

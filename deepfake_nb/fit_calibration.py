@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from .calibration import fit_media_calibration
+from .files import InputError, UsageError
 from .out_of_distribution import fit_out_of_distribution
 from .predictions import pool, read_predictions
-from .files import InputError, UsageError
 from .verdict import explain_missing_score, pool_people
 from .views import find_media
 

@@ -8,10 +8,10 @@ __all__ = [
     "SWAP_QUALITIES",
     "swap_template",
     "SourceFace",
-    "FaceReplacer",
     "head_turn",
     "face_outline",
     "face_mask",
+    "FaceReplacer",
     "LandmarkWarp",
     "InSwapper",
     "SwapSettings",
@@ -29,25 +29,28 @@ __all__ = [
 ]
 
 # %% ../nbs/03_forgery.ipynb #1ed5b088
-import av
 import contextlib
-import cv2
 import itertools
 import math
 import mmap
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import av
+import cv2
 import numpy as np
 import onnxruntime
 import pandas as pd
-import zlib
-from dataclasses import dataclass
-from .faces import fit_similarity, transform_points
-from .files import InputError, atomic_path
-from .video import Frame, media_kind, read_frames, write_video
-from pathlib import Path
+from fastcore.basics import patch
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
-from typing import Protocol
+
+from .faces import fit_similarity, transform_points
+from .files import InputError, atomic_path
+from .video import Frame, media_kind, read_frames, write_video
 
 # %% ../nbs/03_forgery.ipynb #16565750
 ARCFACE_POINTS = (
@@ -97,13 +100,41 @@ def _checked_landmarks(landmarks, name):
     return landmarks
 
 
+# %% ../nbs/03_forgery.ipynb #7bed435b
 def _checked_image(image, name):
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(
-            f"{name} must be an RGB picture, uint8 (height, width, 3), not {image.dtype} {image.shape}."
+            f"{name} must be an RGB image, uint8 (height, width, 3), not {image.dtype} {image.shape}."
         )
     return image
+
+
+# %% ../nbs/03_forgery.ipynb #104df19a
+def _reduced_part(image, matrix, size):
+    """The part of an image that a warp into a square needs, reduced by area averaging, and the warp from there."""
+    scale = math.hypot(matrix[0, 0], matrix[1, 0])
+    square = [[-2, -2], [size + 2, -2], [size + 2, size + 2], [-2, size + 2]]
+    corners = transform_points(cv2.invertAffineTransform(matrix), square)
+    x0, y0 = np.maximum(np.floor(corners.min(0)).astype(int), 0)
+    x1, y1 = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, image.shape[1::-1])
+    if x1 - x0 <= 1 or y1 - y0 <= 1:
+        return image, matrix
+    width, height = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
+    image = cv2.resize(image[y0:y1, x0:x1], (width, height), interpolation=cv2.INTER_AREA)
+    fx, fy = width / (x1 - x0), height / (y1 - y0)
+    # pixel centres sit at half integers, hence the half-pixel terms
+    back = np.array([[1 / fx, 0, x0 + 0.5 / fx - 0.5], [0, 1 / fy, y0 + 0.5 / fy - 0.5], [0, 0, 1]])
+    return image, matrix @ back
+
+
+# %% ../nbs/03_forgery.ipynb #d89fa6d5
+def _cut_out(image, matrix, size):
+    """Warp `image` by a 2x3 matrix into a square, without aliasing where it gets smaller."""
+    if math.hypot(matrix[0, 0], matrix[1, 0]) < 0.7:
+        image, matrix = _reduced_part(image, matrix, size)
+    matrix, how = matrix.astype(np.float64), {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_REPLICATE}
+    return cv2.warpAffine(image, matrix, (size, size), **how)
 
 
 # %% ../nbs/03_forgery.ipynb #ea8d80be
@@ -129,7 +160,7 @@ class SourceFace:
     identity: str = ""
 
     def __post_init__(self):
-        object.__setattr__(self, "image", _checked_image(self.image, "The source picture"))
+        object.__setattr__(self, "image", _checked_image(self.image, "The source image"))
         object.__setattr__(self, "landmarks", _checked_landmarks(self.landmarks, "The source landmarks"))
 
     def mirrored(self):
@@ -142,58 +173,6 @@ class SourceFace:
     def aligned(self, size=128):
         """Return the face aligned to the swap template, uint8 (size, size, 3)."""
         return _cut_out(self.image, fit_similarity(self.landmarks, swap_template(size)), size)
-
-
-# %% ../nbs/03_forgery.ipynb #0e23d81b
-class FaceReplacer(Protocol):
-    """A method that turns an aligned target face into one with the source's identity.
-
-    A replacer may also have `prepare(source, landmarks)`, called once per still or clip with all the target's
-    landmarks (n, 5, 2), which returns the source in the form it needs.
-
-    Attributes
-    ----------
-    name : str
-    size : int or None
-        Side of the only square it accepts, or None for any.
-    mask_shape : {"face", "square"}
-        Whether its result is usable in the whole square or only in the inner face.
-    """
-
-    name: str
-    size: int | None
-    mask_shape: str
-
-    def replace(self, target_face, source, landmarks=None):
-        """Return uint8 (S, S, 3) RGB for `target_face` of that shape; `landmarks` (5, 2) are its points."""
-        ...
-
-
-# %% ../nbs/03_forgery.ipynb #104df19a
-def _cut_out(image, matrix, size):
-    """Warp `image` by a 2x3 matrix into a square, without aliasing where it gets smaller."""
-    scale = math.hypot(matrix[0, 0], matrix[1, 0])
-    if scale < 0.7:  # first reduce the needed part by area averaging
-        square = [[-2, -2], [size + 2, -2], [size + 2, size + 2], [-2, size + 2]]
-        corners = transform_points(cv2.invertAffineTransform(matrix), square)
-        x0, y0 = np.maximum(np.floor(corners.min(0)).astype(int), 0)
-        x1, y1 = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, image.shape[1::-1])
-        if x1 - x0 > 1 and y1 - y0 > 1:
-            part = image[y0:y1, x0:x1]
-            width = max(1, round((x1 - x0) * scale))
-            height = max(1, round((y1 - y0) * scale))
-            image = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA)
-            fx, fy = width / (x1 - x0), height / (y1 - y0)
-            # pixel centres sit at half integers, hence the half-pixel terms
-            back = np.array([[1 / fx, 0, x0 + 0.5 / fx - 0.5], [0, 1 / fy, y0 + 0.5 / fy - 0.5], [0, 0, 1]])
-            matrix = matrix @ back
-    return cv2.warpAffine(
-        image,
-        matrix.astype(np.float64),
-        (size, size),
-        flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
 
 
 # %% ../nbs/03_forgery.ipynb #60509d0d
@@ -266,6 +245,21 @@ def face_outline(landmarks, scale=1.0):
     return (middle + scale * (points - middle)).astype(np.float32)
 
 
+# %% ../nbs/03_forgery.ipynb #1f515d50
+def _distance_inside(outline, size):
+    """Distance in pixels (size, size) from a curve to positions inside it; 0 outside and on the rim of the square."""
+    finer = 3 if size <= 96 else 1  # small squares are enlarged later, steps in the edge would show
+    outline = (outline + 0.5) * finer - 0.5
+    filled = np.zeros((size * finer, size * finer), np.uint8)
+    cv2.fillPoly(filled, [np.round(outline * 16).astype(np.int32)], 255, shift=4)
+    filled[[0, -1], :] = filled[:, [0, -1]] = 0
+    distance = cv2.distanceTransform(filled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / finer
+    distance = cv2.resize(distance, (size, size), interpolation=cv2.INTER_AREA)
+    distance = cv2.GaussianBlur(distance, (0, 0), size / 80)  # evens out the steps of the drawn curve
+    distance[[0, -1], :] = distance[:, [0, -1]] = 0
+    return distance
+
+
 # %% ../nbs/03_forgery.ipynb #191afcf3
 def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
     """Draw the mask through which a replaced face is pasted.
@@ -301,76 +295,29 @@ def face_mask(landmarks, size, *, shape="face", feather=0.3, scale=1.0):
     return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #1f515d50
-def _distance_inside(outline, size):
-    """Distance in pixels (size, size) from a curve to positions inside it; 0 outside and on the rim of the square."""
-    finer = 3 if size <= 96 else 1  # small squares are enlarged later, steps in the edge would show
-    outline = (outline + 0.5) * finer - 0.5
-    filled = np.zeros((size * finer, size * finer), np.uint8)
-    cv2.fillPoly(filled, [np.round(outline * 16).astype(np.int32)], 255, shift=4)
-    filled[[0, -1], :] = filled[:, [0, -1]] = 0
-    distance = cv2.distanceTransform(filled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / finer
-    distance = cv2.resize(distance, (size, size), interpolation=cv2.INTER_AREA)
-    distance = cv2.GaussianBlur(distance, (0, 0), size / 80)  # evens out the steps of the drawn curve
-    distance[[0, -1], :] = distance[:, [0, -1]] = 0
-    return distance
+# %% ../nbs/03_forgery.ipynb #0e23d81b
+class FaceReplacer(Protocol):
+    """A method that turns an aligned target face into one with the source's identity.
 
+    A replacer may also have `prepare(source, landmarks)`, called once per still or clip with all the target's
+    landmarks (n, 5, 2), which returns the source in the form it needs.
 
-# %% ../nbs/03_forgery.ipynb #60b28610
-class LandmarkWarp:
-    """Replace a face by warping the source's onto the target's five points.
-
-    Parameters
+    Attributes
     ----------
-    stiffness : float
-        Reach of one point's displacement, in eye distances.
+    name : str
+    size : int or None
+        Side of the only square it accepts, or None for any.
+    mask_shape : {"face", "square"}
+        Whether its result is usable in the whole square or only in the inner face.
     """
 
-    name = "landmark-warp"
-    size = None
-    mask_shape = "face"
-
-    def __init__(self, stiffness=1.0):
-        self.stiffness = stiffness
-
-    def prepare(self, source, landmarks):
-        """Return the source as this replacer needs it for the target's `landmarks` (n, 5, 2): perhaps mirrored."""
-        wanted, given = float(np.median(head_turn(landmarks))), float(head_turn(source.landmarks))
-        return source.mirrored() if abs(wanted + given) + 0.1 < abs(wanted - given) else source
+    name: str
+    size: int | None
+    mask_shape: str
 
     def replace(self, target_face, source, landmarks=None):
-        """Return the source's face in the target's place.
-
-        Parameters
-        ----------
-        target_face : array, shape (S, S, 3), uint8 RGB
-        source : SourceFace
-        landmarks : array, shape (5, 2), optional
-            The target's points in the square; the template's points when absent.
-
-        Returns
-        -------
-        array, shape (S, S, 3), uint8 RGB
-        """
-        size = len(target_face)
-        template = swap_template(size)
-        wanted = template if landmarks is None else np.asarray(landmarks, np.float32)
-        margin = size // 4  # the warp may reach a little outside the source's square
-        matrix = fit_similarity(source.landmarks, template)
-        shifted = np.array(matrix, np.float64)
-        shifted[:, 2] += margin
-        wide = _cut_out(source.image, shifted, size + 2 * margin)
-        places = transform_points(matrix, source.landmarks).astype(np.float32)
-        wide = _extend_skin(wide, places + np.float32(margin), size)
-        displacement = _spread_shifts(wanted, places - wanted, size, self.stiffness)
-        rows, columns = np.mgrid[:size, :size].astype(np.float32)
-        return cv2.remap(
-            wide,
-            columns + displacement[..., 0] + margin,
-            rows + displacement[..., 1] + margin,
-            cv2.INTER_CUBIC,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        """Return uint8 (S, S, 3) RGB for `target_face` of that shape; `landmarks` (5, 2) are its points."""
+        ...
 
 
 # %% ../nbs/03_forgery.ipynb #daee41ee
@@ -413,6 +360,68 @@ def _extend_skin(image, landmarks, size):
     return np.clip(np.round(keep * image + (1 - keep) * skin), 0, 255).astype(np.uint8)
 
 
+# %% ../nbs/03_forgery.ipynb #60b28610
+class LandmarkWarp:
+    """Replace a face by warping the source's onto the target's five points.
+
+    Parameters
+    ----------
+    stiffness : float
+        Reach of one point's displacement, in eye distances.
+    """
+
+    name = "landmark-warp"
+
+    size = None
+
+    mask_shape = "face"
+
+    def __init__(self, stiffness=1.0):
+        self.stiffness = stiffness
+
+    def prepare(self, source, landmarks):
+        """Return the source as this replacer needs it for the target's `landmarks` (n, 5, 2): perhaps mirrored."""
+        wanted, given = float(np.median(head_turn(landmarks))), float(head_turn(source.landmarks))
+        return source.mirrored() if abs(wanted + given) + 0.1 < abs(wanted - given) else source
+
+
+# %% ../nbs/03_forgery.ipynb #0b444af3
+@patch
+def replace(self: LandmarkWarp, target_face, source, landmarks=None):
+    """Return the source's face in the target's place.
+
+    Parameters
+    ----------
+    target_face : array, shape (S, S, 3), uint8 RGB
+    source : SourceFace
+    landmarks : array, shape (5, 2), optional
+        The target's points in the square; the template's points when absent.
+
+    Returns
+    -------
+    array, shape (S, S, 3), uint8 RGB
+    """
+    size = len(target_face)
+    template = swap_template(size)
+    wanted = template if landmarks is None else np.asarray(landmarks, np.float32)
+    margin = size // 4  # the warp may reach a little outside the source's square
+    matrix = fit_similarity(source.landmarks, template)
+    shifted = np.array(matrix, np.float64)
+    shifted[:, 2] += margin
+    wide = _cut_out(source.image, shifted, size + 2 * margin)
+    places = transform_points(matrix, source.landmarks).astype(np.float32)
+    wide = _extend_skin(wide, places + np.float32(margin), size)
+    displacement = _spread_shifts(wanted, places - wanted, size, self.stiffness)
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    return cv2.remap(
+        wide,
+        columns + displacement[..., 0] + margin,
+        rows + displacement[..., 1] + margin,
+        cv2.INTER_CUBIC,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
 # %% ../nbs/03_forgery.ipynb #e7feb465
 def _varint(data, place):
     value = shift = 0
@@ -425,6 +434,7 @@ def _varint(data, place):
         shift += 7
 
 
+# %% ../nbs/03_forgery.ipynb #41adb1a2
 def _fields(data, start, stop):
     """Yield (number, value) of a protobuf message; nested ones as a (start, stop) pair."""
     place = start
@@ -447,6 +457,31 @@ def _fields(data, start, stop):
 
 
 # %% ../nbs/03_forgery.ipynb #31fd3d92
+def _read_tensor(data, start, stop):
+    """A tensor of an ONNX file as float32; None when it is of another type or its data are elsewhere."""
+    shape, kind, raw, floats = [], 1, None, []
+    for number, value in _fields(data, start, stop):
+        if number == 1 and isinstance(value, tuple):
+            place = value[0]
+            while place < value[1]:
+                length, place = _varint(data, place)
+                shape.append(length)
+        elif number == 1:
+            shape.append(value)
+        elif number == 2:
+            kind = value
+        elif number == 4:
+            floats.append(bytes(data[slice(*value)]))
+        elif number == 9:
+            raw = bytes(data[slice(*value)])
+    kinds = {1: "<f4", 10: "<f2", 11: "<f8"}
+    content = raw if raw is not None else b"".join(floats)
+    if kind not in kinds or len(content) != np.dtype(kinds[kind]).itemsize * math.prod(shape):
+        return None
+    return np.frombuffer(content, kinds[kind]).reshape(shape).astype(np.float32)
+
+
+# %% ../nbs/03_forgery.ipynb #92f96904
 def _read_onnx_graph(path):
     """Return (names of the first nodes, last initializer as an array or None) of an ONNX file."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -460,28 +495,7 @@ def _read_onnx_graph(path):
                 nodes.append([bytes(data[slice(*parts[key])]).decode() for key in (3, 4) if key in parts])
             elif number == 5:
                 last = value
-        if last is None:
-            return nodes, None
-        shape, kind, raw, floats = [], 1, None, []
-        for number, value in _fields(data, *last):
-            if number == 1 and isinstance(value, tuple):
-                place = value[0]
-                while place < value[1]:
-                    length, place = _varint(data, place)
-                    shape.append(length)
-            elif number == 1:
-                shape.append(value)
-            elif number == 2:
-                kind = value
-            elif number == 4:
-                floats.append(bytes(data[slice(*value)]))
-            elif number == 9:
-                raw = bytes(data[slice(*value)])
-        kinds = {1: "<f4", 10: "<f2", 11: "<f8"}
-        content = raw if raw is not None else b"".join(floats)
-        if kind not in kinds or len(content) != np.dtype(kinds[kind]).itemsize * math.prod(shape):
-            return nodes, None
-        return nodes, np.frombuffer(content, kinds[kind]).reshape(shape).astype(np.float32)
+        return nodes, last and _read_tensor(data, *last)
 
 
 # %% ../nbs/03_forgery.ipynb #fef12c66
@@ -505,6 +519,7 @@ def _open_onnx(path, what, where, providers, threads):
     return session, *graph
 
 
+# %% ../nbs/03_forgery.ipynb #9a41691b
 def _has_shape(node, wanted):
     shape = list(node.shape)
     return len(shape) == len(wanted) and all(
@@ -530,7 +545,7 @@ def _check_swapper(path, session, emap, where):
             f"not target (1, 3, 128, 128), source (1, 512). {where}"
         )
     if len(session.get_outputs()) != 1 or not _has_shape(session.get_outputs()[0], (1, 3, 128, 128)):
-        raise InputError(f"{str(path)!r} is not inswapper_128: its output is no 128-px picture. {where}")
+        raise InputError(f"{str(path)!r} is not inswapper_128: its output is no 128-px image. {where}")
     if emap is None or emap.shape != (512, 512):
         raise InputError(
             f"{str(path)!r} does not end with the (512, 512) matrix that turns an ArcFace embedding into "
@@ -538,6 +553,7 @@ def _check_swapper(path, session, emap, where):
         )
 
 
+# %% ../nbs/03_forgery.ipynb #a4cde7c5
 def _check_arcface(path, session, where):
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if (
@@ -547,7 +563,7 @@ def _check_arcface(path, session, where):
     ):
         raise InputError(
             f"{str(path)!r} is not ArcFace: it takes {_inputs_of(session)}, "
-            f"not one (1, 3, 112, 112) picture to (1, 512). {where}"
+            f"not one (1, 3, 112, 112) image to (1, 512). {where}"
         )
 
 
@@ -577,7 +593,9 @@ class InSwapper:
     """
 
     name = "inswapper_128"
+
     size = 128
+
     mask_shape = "square"
 
     def __init__(self, path, embedding_path, *, providers=None, threads=None):
@@ -594,21 +612,26 @@ class InSwapper:
         self.arcface_mean, self.arcface_scale = (0.0, 1.0) if inside else (127.5, 127.5)
         self._last = (None, None)
 
-    def embed(self, source):
-        """Return the (1, 512) float32 source embedding of a `SourceFace`, of length 1."""
-        face = source.aligned(112).astype(np.float32)
-        batch = ((face - self.arcface_mean) / self.arcface_scale).transpose(2, 0, 1)[None]
-        embedding = self.arcface.run(None, {self.arcface.get_inputs()[0].name: batch})[0].reshape(1, 512)
-        code = (embedding / np.linalg.norm(embedding)) @ self.emap
-        return (code / np.linalg.norm(code)).astype(np.float32)
 
-    def replace(self, target_face, source, landmarks=None):
-        """Return the network's output, uint8 (128, 128, 3) RGB, for an aligned 128-px target face."""
-        if self._last[0] is not source:
-            self._last = (source, self.embed(source))
-        batch = np.ascontiguousarray(target_face.transpose(2, 0, 1)[None], np.float32) / 255
-        face = self.session.run(None, {"target": batch, "source": self._last[1]})[0][0]
-        return np.clip(np.round(face.transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8)
+# %% ../nbs/03_forgery.ipynb #451afbe6
+@patch
+def embed(self: InSwapper, source):
+    """Return the (1, 512) float32 source embedding of a `SourceFace`, of length 1."""
+    face = source.aligned(112).astype(np.float32)
+    batch = ((face - self.arcface_mean) / self.arcface_scale).transpose(2, 0, 1)[None]
+    embedding = self.arcface.run(None, {self.arcface.get_inputs()[0].name: batch})[0].reshape(1, 512)
+    code = (embedding / np.linalg.norm(embedding)) @ self.emap
+    return (code / np.linalg.norm(code)).astype(np.float32)
+
+
+@patch
+def replace(self: InSwapper, target_face, source, landmarks=None):
+    """Return the network's output, uint8 (128, 128, 3) RGB, for an aligned 128-px target face."""
+    if self._last[0] is not source:
+        self._last = (source, self.embed(source))
+    batch = np.ascontiguousarray(target_face.transpose(2, 0, 1)[None], np.float32) / 255
+    face = self.session.run(None, {"target": batch, "source": self._last[1]})[0][0]
+    return np.clip(np.round(face.transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8)
 
 
 # %% ../nbs/03_forgery.ipynb #73b7aa11
@@ -703,6 +726,7 @@ def _match_colour(face, own, wanted, share):
     return np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB), 0, 1) * 255
 
 
+# %% ../nbs/03_forgery.ipynb #52bf2e56
 def _spread_seam(target, face, mask, share):
     """Add to a float face the smooth field that closes the gap along the mask's edge."""
     coarse = (64, 64)  # a smooth field needs no more
@@ -718,88 +742,31 @@ def _spread_seam(target, face, mask, share):
 
 
 # %% ../nbs/03_forgery.ipynb #162a29ad
-def _grain_of(picture, inside):
+def _camera_noise(image, inside):
     """Covariance (3, 3) of the finest detail in the flat parts of an area, an estimate of the camera noise."""
-    grey = cv2.GaussianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 2)
+    grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 2)
     slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
     flat = inside & (slope <= np.quantile(slope[inside], 0.35))
-    detail = (picture.astype(np.float32) - cv2.medianBlur(picture, 3))[flat]
+    detail = (image.astype(np.float32) - cv2.medianBlur(image, 3))[flat]
     limit = 4.0 * np.median(np.abs(detail), axis=0) + 0.5
     detail = np.clip(detail, -limit, limit)
     return detail.T @ detail / max(len(detail), 1)
 
 
 # %% ../nbs/03_forgery.ipynb #25114984
-def _add_grain(face, picture, mask, share, rng):
+def _add_grain(face, image, mask, share, rng):
     """Add to a float face the noise that the image has and the face lacks."""
     inside = mask > 0.5
     if not inside.any():
         return face
-    missing = _grain_of(picture, inside) - _grain_of(np.clip(face, 0, 255).astype(np.uint8), inside)
+    missing = _camera_noise(image, inside) - _camera_noise(np.clip(face, 0, 255).astype(np.uint8), inside)
     values, axes = np.linalg.eigh(missing)
     mixing = share * np.sqrt(np.maximum(values, 0))[:, None] * axes.T
     noise = rng.standard_normal(face.shape, dtype=np.float32)
     return face + noise @ mixing.astype(np.float32)
 
 
-# %% ../nbs/03_forgery.ipynb #01a051a0
-def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
-    """Swap the source's face onto the face in an image.
-
-    Parameters
-    ----------
-    image : array, shape (H, W, 3), uint8 RGB
-    landmarks : array, shape (5, 2), x and y in pixels
-    source : SourceFace
-    replacer : FaceReplacer, optional
-        `LandmarkWarp()` when absent.
-    quality : {"crude", "live", "celebrity"}, float in [0, 1], or SwapSettings
-    size : int, optional
-        Side of the aligned square, instead of the quality's.
-    rng : numpy.random.Generator, optional
-        For grain and jitter; without it there is neither.
-
-    Returns
-    -------
-    image : array, shape (H, W, 3), uint8 RGB
-    mask : array, shape (H, W), float32 in [0, 1]
-        The forged area; pixels where it is 0 are unchanged.
-
-    Raises
-    ------
-    InputError
-        The image, the points or the quality cannot be used.
-
-    Notes
-    -----
-    The geometry is Deep-Live-Cam's: five points on a 128-px template, pasted back through a softened mask.
-    """
-    image, landmarks = _checked_image(image, "The picture"), _checked_landmarks(landmarks, "The landmarks")
-    replacer = replacer or LandmarkWarp()
-    source = _prepared(replacer, source, landmarks[None])
-    return _swap_one(image, landmarks, source, replacer, swap_settings(quality), size, rng, None)
-
-
 # %% ../nbs/03_forgery.ipynb #bab035cf
-def _prepared(replacer, source, landmarks):
-    return replacer.prepare(source, landmarks) if hasattr(replacer, "prepare") else source
-
-
-def _swap_one(image, landmarks, source, replacer, settings, size, rng, statistics):
-    size = replacer.size or size or settings.size
-    if rng is not None and settings.jitter > 0:
-        spread = settings.jitter * np.linalg.norm(landmarks[1] - landmarks[0])
-        landmarks = landmarks + rng.normal(0, spread, (5, 2)).astype(np.float32)
-    matrix = np.asarray(fit_similarity(landmarks, swap_template(size)), np.float64)
-    target = _cut_out(image, matrix, size)
-    points = transform_points(matrix, landmarks).astype(np.float32)
-    mask = face_mask(
-        points, size, shape=replacer.mask_shape, feather=settings.feather, scale=settings.mask_scale
-    )
-    face = _fit_in(target, replacer.replace(target, source, points), mask, settings, statistics)
-    return _paste(image, face, mask, matrix, settings.grain, rng)
-
-
 def _fit_in(target, replaced, mask, settings, statistics):
     """Give a replaced face the target's colour and light; float32 RGB."""
     wanted, own = _colour_statistics(target, mask), _colour_statistics(replaced, mask)
@@ -842,6 +809,64 @@ def _paste(image, face, mask, matrix, grain, rng):
     result[y0:y1, x0:x1] = np.clip(np.round(alpha * face + (1 - alpha) * old), 0, 255).astype(np.uint8)
     full_mask[y0:y1, x0:x1] = mask
     return result, full_mask
+
+
+# %% ../nbs/03_forgery.ipynb #32587065
+def _prepared(replacer, source, landmarks):
+    return replacer.prepare(source, landmarks) if hasattr(replacer, "prepare") else source
+
+
+def _swap_one(image, landmarks, source, replacer, settings, size, rng, statistics):
+    size = replacer.size or size or settings.size
+    if rng is not None and settings.jitter > 0:
+        spread = settings.jitter * np.linalg.norm(landmarks[1] - landmarks[0])
+        landmarks = landmarks + rng.normal(0, spread, (5, 2)).astype(np.float32)
+    matrix = np.asarray(fit_similarity(landmarks, swap_template(size)), np.float64)
+    target = _cut_out(image, matrix, size)
+    points = transform_points(matrix, landmarks).astype(np.float32)
+    mask = face_mask(
+        points, size, shape=replacer.mask_shape, feather=settings.feather, scale=settings.mask_scale
+    )
+    face = _fit_in(target, replacer.replace(target, source, points), mask, settings, statistics)
+    return _paste(image, face, mask, matrix, settings.grain, rng)
+
+
+# %% ../nbs/03_forgery.ipynb #01a051a0
+def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=None, rng=None):
+    """Swap the source's face onto the face in an image.
+
+    Parameters
+    ----------
+    image : array, shape (H, W, 3), uint8 RGB
+    landmarks : array, shape (5, 2), x and y in pixels
+    source : SourceFace
+    replacer : FaceReplacer, optional
+        `LandmarkWarp()` when absent.
+    quality : {"crude", "live", "celebrity"}, float in [0, 1], or SwapSettings
+    size : int, optional
+        Side of the aligned square, instead of the quality's.
+    rng : numpy.random.Generator, optional
+        For grain and jitter; without it there is neither.
+
+    Returns
+    -------
+    image : array, shape (H, W, 3), uint8 RGB
+    mask : array, shape (H, W), float32 in [0, 1]
+        The forged area; pixels where it is 0 are unchanged.
+
+    Raises
+    ------
+    InputError
+        The image, the points or the quality cannot be used.
+
+    Notes
+    -----
+    The geometry is Deep-Live-Cam's: five points on a 128-px template, pasted back through a softened mask.
+    """
+    image, landmarks = _checked_image(image, "The image"), _checked_landmarks(landmarks, "The landmarks")
+    replacer = replacer or LandmarkWarp()
+    source = _prepared(replacer, source, landmarks[None])
+    return _swap_one(image, landmarks, source, replacer, swap_settings(quality), size, rng, None)
 
 
 # %% ../nbs/03_forgery.ipynb #c68d118d
@@ -892,6 +917,7 @@ def _landmarks_by_place(landmarks):
     return filled, False
 
 
+# %% ../nbs/03_forgery.ipynb #d77a2b2f
 def _sources_by_place(source, replacer, filled, is_track):
     """One source face per entry of the landmarks."""
     if isinstance(source, SourceFace):
@@ -983,6 +1009,21 @@ def _splits_of(identities, splits):
     return split_of
 
 
+# %% ../nbs/03_forgery.ipynb #3f7214d0
+def _circle_of_pairs(members, split, rounds, rng):
+    """Pairs of source and target among the people of one split, `rounds` for each."""
+    if rounds >= len(members):
+        where = f"Split {split!r} has" if split else "There are"
+        raise InputError(
+            f"{where} {len(members)} identities, which allow {len(members) - 1} pairs each, not {rounds}. "
+            "Add identities or ask for fewer rounds."
+        )
+    circle = [members[place] for place in rng.permutation(len(members))]
+    neighbours = 1 + rng.permutation(len(members) - 1)[:rounds]
+    for place, target in enumerate(circle):
+        yield from ((circle[(place + step) % len(circle)], target) for step in neighbours)
+
+
 # %% ../nbs/03_forgery.ipynb #d80f080f
 def pair_identities(identities, rng, *, splits=None, rounds=1):
     """Pair every identity with others for cross-identity swaps.
@@ -1019,21 +1060,6 @@ def pair_identities(identities, rng, *, splits=None, rounds=1):
         rows += [(source, target, split) for source, target in _circle_of_pairs(members, split, rounds, rng)]
     table = pd.DataFrame(rows, columns=["source_id", "target_id", "split"])
     return table.sort_values(["split", "target_id", "source_id"], ignore_index=True)
-
-
-# %% ../nbs/03_forgery.ipynb #3f7214d0
-def _circle_of_pairs(members, split, rounds, rng):
-    """Pairs of source and target among the people of one split, `rounds` for each."""
-    if rounds >= len(members):
-        where = f"Split {split!r} has" if split else "There are"
-        raise InputError(
-            f"{where} {len(members)} identities, which allow {len(members) - 1} pairs each, not {rounds}. "
-            "Add identities or ask for fewer rounds."
-        )
-    circle = [members[place] for place in rng.permutation(len(members))]
-    neighbours = 1 + rng.permutation(len(members) - 1)[:rounds]
-    for place, target in enumerate(circle):
-        yield from ((circle[(place + step) % len(circle)], target) for step in neighbours)
 
 
 # %% ../nbs/03_forgery.ipynb #bdca71fa
@@ -1158,6 +1184,24 @@ def read_masks(path):
         raise InputError(f"Cannot read masks from {str(path)!r}: {error}.") from error
 
 
+# %% ../nbs/03_forgery.ipynb #5b2868e6
+def _check_pair_of_names(real_path, fake_path):
+    if real_path == fake_path:
+        raise InputError(f"The real and the fake cannot be the same file, {str(real_path)!r}.")
+    if real_path.suffix.lower() != fake_path.suffix.lower():
+        raise InputError(
+            f"A real and its fake must be stored alike, not as {real_path.name!r} and {fake_path.name!r}."
+        )
+
+
+def _write_still(path, image):
+    """Write one image of a pair; return its shape as that of a single frame."""
+    image = _checked_image(image, f"The image for {Path(path).name!r}")
+    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    Path(path).write_bytes(cv2.imencode(path.suffix.lower(), image[..., ::-1], options)[1].tobytes())
+    return [image.shape]
+
+
 # %% ../nbs/03_forgery.ipynb #ae95ce6e
 @contextlib.contextmanager
 def _with_history(frames, beside, frame_rate, crf):
@@ -1174,19 +1218,24 @@ def _with_history(frames, beside, frame_rate, crf):
         between.unlink(missing_ok=True)
 
 
+# %% ../nbs/03_forgery.ipynb #bce279ce
+def _write_clip(path, frames, frame_rate, history_crf, options):
+    """Write one video of a pair; return the shapes of its frames."""
+    shapes = []
+
+    def noted():
+        for frame in frames:
+            shapes.append(np.shape(frame.image if isinstance(frame, Frame) else frame))
+            yield frame
+
+    with _with_history(noted(), path, frame_rate, history_crf) as passed:
+        write_video(path, passed, frame_rate, **options)
+    return shapes
+
+
 # %% ../nbs/03_forgery.ipynb #faf99cf3
-def write_pair(
-    real,
-    fake,
-    real_path,
-    fake_path,
-    frame_rate=25,
-    *,
-    crf=18,
-    bitrate=None,
-    preset="ultrafast",
-    history_crf=None,
-):
+def write_pair(real, fake, real_path, fake_path, frame_rate=25, *, crf=18, bitrate=None, preset="ultrafast",
+               history_crf=None):  # fmt: skip
     """Write a real and its fake so that their encoding does not distinguish them.
 
     Parameters
@@ -1235,37 +1284,48 @@ def write_pair(
     return real_path, fake_path
 
 
-# %% ../nbs/03_forgery.ipynb #5b2868e6
-def _check_pair_of_names(real_path, fake_path):
-    if real_path == fake_path:
-        raise InputError(f"The real and the fake cannot be the same file, {str(real_path)!r}.")
-    if real_path.suffix.lower() != fake_path.suffix.lower():
-        raise InputError(
-            f"A real and its fake must be stored alike, not as {real_path.name!r} and {fake_path.name!r}."
-        )
+# %% ../nbs/03_forgery.ipynb #bb9ab641
+def _text_number(content):
+    return zlib.crc32(content) / 2**32
 
 
-def _write_clip(path, frames, frame_rate, history_crf, options):
-    """Write one video of a pair; return the shapes of its frames."""
-    shapes = []
+def _header_features(container, stream):
+    """What the header of an open file states, as numbers."""
+    context = stream.codec_context
+    header = bytes(context.extradata or b"")
+    texts = sorted((name, text) for name, text in {**container.metadata, **stream.metadata}.items())
+    return {
+        "time_base": float(stream.time_base),
+        "header_bytes": float(len(header)),
+        "header": _text_number(header),
+        "profile": _text_number(f"{context.name} {context.profile} {context.pix_fmt}".encode()),
+        "metadata": _text_number(repr(texts).encode()),
+    }
 
-    def noted():
-        for frame in frames:
-            shapes.append(np.shape(frame.image if isinstance(frame, Frame) else frame))
-            yield frame
 
-    with _with_history(noted(), path, frame_rate, history_crf) as passed:
-        write_video(path, passed, frame_rate, **options)
-    return shapes
-
-
-# %% ../nbs/03_forgery.ipynb #64a872f4
-def _write_still(path, image):
-    """Write one image of a pair; return its shape as that of a single frame."""
-    image = _checked_image(image, f"The picture for {Path(path).name!r}")
-    options = [] if path.suffix.lower() == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
-    Path(path).write_bytes(cv2.imencode(path.suffix.lower(), image[..., ::-1], options)[1].tobytes())
-    return [image.shape]
+# %% ../nbs/03_forgery.ipynb #09005134
+def _packet_features(container, stream, file_size):
+    """Sizes and order of the packets of an open file of `file_size` bytes."""
+    packets = [packet for packet in container.demux(stream) if packet.size]
+    if not packets:
+        raise IndexError("it has no packets")
+    sizes = np.array([packet.size for packet in packets], float)
+    keys = np.flatnonzero([packet.is_keyframe for packet in packets])
+    rate = float(stream.average_rate or 0)
+    between, steps = np.delete(sizes, keys), np.abs(np.diff(np.log(sizes)))
+    return {
+        "bits_per_pixel": 8 * sizes.mean() / (stream.codec_context.width * stream.codec_context.height),
+        "log_bits_per_second": math.log(8 * sizes.sum() * max(rate, 1) / len(sizes)),
+        "bytes_over_packets": file_size / sizes.sum(),
+        "key_share": sizes[keys].sum() / sizes.sum(),
+        "between_spread": between.std() / between.mean() if len(between) else 0.0,
+        "between_largest": between.max() / between.mean() if len(between) else 0.0,
+        "size_steps": float(steps.mean()) if len(steps) else 0.0,
+        "key_frames": len(keys) / len(sizes),
+        "reordered": float(np.mean([packet.pts != packet.dts for packet in packets])),
+        "frame_rate": rate,
+        "frames": float(len(sizes)),
+    }
 
 
 # %% ../nbs/03_forgery.ipynb #732636c7
@@ -1289,44 +1349,24 @@ def codec_features(path):
     """
     try:
         with av.open(str(path)) as container:
-            return _packet_features(container, container.streams.video[0], Path(path).stat().st_size)
+            stream = container.streams.video[0]
+            packets = _packet_features(container, stream, Path(path).stat().st_size)
+            return packets | _header_features(container, stream)
     except (OSError, IndexError, av.FFmpegError) as error:
         raise InputError(f"Cannot read the packets of {str(path)!r}: {error}. Give a video file.") from error
 
 
-# %% ../nbs/03_forgery.ipynb #bb9ab641
-def _packet_features(container, stream, file_size):
-    """`codec_features` of an open file of `file_size` bytes."""
-    context = stream.codec_context
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    if not packets:
-        raise IndexError("it has no packets")
-    sizes = np.array([packet.size for packet in packets], float)
-    keys = np.flatnonzero([packet.is_keyframe for packet in packets])
-    rate = float(stream.average_rate or 0)
-    pixels = context.width * context.height
-    reordered = np.mean([packet.pts != packet.dts for packet in packets])
-    between = np.delete(sizes, keys)
-    texts = sorted((name, text) for name, text in {**container.metadata, **stream.metadata}.items())
-    steps = np.abs(np.diff(np.log(sizes)))
-    return {
-        "bits_per_pixel": 8 * sizes.mean() / pixels,
-        "log_bits_per_second": math.log(8 * sizes.sum() * max(rate, 1) / len(sizes)),
-        "bytes_over_packets": file_size / sizes.sum(),
-        "key_share": sizes[keys].sum() / sizes.sum(),
-        "between_spread": between.std() / between.mean() if len(between) else 0.0,
-        "between_largest": between.max() / between.mean() if len(between) else 0.0,
-        "size_steps": float(steps.mean()) if len(steps) else 0.0,
-        "key_frames": len(keys) / len(sizes),
-        "reordered": float(reordered),
-        "frame_rate": rate,
-        "frames": float(len(sizes)),
-        "time_base": float(stream.time_base),
-        "header_bytes": float(len(context.extradata or b"")),
-        "header": _text_number(bytes(context.extradata or b"")),
-        "profile": _text_number(f"{context.name} {context.profile} {context.pix_fmt}".encode()),
-        "metadata": _text_number(repr(texts).encode()),
-    }
+# %% ../nbs/03_forgery.ipynb #5a424b40
+def _forest_scores(values, labels, pairs, repeats, rng):
+    """P(fake) of every file from a forest trained on neither it nor its counterpart, averaged over `repeats` rounds."""
+    scores = np.zeros(len(labels))
+    for _ in range(repeats):
+        folds = GroupKFold(5, shuffle=True, random_state=int(rng.integers(2**31)))
+        for train, test in folds.split(values, labels, pairs):
+            forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=int(rng.integers(2**31)))
+            forest.fit(values[train], labels[train])
+            scores[test] += forest.predict_proba(values[test])[:, 1] / repeats
+    return scores
 
 
 # %% ../nbs/03_forgery.ipynb #53b04cd3
@@ -1375,20 +1415,3 @@ def codec_leak(real_paths, fake_paths, rng, *, repeats=3):
         "within_pairs": float(np.mean((fake > real) + 0.5 * (fake == real))),
         "features": features,
     }
-
-
-# %% ../nbs/03_forgery.ipynb #5a424b40
-def _forest_scores(values, labels, pairs, repeats, rng):
-    """P(fake) of every file from a forest trained on neither it nor its counterpart, averaged over `repeats` rounds."""
-    scores = np.zeros(len(labels))
-    for _ in range(repeats):
-        folds = GroupKFold(5, shuffle=True, random_state=int(rng.integers(2**31)))
-        for train, test in folds.split(values, labels, pairs):
-            forest = RandomForestClassifier(100, min_samples_leaf=3, random_state=int(rng.integers(2**31)))
-            forest.fit(values[train], labels[train])
-            scores[test] += forest.predict_proba(values[test])[:, 1] / repeats
-    return scores
-
-
-def _text_number(content):
-    return zlib.crc32(content) / 2**32

@@ -29,9 +29,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from .files import InputError
 from .pictures import CIFAR_NORMALISATION, HALF_NORMALISATION, Augmentation, PictureSet
 from .stills import list_people
-from .files import InputError
 from .training import Trainer, TrainingLog, TrainingSettings, fake_scores
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from sklearn.metrics import precision_recall_fscore_support
 
-from .metrics import auc
 from .files import InputError, UsageError
+from .metrics import auc
 from .pictures import IMAGENET_NORMALISATION, ArraySet
 from .training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores
 from .video_resnet import kernel_groups, named_groups

@@ -27,7 +27,7 @@ from .corpus import stable_number
 from .detector_training import load_or_make, training_device, training_portraits
 from .face_encoder import ClipProbe
 from .model_cards import write_detector
-from .reencoding import score_still_ladder, read_tokens
+from .reencoding import read_tokens, score_still_ladder
 from .weights import REAL_AND_GENERATED, fetch
 
 

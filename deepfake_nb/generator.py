@@ -42,13 +42,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch.nn import functional
 
+from .files import InputError, UsageError, locked_folder, random_seed, write_atomically, write_json
 from .perceptual import perceptual_network
 from .portraits import as_inputs, as_pictures, training_pictures
-from .files import InputError, UsageError, locked_folder, random_seed, write_atomically, write_json
 from .records import device_name
 from .stylegan import Discriminator, Encoder, Generator, mix_styles, require_same_codes
-from .vqvae import VQVAE2
 from .training import has_bf16
+from .vqvae import VQVAE2
 
 
 # %% ../nbs/09_generator.ipynb #d4ed8d58

@@ -8,10 +8,12 @@ __all__ = ["Identity", "random_identity"]
 # %% ../nbs/04_heads.ipynb #f7eef63a
 import functools
 import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+
 from .files import InputError, random_stream
 
 

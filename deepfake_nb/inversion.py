@@ -35,9 +35,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
+from .files import InputError, UsageError, write_atomically
 from .perceptual import distance_to_units, perceptual_network, unit_vectors
 from .portraits import as_inputs, as_pictures
-from .files import InputError, UsageError, write_atomically
 from deepfake_nb.stylegan import (
     require_same_codes,
     require_side,

@@ -277,8 +277,8 @@ def validation_people(table, rng, share=0.2):
 import cv2
 from sklearn.decomposition import IncrementalPCA
 
-from .portraits import as_inputs, as_pictures
 from .inversion import draw, find_codes
+from .portraits import as_inputs, as_pictures
 
 
 # %% ../nbs/50_latent.ipynb #35377914

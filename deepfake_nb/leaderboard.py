@@ -51,12 +51,11 @@ import pandas as pd
 
 from .comparison import bootstrap_test, delong_test, holm
 from .curves import COLOURS
+from .files import InputError, random_stream
 from .metrics import Sample, Undefined, measure, resampled
 from .predictions import pool, read_predictions
+from .records import BEYOND_THE_PAPERS, SECTIONS, load_results
 from .robustness import ALL_AXES, area_under_robustness, plot_robustness, robustness_curves
-from .files import InputError, random_stream
-from .records import load_results
-from .records import BEYOND_THE_PAPERS, SECTIONS
 
 
 # %% ../nbs/60_leaderboard.ipynb #4c1378e3

@@ -29,26 +29,11 @@ __all__ = [
 ]
 
 # %% ../nbs/05_metrics.ipynb #b1539542
-import numpy as np
-import pandas as pd
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from deepfake_nb.predictions import (
-    KEYS as KEYS,
-    check_predictions,
-    column_of,
-    doubts_about as doubts_about,
-    groups_of,
-    mixed,
-    named_columns,
-    one_of_each,
-    pool,
-    present,
-    read_predictions as read_predictions,
-    rows_at,
-    simulated_predictions,
-)
-from .files import InputError, UsageError
+
+import numpy as np
+import pandas as pd
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -60,6 +45,29 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
     roc_curve,
+)
+
+from .files import InputError, UsageError
+from deepfake_nb.predictions import (
+    KEYS as KEYS,
+)
+from deepfake_nb.predictions import (
+    check_predictions,
+    column_of,
+    groups_of,
+    mixed,
+    named_columns,
+    one_of_each,
+    pool,
+    present,
+    rows_at,
+    simulated_predictions,
+)
+from deepfake_nb.predictions import (
+    doubts_about as doubts_about,
+)
+from deepfake_nb.predictions import (
+    read_predictions as read_predictions,
 )
 
 _all_ = ["KEYS", "check_predictions", "doubts_about", "pool", "read_predictions", "simulated_predictions"]

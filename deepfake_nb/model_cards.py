@@ -32,6 +32,7 @@ import torch
 
 from .calibration import write_calibrations
 from .corpus import GENERATED_SETS, SIZE, stable_number
+from .files import atomic_path, sha256_of, write_json
 from deepfake_nb.held_out import (
     auc_by_source,
     count_verdicts,
@@ -44,7 +45,6 @@ from deepfake_nb.held_out import (
     select_main_predictions,
 )
 from .reencoding import select_ladder_steps
-from .files import atomic_path, sha256_of, write_json
 from .weights import OF_REAL_PEOPLE, save_network
 
 

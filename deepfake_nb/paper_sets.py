@@ -29,14 +29,23 @@ from pathlib import Path
 
 from .adapters import SOURCES
 from .builds import BuildReport, build
-from .workers import worker_pool
+from deepfake_nb.files import (
+    InputError,
+    UsageError,
+    cache_dir,
+    locked_folder,
+    random_stream,
+    sha256_of,
+    sizes_for,
+    write_atomically,
+    write_json,
+)
 from .filming import Camera, Shot, shoot, shoot_portraits, shoot_stills, swap_ffpp
 from .forgery import pair_identities
 from .generator import shipped_folder
 from .provenance import digest_code
 from .stills import Stills, load_own_stills
-from .files import InputError, UsageError, cache_dir, locked_folder, random_stream
-from .files import sha256_of, sizes_for, write_atomically, write_json
+from .workers import worker_pool
 
 # %% ../nbs/09_paper_sets.ipynb #0afe268b
 PAPER = {

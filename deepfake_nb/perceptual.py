@@ -33,9 +33,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from .files import UsageError, write_atomically
 from .pictures import IMAGENET_NORMALISATION
 from .portraits import as_inputs, rendered_faces
-from .files import UsageError, write_atomically
 from .weights import read_state_dict, shipped_file
 
 

@@ -4,7 +4,6 @@
 
 # %% auto #0
 __all__ = [
-    "IN_CACHE",
     "CIFAR_NORMALISATION",
     "IMAGENET_NORMALISATION",
     "HALF_NORMALISATION",
@@ -15,20 +14,34 @@ __all__ = [
 ]
 
 # %% ../nbs/06_pictures.ipynb #5b77ab44
-import cv2
 import hashlib
 import math
-import numpy as np
 import os
-import torch
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.nn import functional
+
 from .files import InputError, atomic_path
 from .video import read_image
-from pathlib import Path
-from torch.nn import functional
-from typing import ClassVar, NamedTuple
+
+
+# %% ../nbs/06_pictures.ipynb #b339bdcf
+def clouds(n, seed, size=32):
+    """Images uint8 (n, size, size, 3) and labels: soft clouds, every second one with a faint grid over it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(60, 200, (n, 5, 5, 3)).astype(np.float32)
+    pictures = np.stack([cv2.resize(c, (size, size), interpolation=cv2.INTER_CUBIC) for c in coarse])
+    pictures += rng.normal(0, 6, pictures.shape)
+    labels = np.arange(n) % 2
+    pictures[labels == 1, ::2, ::2] += 16
+    return pictures.clip(0, 255).astype(np.uint8), labels
 
 
 # %% ../nbs/06_pictures.ipynb #e06b1cb5
@@ -42,9 +55,17 @@ def checked_labels(labels, n, what):
     wrong = np.flatnonzero(~np.isin(labels, (0, 1)))
     if len(wrong):
         raise InputError(
-            f"Label {wrong[0]} is {labels[wrong[0]]!r}. A label is 0 (real) or 1 (fake); change the others."
+            f"Label {wrong[0]} is {labels[wrong[0]]}. A label is 0 (real) or 1 (fake); change the others."
         )
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def checked_ids(media_ids, default):
+    """One media id of type str for each image."""
+    ids = [str(media_id) for media_id in (default if media_ids is None else media_ids)]
+    if len(ids) != len(default):
+        raise InputError(f"There are {len(default)} images, but {len(ids)} media ids. Give one for each.")
+    return ids
 
 
 # %% ../nbs/06_pictures.ipynb #e4c03ed5
@@ -69,11 +90,11 @@ class ArraySet:
     def __init__(self, pictures, labels, media_ids=None):
         if pictures.dtype != np.uint8 or pictures.ndim not in (4, 5) or pictures.shape[-1] != 3:
             raise InputError(
-                f"Pictures of type {pictures.dtype} and shape {pictures.shape} cannot be used. "
+                f"Images of type {pictures.dtype} and shape {pictures.shape} cannot be used. "
                 f"Give uint8 of shape (N, H, W, 3), or (N, T, H, W, 3) for clips."
             )
         self.pictures = pictures
-        self.labels = checked_labels(labels, len(pictures), "pictures")
+        self.labels = checked_labels(labels, len(pictures), "images")
         self.media_ids = checked_ids(media_ids, range(len(pictures)))
 
     def __len__(self):
@@ -82,15 +103,6 @@ class ArraySet:
     def read(self, indices):
         """Images as a uint8 tensor (B, ..., H, W, 3)."""
         return torch.from_numpy(np.ascontiguousarray(self.pictures[np.asarray(indices)]))
-
-
-# %% ../nbs/06_pictures.ipynb #6944772b
-def checked_ids(media_ids, default):
-    """One media id of type str for each image."""
-    ids = [str(media_id) for media_id in (default if media_ids is None else media_ids)]
-    if len(ids) != len(default):
-        raise InputError(f"There are {len(default)} pictures, but {len(ids)} media ids. Give one for each.")
-    return ids
 
 
 # %% ../nbs/06_pictures.ipynb #99565ab0
@@ -104,19 +116,6 @@ def centre_square(picture, size):
         picture = cv2.resize(picture, shape, interpolation=how)
     top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
     return picture[top : top + size, left : left + size]
-
-
-def read_square(path, size):
-    """The centre square of an image file, uint8 (size, size, 3) RGB."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError:
-        content = b""
-    if content.endswith(b"\xff\xd9") and 0 < stated_pixels(content) <= QUICKLY_READ:
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if picture is not None:
-            return centre_square(picture, size)
-    return centre_square(read_image(path), size)
 
 
 # %% ../nbs/06_pictures.ipynb #5f3a594c
@@ -134,6 +133,20 @@ def stated_pixels(content):
             return height * width
         at += 2 + length
     return 0
+
+
+# %% ../nbs/06_pictures.ipynb #4de2f31b
+def read_square(path, size):
+    """The centre square of an image file, uint8 (size, size, 3) RGB."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        content = b""
+    if content.endswith(b"\xff\xd9") and 0 < stated_pixels(content) <= QUICKLY_READ:
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if picture is not None:
+            return centre_square(picture, size)
+    return centre_square(read_image(path), size)
 
 
 # %% ../nbs/06_pictures.ipynb #6af1fb2a
@@ -164,7 +177,7 @@ class PictureSet:
                  threads=None, memory_budget=2 << 30):  # fmt: skip
         self.paths, self.left_out = [Path(path) for path in paths], []
         self.size, self.threads = size, threads or os.cpu_count() or 1
-        self.labels = checked_labels(labels, len(self.paths), "pictures")
+        self.labels = checked_labels(labels, len(self.paths), "images")
         self.media_ids = checked_ids(media_ids, self.paths)
         if leave_out_unreadable:
             leave_out(self, unreadable(self))
@@ -192,28 +205,6 @@ def decode(pictures, indices, target, rows):
         deque(pool.map(decode_some, range(pictures.threads)), maxlen=0)
 
 
-def unreadable(pictures):
-    """Index and reason of each image that cannot be read."""
-
-    def problem(path):
-        try:
-            read_square(path, pictures.size)
-        except InputError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(pictures.threads) as pool:
-        return {at: why for at, why in enumerate(pool.map(problem, pictures.paths)) if why}
-
-
-def leave_out(pictures, problems):
-    """Remove the images at the keys of `problems` from a set."""
-    stay = [at for at in range(len(pictures)) if at not in problems]
-    pictures.left_out = [(pictures.paths[at], why) for at, why in problems.items()]
-    pictures.labels = pictures.labels[stay]
-    pictures.paths = [pictures.paths[at] for at in stay]
-    pictures.media_ids = [pictures.media_ids[at] for at in stay]
-
-
 # %% ../nbs/06_pictures.ipynb #df1e43b8
 def make_room(pictures, cache, memory_budget):
     """The store of decoded images, and a mask of those already in it; None and None without a store."""
@@ -238,6 +229,29 @@ def read_kept(pictures, indices):
     return pictures.kept[indices]
 
 
+# %% ../nbs/06_pictures.ipynb #15013376
+def unreadable(pictures):
+    """Index and reason of each image that cannot be read."""
+
+    def problem(path):
+        try:
+            read_square(path, pictures.size)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(pictures.threads) as pool:
+        return {at: why for at, why in enumerate(pool.map(problem, pictures.paths)) if why}
+
+
+def leave_out(pictures, problems):
+    """Remove the images at the keys of `problems` from a set."""
+    stay = [at for at in range(len(pictures)) if at not in problems]
+    pictures.left_out = [(pictures.paths[at], why) for at, why in problems.items()]
+    pictures.labels = pictures.labels[stay]
+    pictures.paths = [pictures.paths[at] for at in stay]
+    pictures.media_ids = [pictures.media_ids[at] for at in stay]
+
+
 # %% ../nbs/06_pictures.ipynb #48412a5c
 def open_cache(pictures, folder, shape):
     """The decoded images of a set as a memory map (N, size, size, 3), created if missing."""
@@ -254,28 +268,16 @@ def open_cache(pictures, folder, shape):
     return np.load(file, mmap_mode="r")
 
 
-# %% ../nbs/06_pictures.ipynb #b339bdcf
-def clouds(n, seed, size=32):
-    """Images uint8 (n, size, size, 3) and labels: soft clouds, every second one with a faint grid over it."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.uniform(60, 200, (n, 5, 5, 3)).astype(np.float32)
-    pictures = np.stack([cv2.resize(c, (size, size), interpolation=cv2.INTER_CUBIC) for c in coarse])
-    pictures += rng.normal(0, 6, pictures.shape)
-    labels = np.arange(n) % 2
-    pictures[labels == 1, ::2, ::2] += 16
-    return pictures.clip(0, 255).astype(np.uint8), labels
-
-
 # %% ../nbs/06_pictures.ipynb #30b1d45d
 def to_device(tensor, device):
     """Move a tensor to a device; asynchronously to a GPU."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-# %% ../nbs/06_pictures.ipynb #5bea3c3b
 IN_CACHE = 1 << 21  # 4-byte numbers that stay in the CPU cache between operations
 
 
+# %% ../nbs/06_pictures.ipynb #5bea3c3b
 @dataclass(frozen=True)
 class Normalise:
     """Convert uint8 images to network input: channels first, scaled to [0, 1], standardised by mean and deviation.
@@ -363,13 +365,9 @@ class Position(NamedTuple):
         draws = np.asarray(draws, np.float64).T
         right, down = (np.floor(d * (2 * ranges.padding + 1)).astype(int) - ranges.padding for d in draws[:2])
         spread = 2 * draws[3:] - 1
-        return cls(
-            right,
-            down,
-            ranges.flip & (draws[2] < 0.5),
-            np.radians(ranges.rotation) * spread[0],
-            1 + ranges.zoom * spread[1],
-        )
+        mirrored = ranges.flip & (draws[2] < 0.5)
+        angle, scale = np.radians(ranges.rotation) * spread[0], 1 + ranges.zoom * spread[1]
+        return cls(right, down, mirrored, angle, scale)
 
 
 # %% ../nbs/06_pictures.ipynb #91a84bfc
@@ -408,6 +406,7 @@ def lookup_matrices(position, height, width):
     return torch.from_numpy(np.stack([np.stack(row, -1) for row in rows], 1).astype(np.float32))
 
 
+# %% ../nbs/06_pictures.ipynb #9bbb22ad
 def change_position(pictures, position):
     """Mirror, scale, rotate and shift images (B, ..., H, W, 3): float32 of the same shape."""
     height, width = pictures.shape[-3:-1]

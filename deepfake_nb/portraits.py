@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from .faces import align_ffhq
+from .files import random_seed, write_atomically
 from .heads import random_identity
 from .rendered import render_stills
 from .scenes import build_backdrop
-from .files import random_seed, write_atomically
 
 
 # %% ../nbs/04_portraits.ipynb #19709240

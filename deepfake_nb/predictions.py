@@ -20,12 +20,14 @@ __all__ = [
 import itertools
 import json
 import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
-from .files import InputError, UsageError
-from pathlib import Path
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
+
+from .files import InputError, UsageError
 
 # %% ../nbs/05_predictions.ipynb #f19a6f63
 NEEDED = ("media_id", "label", "score")

@@ -49,11 +49,6 @@ from .detector_training import as_input
 from .encoders import clip_input, load_clip
 from .face_encoder import in_precision
 from .faces import align_ffhq, ffhq_transform, transform_points
-from .generator import draw_faces, shipped_networks
-from .inversion import weights_digest
-from .portraits import as_inputs, as_pictures
-from .self_blending import self_blend
-from .self_blending_study import store_face
 from deepfake_nb.files import (
     InputError,
     UsageError,
@@ -63,6 +58,11 @@ from deepfake_nb.files import (
     random_seed,
     random_stream,
 )
+from .generator import draw_faces, shipped_networks
+from .inversion import weights_digest
+from .portraits import as_inputs, as_pictures
+from .self_blending import self_blend
+from .self_blending_study import store_face
 from .weights import fetch, load_detector
 
 

@@ -8,9 +8,9 @@ __all__ = ["MAKERS", "make_detector"]
 # %% ../nbs/09_real_people.ipynb #df5d0a50
 from .corpus import open_corpus
 from .edited_faces import make_edited_faces
+from .files import UsageError
 from .generated_faces import make_generated_faces
 from .small_faces import make_small_faces
-from .files import UsageError
 
 # %% ../nbs/09_real_people.ipynb #fd7c9fc6
 MAKERS = {

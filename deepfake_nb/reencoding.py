@@ -45,8 +45,8 @@ from deepfake_nb.corpus import (
 from .degradations import jpeg
 from .detector_training import as_input, device_of, mean_score, middle_face_score
 from .faces import CenterFace
-from .self_blending import picture_changes, random_view, through_changes
 from .files import atomic_path, cache_dir, random_stream
+from .self_blending import picture_changes, random_view, through_changes
 from .video import read_frames, recompress_frames
 from .workers import worker_pool
 

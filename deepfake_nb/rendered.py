@@ -9,18 +9,22 @@ __all__ = ["Rendering", "render_video", "render_stills"]
 import contextlib
 import functools
 import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+
+from .files import InputError, random_stream
 from .heads import Identity, Person, build_person, bump, lip_seam, smooth_step, texture_grid
 from deepfake_nb.scenes import (
     DOMAINS,
     Light,
     Look,
+    as_vector,
     build_backdrop,
     build_torso,
     draw_light,
@@ -30,9 +34,7 @@ from deepfake_nb.scenes import (
     light_person,
     rotations,
     unit_vector,
-    as_vector,
 )
-from .files import InputError, random_stream
 
 # %% ../nbs/04_rendered.ipynb #15f160a0
 RENDER_TRAITS = (

@@ -40,9 +40,9 @@ import torch
 from markupsafe import Markup, escape
 
 from .explain import COLOURS, overlay, saliency, scaled
-from .score import recommend_detectors
 from .files import InputError, sha256_of, write_atomically
 from .records import package_version
+from .score import recommend_detectors
 from .verdict import TASKS, describe_task, format_interval, format_percent
 from .video import reduced
 

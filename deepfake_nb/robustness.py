@@ -35,6 +35,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from .comparison import delong
+from .curves import COLOURS
 from deepfake_nb.degradations import (
     Line,
     conference_channel,
@@ -43,11 +45,9 @@ from deepfake_nb.degradations import (
     low_light,
     screen_glare,
 )
-from .comparison import delong
-from .curves import COLOURS
+from .files import InputError, UsageError, random_stream, sizes_for
 from .metrics import Sample, Undefined, measure, measured, resampled
 from .predictions import KEYS
-from .files import InputError, UsageError, random_stream, sizes_for
 from .video import recompress_frames
 
 # %% ../nbs/09_robustness.ipynb #f4672531

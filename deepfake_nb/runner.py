@@ -39,10 +39,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepfake_nb.files import (
-    InputError,
     PROFILES,
-    UsageError,
     WAIT_FOR_FOLDERS,
+    InputError,
+    UsageError,
     cache_dir,
     locked_folder,
     project_root,

@@ -7,10 +7,12 @@ __all__ = ["DOMAINS"]
 
 # %% ../nbs/04_scenes.ipynb #cfe0896d
 import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dataclasses import dataclass
+
 from .heads import SKY_DIRECTIONS, UV_EXTENT, bump, melt, sky_directions, smooth_step, visibility
 
 # %% ../nbs/04_scenes.ipynb #200b5b6f

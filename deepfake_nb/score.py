@@ -42,10 +42,10 @@ import numpy as np
 import torch
 
 from .calibration import read_calibrations
-from .out_of_distribution import FACE_SIZE, face_statistics
 from .clips import SHORTEST_TRACK, inference_precision
 from .faces import CenterFace
 from .files import InputError, UsageError, write_atomically
+from .out_of_distribution import FACE_SIZE, face_statistics
 from deepfake_nb.verdict import (
     DetectorScores,
     FaceScore,

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from .corpus import MARGIN, SIZE, STORED, crop_with_margin, prepare_crops, read_crops
 from .degradations import jpeg
 from .detector_training import as_input
+from .files import InputError, atomic_path, cache_dir, locked_folder, random_seed, random_stream
 from .forgery import SourceFace, swap_face
 from .frame_network import FrameNetwork
 from .heads import random_identity
@@ -53,7 +54,6 @@ from deepfake_nb.self_blending import (
     self_blend,
     through_changes,
 )
-from .files import InputError, atomic_path, cache_dir, locked_folder, random_seed, random_stream
 from .training import lay_channels_last, seeded
 from .weights import fetch, import_state_dict, read_state_dict, whereabouts
 

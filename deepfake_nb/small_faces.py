@@ -32,7 +32,7 @@ from deepfake_nb.detector_training import (
 )
 from .edited_faces import FOLDS
 from .frame_network import FrameNetwork
-from .held_out import select_left_out, sample_portraits, list_as_videos_and_images
+from .held_out import list_as_videos_and_images, sample_portraits, select_left_out
 from .model_cards import write_detector
 from .weights import REAL_PEOPLE, fetch, import_state_dict, read_state_dict
 

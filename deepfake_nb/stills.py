@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from .adapters import leaks, scan_source, split_by_identity
-from .pictures import PictureSet
 from .files import InputError, random_stream
+from .pictures import PictureSet
 from .video import media_kind
 
 

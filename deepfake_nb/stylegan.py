@@ -19,13 +19,32 @@ __all__ = [
 # %% ../nbs/08_stylegan.ipynb #e5de0195
 import math
 import re
-import torch
 from collections import OrderedDict
-from .files import InputError, UsageError
-from .weights import differences
 from itertools import pairwise
+
+import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional
+
+from .files import InputError, UsageError
+from .weights import differences
+
+
+# %% ../nbs/08_stylegan.ipynb #c01aac17
+def sides_of(resolution):
+    """The sides 4, 8, ... up to the resolution, in pixels."""
+    sizes = [2**power for power in range(5, 11)]
+    if resolution not in sizes:
+        raise UsageError(
+            f"A resolution of {resolution!r} px cannot be built. Choose one of: {', '.join(map(str, sizes))}."
+        )
+    return [2**power for power in range(2, int(math.log2(resolution)) + 1)]
+
+
+def channels_at(side, channels_base, max_channels):
+    """Number of channels of the maps with this side."""
+    return max(1, min(channels_base // side, max_channels))
 
 
 # %% ../nbs/08_stylegan.ipynb #759fc032
@@ -49,22 +68,6 @@ def style_count(resolution):
     return 2 * len(sides_of(resolution))
 
 
-# %% ../nbs/08_stylegan.ipynb #c01aac17
-def sides_of(resolution):
-    """The sides 4, 8, ... up to the resolution, in pixels."""
-    sizes = [2**power for power in range(5, 11)]
-    if resolution not in sizes:
-        raise UsageError(
-            f"A resolution of {resolution!r} px cannot be built. Choose one of: {', '.join(map(str, sizes))}."
-        )
-    return [2**power for power in range(2, int(math.log2(resolution)) + 1)]
-
-
-def channels_at(side, channels_base, max_channels):
-    """Number of channels of the maps with this side."""
-    return max(1, min(channels_base // side, max_channels))
-
-
 # %% ../nbs/08_stylegan.ipynb #3af67ff7
 LEAKY_GAIN = math.sqrt(2)
 
@@ -83,6 +86,7 @@ class ScaledLinear(nn.Module):
         return functional.linear(values * self.scale, self.weight, bias)
 
 
+# %% ../nbs/08_stylegan.ipynb #23d9b973
 class ScaledConvolution(nn.Module):
     """A convolution with equalised learning rate that preserves the side, (N, inputs, H, W) to (N, outputs, H, W)."""
 
@@ -161,6 +165,7 @@ def set_style(maps, scale, shift, epsilon=1e-8):
     return functional.batch_norm(one_row, None, None, *style, training=True, eps=epsilon).reshape(maps.shape)
 
 
+# %% ../nbs/08_stylegan.ipynb #33cb968d
 class StyledLayer(nn.Module):
     """Apply `source` to the maps, then noise, bias, leaky ReLU and a style: (N, channels, side, side)."""
 
@@ -274,18 +279,6 @@ class Truncation(nn.Module):
         self.register_buffer("strengths", strengths, persistent=False)
         self.register_buffer("mean_style", torch.zeros(style_size))
 
-    def expand(self, w):
-        """Style vectors of all layers, (N, layers, style_size), from the output of a mapping."""
-        layers, style_size = self.strengths.shape[1], len(self.mean_style)
-        if w.shape[1:] == (style_size,):
-            return w[:, None].expand(-1, layers, -1)
-        if w.shape[1:].numel() != layers * style_size:
-            raise InputError(
-                f"This generator has {layers} style vectors of {style_size}; "
-                f"a w of shape {tuple(w.shape)} is of another one."
-            )
-        return w.reshape(-1, layers, style_size)
-
     def forward(self, w, strength=None, layers=None):
         w_plus, strengths = self.expand(w), self.strengths
         if strength is not None:
@@ -293,40 +286,31 @@ class Truncation(nn.Module):
             strengths[:, :layers] = strength
         return self.mean_style + (w_plus - self.mean_style) * strengths
 
-    @torch.no_grad()
-    def follow(self, w, decay=0.995):
-        """Update the running mean style with the mean of a batch of w."""
-        self.mean_style.lerp_(self.expand(w).mean(dim=(0, 1)).to(self.mean_style.dtype), 1 - decay)
+
+# %% ../nbs/08_stylegan.ipynb #82f9dc79
+@patch
+def expand(self: Truncation, w):
+    """Style vectors of all layers, (N, layers, style_size), from the output of a mapping."""
+    layers, style_size = self.strengths.shape[1], len(self.mean_style)
+    if w.shape[1:] == (style_size,):
+        return w[:, None].expand(-1, layers, -1)
+    if w.shape[1:].numel() != layers * style_size:
+        raise InputError(
+            f"This generator has {layers} style vectors of {style_size}; "
+            f"a w of shape {tuple(w.shape)} is of another one."
+        )
+    return w.reshape(-1, layers, style_size)
 
 
-# %% ../nbs/08_stylegan.ipynb #ff87ff4f
-class NoiseToPictures(nn.Module):
-    """Mapping, truncation and synthesis in sequence; `Generator` builds them."""
-
-    def forward(self, z):
-        """Images (N, 3, R, R) in [-1, 1] from noise (N, style_size), truncated."""
-        return self.synthesis(self.truncate(self.mapping(z)))
-
-    def truncate(self, w, strength=None, layers=None):
-        """Give each layer its style vector, moved towards the mean style.
-
-        Parameters
-        ----------
-        w : tensor, shape (N, style_size), (N, layers * style_size) or (N, layers, style_size)
-        strength : float, optional
-            Remaining fraction of the distance: 0 gives the mean, 1 changes nothing. Default: the network's own.
-        layers : int, optional
-            With `strength`, number of layers from the coarsest on. Default: all.
-
-        Returns
-        -------
-        tensor, shape (N, layers, style_size)
-        """
-        return self.truncation(w, strength, layers)
+@patch
+@torch.no_grad()
+def follow(self: Truncation, w, decay=0.995):
+    """Update the running mean style with the mean of a batch of w."""
+    self.mean_style.lerp_(self.expand(w).mean(dim=(0, 1)).to(self.mean_style.dtype), 1 - decay)
 
 
 # %% ../nbs/08_stylegan.ipynb #6478a822
-class Generator(NoiseToPictures):
+class Generator(nn.Module):
     """The generator of StyleGAN (Karras et al. 2019, arXiv:1812.04948); by default that of in-domain inversion.
 
     ``mapping(z)`` gives w, `truncate` gives w_plus, ``synthesis(w_plus)`` gives images (N, 3, R, R) in [-1, 1].
@@ -370,10 +354,34 @@ class Generator(NoiseToPictures):
             resolution, style_size, channels_base, max_channels, final_tanh, fused_from
         )
 
+    def forward(self, z):
+        """Images (N, 3, R, R) in [-1, 1] from noise (N, style_size), truncated."""
+        return self.synthesis(self.truncate(self.mapping(z)))
+
     @staticmethod
     def names_from_release(state_dict):
         """Rename the released tensors of in-domain inversion to our names; see `restore_generator`."""
         return rename_generator(state_dict)
+
+
+# %% ../nbs/08_stylegan.ipynb #ff87ff4f
+@patch
+def truncate(self: Generator, w, strength=None, layers=None):
+    """Give each layer its style vector, moved towards the mean style.
+
+    Parameters
+    ----------
+    w : tensor, shape (N, style_size), (N, layers * style_size) or (N, layers, style_size)
+    strength : float, optional
+        Remaining fraction of the distance: 0 gives the mean, 1 changes nothing. Default: the network's own.
+    layers : int, optional
+        With `strength`, number of layers from the coarsest on. Default: all.
+
+    Returns
+    -------
+    tensor, shape (N, layers, style_size)
+    """
+    return self.truncation(w, strength, layers)
 
 
 # %% ../nbs/08_stylegan.ipynb #9cf05ce5
@@ -415,11 +423,12 @@ def normed_convolution(inputs, outputs, size, bias=False):
     )
 
 
+# %% ../nbs/08_stylegan.ipynb #d2b15849
 def require_side(images, resolution, what):
     """Reject images that do not have the input size of a network."""
     if images.shape[1:] != (3, resolution, resolution):
         raise InputError(
-            f"This {what} takes pictures of shape (N, 3, {resolution}, {resolution}), "
+            f"This {what} takes images of shape (N, 3, {resolution}, {resolution}), "
             f"not {tuple(images.shape)}; resize them first."
         )
 
@@ -521,16 +530,30 @@ GENERATOR_NAMES = [
     (r"synthesis\.layer(\d+)\.epilogue\.style_mod\.dense\.fc\.weight", r"synthesis.layers.\1.style.weight"),
     (r"synthesis\.layer(\d+)\.epilogue\.style_mod\.dense\.wscale\.bias", r"synthesis.layers.\1.style.bias"),
 ]
-FUSED_KERNEL = re.compile(r"synthesis\.layer\d+\.weight")
-OUTPUT = re.compile(r"synthesis\.output(\d+)\.(?:conv\.)?(weight|bias)")
 
 
+# %% ../nbs/08_stylegan.ipynb #0a3fb2d1
 def renamed(key, names):
     """Our name for a released name; unchanged when no pattern matches."""
     for pattern, ours in names:
         if re.fullmatch(pattern, key):
             return re.sub(pattern, ours, key)
     return key
+
+
+FUSED_KERNEL = re.compile(r"synthesis\.layer\d+\.weight")
+
+
+OUTPUT = re.compile(r"synthesis\.output(\d+)\.(?:conv\.)?(weight|bias)")
+
+
+def require_grown(lod):
+    """Reject a generator saved before it had grown to full resolution."""
+    if lod.numel() != 1 or (lod.device.type != "meta" and lod.item() != 0):
+        raise InputError(
+            "This generator was saved while it was still growing (its `synthesis.lod` is not 0). "
+            "Give the checkpoint at the end of training."
+        )
 
 
 # %% ../nbs/08_stylegan.ipynb #072e4b74
@@ -551,15 +574,6 @@ def rename_generator(state_dict):
     return tensors
 
 
-def require_grown(lod):
-    """Reject a generator saved before it had grown to full resolution."""
-    if lod.numel() != 1 or (lod.device.type != "meta" and lod.item() != 0):
-        raise InputError(
-            "This generator was saved while it was still growing (its `synthesis.lod` is not 0). "
-            "Give the checkpoint at the end of training."
-        )
-
-
 # %% ../nbs/08_stylegan.ipynb #7587971a
 ENCODER_NAMES = [
     (r"block0\.conv\.weight", r"first.convolution.weight"),
@@ -575,6 +589,7 @@ ENCODER_NAMES = [
 ]
 
 
+# %% ../nbs/08_stylegan.ipynb #6a7b617c
 def rename_encoder(state_dict):
     """Rename the released tensors of an encoder to our names; others are kept."""
     heads = [
@@ -612,6 +627,7 @@ def sizes_of_generator(tensors):
     }
 
 
+# %% ../nbs/08_stylegan.ipynb #805665d4
 def sizes_of_encoder(tensors):
     """Settings of an encoder from the shapes of its tensors, under our names."""
     blocks = count_of(tensors, r"blocks\.(\d+)\.first\.convolution\.weight")
@@ -748,6 +764,7 @@ def batch_deviation(maps, group_size):
     return torch.cat([maps, deviation.repeat(group, 1, 1, 1).expand(-1, -1, *maps.shape[2:])], dim=1)
 
 
+# %% ../nbs/08_stylegan.ipynb #7c151cfa
 class HalvingBlock(nn.Module):
     """Convolution, blur, downsampling convolution: (N, inputs, 2H, 2W) to (N, outputs, H, W)."""
 

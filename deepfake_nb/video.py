@@ -11,13 +11,12 @@ __all__ = [
     "read_image",
     "is_animated",
     "reduced",
-    "PixelsOnDemand",
     "Frame",
+    "write_video",
     "VideoInfo",
     "probe",
     "FrameStream",
     "read_frames",
-    "write_video",
     "recompress",
     "recompress_frames",
 ]
@@ -50,6 +49,7 @@ from av.video.reformatter import (
     Interpolation,
     VideoReformatter,
 )
+from fastcore.basics import patch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .files import InputError, atomic_path
@@ -87,33 +87,32 @@ def media_kind(path):
     return "image" if ending in IMAGE_ENDINGS else "video" if ending in VIDEO_ENDINGS else None
 
 
+# %% ../nbs/01_video.ipynb #4cc95bd9
+def _not_a_file(status):
+    """Why a path with this status is no file with content; empty when it is one."""
+    if stat.S_ISDIR(status.st_mode):
+        return "is a folder, not a media file. Give the files in it."
+    if not stat.S_ISREG(status.st_mode):
+        return "is not an ordinary file. Copy its content into a file first."
+    return "" if status.st_size else "is empty (0 bytes). Copy or download it again."
+
+
 # %% ../nbs/01_video.ipynb #9938097f
 def _ordinary_file(path):
     """The path of a file that can be opened and is not empty; an error otherwise."""
     path = Path(path)
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise UnreadableMedia(f"{str(path)!r} is a folder, not a media file. Give the files in it.")
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableMedia(
-                f"{str(path)!r} is not an ordinary file. Copy its content into a file first."
-            )
-        if status.st_size == 0:
-            raise UnreadableMedia(f"{str(path)!r} is empty (0 bytes). Copy or download it again.")
-        with open(path, "rb"):
-            return path
+        if not (problem := _not_a_file(path.stat())):
+            with open(path, "rb"):
+                return path
     except FileNotFoundError as error:
         raise UnreadableMedia(f"There is no file {str(path)!r}. Check the path.") from error
     except PermissionError as error:
-        raise UnreadableMedia(
-            f"No permission to read {str(path)!r}. Change the file's permissions."
-        ) from error
+        raise UnreadableMedia(f"No permission to read {str(path)!r}. Change its permissions.") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, UnreadableMedia):
-            raise
         reason = getattr(error, "strerror", None) or error
         raise UnreadableMedia(f"Cannot open {str(path)!r}: {reason}. Check the path.") from error
+    raise UnreadableMedia(f"{str(path)!r} {problem}")
 
 
 # %% ../nbs/01_video.ipynb #2c1e32e0
@@ -127,19 +126,20 @@ def _on_mid_grey(rgba):
     return ((colour * alpha + _MID_GREY * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
-def _rgb_of_picture(picture):
-    """A loaded Pillow image as uint8 (H, W, 3)."""
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        levels = np.asarray(picture).astype(np.float64)
+# %% ../nbs/01_video.ipynb #bcce2323
+def _rgb_of_image(image):
+    """The pixels of a loaded Pillow image, uint8 (H, W, 3)."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        levels = np.asarray(image).astype(np.float64)
         grey = np.round(np.clip(levels, 0, 65535) / 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if picture.mode == "F":
-        levels = np.nan_to_num(np.asarray(picture))
+    if image.mode == "F":
+        levels = np.nan_to_num(np.asarray(image))
         grey = np.round(np.clip(levels * (255 if levels.max() <= 1 else 1), 0, 255)).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        return _on_mid_grey(np.asarray(picture.convert("RGBA")))
-    return np.array(picture.convert("RGB"))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return _on_mid_grey(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
 
 
 # %% ../nbs/01_video.ipynb #f663639f
@@ -150,6 +150,14 @@ def _know_heic():
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+
+
+def _upright(image):
+    """Set an image upright by its EXIF orientation; damaged EXIF counts as none."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 # %% ../nbs/01_video.ipynb #85729ebe
@@ -176,12 +184,12 @@ def read_image(path):
     path = _ordinary_file(path)
     _know_heic()
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            picture.load()
-            return _rgb_of_picture(_upright(picture))
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            image.load()
+            return _rgb_of_image(_upright(image))
     except UnidentifiedImageError as error:
         raise UnreadableMedia(
-            f"{str(path)!r} is not a picture in a format known here. Save it as JPEG or PNG."
+            f"{str(path)!r} is not an image in a format known here. Save it as JPEG or PNG."
         ) from error
     except Image.DecompressionBombError as error:
         raise UnreadableMedia(
@@ -191,7 +199,7 @@ def read_image(path):
         raise UnreadableMedia(f"{str(path)!r} does not fit into memory. Make it smaller first.") from error
     except Exception as error:  # a Pillow decoder may raise anything on damaged bytes
         raise UnreadableMedia(
-            f"The picture {str(path)!r} is cut or damaged ({error}). Copy or download it again."
+            f"The image {str(path)!r} is cut or damaged ({error}). Copy or download it again."
         ) from error
 
 
@@ -212,25 +220,22 @@ def is_animated(path):
         Also False where the file cannot be read.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as picture:
-            return picture.format in _ANIMATIONS and getattr(picture, "is_animated", False)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            return image.format in _ANIMATIONS and getattr(image, "is_animated", False)
     except Exception:  # a Pillow decoder may raise anything on damaged bytes
         return False
 
 
-# %% ../nbs/01_video.ipynb #d8157ac1
-def _upright(picture):
-    """Set an image upright by its EXIF orientation; damaged EXIF counts as none."""
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:
-        return picture
-
-
 # %% ../nbs/01_video.ipynb #a529487c
 _KNOWN_MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # of the H.273 codes, those that swscale converts
+
+
 _RED_BLUE_WEIGHTS = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}  # by H.273 code
+
+
 _YUV = re.compile(r"yuv(j?)(?:410|411|420|422|440|444)p(9|10|12|14|16)?(?:le)?$")
+
+
 _CLOSE_PIXELS = Interpolation.BILINEAR
 
 
@@ -246,6 +251,7 @@ def _planes(frame):
     ]
 
 
+# %% ../nbs/01_video.ipynb #927e05a1
 def _like(frame, format_name, width, height):
     """A new frame, not yet filled, with the same colour properties."""
     new = av.VideoFrame(width, height, format_name)
@@ -274,61 +280,6 @@ def _rgb_from_yuv(colorspace, full_range):
     return np.column_stack([np.full(3, light), from_cb, from_cr, -light * black - 128 * (from_cb + from_cr)])
 
 
-# %% ../nbs/01_video.ipynb #45cdac72
-class _ColourConverter:
-    """Converts decoded frames, or parts of them, to RGB; one per stream, so that tables are built once."""
-
-    def __init__(self):
-        self._reformatters, self._lock = {}, threading.Lock()
-
-    def _reformat(self, frame, format_name, use):
-        with self._lock:
-            reformatter = self._reformatters.setdefault(use, VideoReformatter())
-            return reformatter.reformat(frame, format=format_name, interpolation=_CLOSE_PIXELS, threads=1)
-
-    def rgb(self, frame, use="whole"):
-        """The frame at its own size: uint8 (H, W, 3)."""
-        if int(frame.colorspace) not in _KNOWN_MATRICES:
-            frame.colorspace = 9 if int(frame.colorspace) == 10 else 2
-        if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
-            return _on_mid_grey(_pixels(self._reformat(frame, "rgba", use)))
-        if frame.format.name in ("yuv444p", "yuvj444p"):  # ten times faster than swscale, and more accurate
-            full_range = frame.color_range == ColorRange.JPEG or frame.format.name == "yuvj444p"
-            return cv2.transform(cv2.merge(_planes(frame)), _rgb_from_yuv(int(frame.colorspace), full_range))
-        packed = self._reformat(frame, "rgb24", use)
-        pixels = _pixels(packed)
-        if packed is frame:  # the decoder may still predict from it
-            return pixels.copy()
-        if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
-            pixels = cv2.LUT(pixels, _FULL_FROM_LIMITED)
-        return pixels
-
-    def rgb_resized(self, frame, width, height):
-        """The frame at another size: uint8 (height, width, 3). Planes are resized before they become RGB."""
-        match = _YUV.match(frame.format.name)
-        if match is None:
-            return _resize(self.rgb(frame), width, height)
-        new = _like(frame, f"yuv{match[1]}444p{match[2] or ''}{'le' if match[2] else ''}", width, height)
-        for source, target in zip(_planes(frame), _planes(new), strict=True):
-            target[:] = _resize(source, width, height)
-        return self.rgb(new, "resized")
-
-    def rgb_region(self, frame, left, top, right, bottom):
-        """A region of the frame: uint8 (bottom - top, right - left, 3), the same pixels as in the whole."""
-        if _YUV.match(frame.format.name) is None:
-            return self.rgb(frame)[top:bottom, left:right].copy()
-        first_x, first_y = max(left - 8, 0) & ~7, max(top - 8, 0) & ~7
-        last_x, last_y = min((right + 15) & ~7, frame.width), min((bottom + 15) & ~7, frame.height)
-        new = _like(frame, frame.format.name, last_x - first_x, last_y - first_y)
-        for source, target in zip(_planes(frame), _planes(new), strict=True):
-            across = -(-frame.width // source.shape[1])
-            down = -(-frame.height // source.shape[0])
-            y, x = first_y // down, first_x // across
-            target[:] = source[y : y + target.shape[0], x : x + target.shape[1]]
-        pixels = self.rgb(new, "region")
-        return pixels[top - first_y : bottom - first_y, left - first_x : right - first_x].copy()
-
-
 # %% ../nbs/01_video.ipynb #d23e973e
 _FULL_FROM_LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
@@ -347,13 +298,79 @@ def _fitted_size(width, height, longest_side):
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
+# %% ../nbs/01_video.ipynb #45cdac72
+class _ColourConverter:
+    """Converts decoded frames, or parts of them, to RGB; one per stream, so that tables are built once."""
+
+    def __init__(self):
+        self._reformatters, self._lock = {}, threading.Lock()
+
+    def _reformat(self, frame, format_name, use):
+        with self._lock:
+            reformatter = self._reformatters.setdefault(use, VideoReformatter())
+            return reformatter.reformat(frame, format=format_name, interpolation=_CLOSE_PIXELS, threads=1)
+
+
+# %% ../nbs/01_video.ipynb #006dc50e
+@patch
+def rgb(self: _ColourConverter, frame, use="whole"):
+    """The frame at its own size: uint8 (H, W, 3)."""
+    if int(frame.colorspace) not in _KNOWN_MATRICES:
+        frame.colorspace = 9 if int(frame.colorspace) == 10 else 2
+    if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
+        return _on_mid_grey(_pixels(self._reformat(frame, "rgba", use)))
+    if frame.format.name in ("yuv444p", "yuvj444p"):  # ten times faster than swscale, and more accurate
+        full_range = frame.color_range == ColorRange.JPEG or frame.format.name == "yuvj444p"
+        return cv2.transform(cv2.merge(_planes(frame)), _rgb_from_yuv(int(frame.colorspace), full_range))
+    packed = self._reformat(frame, "rgb24", use)
+    pixels = _pixels(packed)
+    if packed is frame:  # the decoder may still predict from it
+        return pixels.copy()
+    if frame.format.name.startswith("gray") and frame.color_range == ColorRange.MPEG:
+        pixels = cv2.LUT(pixels, _FULL_FROM_LIMITED)
+    return pixels
+
+
+# %% ../nbs/01_video.ipynb #3e1591a3
+@patch
+def rgb_resized(self: _ColourConverter, frame, width, height):
+    """The frame at another size: uint8 (height, width, 3). Planes are resized before they become RGB."""
+    match = _YUV.match(frame.format.name)
+    if match is None:
+        return _resize(self.rgb(frame), width, height)
+    new = _like(frame, f"yuv{match[1]}444p{match[2] or ''}{'le' if match[2] else ''}", width, height)
+    for source, target in zip(_planes(frame), _planes(new), strict=True):
+        target[:] = _resize(source, width, height)
+    return self.rgb(new, "resized")
+
+
+# %% ../nbs/01_video.ipynb #f8f024cd
+@patch
+def rgb_region(self: _ColourConverter, frame, left, top, right, bottom):
+    """A region of the frame: uint8 (bottom - top, right - left, 3), the same pixels as in the whole."""
+    if _YUV.match(frame.format.name) is None:
+        return self.rgb(frame)[top:bottom, left:right].copy()
+    first_x, first_y = max(left - 8, 0) & ~7, max(top - 8, 0) & ~7
+    last_x, last_y = min((right + 15) & ~7, frame.width), min((bottom + 15) & ~7, frame.height)
+    new = _like(frame, frame.format.name, last_x - first_x, last_y - first_y)
+    for source, target in zip(_planes(frame), _planes(new), strict=True):
+        across = -(-frame.width // source.shape[1])
+        down = -(-frame.height // source.shape[0])
+        y, x = first_y // down, first_x // across
+        target[:] = source[y : y + target.shape[0], x : x + target.shape[1]]
+    pixels = self.rgb(new, "region")
+    return pixels[top - first_y : bottom - first_y, left - first_x : right - first_x].copy()
+
+
 # %% ../nbs/01_video.ipynb #5bac4c67
 @dataclass(frozen=True)
-class _Lie:
+class _Orientation:
     """How stored pixels are set upright: first transposed, then mirrored."""
 
     transposed: bool = False
+
     mirrored_x: bool = False
+
     mirrored_y: bool = False
 
     @classmethod
@@ -375,67 +392,44 @@ class _Lie:
                 return cls.of_matrix(np.frombuffer(bytes(data)[:36], np.int32))
         return cls()
 
-    @property
-    def degrees(self):
-        """Clockwise rotation in degrees that sets the frame upright (mirroring aside)."""
-        if self.transposed:
-            return 90 if self.mirrored_x else 270
-        return 180 if self.mirrored_y else 0
 
-    def upright(self, pixels):
-        """Set stored pixels (H, W, 3) upright."""
-        if self.transposed:
-            pixels = cv2.transpose(pixels)
-        if self.mirrored_x or self.mirrored_y:
-            pixels = cv2.flip(pixels, -1 if self.mirrored_x and self.mirrored_y else int(self.mirrored_x))
-        return pixels
+# %% ../nbs/01_video.ipynb #495d4d12
+@patch(as_prop=True)
+def degrees(self: _Orientation):
+    """Clockwise rotation in degrees that sets the frame upright (mirroring aside)."""
+    if self.transposed:
+        return 90 if self.mirrored_x else 270
+    return 180 if self.mirrored_y else 0
 
-    def stored_box(self, box, width, height):
-        """Where an upright box lies in the stored frame of this size."""
-        x0, y0, x1, y1 = box
-        wide, high = (height, width) if self.transposed else (width, height)
-        if self.mirrored_x:
-            x0, x1 = wide - x1, wide - x0
-        if self.mirrored_y:
-            y0, y1 = high - y1, high - y0
-        return (y0, x0, y1, x1) if self.transposed else (x0, y0, x1, y1)
+
+@patch
+def upright(self: _Orientation, pixels):
+    """Set stored pixels (H, W, 3) upright."""
+    if self.transposed:
+        pixels = cv2.transpose(pixels)
+    if self.mirrored_x or self.mirrored_y:
+        pixels = cv2.flip(pixels, -1 if self.mirrored_x and self.mirrored_y else int(self.mirrored_x))
+    return pixels
+
+
+# %% ../nbs/01_video.ipynb #42f85de9
+@patch
+def stored_box(self: _Orientation, box, width, height):
+    """Where an upright box lies in the stored frame of this size."""
+    x0, y0, x1, y1 = box
+    wide, high = (height, width) if self.transposed else (width, height)
+    if self.mirrored_x:
+        x0, x1 = wide - x1, wide - x0
+    if self.mirrored_y:
+        y0, y1 = high - y1, high - y0
+    return (y0, x0, y1, x1) if self.transposed else (x0, y0, x1, y1)
 
 
 # %% ../nbs/01_video.ipynb #a3d3941c
-def _upright_size(width, height, lie, pixel_aspect):
+def _upright_size(width, height, orientation, pixel_aspect):
     """Width and height in square pixels at which a stored frame is shown."""
     wide = max(1, round(width * pixel_aspect))
-    return (height, wide) if lie.transposed else (wide, height)
-
-
-# %% ../nbs/01_video.ipynb #9484ebdc
-class _Picture:
-    """A decoded frame and what is needed to show it upright on a canvas of a fixed size."""
-
-    def __init__(self, frame, converter, lie, pixel_aspect, canvas=None):
-        self.frame, self.converter, self.lie = frame, converter, lie
-        self.stored_size = _upright_size(frame.width, frame.height, _Lie(), pixel_aspect)
-        self.own_size = _upright_size(frame.width, frame.height, lie, pixel_aspect)
-        self.size = canvas or self.own_size
-
-    def resized(self, width, height):
-        """Upright RGB, uint8 (height, width, 3)."""
-        if self.own_size != self.size:
-            return _letterbox(self._upright(*self.own_size), width, height)
-        return self._upright(width, height)
-
-    def _upright(self, width, height):
-        stored = (height, width) if self.lie.transposed else (width, height)
-        if stored == (self.frame.width, self.frame.height):
-            return self.lie.upright(self.converter.rgb(self.frame))
-        return self.lie.upright(self.converter.rgb_resized(self.frame, *stored))
-
-    def region(self, box):
-        """A region of the upright frame; None when it costs as much as the whole frame."""
-        if self.own_size != self.size or self.stored_size != (self.frame.width, self.frame.height):
-            return None
-        stored = self.lie.stored_box(box, *self.stored_size)
-        return self.lie.upright(self.converter.rgb_region(self.frame, *stored))
+    return (height, wide) if orientation.transposed else (wide, height)
 
 
 def _letterbox(pixels, width, height):
@@ -449,6 +443,41 @@ def _letterbox(pixels, width, height):
     top, left = (height - high) // 2, (width - wide) // 2
     canvas[top : top + high, left : left + wide] = _resize(pixels, wide, high)
     return canvas
+
+
+# %% ../nbs/01_video.ipynb #9484ebdc
+class _DecodedImage:
+    """A decoded frame and what is needed to show it upright on a canvas of a fixed size."""
+
+    def __init__(self, frame, converter, orientation, pixel_aspect, canvas=None):
+        self.frame, self.converter, self.orientation = frame, converter, orientation
+        self.stored_size = _upright_size(frame.width, frame.height, _Orientation(), pixel_aspect)
+        self.own_size = _upright_size(frame.width, frame.height, orientation, pixel_aspect)
+        self.size = canvas or self.own_size
+
+    def region(self, box):
+        """A region of the upright frame; None when it costs as much as the whole frame."""
+        if self.own_size != self.size or self.stored_size != (self.frame.width, self.frame.height):
+            return None
+        stored = self.orientation.stored_box(box, *self.stored_size)
+        return self.orientation.upright(self.converter.rgb_region(self.frame, *stored))
+
+
+# %% ../nbs/01_video.ipynb #436292b3
+@patch
+def resized(self: _DecodedImage, width, height):
+    """Upright RGB, uint8 (height, width, 3)."""
+    if self.own_size != self.size:
+        return _letterbox(self._upright(*self.own_size), width, height)
+    return self._upright(width, height)
+
+
+@patch
+def _upright(self: _DecodedImage, width, height):
+    stored = (height, width) if self.orientation.transposed else (width, height)
+    if stored == (self.frame.width, self.frame.height):
+        return self.orientation.upright(self.converter.rgb(self.frame))
+    return self.orientation.upright(self.converter.rgb_resized(self.frame, *stored))
 
 
 # %% ../nbs/01_video.ipynb #eda59763
@@ -468,7 +497,6 @@ def reduced(image, longest_side):
     return _resize(image, *_fitted_size(image.shape[1], image.shape[0], longest_side))
 
 
-# %% ../nbs/01_video.ipynb #4ec36562
 def _whole_pixels(box, height, width):
     """The pixels x0, y0, x1, y1 that a box touches, within an image of this size."""
     low = (
@@ -480,42 +508,9 @@ def _whole_pixels(box, height, width):
     return *low, *high
 
 
-# %% ../nbs/01_video.ipynb #9ca6968f
-class PixelsOnDemand:
-    """An upright image, `image`, that a decoder converts on first access."""
-
-    def __getattr__(self, name):
-        if name != "image" or "_picture" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        object.__setattr__(self, "image", self._picture.resized(*self._picture.size))
-        return self.image
-
-    @property
-    def shape(self):
-        """(height, width) of the upright image, without converting it."""
-        return self._picture.size[::-1] if "_picture" in self.__dict__ else self.image.shape[:2]
-
-    def resized(self, longest_side):
-        """The image as `reduced` returns it, without converting all its pixels.
-
-        Parameters
-        ----------
-        longest_side : int
-
-        Returns
-        -------
-        ndarray, uint8 (h, w, 3)
-        """
-        height, width = self.shape
-        size = _fitted_size(width, height, longest_side)
-        if "_picture" in self.__dict__ and size != (width, height):
-            return self._picture.resized(*size)
-        return _resize(self.image, *size)
-
-
 # %% ../nbs/01_video.ipynb #a4bd8d16
 @dataclass(frozen=True, eq=False, init=False)
-class Frame(PixelsOnDemand):
+class Frame:
     """One frame of a video: its index, its time, its pixels.
 
     Parameters
@@ -535,31 +530,234 @@ class Frame(PixelsOnDemand):
     def __init__(self, index, time_s, image):
         object.__setattr__(self, "index", index)
         object.__setattr__(self, "time_s", time_s)
-        object.__setattr__(self, "_picture" if isinstance(image, _Picture) else "image", image)
+        object.__setattr__(self, "_decoded" if isinstance(image, _DecodedImage) else "image", image)
 
     def __reduce__(self):
         return Frame, (self.index, self.time_s, self.image)
 
-    def crop(self, box):
-        """The part of the frame that a box covers, without converting the rest.
+    def __getattr__(self, name):
+        if name != "image" or "_decoded" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        object.__setattr__(self, "image", self._decoded.resized(*self._decoded.size))
+        return self.image
 
-        Parameters
-        ----------
-        box : four numbers x0, y0, x1, y1
-            Pixels of the upright frame. It may extend beyond the frame; that part is left out.
 
-        Returns
-        -------
-        pixels : ndarray, uint8 (h, w, 3)
-            The same values as the same part of `image`; empty when the box lies outside.
-        corner : tuple of int
-            (x, y) of its upper left pixel in the frame.
-        """
-        x0, y0, x1, y1 = _whole_pixels(box, *self.shape)
-        if x1 <= x0 or y1 <= y0:
-            return np.zeros((0, 0, 3), np.uint8), (x0, y0)
-        pixels = None if "image" in self.__dict__ else self._picture.region((x0, y0, x1, y1))
-        return (self.image[y0:y1, x0:x1] if pixels is None else pixels), (x0, y0)
+# %% ../nbs/01_video.ipynb #9ca6968f
+@patch(as_prop=True)
+def shape(self: Frame):
+    """(height, width) of the upright image, without converting it."""
+    return self._decoded.size[::-1] if "_decoded" in self.__dict__ else self.image.shape[:2]
+
+
+@patch
+def resized(self: Frame, longest_side):
+    """The image as `reduced` returns it, without converting all its pixels.
+
+    Parameters
+    ----------
+    longest_side : int
+
+    Returns
+    -------
+    ndarray, uint8 (h, w, 3)
+    """
+    height, width = self.shape
+    size = _fitted_size(width, height, longest_side)
+    if "_decoded" in self.__dict__ and size != (width, height):
+        return self._decoded.resized(*size)
+    return _resize(self.image, *size)
+
+
+# %% ../nbs/01_video.ipynb #dccdf92c
+@patch
+def crop(self: Frame, box):
+    """The part of the frame that a box covers, without converting the rest.
+
+    Parameters
+    ----------
+    box : four numbers x0, y0, x1, y1
+        Pixels of the upright frame. It may extend beyond the frame; that part is left out.
+
+    Returns
+    -------
+    pixels : ndarray, uint8 (h, w, 3)
+        The same values as the same part of `image`; empty when the box lies outside.
+    corner : tuple of int
+        (x, y) of its upper left pixel in the frame.
+    """
+    x0, y0, x1, y1 = _whole_pixels(box, *self.shape)
+    if x1 <= x0 or y1 <= y0:
+        return np.zeros((0, 0, 3), np.uint8), (x0, y0)
+    pixels = None if "image" in self.__dict__ else self._decoded.region((x0, y0, x1, y1))
+    return (self.image[y0:y1, x0:x1] if pixels is None else pixels), (x0, y0)
+
+
+# %% ../nbs/01_video.ipynb #7954b390
+_CLOCK = 90_000  # ticks per second: exact for 24, 25, 29.97, 30, 50 and 60 frames per second
+
+
+_BT601 = 6  # H.273 code of the matrix of SMPTE 170M
+
+
+_ENCODER_THREADS = 4  # at constant quality
+
+
+_AVX_512 = 13  # OpenCV's number for this kind of processor
+
+
+_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+
+
+def _rate(frame_rate):
+    """A frame rate as a fraction; an error when it is not one."""
+    try:
+        rate = Fraction(frame_rate).limit_denominator(1001)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not Fraction(1, 100) <= rate <= 1000:
+        raise InputError(f"frame_rate must lie between 0.01 and 1000 frames a second, not {frame_rate!r}.")
+    return rate
+
+
+# %% ../nbs/01_video.ipynb #716a38b3
+def _coding_options(crf, bitrate, preset, default_crf):
+    """Options for x264; an error when they make no sense."""
+    if preset not in _PRESETS:
+        raise InputError(f"There is no preset {preset!r}. Choose one of: {', '.join(_PRESETS)}.")
+    if crf is not None and bitrate is not None:
+        raise InputError("Give either crf or bitrate, not both.")
+    instructions = ":asm=avx2" if cv2.checkHardwareSupport(_AVX_512) else ""
+    threads = _ENCODER_THREADS if bitrate is None else 1
+    options = {"preset": preset, "x264-params": f"threads={threads}:sliced-threads=0{instructions}"}
+    if bitrate is None:
+        crf = default_crf if crf is None else crf
+        if not 0 <= crf <= 51:
+            raise InputError(f"crf must lie between 0 (no loss) and 51 (worst), not {crf!r}.")
+        return options | {"crf": f"{crf:g}"}
+    if not 1000 <= bitrate <= 1e9:
+        raise InputError(f"bitrate must lie between 1000 and 1e9 bits a second, not {bitrate!r}.")
+    rate = str(int(bitrate))
+    return options | {"b": rate, "maxrate": rate, "bufsize": rate}
+
+
+# %% ../nbs/01_video.ipynb #ad5ca05c
+def _prepare(context, width, height, rate, options):
+    """Set up an x264 encoder."""
+    context.width, context.height, context.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+    context.framerate, context.time_base = rate, Fraction(1, _CLOCK)
+    context.options = options
+    context.colorspace, context.color_range = _BT601, int(ColorRange.MPEG)
+    context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
+
+
+# %% ../nbs/01_video.ipynb #3adad6d3
+class _Encodable:
+    """Converts timed RGB images to frames for the encoder, all of the size of the first."""
+
+    def __init__(self, rate):
+        self.rate, self.shape, self.last_tick = rate, None, -1
+        self.reformatter = VideoReformatter()
+
+    def check(self, image):
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(f"A frame must be uint8 (H, W, 3), not {image.dtype} {image.shape}.")
+        if self.shape not in (None, image.shape):
+            raise InputError(f"All frames must have one size: {image.shape[:2]} came after {self.shape[:2]}.")
+        self.shape = image.shape
+        return image
+
+
+# %% ../nbs/01_video.ipynb #1d78fa30
+@patch
+def __call__(self: _Encodable, time_s, image):
+    image = self.check(image)
+    odd_rows, odd_columns = image.shape[0] % 2, image.shape[1] % 2
+    if odd_rows or odd_columns:
+        image = np.pad(image, ((0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
+    frame = self.reformatter.reformat(
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24"),
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU601,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.AREA | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND,
+        threads=1,
+    )
+    self.last_tick = max(round(time_s * _CLOCK), self.last_tick + 1)
+    frame.pts, frame.time_base = self.last_tick, Fraction(1, _CLOCK)
+    frame.duration = round(_CLOCK / self.rate)
+    return frame
+
+
+# %% ../nbs/01_video.ipynb #bda539bf
+_ENDINGS_WRITTEN = (".mp4", ".m4v", ".mov", ".mkv")
+
+
+def _write(path, timed_images, rate, options):
+    """Encode an iterable of (time_s, image) into a file that appears when it is complete."""
+    path = Path(path)
+    if path.suffix.lower() not in _ENDINGS_WRITTEN:
+        raise InputError(
+            f"Cannot write {str(path)!r}: the ending must be one of {', '.join(_ENDINGS_WRITTEN)}."
+        )
+    container_options = {"fflags": "+bitexact"}
+    if path.suffix.lower() != ".mkv":
+        container_options["movflags"] = "+faststart"
+    encodable, timed_images = _Encodable(rate), iter(timed_images)
+    first = next(timed_images, None)
+    if first is None:
+        raise InputError(f"There are no frames to write to {str(path)!r}. Give at least one.")
+    height, width = encodable.check(first[1]).shape[:2]
+    try:
+        with atomic_path(path) as temporary:
+            with av.open(f"file:{os.path.abspath(temporary)}", "w", options=container_options) as container:
+                stream = container.add_stream("libx264", rate=rate)
+                _prepare(stream.codec_context, width, height, rate, options)
+                while first is not None:
+                    container.mux(stream.encode(encodable(*first)))
+                    first = next(timed_images, None)
+                container.mux(stream.encode(None))
+    except av.error.FFmpegError as error:
+        raise InputError(f"Cannot write {str(path)!r}: the encoder says {error.strerror!r}.") from error
+    return path
+
+
+# %% ../nbs/01_video.ipynb #1b0ab169
+def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="veryfast"):
+    """Write frames as H.264 at a constant frame rate.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .mp4, .m4v, .mov or .mkv. The file appears when it is complete; missing folders are created.
+    frames : iterable of Frame or ndarray, uint8 (H, W, 3)
+        RGB, all of one size; read one by one. An odd last row or column is repeated, since sides must be even.
+    frame_rate : float or Fraction
+        Frames per second.
+    crf : float, optional
+        Constant rate factor, 0 (lossless except for 4:2:0) to 51; 18 when neither it nor `bitrate` is given.
+    bitrate : float, optional
+        Bits per second on average, and at most in any one second, as in a conferencing encoder.
+    preset : str
+        Speed of x264, "ultrafast" to "veryslow".
+
+    Returns
+    -------
+    Path
+        The same frames give the same bytes.
+
+    Raises
+    ------
+    InputError
+        There are no frames, they differ in size, an option makes no sense, or the file cannot be written.
+    """
+    rate = _rate(frame_rate)
+    timed = ((float(place / rate), _image_of(frame)) for place, frame in enumerate(frames))
+    return _write(path, timed, rate, _coding_options(crf, bitrate, preset, 18))
+
+
+def _image_of(frame):
+    return frame.image if isinstance(frame, Frame) else frame
 
 
 # %% ../nbs/01_video.ipynb #6772f1b0
@@ -567,6 +765,23 @@ _MOST_PIXELS = 2**27  # four times 8K; a damaged header may claim any size
 _PLAYLISTS = {"hls", "concat", "dash", "tty", "lavfi", "imf", "rtsp", "sdp"}
 
 
+def _video_stream(container, path):
+    """The first video stream of an opened container; an error when there is none that can be read."""
+    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if container.format.name in _PLAYLISTS or not moving:
+        what = "holds sound but no video" if container.streams.audio else "holds no video"
+        raise UnreadableMedia(f"{str(path)!r} {what}. Give a file with a video stream.")
+    context = moving[0].codec_context
+    if context is None:
+        raise UnreadableMedia(f"{str(path)!r} is coded in a way unknown here. Convert it to H.264.")
+    if context.width * context.height > _MOST_PIXELS:
+        raise UnreadableMedia(
+            f"A frame of {str(path)!r} has more than {_MOST_PIXELS:,} pixels. Make it smaller first."
+        )
+    return moving[0]
+
+
+# %% ../nbs/01_video.ipynb #515bb33f
 def _open_video(path):
     """An opened container and its video stream."""
     path = _ordinary_file(path)
@@ -577,21 +792,11 @@ def _open_video(path):
             f"{str(path)!r} is not a video that can be opened: it is cut, damaged or of another kind. "
             "Copy or download it again, or convert it to MP4."
         ) from error
-    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if container.format.name in _PLAYLISTS or not moving:
-        has_audio = bool(container.streams.audio)
+    try:
+        return container, _video_stream(container, path)
+    except UnreadableMedia:
         container.close()
-        what = "holds sound but no picture" if has_audio else "holds no video"
-        raise UnreadableMedia(f"{str(path)!r} {what}. Give a file with a video stream.")
-    if moving[0].codec_context is None:
-        container.close()
-        raise UnreadableMedia(f"{str(path)!r} is coded in a way unknown here. Convert it to H.264.")
-    if moving[0].codec_context.width * moving[0].codec_context.height > _MOST_PIXELS:
-        container.close()
-        raise UnreadableMedia(
-            f"A frame of {str(path)!r} has more than {_MOST_PIXELS:,} pixels. Make it smaller first."
-        )
-    return container, moving[0]
+        raise
 
 
 # %% ../nbs/01_video.ipynb #fe74b41c
@@ -620,127 +825,82 @@ def _seconds(stream, container):
 
 
 # %% ../nbs/01_video.ipynb #c781b9cb
-_RANKED_CODECS = {
-    "h264",
-    "hevc",
-    "av1",
-    "libdav1d",
-    "libaom-av1",
-    "vp9",
-    "libvpx-vp9",
-    "prores",
-    "mjpeg",
-    "ffv1",
-}
+_RANKED_CODECS = set("h264 hevc av1 libdav1d libaom-av1 vp9 libvpx-vp9 prores mjpeg ffv1".split())
 _RANKED_FORMATS = ("mov", "matroska")
 _FAILURES_IN_A_ROW = 50
+_READ_ERRORS = (av.error.FFmpegError, OSError, ValueError, IndexError)  # IndexError: a stream not announced
+
+
+def _alpha_decoder(stream):
+    """FFmpeg's own VP8 and VP9 decoders drop the alpha plane; libvpx keeps it."""
+    name = stream.codec_context.name
+    if stream.metadata.get("alpha_mode") != "1" or name not in ("vp8", "vp9"):
+        return None
+    context = av.CodecContext.create(f"libvpx-{name}" if name == "vp9" else "libvpx", "r")
+    context.extradata = stream.codec_context.extradata
+    return context
 
 
 # %% ../nbs/01_video.ipynb #50d68dbc
-class _Packets:
-    """An opened file, its packets, and the decoder that they go into."""
+class _Decoder:
+    """One pass over a file: its packets, their decoder, and frames from the start or from a key frame."""
 
     def __init__(self, path, threads=0):
         self.path, self.threads = path, threads
         self.container, self.stream = _open_video(path)
         self.context = _alpha_decoder(self.stream) or self.stream.codec_context
-        self.context.thread_type = ThreadType.AUTO
-        self.context.thread_count = threads
-        self.time_base = self.stream.time_base
-        self.frame_rate = _frame_rate(self.stream)
-        self.start = self.stream.start_time
-        self.stated_frames = self.stream.frames
+        self.context.thread_type, self.context.thread_count = ThreadType.AUTO, threads
+        self.time_base, self.start = self.stream.time_base, self.stream.start_time
+        self.frame_rate, self.stated_frames = _frame_rate(self.stream), self.stream.frames
         self.stated_s = _seconds(self.stream, self.container)
         if self.container.streams.audio and not (self.stream.duration or "DURATION" in self.stream.metadata):
             self.stated_s = None  # perhaps that of the audio
-        self.ranked = self.context.name in _RANKED_CODECS and self.container.format.name.startswith(
-            _RANKED_FORMATS
-        )
+        one_packet_a_frame = self.container.format.name.startswith(_RANKED_FORMATS)
+        self.ranked = self.context.name in _RANKED_CODECS and one_packet_a_frame
         self.table = None  # sorted times of all packets, set by a scan
         self.lost, self.n_packets, self.n_frames, self.end_s = 0, 0, 0, 0.0
         self.first_size = None  # of the first frame decoded, whether it is returned or not
         self.ended = self.sought = self.broke_off = False
 
-    def packets(self):
-        """Packets of the stream up to the end or to where the file becomes unreadable."""
-        failures = 0
-        while failures < _FAILURES_IN_A_ROW:
-            try:
-                for packet in self.container.demux(self.stream):
-                    if packet.size:
-                        self.lost, failures = self.lost + failures, 0
-                        self.n_packets += 1
-                        yield packet
-                break
-            except av.error.EOFError:
-                break
-            except (
-                av.error.FFmpegError,
-                OSError,
-                ValueError,
-                IndexError,
-            ):  # IndexError: a stream not announced
-                failures += 1
-        self.broke_off = failures > 0
 
-    def decode(self, packet):
-        """Frames that a packet decodes to; none when it is damaged. None flushes the decoder."""
+# %% ../nbs/01_video.ipynb #99c15b55
+@patch
+def packets(self: _Decoder):
+    """Packets of the stream up to the end or to where the file becomes unreadable."""
+    failures = 0
+    while failures < _FAILURES_IN_A_ROW:
         try:
-            if packet is not None and packet.is_corrupt:
-                self.lost += 1
-                return []
-            return [frame for frame in self.context.decode(packet) if not frame.is_corrupt]
+            for packet in self.container.demux(self.stream):
+                if packet.size:
+                    self.lost, failures = self.lost + failures, 0
+                    self.n_packets += 1
+                    yield packet
+            break
         except av.error.EOFError:
-            return []
-        except (av.error.FFmpegError, OSError, ValueError):
+            break
+        except _READ_ERRORS:
+            failures += 1
+    self.broke_off = failures > 0
+
+
+# %% ../nbs/01_video.ipynb #2953b920
+@patch
+def decode(self: _Decoder, packet):
+    """Frames that a packet decodes to; none when it is damaged. None flushes the decoder."""
+    try:
+        if packet is not None and packet.is_corrupt:
             self.lost += 1
             return []
-
-
-# %% ../nbs/01_video.ipynb #b7b5a49d
-class _Decoder(_Packets):
-    """One pass over the frames of a file, from its start or from a key frame."""
-
-    def frames(self):
-        """Yield (index, time_s, decoded frame) from here to the end."""
-        self.ended, waiting, place = False, [], _Place(self)
-        for packet in self.packets():
-            if self.ranked and packet.pts is not None and not packet.is_discard:
-                heapq.heappush(waiting, packet.pts)
-            for frame in self.decode(packet):
-                yield place(frame, waiting)
-        for frame in self.decode(None):
-            yield place(frame, waiting)
-        self.ended = True
-
-    def frames_from_key(self, key_time):
-        """As `frames`, but from the key frame of that time, in units of the stream."""
-        self.sought = True
-        self.container.seek(int(key_time), stream=self.stream)
-        self.context.flush_buffers()
-        return self.frames()
-
-    def restart(self):
-        """Begin again at the first frame, with a fresh decoder."""
-        self.container.close()
-        self.__init__(self.path, self.threads)
-
-    @property
-    def cut_short(self):
-        """Whether the file ended before its stated duration."""
-        if not self.ended or self.sought:
-            return False
-        if self.broke_off:
-            return True
-        if self.stated_frames:
-            return self.n_packets < self.stated_frames
-        return self.stated_s is not None and self.end_s < self.stated_s - max(
-            0.5, 3 / (self.frame_rate or 25)
-        )
+        return [frame for frame in self.context.decode(packet) if not frame.is_corrupt]
+    except av.error.EOFError:
+        return []
+    except (av.error.FFmpegError, OSError, ValueError):
+        self.lost += 1
+        return []
 
 
 # %% ../nbs/01_video.ipynb #610b1c50
-class _Place:
+class _FrameCounter:
     """Gives each decoded frame its index and time."""
 
     def __init__(self, decoder):
@@ -767,14 +927,49 @@ class _Place:
         return index, time_s, frame
 
 
-def _alpha_decoder(stream):
-    """FFmpeg's own VP8 and VP9 decoders drop the alpha plane; libvpx keeps it."""
-    name = stream.codec_context.name
-    if stream.metadata.get("alpha_mode") != "1" or name not in ("vp8", "vp9"):
-        return None
-    context = av.CodecContext.create(f"libvpx-{name}" if name == "vp9" else "libvpx", "r")
-    context.extradata = stream.codec_context.extradata
-    return context
+# %% ../nbs/01_video.ipynb #b7b5a49d
+@patch
+def frames(self: _Decoder):
+    """Yield (index, time_s, decoded frame) from here to the end."""
+    self.ended, waiting, place = False, [], _FrameCounter(self)
+    for packet in self.packets():
+        if self.ranked and packet.pts is not None and not packet.is_discard:
+            heapq.heappush(waiting, packet.pts)
+        for frame in self.decode(packet):
+            yield place(frame, waiting)
+    for frame in self.decode(None):
+        yield place(frame, waiting)
+    self.ended = True
+
+
+# %% ../nbs/01_video.ipynb #d92ebd15
+@patch
+def frames_from_key(self: _Decoder, key_time):
+    """As `frames`, but from the key frame of that time, in units of the stream."""
+    self.sought = True
+    self.container.seek(int(key_time), stream=self.stream)
+    self.context.flush_buffers()
+    return self.frames()
+
+
+@patch
+def restart(self: _Decoder):
+    """Begin again at the first frame, with a fresh decoder."""
+    self.container.close()
+    self.__init__(self.path, self.threads)
+
+
+# %% ../nbs/01_video.ipynb #d95f0f90
+@patch(as_prop=True)
+def cut_short(self: _Decoder):
+    """Whether the file ended before its stated duration."""
+    if not self.ended or self.sought:
+        return False
+    if self.broke_off:
+        return True
+    if self.stated_frames:
+        return self.n_packets < self.stated_frames
+    return self.stated_s is not None and self.end_s < self.stated_s - max(0.5, 3 / (self.frame_rate or 25))
 
 
 # %% ../nbs/01_video.ipynb #bf7d582c
@@ -811,6 +1006,13 @@ class VideoInfo:
     has_audio: bool
 
 
+# %% ../nbs/01_video.ipynb #0e8d91d2
+def _nothing_decodes(path):
+    return UnreadableMedia(
+        f"No frame of {str(path)!r} can be decoded: it is cut or damaged. Copy or download it again."
+    )
+
+
 # %% ../nbs/01_video.ipynb #53816ba4
 def probe(path):
     """Inspect a video file and decode its first frame.
@@ -834,12 +1036,12 @@ def probe(path):
         if first is None:
             raise _nothing_decodes(path)
         stream = decoder.stream
-        picture = _Picture(first, None, _Lie.of_frame(first), _pixel_aspect(stream))
+        image = _DecodedImage(first, None, _Orientation.of_frame(first), _pixel_aspect(stream))
         return VideoInfo(
             path=Path(path),
-            width=picture.size[0],
-            height=picture.size[1],
-            rotation=picture.lie.degrees,
+            width=image.size[0],
+            height=image.size[1],
+            rotation=image.orientation.degrees,
             frame_rate=decoder.frame_rate,
             duration_s=_seconds(stream, decoder.container),
             frame_count=stream.frames or None,
@@ -847,13 +1049,6 @@ def probe(path):
             pixel_format=first.format.name,
             has_audio=bool(decoder.container.streams.audio),
         )
-
-
-# %% ../nbs/01_video.ipynb #0e8d91d2
-def _nothing_decodes(path):
-    return UnreadableMedia(
-        f"No frame of {str(path)!r} can be decoded: it is cut or damaged. Copy or download it again."
-    )
 
 
 # %% ../nbs/01_video.ipynb #489ffdad
@@ -870,6 +1065,7 @@ class _PacketTable:
         return int(np.searchsorted(self.times, key))
 
 
+# %% ../nbs/01_video.ipynb #95414102
 def _list_packets(path, last_index=None, last_time_s=None):
     """List packets until the requested frames are certainly among them; None when the list cannot be trusted."""
     decoder = _Decoder(path, threads=1)
@@ -892,6 +1088,24 @@ def _list_packets(path, last_index=None, last_time_s=None):
         if decoder.lost or len(times) < n_packets or not len(keys) or keys[0] != times[0]:
             return None
         return _PacketTable(times, keys)
+
+
+# %% ../nbs/01_video.ipynb #cbd639e6
+def _starts_clean(first, times):
+    """Whether a decoder that was sent to a key frame began with a frame that depends on no other."""
+    index, _, frame = first
+    return frame.pict_type == PictureType.I and index < len(times) and times[index] == frame.pts
+
+
+def _frames_from_start(decoder, wanted):
+    """Yield (index, time_s, frame) for sorted indices by decoding everything before them."""
+    remaining = set(wanted)
+    for index, time_s, frame in decoder.frames():
+        if index in remaining:
+            remaining.remove(index)
+            yield index, time_s, frame
+        if not remaining:
+            return
 
 
 # %% ../nbs/01_video.ipynb #a559bac2
@@ -918,24 +1132,6 @@ def _frames_at(decoder, wanted, packets):
         position = latest[0] + 1
         if latest[0] == target:
             yield latest
-
-
-# %% ../nbs/01_video.ipynb #cbd639e6
-def _starts_clean(first, times):
-    """Whether a decoder that was sent to a key frame began with a frame that depends on no other."""
-    index, _, frame = first
-    return frame.pict_type == PictureType.I and index < len(times) and times[index] == frame.pts
-
-
-def _frames_from_start(decoder, wanted):
-    """Yield (index, time_s, frame) for sorted indices by decoding everything before them."""
-    remaining = set(wanted)
-    for index, time_s, frame in decoder.frames():
-        if index in remaining:
-            remaining.remove(index)
-            yield index, time_s, frame
-        if not remaining:
-            return
 
 
 # %% ../nbs/01_video.ipynb #5951f1e0
@@ -979,39 +1175,43 @@ class FrameStream:
         self._frames.close()
         self._decoder.container.close()
 
-    @property
-    def lost_packets(self):
-        return self._decoder.lost
 
-    @property
-    def cut_short(self):
-        return self._decoder.cut_short
+# %% ../nbs/01_video.ipynb #eb84ceb3
+@patch(as_prop=True)
+def lost_packets(self: FrameStream):
+    return self._decoder.lost
 
-    @property
-    def damage(self):
-        name, said = repr(str(self._decoder.path)), []
-        if self.lost_packets:
-            said.append(f"Packets of {name} that could not be decoded and were skipped: {self.lost_packets}.")
-        if self.cut_short:
-            said.append(f"{name} ends after {self._decoder.end_s:.2f} s, before the length that it states.")
-        return " ".join(said)
+
+@patch(as_prop=True)
+def cut_short(self: FrameStream):
+    return self._decoder.cut_short
+
+
+@patch(as_prop=True)
+def damage(self: FrameStream):
+    name, said = repr(str(self._decoder.path)), []
+    if self.lost_packets:
+        said.append(f"Packets of {name} that could not be decoded and were skipped: {self.lost_packets}.")
+    if self.cut_short:
+        said.append(f"{name} ends after {self._decoder.end_s:.2f} s, before the length that it states.")
+    return " ".join(said)
 
 
 # %% ../nbs/01_video.ipynb #64672175
 def _made(decoder, chosen, longest_side):
     """Yield a `Frame` for each chosen frame; no reference leads back to the stream, so dropping it closes the file."""
-    converter, aspect, lies, canvas = _ColourConverter(), _pixel_aspect(decoder.stream), {}, None
+    converter, aspect, orientations, canvas = _ColourConverter(), _pixel_aspect(decoder.stream), {}, None
     with decoder.container:
         for index, time_s, decoded in chosen:
-            if decoded.rotation not in lies:
-                lies[decoded.rotation] = _Lie.of_frame(decoded)
-            lie = lies[decoded.rotation]
-            canvas = canvas or _upright_size(*decoder.first_size, lie, aspect)
-            picture = _Picture(decoded, converter, lie, aspect, canvas)
+            if decoded.rotation not in orientations:
+                orientations[decoded.rotation] = _Orientation.of_frame(decoded)
+            orientation = orientations[decoded.rotation]
+            canvas = canvas or _upright_size(*decoder.first_size, orientation, aspect)
+            image = _DecodedImage(decoded, converter, orientation, aspect, canvas)
             if longest_side is not None:
-                picture = picture.resized(*_fitted_size(*canvas, longest_side))
-            yield Frame(index, time_s, picture)
-            del decoded, picture
+                image = image.resized(*_fitted_size(*canvas, longest_side))
+            yield Frame(index, time_s, image)
+            del decoded, image
         if canvas is None:
             raise _no_frame(decoder)
 
@@ -1033,17 +1233,49 @@ def _positive(name, value, smallest=1):
         raise InputError(f"{name} must be a whole number of at least {smallest}, not {value!r}.")
 
 
+# %% ../nbs/01_video.ipynb #3e075de2
+_LISTED_FROM_INDEX, _LISTED_FROM_S = 48, 2.0  # nearer to the start, decoding is cheaper than listing packets
+
+
+def _frames_between(decoder, stride, start_s, stop_s, max_frames):
+    """Yield (index, time_s, frame) of every `stride`-th frame in a time window, decoding from the start."""
+    first, given = None, 0
+    for index, time_s, frame in decoder.frames():
+        if stop_s is not None and time_s >= stop_s:
+            return
+        if time_s < start_s:
+            continue
+        first = index if first is None else first
+        if (index - first) % stride == 0:
+            yield index, time_s, frame
+            given += 1
+            if given == max_frames:
+                return
+
+
+# %% ../nbs/01_video.ipynb #a0388292
+def _chosen_by_index(decoder, indices):
+    packets = (
+        _list_packets(decoder.path, last_index=indices[-1]) if indices[-1] >= _LISTED_FROM_INDEX else None
+    )
+    if packets is None:
+        return _frames_from_start(decoder, indices)
+    return _frames_at(decoder, [index for index in indices if index < len(packets.times)], packets)
+
+
+def _chosen_by_time(decoder, stride, start_s, stop_s, max_frames):
+    if start_s >= _LISTED_FROM_S:
+        packets = _list_packets(decoder.path, last_time_s=stop_s)
+        if packets is not None:
+            times_s = (packets.times - decoder.start) * float(decoder.time_base)
+            first, last = np.searchsorted(times_s, (start_s, math.inf if stop_s is None else stop_s))
+            return _frames_at(decoder, range(first, last, stride)[:max_frames], packets)
+    return _frames_between(decoder, stride, start_s, stop_s, max_frames)
+
+
 # %% ../nbs/01_video.ipynb #5d3bd216
 def read_frames(
-    path,
-    *,
-    indices=None,
-    stride=1,
-    start_s=0.0,
-    stop_s=None,
-    max_frames=None,
-    longest_side=None,
-    threads=0,
+    path, *, indices=None, stride=1, start_s=0.0, stop_s=None, max_frames=None, longest_side=None, threads=0
 ):
     """Read frames of a video one by one.
 
@@ -1094,199 +1326,6 @@ def read_frames(
     else:
         chosen = _chosen_by_time(decoder, stride, start_s, stop_s, max_frames)
     return FrameStream(decoder, chosen, longest_side)
-
-
-# %% ../nbs/01_video.ipynb #3e075de2
-_LISTED_FROM_INDEX, _LISTED_FROM_S = 48, 2.0  # nearer to the start, decoding is cheaper than listing packets
-
-
-def _chosen_by_index(decoder, indices):
-    packets = (
-        _list_packets(decoder.path, last_index=indices[-1]) if indices[-1] >= _LISTED_FROM_INDEX else None
-    )
-    if packets is None:
-        return _frames_from_start(decoder, indices)
-    return _frames_at(decoder, [index for index in indices if index < len(packets.times)], packets)
-
-
-def _chosen_by_time(decoder, stride, start_s, stop_s, max_frames):
-    if start_s >= _LISTED_FROM_S:
-        packets = _list_packets(decoder.path, last_time_s=stop_s)
-        if packets is not None:
-            times_s = (packets.times - decoder.start) * float(decoder.time_base)
-            first, last = np.searchsorted(times_s, (start_s, math.inf if stop_s is None else stop_s))
-            return _frames_at(decoder, range(first, last, stride)[:max_frames], packets)
-    return _frames_between(decoder, stride, start_s, stop_s, max_frames)
-
-
-def _frames_between(decoder, stride, start_s, stop_s, max_frames):
-    """Yield (index, time_s, frame) of every `stride`-th frame in a time window, decoding from the start."""
-    first, given = None, 0
-    for index, time_s, frame in decoder.frames():
-        if stop_s is not None and time_s >= stop_s:
-            return
-        if time_s < start_s:
-            continue
-        first = index if first is None else first
-        if (index - first) % stride == 0:
-            yield index, time_s, frame
-            given += 1
-            if given == max_frames:
-                return
-
-
-# %% ../nbs/01_video.ipynb #7954b390
-_CLOCK = 90_000  # ticks per second: exact for 24, 25, 29.97, 30, 50 and 60 frames per second
-_BT601 = 6  # H.273 code of the matrix of SMPTE 170M
-_ENCODER_THREADS = 4  # at constant quality
-_AVX_512 = 13  # OpenCV's number for this kind of processor
-_PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
-_ENDINGS_WRITTEN = (".mp4", ".m4v", ".mov", ".mkv")
-
-
-def _coding_options(crf, bitrate, preset, default_crf):
-    """Options for x264; an error when they make no sense."""
-    if preset not in _PRESETS:
-        raise InputError(f"There is no preset {preset!r}. Choose one of: {', '.join(_PRESETS)}.")
-    if crf is not None and bitrate is not None:
-        raise InputError("Give either crf or bitrate, not both.")
-    instructions = ":asm=avx2" if cv2.checkHardwareSupport(_AVX_512) else ""
-    threads = _ENCODER_THREADS if bitrate is None else 1
-    options = {"preset": preset, "x264-params": f"threads={threads}:sliced-threads=0{instructions}"}
-    if bitrate is None:
-        crf = default_crf if crf is None else crf
-        if not 0 <= crf <= 51:
-            raise InputError(f"crf must lie between 0 (no loss) and 51 (worst), not {crf!r}.")
-        return options | {"crf": f"{crf:g}"}
-    if not 1000 <= bitrate <= 1e9:
-        raise InputError(f"bitrate must lie between 1000 and 1e9 bits a second, not {bitrate!r}.")
-    rate = str(int(bitrate))
-    return options | {"b": rate, "maxrate": rate, "bufsize": rate}
-
-
-def _rate(frame_rate):
-    """A frame rate as a fraction; an error when it is not one."""
-    try:
-        rate = Fraction(frame_rate).limit_denominator(1001)
-    except (TypeError, ValueError, OverflowError, ZeroDivisionError):
-        rate = Fraction(0)
-    if not Fraction(1, 100) <= rate <= 1000:
-        raise InputError(f"frame_rate must lie between 0.01 and 1000 frames a second, not {frame_rate!r}.")
-    return rate
-
-
-# %% ../nbs/01_video.ipynb #ad5ca05c
-def _prepare(context, width, height, rate, options):
-    """Set up an x264 encoder."""
-    context.width, context.height, context.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-    context.framerate, context.time_base = rate, Fraction(1, _CLOCK)
-    context.options = options
-    context.colorspace, context.color_range = _BT601, int(ColorRange.MPEG)
-    context.color_primaries, context.color_trc = int(ColorPrimaries.BT709), int(ColorTrc.BT709)
-
-
-# %% ../nbs/01_video.ipynb #3adad6d3
-class _Encodable:
-    """Converts timed RGB images to frames for the encoder, all of the size of the first."""
-
-    def __init__(self, rate):
-        self.rate, self.shape, self.last_tick = rate, None, -1
-        self.reformatter = VideoReformatter()
-
-    def check(self, image):
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(f"A frame must be uint8 (H, W, 3), not {image.dtype} {image.shape}.")
-        if self.shape not in (None, image.shape):
-            raise InputError(f"All frames must have one size: {image.shape[:2]} came after {self.shape[:2]}.")
-        self.shape = image.shape
-        return image
-
-    def __call__(self, time_s, image):
-        image = self.check(image)
-        odd_rows, odd_columns = image.shape[0] % 2, image.shape[1] % 2
-        if odd_rows or odd_columns:
-            image = np.pad(image, ((0, odd_rows), (0, odd_columns), (0, 0)), mode="edge")
-        frame = self.reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU601,
-            dst_color_range=ColorRange.MPEG,
-            interpolation=Interpolation.AREA | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND,
-            threads=1,
-        )
-        self.last_tick = max(round(time_s * _CLOCK), self.last_tick + 1)
-        frame.pts, frame.time_base = self.last_tick, Fraction(1, _CLOCK)
-        frame.duration = round(_CLOCK / self.rate)
-        return frame
-
-
-# %% ../nbs/01_video.ipynb #5c11c0f4
-def _write(path, timed_images, rate, options):
-    """Encode an iterable of (time_s, image) into a file that appears when it is complete."""
-    path = Path(path)
-    if path.suffix.lower() not in _ENDINGS_WRITTEN:
-        raise InputError(
-            f"Cannot write {str(path)!r}: the ending must be one of {', '.join(_ENDINGS_WRITTEN)}."
-        )
-    container_options = {"fflags": "+bitexact"}
-    if path.suffix.lower() != ".mkv":
-        container_options["movflags"] = "+faststart"
-    encodable, timed_images = _Encodable(rate), iter(timed_images)
-    first = next(timed_images, None)
-    if first is None:
-        raise InputError(f"There are no frames to write to {str(path)!r}. Give at least one.")
-    height, width = encodable.check(first[1]).shape[:2]
-    try:
-        with atomic_path(path) as temporary:
-            with av.open(f"file:{os.path.abspath(temporary)}", "w", options=container_options) as container:
-                stream = container.add_stream("libx264", rate=rate)
-                _prepare(stream.codec_context, width, height, rate, options)
-                while first is not None:
-                    container.mux(stream.encode(encodable(*first)))
-                    first = next(timed_images, None)
-                container.mux(stream.encode(None))
-    except av.error.FFmpegError as error:
-        raise InputError(f"Cannot write {str(path)!r}: the encoder says {error.strerror!r}.") from error
-    return path
-
-
-def _image_of(frame):
-    return frame.image if isinstance(frame, Frame) else frame
-
-
-# %% ../nbs/01_video.ipynb #1b0ab169
-def write_video(path, frames, frame_rate, *, crf=None, bitrate=None, preset="veryfast"):
-    """Write frames as H.264 at a constant frame rate.
-
-    Parameters
-    ----------
-    path : str or Path
-        Ends in .mp4, .m4v, .mov or .mkv. The file appears when it is complete; missing folders are created.
-    frames : iterable of Frame or ndarray, uint8 (H, W, 3)
-        RGB, all of one size; read one by one. An odd last row or column is repeated, since sides must be even.
-    frame_rate : float or Fraction
-        Frames per second.
-    crf : float, optional
-        Constant rate factor, 0 (lossless except for 4:2:0) to 51; 18 when neither it nor `bitrate` is given.
-    bitrate : float, optional
-        Bits per second on average, and at most in any one second, as in a conferencing encoder.
-    preset : str
-        Speed of x264, "ultrafast" to "veryslow".
-
-    Returns
-    -------
-    Path
-        The same frames give the same bytes.
-
-    Raises
-    ------
-    InputError
-        There are no frames, they differ in size, an option makes no sense, or the file cannot be written.
-    """
-    rate = _rate(frame_rate)
-    timed = ((float(place / rate), _image_of(frame)) for place, frame in enumerate(frames))
-    return _write(path, timed, rate, _coding_options(crf, bitrate, preset, 18))
 
 
 # %% ../nbs/01_video.ipynb #29491807
@@ -1385,7 +1424,6 @@ def recompress_frames(frames, frame_rate=25, *, crf=None, bitrate=None, preset="
             decoded += map(converter.rgb, decoder.decode(packet))
     if encodable.shape is None:
         raise InputError("There are no frames to compress. Give at least one.")
-    for packet in encoder.encode(None):
+    for packet in [*encoder.encode(None), None]:
         decoded += map(converter.rgb, decoder.decode(packet))
-    decoded += map(converter.rgb, decoder.decode(None))
     return np.stack(decoded)[:, : encodable.shape[0], : encodable.shape[1]]

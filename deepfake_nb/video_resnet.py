@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .pictures import IMAGENET_NORMALISATION
 from .files import InputError, UsageError
+from .pictures import IMAGENET_NORMALISATION
 from .weights import differences, save_network, tensors_within
 
 # %% ../nbs/08_video_resnet.ipynb #2d776db4

@@ -6,17 +6,20 @@
 __all__ = ["Indices", "Reconstruction", "VQVAE2"]
 
 # %% ../nbs/08_vqvae.ipynb #c3083aa2
-import torch
-from .files import InputError, UsageError
-from .stylegan import require_side
-from torch import nn
-from torch.nn import functional
 from typing import NamedTuple
 
+import torch
+from fastcore.basics import patch
+from torch import nn
+from torch.nn import functional
 
-# %% ../nbs/08_vqvae.ipynb #33bff6b2
-class RunningMeans(nn.Module):
-    """Codes (size, dimension), running means of the features assigned to them (Razavi et al. 2019, section 2.1)."""
+from .files import InputError, UsageError
+from .stylegan import require_side
+
+
+# %% ../nbs/08_vqvae.ipynb #5843e0ac
+class Codebook(nn.Module):
+    """Codes (size, dimension), each for the features nearest to it, with running means of those features."""
 
     def __init__(self, size, dimension, decay=0.99):
         super().__init__()
@@ -24,39 +27,6 @@ class RunningMeans(nn.Module):
         self.register_buffer("codes", torch.randn(size, dimension))
         self.register_buffer("usage", torch.ones(size))
         self.register_buffer("sums", self.codes.clone())
-
-    @torch.no_grad()
-    def follow(self, features, indices):
-        """Update the codes towards the mean of the features assigned to them."""
-        vectors, chosen = features.float().movedim(1, -1).flatten(0, 2), indices.flatten()
-        usage = torch.bincount(chosen, minlength=len(self.codes)).to(self.usage)
-        sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)
-        self.usage.lerp_(usage, 1 - self.decay)
-        self.sums.lerp_(sums, 1 - self.decay)
-        means = self.sums / self.usage.clamp_min(1e-5)[:, None]
-        self.codes.copy_(torch.where(self.usage[:, None] > 1e-5, means, self.codes))
-
-    @torch.no_grad()
-    def reset_dead(self, features, least_usage=1.0, generator=None):
-        """Reset codes used less than `least_usage` times per step to features (N, D, H, W); return their number."""
-        dead = (self.usage < least_usage).nonzero().flatten()
-        vectors = features.float().movedim(1, -1).flatten(0, 2)
-        chosen = torch.randint(len(vectors), (len(dead),), generator=generator, device="cpu")
-        self.codes[dead] = vectors[chosen.to(vectors.device)]
-        self.usage[dead], self.sums[dead] = 1.0, self.codes[dead]
-        return len(dead)
-
-
-# %% ../nbs/08_vqvae.ipynb #5843e0ac
-class Codebook(RunningMeans):
-    """Code vectors; each represents the features nearest to it."""
-
-    def nearest(self, features):
-        """Indices (N, H, W) of the codes nearest to features (N, D, H, W)."""
-        vectors = features.detach().float().movedim(1, -1)
-        with torch.autocast(vectors.device.type, enabled=False):
-            distances = self.codes.square().sum(dim=1) - 2 * vectors @ self.codes.T
-        return distances.argmin(dim=-1)
 
     def look_up(self, indices):
         """Codes (N, D, H, W) of indices (N, H, W)."""
@@ -72,6 +42,43 @@ class Codebook(RunningMeans):
         return features + (codes - features).detach(), loss, indices
 
 
+# %% ../nbs/08_vqvae.ipynb #c14a5c20
+@patch
+def nearest(self: Codebook, features):
+    """Indices (N, H, W) of the codes nearest to features (N, D, H, W)."""
+    vectors = features.detach().float().movedim(1, -1)
+    with torch.autocast(vectors.device.type, enabled=False):
+        distances = self.codes.square().sum(dim=1) - 2 * vectors @ self.codes.T
+    return distances.argmin(dim=-1)
+
+
+# %% ../nbs/08_vqvae.ipynb #33bff6b2
+@patch
+@torch.no_grad()
+def follow(self: Codebook, features, indices):
+    """Update the codes towards the mean of the features assigned to them."""
+    vectors, chosen = features.float().movedim(1, -1).flatten(0, 2), indices.flatten()
+    usage = torch.bincount(chosen, minlength=len(self.codes)).to(self.usage)
+    sums = torch.zeros_like(self.sums).index_add_(0, chosen, vectors)
+    self.usage.lerp_(usage, 1 - self.decay)
+    self.sums.lerp_(sums, 1 - self.decay)
+    means = self.sums / self.usage.clamp_min(1e-5)[:, None]
+    self.codes.copy_(torch.where(self.usage[:, None] > 1e-5, means, self.codes))
+
+
+# %% ../nbs/08_vqvae.ipynb #f1313814
+@patch
+@torch.no_grad()
+def reset_dead(self: Codebook, features, least_usage=1.0, generator=None):
+    """Reset codes used less than `least_usage` times per step to features (N, D, H, W); return their number."""
+    dead = (self.usage < least_usage).nonzero().flatten()
+    vectors = features.float().movedim(1, -1).flatten(0, 2)
+    chosen = torch.randint(len(vectors), (len(dead),), generator=generator, device="cpu")
+    self.codes[dead] = vectors[chosen.to(vectors.device)]
+    self.usage[dead], self.sums[dead] = 1.0, self.codes[dead]
+    return len(dead)
+
+
 # %% ../nbs/08_vqvae.ipynb #150746b1
 class ReluBlock(nn.Module):
     """A residual block of two convolutions with ReLU."""
@@ -85,6 +92,7 @@ class ReluBlock(nn.Module):
         return maps + self.narrow(functional.relu(self.wide(functional.relu(maps))))
 
 
+# %% ../nbs/08_vqvae.ipynb #00e487b3
 def halving_network(inputs, channels, residual_channels, halvings):
     """Downsample maps `halvings` times, then two residual blocks."""
     steps = []
@@ -96,6 +104,7 @@ def halving_network(inputs, channels, residual_channels, halvings):
     return nn.Sequential(*steps, *(ReluBlock(channels, residual_channels) for _ in range(2)), nn.ReLU())
 
 
+# %% ../nbs/08_vqvae.ipynb #700a75fe
 def doubling_network(inputs, outputs, channels, residual_channels, doublings):
     """Two residual blocks, then upsample maps `doublings` times."""
     steps = [nn.Conv2d(inputs, channels, 3, padding=1)]
@@ -105,26 +114,6 @@ def doubling_network(inputs, outputs, channels, residual_channels, doublings):
         steps += [nn.ConvTranspose2d(channels, after, 4, stride=2, padding=1)] + [nn.ReLU()] * bool(left)
         channels = after
     return nn.Sequential(*steps)
-
-
-# %% ../nbs/08_vqvae.ipynb #0b652194
-class Indices(NamedTuple):
-    """An image as code indices: `top` (N, R / 8, R / 8) and `bottom` (N, R / 4, R / 4), int64."""
-
-    top: torch.Tensor
-    bottom: torch.Tensor
-
-    def flat(self):
-        """All indices of an image in one row: (N, R^2 / 64 + R^2 / 16)."""
-        return torch.cat([self.top.flatten(1), self.bottom.flatten(1)], dim=1)
-
-
-class Reconstruction(NamedTuple):
-    """Output of `VQVAE2`: reconstructed images, the commitment loss to be added, and the indices."""
-
-    images: torch.Tensor
-    commitment_loss: torch.Tensor
-    indices: Indices
 
 
 # %% ../nbs/08_vqvae.ipynb #cc002e75
@@ -150,74 +139,33 @@ class PictureCoder(nn.Module):
         """The features that the bottom codebook quantises, given the codes of the top one."""
         return self.to_bottom(torch.cat([below, self.top_decoder(top)], dim=1))
 
-    def picture(self, top, bottom):
+    def image_of(self, top, bottom):
         """Images from the codes of both levels."""
         return self.decoder(torch.cat([self.top_upscaling(top), bottom], dim=1))
 
 
-# %% ../nbs/08_vqvae.ipynb #c52ee5bd
-def require_indices(indices, resolution, codebook_size):
-    """Reject indices of another network."""
-    top, bottom = (tuple(level.shape[1:]) for level in indices)
-    if top != (resolution // 8,) * 2 or bottom != (resolution // 4,) * 2:
-        raise InputError(
-            f"A VQ-VAE-2 of {resolution} px reads {resolution // 8} x {resolution // 8} and {resolution // 4} x "
-            f"{resolution // 4} indices a picture, not {top} and {bottom}."
-        )
-    if any(((level < 0) | (level >= codebook_size)).any() for level in indices):
-        raise InputError(
-            f"The codebook has {codebook_size} codes, but there are indices outside 0 to {codebook_size - 1}; "
-            f"these are indices of another network."
-        )
+# %% ../nbs/08_vqvae.ipynb #0b652194
+class Indices(NamedTuple):
+    """An image as code indices: `top` (N, R / 8, R / 8) and `bottom` (N, R / 4, R / 4), int64."""
+
+    top: torch.Tensor
+    bottom: torch.Tensor
+
+    def flat(self):
+        """All indices of an image in one row: (N, R^2 / 64 + R^2 / 16)."""
+        return torch.cat([self.top.flatten(1), self.bottom.flatten(1)], dim=1)
 
 
-# %% ../nbs/08_vqvae.ipynb #66f8d307
-class SymbolCoder(PictureCoder):
-    """Images to code indices and back, by the two codebooks of `VQVAE2`."""
+class Reconstruction(NamedTuple):
+    """Output of `VQVAE2`: reconstructed images, the commitment loss to be added, and the indices."""
 
-    @torch.no_grad()
-    def encode(self, images):
-        """Encode images (N, 3, R, R), RGB in [-1, 1], as `Indices` of the nearest codes."""
-        require_side(images, self.resolution, "VQ-VAE-2")
-        below, top_features = self.top_features(images)
-        top = self.top_codebook.nearest(top_features)
-        bottom_features = self.bottom_features(below, self.top_codebook.look_up(top))
-        return Indices(top, self.bottom_codebook.nearest(bottom_features))
-
-    @torch.no_grad()
-    def decode(self, indices):
-        """Decode `Indices` to images (N, 3, R, R), RGB clipped to [-1, 1]."""
-        require_indices(indices, self.resolution, len(self.top_codebook.codes))
-        top, bottom = indices
-        codes = self.top_codebook.look_up(top), self.bottom_codebook.look_up(bottom)
-        return self.picture(*codes).clamp(-1, 1)
-
-    @torch.no_grad()
-    def reset_dead_codes(self, images, least_usage=1.0, generator=None):
-        """Reset unused codes to features of images (N, 3, R, R) in [-1, 1].
-
-        Parameters
-        ----------
-        images : tensor, shape (N, 3, R, R)
-        least_usage : float
-            A code with a running mean of uses per training step below this counts as dead.
-        generator : torch.Generator, optional
-            Samples the features; on the CPU.
-
-        Returns
-        -------
-        dict of str to int
-            How many codes were reset in the ``top`` and the ``bottom`` codebook.
-        """
-        below, top_features = self.top_features(images)
-        moved = {"top": self.top_codebook.reset_dead(top_features, least_usage, generator)}
-        top = self.top_codebook.look_up(self.top_codebook.nearest(top_features))
-        bottom_features = self.bottom_features(below, top)
-        return moved | {"bottom": self.bottom_codebook.reset_dead(bottom_features, least_usage, generator)}
+    images: torch.Tensor
+    commitment_loss: torch.Tensor
+    indices: Indices
 
 
 # %% ../nbs/08_vqvae.ipynb #ef0e8180
-class VQVAE2(SymbolCoder):
+class VQVAE2(PictureCoder):
     """VQ-VAE-2 with two levels (Razavi et al. 2019, arXiv:1906.00446, section 3.1).
 
     Parameters
@@ -239,7 +187,7 @@ class VQVAE2(SymbolCoder):
         commitment=0.25, decay=0.99,
     ):  # fmt: skip
         if resolution < 8 or resolution % 8:
-            raise UsageError(f"VQ-VAE-2 takes pictures of a multiple of 8 pixels, not {resolution!r}.")
+            raise UsageError(f"VQ-VAE-2 takes images of a multiple of 8 pixels, not {resolution!r}.")
         super().__init__(channels, residual_channels, code_size)
         self.settings = {
             "resolution": resolution, "channels": channels, "residual_channels": residual_channels,
@@ -259,4 +207,68 @@ class VQVAE2(SymbolCoder):
         top, top_loss, top_indices = self.top_codebook(top_features)
         bottom, bottom_loss, bottom_indices = self.bottom_codebook(self.bottom_features(below, top))
         loss = self.commitment * (top_loss + bottom_loss)
-        return Reconstruction(self.picture(top, bottom), loss, Indices(top_indices, bottom_indices))
+        return Reconstruction(self.image_of(top, bottom), loss, Indices(top_indices, bottom_indices))
+
+
+# %% ../nbs/08_vqvae.ipynb #c52ee5bd
+def require_indices(indices, resolution, codebook_size):
+    """Reject indices of another network."""
+    top, bottom = (tuple(level.shape[1:]) for level in indices)
+    if top != (resolution // 8,) * 2 or bottom != (resolution // 4,) * 2:
+        raise InputError(
+            f"A VQ-VAE-2 of {resolution} px reads {resolution // 8} x {resolution // 8} and {resolution // 4} x "
+            f"{resolution // 4} indices per image, not {top} and {bottom}."
+        )
+    if any(((level < 0) | (level >= codebook_size)).any() for level in indices):
+        raise InputError(
+            f"The codebook has {codebook_size} codes, but there are indices outside 0 to {codebook_size - 1}; "
+            f"these are indices of another network."
+        )
+
+
+# %% ../nbs/08_vqvae.ipynb #66f8d307
+@patch
+@torch.no_grad()
+def encode(self: VQVAE2, images):
+    """Encode images (N, 3, R, R), RGB in [-1, 1], as `Indices` of the nearest codes."""
+    require_side(images, self.resolution, "VQ-VAE-2")
+    below, top_features = self.top_features(images)
+    top = self.top_codebook.nearest(top_features)
+    bottom_features = self.bottom_features(below, self.top_codebook.look_up(top))
+    return Indices(top, self.bottom_codebook.nearest(bottom_features))
+
+
+@patch
+@torch.no_grad()
+def decode(self: VQVAE2, indices):
+    """Decode `Indices` to images (N, 3, R, R), RGB clipped to [-1, 1]."""
+    require_indices(indices, self.resolution, len(self.top_codebook.codes))
+    top, bottom = indices
+    codes = self.top_codebook.look_up(top), self.bottom_codebook.look_up(bottom)
+    return self.image_of(*codes).clamp(-1, 1)
+
+
+# %% ../nbs/08_vqvae.ipynb #50346f37
+@patch
+@torch.no_grad()
+def reset_dead_codes(self: VQVAE2, images, least_usage=1.0, generator=None):
+    """Reset unused codes to features of images (N, 3, R, R) in [-1, 1].
+
+    Parameters
+    ----------
+    images : tensor, shape (N, 3, R, R)
+    least_usage : float
+        A code with a running mean of uses per training step below this counts as dead.
+    generator : torch.Generator, optional
+        Samples the features; on the CPU.
+
+    Returns
+    -------
+    dict of str to int
+        How many codes were reset in the ``top`` and the ``bottom`` codebook.
+    """
+    below, top_features = self.top_features(images)
+    moved = {"top": self.top_codebook.reset_dead(top_features, least_usage, generator)}
+    top = self.top_codebook.look_up(self.top_codebook.nearest(top_features))
+    bottom_features = self.bottom_features(below, top)
+    return moved | {"bottom": self.bottom_codebook.reset_dead(bottom_features, least_usage, generator)}

@@ -45,8 +45,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .mesonet import Meso4, MesoInception4
 from .files import InputError, UsageError, cache_dir, sha256_of, write_atomically
+from .mesonet import Meso4, MesoInception4
 from .wheels import WheelMember, fetch_wheel_member
 
 

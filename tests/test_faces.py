@@ -189,7 +189,7 @@ def test_a_picture_file_gives_one_frame_tracks(detector, portrait, tmp_path):
     cv2.imwrite(str(path), portrait[..., ::-1])
     (track,) = face_tracks(path, detector, crop_size=128)
     assert len(track) == 1 and track.crops.shape == (1, 128, 128, 3) and track.detected.all()
-    with pytest.raises(InputError, match="neither a picture nor a video"):
+    with pytest.raises(InputError, match="neither an image nor a video"):
         face_tracks(tmp_path / "notes.txt", detector)
     with pytest.raises(InputError, match=r"absent\.mp4"):
         face_tracks(tmp_path / "absent.mp4", detector)

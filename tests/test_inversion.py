@@ -205,13 +205,13 @@ def test_distances_are_taken_on_the_networks_device(loss, images):
 
 
 def test_bad_pictures_and_settings_are_refused(networks, loss, images):
-    with pytest.raises(InputError, match="takes pictures of shape"):
+    with pytest.raises(InputError, match="takes images of shape"):
         invert(images[..., :16], *networks, loss, QUICK)
     with pytest.raises(InputError, match="no numbers"):
         invert(images * torch.nan, *networks, loss, QUICK)
     with pytest.raises(InputError, match="do not belong together"):
         invert(images, networks[0], small_networks(style_size=8)[1], loss, QUICK)
-    with pytest.raises(InputError, match="takes pictures of shape"):
+    with pytest.raises(InputError, match="takes images of shape"):
         find_codes(np.zeros((2, 64, 64, 3), np.uint8), *networks, loss, QUICK)
     for wrong in ({"steps": -1}, {"batch_size": 0}, {"stall": -2}, {"precision": "half"}):
         with pytest.raises(UsageError):

@@ -552,9 +552,9 @@ def test_empty_split(train, validation, name):
 
 
 def test_predicting_nothing():
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         trainer().predict(pictures(0))
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         trainer().evaluate(pictures(0))
 
 

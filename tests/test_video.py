@@ -438,7 +438,7 @@ BAD_FILES = {
     "missing.mp4": (lambda path: None, "There is no file"),
     "folder.mp4": (lambda path: path.mkdir(), "is a folder"),
     "pipe.mp4": (os.mkfifo, "not an ordinary file"),
-    "sound.m4a": (sound_only, "sound but no picture"),
+    "sound.m4a": (sound_only, "sound but no video"),
     "list.mp4": (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n"), "list.mp4"),
     "a/b/c.mp4": (lambda path: None, "There is no file"),
     "x" * 300 + ".mp4": (lambda path: None, "Check the path"),
