@@ -28,7 +28,7 @@ def main() -> None:
     subprocess.run([str(Path(sys.executable).with_name("nbdev_clean"))], cwd=ROOT, check=True)
     subprocess.run([str(Path(sys.executable).with_name("nbdev_export"))], cwd=ROOT, check=True)
     run("ruff", "format", "--quiet", "deepfake_nb")
-    run("ruff", "check", "deepfake_nb", "tests", "benchmarks", "scripts", "docs")
+    run("ruff", "check", "nbs", "deepfake_nb", "tests", "benchmarks", "scripts", "docs")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_notebook_holds_no_outputs(notebook):
 
 
 def test_linter_and_formatter_pass():
-    folders = ("deepfake_nb", "tests", "benchmarks", "scripts", "docs")
+    folders = ("nbs", "deepfake_nb", "tests", "benchmarks", "scripts", "docs")
     run(sys.executable, "-m", "ruff", "check", *folders, cwd=ROOT)
     run(sys.executable, "-m", "ruff", "format", "--check", *folders, cwd=ROOT)
 
