@@ -217,9 +217,10 @@ def test_site_has_a_page_for_every_notebook_that_ran_and_every_module(site):
         assert (site / f"{notebook.stem}.html").is_file(), notebook.name
 
 
-def test_study_by_hand_from_any_folder(tmp_path):
+def test_study_by_hand_from_any_folder(smoke_study, tmp_path):
     command = [BIN / "papermill", ROOT / "nbs" / "10_datasets.ipynb", "out.ipynb", "-p", "profile", "smoke"]
-    run(*command, "--no-progress-bar", cwd=tmp_path)
+    environment = os.environ | {"DEEPFAKE_NB_CACHE": str(smoke_study["out"] / "cache")}
+    run(*command, "--no-progress-bar", cwd=tmp_path, env=environment)
     unknown = run(*command[:3], "-p", "profile", "large", cwd=tmp_path, status=1)
     assert "There is no profile 'large'" in unknown.stderr
 
