@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export MPLBACKEND ?= agg
 export OMP_WAIT_POLICY ?= PASSIVE
 # Compiled once, not by every process that a test starts. Two at a time, one thread each: two cores are enough.
-TEST := $(BIN)/python -m compileall -q deepfake_nb && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+TEST := $(BIN)/python -m compileall -q deepfake_nb && OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: study quick test docs bench reference lab export clean
 

@@ -13,24 +13,39 @@ from deepfake_nb.wheels import fetch_wheel_member
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-STUDY_FILES = ("test_interrupted_study.py", "test_site.py")
+STUDY_FILES = ("test_interrupted_study.py", "test_site.py")  # both look at the smoke study
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Order the tests, and mark as slow what waits for the smoke study.
-
-    With `--dist loadgroup` the tests of a file share a process and its fixtures, and so do both files on the study. These take
-    longest and begin first; notebooks are dealt out one by one at the end, so that no process is left without work.
-    """
+    """Begin with the study, which takes longest, end with the notebooks; what waits for the study is slow."""
     begun_first = {name: place - len(STUDY_FILES) for place, name in enumerate(STUDY_FILES)}
     items.sort(key=lambda item: begun_first.get(item.path.name, int("notebook_server" in item.fixturenames)))
     for item in items:
         if "smoke_study" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
-        if "notebook_server" not in item.fixturenames:
-            group = "study" if item.path.name in STUDY_FILES else item.path.stem
-            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def unit_of(test: str) -> str:
+    """What is run in one process together with a test: its file, both files on the study, or the test of a notebook alone."""
+    file, _, name = test.partition("::")
+    if Path(file).name in STUDY_FILES:
+        return "study"
+    return test if name.startswith("test_notebook_runs[") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """`--dist loadfile`, by the units of `unit_of`."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return unit_of(nodeid)
+
+    return ByUnit(config, log)
 
 
 def shared_folder(name: str) -> Path:

@@ -237,7 +237,11 @@ def written(tmp_path_factory):
     from deepfake_nb.face_encoder import ClipProbe
 
     out = tmp_path_factory.mktemp("detector")
-    made = {"seed": 1, "device": "cpu (2 cores)", "stages": {"blends": {"steps": 3, "seconds": 60, "first_loss": 0.7, "last_loss": 0.5}}}
+    made = {
+        "seed": 1,
+        "device": "cpu (2 cores)",
+        "stages": {"blends": {"steps": 3, "seconds": 60, "first_loss": 0.7, "last_loss": 0.5}},
+    }
     rows = predictions()
     ladder = pd.DataFrame({"media": np.repeat(rows.media.unique()[:20], 2), "version": ["original", "crf 38"] * 20, "label": np.repeat([0, 1] * 10, 2), "person": np.repeat([f"p{n}" for n in range(20)], 2), "source": "s", "score": np.tile([0.3, 0.4], 20), "face_score": np.tile([0.2, 0.4], 20)})  # fmt: skip
     write_detector(
@@ -300,7 +304,9 @@ def test_one_face_is_the_middle_one_without_its_margin(tmp_path):
     np.savez(tmp_path / "crops.npz", faces=faces, landmarks=np.zeros((3, 5, 2)), sides=np.ones(3))
     face = reencoding.read_middle_face(tmp_path / "crops.npz")
     assert face.shape == (SIZE, SIZE, 3) and (face == 20).all() and STORED == SIZE + 2 * MARGIN
-    changed = [reencoding.read_middle_face(tmp_path / "crops.npz", np.random.default_rng(3)) for _ in range(2)]
+    changed = [
+        reencoding.read_middle_face(tmp_path / "crops.npz", np.random.default_rng(3)) for _ in range(2)
+    ]
     assert (changed[0] == changed[1]).all()
 
 
