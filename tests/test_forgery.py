@@ -106,7 +106,7 @@ def test_square_mask_is_deep_live_cams():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"image": np.zeros((9, 9), np.uint8)}, "RGB picture"),
+        ({"image": np.zeros((9, 9), np.uint8)}, "RGB image"),
         ({"image": np.zeros((9, 9, 3), np.float32)}, "uint8"),
         ({"landmarks": np.zeros((4, 2))}, "five points"),
         ({"landmarks": np.full((5, 2), np.nan)}, "not a number"),
@@ -621,7 +621,7 @@ def test_a_pair_must_agree(tmp_path, clip):
         (frames, frames[:, :64], ("a.mp4", "b.mp4"), "a pair must agree"),
         (frames, frames, ("a.mp4", "b.mkv"), "stored alike"),
         (frames[0], frames[0, :64], ("a.png", "b.png"), "a pair must agree"),
-        (frames, frames, ("a.png", "b.png"), "RGB picture"),
+        (frames, frames, ("a.png", "b.png"), "RGB image"),
         (frames, frames, ("a.mp4", "a.mp4"), "same file"),
     ]:
         with pytest.raises(InputError, match=sentence):
