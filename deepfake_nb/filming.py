@@ -142,7 +142,7 @@ def _forge(camera, film, source, path):
     return np.stack([frame for frame, _ in swapped]), np.stack([mask for _, mask in swapped])
 
 
-# %% ../nbs/09_filming.ipynb #84cee345
+# %% ../nbs/09_filming.ipynb #b58b2674
 def _transmit(camera, shot, images, masks=None):
     """Send frames through the call; real and fake of a shot get the same line, lighting and lost frames."""
     if not camera.channel:
@@ -167,7 +167,7 @@ def _in_order_of_use(shots):
             person = next((source for shot in some[::-1] for source, _ in shot.fakes[::-1]), None)
 
 
-# %% ../nbs/09_filming.ipynb #48eb8a3a
+# %% ../nbs/09_filming.ipynb #6ec03795
 def _paths_of(shot):
     return [path for path in (shot.real, *(path for _, path in shot.fakes)) if path]
 
@@ -191,7 +191,7 @@ def mask_path(masks, path):
     return Path(masks) / path.with_suffix(".mkv" if path.suffix == ".mp4" else ".png")
 
 
-# %% ../nbs/09_filming.ipynb #9b253a1b
+# %% ../nbs/09_filming.ipynb #e904f299
 PRESET = "ultrafast"  # no B-frames and fixed key frames: the order of frame types is uninformative
 
 
@@ -258,7 +258,7 @@ def _write_image(path, image):
         temporary.write_bytes(cv2.imencode(path.suffix, image[..., ::-1], options)[1].tobytes())
 
 
-# %% ../nbs/09_filming.ipynb #84c921e8
+# %% ../nbs/09_filming.ipynb #4dc5757b
 def _shoot_batch(camera, shots, media, masks):
     people = [_person(camera, shot.person) for shot in shots]
     seed = random_seed(camera.seed, "stills", camera.cast, *_paths_of(shots[0]))
@@ -304,7 +304,7 @@ def _enlarged(image, side):
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
-# %% ../nbs/09_filming.ipynb #84fae009
+# %% ../nbs/09_filming.ipynb #bbeaa853
 def _portray(camera, shots, media, masks):
     people = [_person(camera, shot.person) for shot in shots]
     seed = random_seed(camera.seed, "portraits", camera.cast, shots[0].real)
@@ -362,6 +362,7 @@ def _lfw_photos(root, settings):
     return scan_source("lfw", root).manifest
 
 
+# %% ../nbs/09_filming.ipynb #ee8bdae9
 def _join_lonely(photos):
     """Splits of the photos; a split with one person cannot be paired and is moved to training."""
     people = photos.groupby("split").source_id.nunique()
@@ -379,6 +380,22 @@ def _write_table(folder, rows):
 
 
 # %% ../nbs/09_filming.ipynb #e057a223
+@functools.lru_cache(maxsize=1)
+def _photo_detector(working_size, threshold):
+    return CenterFace(working_size, threshold)
+
+
+def _main_face(path, settings):
+    """A photograph and the five landmarks of its largest face."""
+    image = read_image(path)
+    detector = _photo_detector(settings.working_size, settings.threshold)
+    tracks = face_tracks(image, detector, crop_size=None)
+    if not tracks:
+        raise InputError("no face was found to swap")
+    return image, tracks[0].landmarks[0]
+
+
+# %% ../nbs/09_filming.ipynb #9f258119
 def _swap_photo(root, folder, photo, source, source_path, settings):
     """Write a photo and its swap as two files with the same encoder; return their two rows."""
     name = Path(photo.path).stem
@@ -393,21 +410,6 @@ def _swap_photo(root, folder, photo, source, source_path, settings):
         _write_image(folder / real, image)
     rows = [(real, 0, photo.source_id, "", "original"), (fake, 1, source, photo.source_id, "landmark-warp")]
     return [(*row, "lfw", photo.split) for row in rows]
-
-
-@functools.lru_cache(maxsize=1)
-def _photo_detector(working_size, threshold):
-    return CenterFace(working_size, threshold)
-
-
-def _main_face(path, settings):
-    """A photograph and the five landmarks of its largest face."""
-    image = read_image(path)
-    detector = _photo_detector(settings.working_size, settings.threshold)
-    tracks = face_tracks(image, detector, crop_size=None)
-    if not tracks:
-        raise InputError("no face was found to swap")
-    return image, tracks[0].landmarks[0]
 
 
 # %% ../nbs/09_filming.ipynb #715a66c1
@@ -458,6 +460,11 @@ def _paths_of_pair(pair, root, recordings, media, masks):
     return _PairPaths(target, source, real, fake, mask_path(masks, fake.relative_to(media)))
 
 
+def _replacer(models):
+    network, embedding = models / "inswapper_128.onnx", models / "w600k_r50.onnx"
+    return InSwapper(network, embedding) if network.is_file() and embedding.is_file() else None
+
+
 # %% ../nbs/09_filming.ipynb #f88383f4
 def _ffpp_originals(root, sizes, seed):
     """One original recording per person, up to `sizes` per split; official splits where known."""
@@ -474,11 +481,6 @@ def _ffpp_originals(root, sizes, seed):
     found = found.iloc[random_stream(seed, "choice").permutation(len(found))]
     rank = found.groupby("split").cumcount()
     return found[rank < found.split.map(wanted).fillna(0)].sort_values("source_id")
-
-
-def _replacer(models):
-    network, embedding = models / "inswapper_128.onnx", models / "w600k_r50.onnx"
-    return InSwapper(network, embedding) if network.is_file() and embedding.is_file() else None
 
 
 # %% ../nbs/09_filming.ipynb #2688532f
@@ -564,7 +566,7 @@ def _dealt(count, shares):
     return dealt + ["train"] * (count - len(dealt)) if count - len(dealt) >= 2 else ["train"] * count
 
 
-# %% ../nbs/09_filming.ipynb #7c598e8a
+# %% ../nbs/09_filming.ipynb #0d47d3ef
 def _make_rendered(root, out, limit, settings, progress):
     count = max(2, (limit or 24) // 2)
     people = [f"person{number:04d}" for number in range(count)]
@@ -583,4 +585,5 @@ def _make_rendered(root, out, limit, settings, progress):
     return folder, []
 
 
+# %% ../nbs/09_filming.ipynb #83a20671
 MAKERS = {"lfw": _make_lfw, "rendered": _make_rendered}

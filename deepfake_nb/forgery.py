@@ -495,7 +495,7 @@ def _read_onnx_graph(path):
                 nodes.append([bytes(data[slice(*parts[key])]).decode() for key in (3, 4) if key in parts])
             elif number == 5:
                 last = value
-        return nodes, last and _read_tensor(data, *last)
+        return nodes, None if last is None else _read_tensor(data, *last)
 
 
 # %% ../nbs/03_forgery.ipynb #fef12c66
