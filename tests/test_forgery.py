@@ -315,6 +315,16 @@ def test_inswapper_swaps_through_the_square_mask(tmp_path, weights, source, stil
     assert square.sum() > 1.3 * face.sum()
 
 
+@pytest.mark.parametrize("initializer", [b"\x28\x00", b"\x28\x07"], ids=["zero", "seven"])
+def test_an_onnx_graph_whose_tensor_is_a_number_is_not_read(tmp_path, initializer):
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(
+        b"\x3a" + bytes([len(initializer)]) + initializer
+    )  # field 7, the graph; in it field 5 as a number
+    with pytest.raises((TypeError, ValueError)):
+        forgery._read_onnx_graph(path)
+
+
 def test_inswapper_refuses_other_files_in_a_sentence(tmp_path, weights):
     arcface = write_arcface(tmp_path / "arc.onnx", weights)
     good = write_swapper(tmp_path / "good.onnx", weights)
