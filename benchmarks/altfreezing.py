@@ -17,15 +17,15 @@ import cv2
 import numpy as np
 import torch
 
-from deepfake_nb.clips import ClipSet, clip_starts, cut_clip, inference_precision, pool_clips
-from deepfake_nb.faces import CenterFace, align_clip, track_faces
-from deepfake_nb.heads import random_identity
-from deepfake_nb.pictures import IMAGENET_NORMALISATION
-from deepfake_nb.rendered import render_video
-from deepfake_nb.score import MediaScorer
-from deepfake_nb.training import Trainer, TrainingSettings, has_bf16, seeded
-from deepfake_nb.video import media_kind, read_frames, write_video
-from deepfake_nb.video_resnet import VideoResNet, normalise_clips, save_video_resnet
+from deepfake_nb.learning.clips import ClipSet, clip_starts, cut_clip, inference_precision, pool_clips
+from deepfake_nb.learning.training import Trainer, TrainingSettings, has_bf16, seeded
+from deepfake_nb.media.faces import CenterFace, align_clip, track_faces
+from deepfake_nb.media.images import IMAGENET_NORMALISATION
+from deepfake_nb.media.video import media_kind, read_frames, write_video
+from deepfake_nb.networks.video_resnet import VideoResNet, normalise_clips, save_video_resnet
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_video
+from deepfake_nb.scoring.score import MediaScorer
 
 N_FRAMES = 300
 CLIP_LENGTH = 32
@@ -210,7 +210,7 @@ def agreement_row(videos):
 
 def build_of(videos, folder):
     """A build of some videos, half of them called fake."""
-    from deepfake_nb.builds import build
+    from deepfake_nb.data.builds import build
 
     for number, path in enumerate(videos):
         place = Path(folder) / "media" / ("real", "fake")[number % 2]

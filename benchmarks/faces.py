@@ -16,8 +16,8 @@ import av
 import cv2
 import numpy as np
 
-from deepfake_nb.faces import CenterFace, face_tracks, read_face_tracks, write_face_tracks
-from deepfake_nb.video import write_video
+from deepfake_nb.media.faces import CenterFace, face_tracks, read_face_tracks, write_face_tracks
+from deepfake_nb.media.video import write_video
 
 REPEATS = 4
 N_VIDEOS = 12
@@ -28,8 +28,10 @@ MEMORY_GOAL_MB = 1500
 
 def make_clip(path, n_frames=240):
     """A 720p clip of one rendered person who moves before a still background."""
-    from deepfake_nb.heads import random_identity
-    from deepfake_nb.rendered import render_video  # brings torch: not for the processes that are measured
+    from deepfake_nb.people.heads import random_identity
+    from deepfake_nb.people.rendering import (
+        render_video,  # brings torch: not for the processes that are measured
+    )
 
     face = render_video(random_identity(3), "studio", 24, size=192, seed=0).images
     there_and_back = np.concatenate([face, face[::-1]])

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from deepfake_nb.freezing import AlternateFreezing, GradualUnfreezing, awake
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_video
-from deepfake_nb.scenes import DOMAINS
-from deepfake_nb.training import binary_cross_entropy, seeded
-from deepfake_nb.video_resnet import VideoResNet, normalise_clips
+from deepfake_nb.learning.freezing import AlternateFreezing, GradualUnfreezing, awake
+from deepfake_nb.learning.training import binary_cross_entropy, seeded
+from deepfake_nb.networks.video_resnet import VideoResNet, normalise_clips
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_video
+from deepfake_nb.people.scenes import DOMAINS
 
 # clips, frames, pixels: small on a processor, the paper's on a GPU
 SHAPES = {"cpu": (4, 8, 64), "cuda": (8, 32, 224)}

@@ -16,14 +16,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from deepfake_nb.backbones import FOUR, list_combinations, make_backbone
-from deepfake_nb.features import compute_features, make_head, measure_norms, predict_heads, train_heads
-from deepfake_nb.files import random_stream
-from deepfake_nb.fusion import AUGMENTATION, UNIT, head_settings
-from deepfake_nb.heads import random_identity
-from deepfake_nb.pictures import PictureSet
-from deepfake_nb.rendered import render_stills
-from deepfake_nb.training import cut_batches, fake_scores
+from deepfake_nb.learning.features import (
+    compute_features,
+    make_head,
+    measure_norms,
+    predict_heads,
+    train_heads,
+)
+from deepfake_nb.learning.training import cut_batches, fake_scores
+from deepfake_nb.media.images import ImageSet
+from deepfake_nb.networks.backbones import FOUR, list_combinations, make_backbone
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills
+from deepfake_nb.sections.fusion import AUGMENTATION, UNIT, head_settings
+from deepfake_nb.study.files import random_stream
 
 SIZE = 128
 N_TRAIN, N_VALIDATION = 128, 32
@@ -45,7 +51,7 @@ def make_stills(folder, n):
 def picture_sets(paths):
     """Training and validation pictures, every second one called fake."""
     parts = paths[:N_TRAIN], paths[N_TRAIN : N_TRAIN + N_VALIDATION]
-    return [PictureSet(part, [at % 2 for at in range(len(part))], SIZE) for part in parts]
+    return [ImageSet(part, [at % 2 for at in range(len(part))], SIZE) for part in parts]
 
 
 def wait(device):

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-from deepfake_nb.generator import shipped_networks
-from deepfake_nb.inversion import InversionSettings, inversion_loss, invert
-from deepfake_nb.latent import train_head
-from deepfake_nb.portraits import as_inputs, rendered_faces
+from deepfake_nb.learning.generator import shipped_networks
+from deepfake_nb.learning.inversion import InversionSettings, inversion_loss, invert
+from deepfake_nb.people.portraits import as_inputs, rendered_faces
+from deepfake_nb.sections.latent import train_head
 
 STEPS = 100
 TOGETHER, ALONE = 16, 3

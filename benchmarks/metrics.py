@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 
-from deepfake_nb.metrics import METRICS, bootstrap
+from deepfake_nb.evaluation.metrics import METRICS, bootstrap
 
 GOAL_S = 2.0
 N_MEDIA = 1000

@@ -10,9 +10,9 @@ import time
 import torch
 
 from benchmarks.faces import row, seconds
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.scenes import DOMAINS
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills, render_video
+from deepfake_nb.people.scenes import DOMAINS
 
 SIDE = 128
 FRAMES, ALONE = 100, 10

@@ -68,10 +68,10 @@ def our_verdict(path, folder):
 
 def plain_score(path, name):
     """The plain way of one detector: all frames kept, the face looked for in each, and one look at a time; with peak memory."""
-    from deepfake_nb.faces import CenterFace, track_faces
-    from deepfake_nb.score import MediaScorer, logits_to_scores
-    from deepfake_nb.video import probe, read_frames
-    from deepfake_nb.views import ClipDetector, clip_views, frame_views, wanted_frames
+    from deepfake_nb.media.faces import CenterFace, track_faces
+    from deepfake_nb.media.video import probe, read_frames
+    from deepfake_nb.scoring.score import MediaScorer, logits_to_scores
+    from deepfake_nb.scoring.views import ClipDetector, clip_views, frame_views, wanted_frames
 
     scorer = MediaScorer(name, device="cpu", calibration=False, precision="float32")
     (loaded,) = scorer.detectors

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from deepfake_nb.files import random_stream
-from deepfake_nb.frame_detectors import SimpleNet
-from deepfake_nb.heads import random_identity
-from deepfake_nb.pictures import CIFAR_NORMALISATION, Augmentation, PictureSet
-from deepfake_nb.rendered import render_stills
-from deepfake_nb.training import Trainer, TrainingSettings, read_ahead, seeded, training_portions
+from deepfake_nb.learning.training import Trainer, TrainingSettings, read_ahead, seeded, training_portions
+from deepfake_nb.media.images import CIFAR_NORMALISATION, Augmentation, ImageSet
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills
+from deepfake_nb.sections.frame_detectors import SimpleNet
+from deepfake_nb.study.files import random_stream
 
 N_PICTURES = 512
 N_LEARNT = 128
@@ -88,7 +88,7 @@ def reading_rows(paths, labels):
     """Both ways take turns, and the fastest turn of each counts: other work on the machine only slows."""
     turns = []
     for turn in range(TURNS):
-        pictures = PictureSet(paths, labels, SIZE)
+        pictures = ImageSet(paths, labels, SIZE)
         turns.append((plain_pass(paths, labels), our_pass(pictures, turn), our_pass(pictures, turn + TURNS)))
     plain_s, first_s, later_s = (min(column) for column in zip(*turns, strict=True))
     what = f"{len(paths)} JPEG stills of {SIZE} pixels, best of {TURNS} turns, {os.cpu_count()} cores"
@@ -128,10 +128,10 @@ def waiting_row(paths, labels):
         network = SimpleNet()
     augmentation = Augmentation(CIFAR_NORMALISATION, padding=4, flip=True)
     trainer = Trainer(network, TrainingSettings(batch_size=BATCH_SIZE), transform=augmentation)
-    trainer.train_one_epoch(PictureSet(paths[:BATCH_SIZE], labels[:BATCH_SIZE], SIZE), 1)
+    trainer.train_one_epoch(ImageSet(paths[:BATCH_SIZE], labels[:BATCH_SIZE], SIZE), 1)
     turns = []
     for turn in range(TURNS // 2):
-        pictures = PictureSet(paths, labels, SIZE)
+        pictures = ImageSet(paths, labels, SIZE)
         ours = (
             trainer.train_one_epoch(pictures, 2 * turn + 2),
             trainer.train_one_epoch(pictures, 2 * turn + 3),

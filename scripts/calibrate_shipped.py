@@ -14,15 +14,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from deepfake_nb.calibration import write_calibrations
-from deepfake_nb.files import atomic_path, random_stream
-from deepfake_nb.filming import Camera, Shot, shoot, shoot_portraits, shoot_stills
-from deepfake_nb.fit_calibration import calibrate, find_labelled_media, gather
-from deepfake_nb.forgery import pair_identities
-from deepfake_nb.metrics import auc, expected_calibration_error
-from deepfake_nb.out_of_distribution import COARSE
-from deepfake_nb.score import RENDERED, open_scorer
-from deepfake_nb.video import read_frames, read_image, write_video
+from deepfake_nb.evaluation.calibration import write_calibrations
+from deepfake_nb.evaluation.metrics import auc, expected_calibration_error
+from deepfake_nb.evaluation.out_of_distribution import COARSE
+from deepfake_nb.media.video import read_frames, read_image, write_video
+from deepfake_nb.people.swapping import pair_identities
+from deepfake_nb.scoring.fit_calibration import calibrate, find_labelled_media, gather
+from deepfake_nb.scoring.score import RENDERED, open_scorer
+from deepfake_nb.sections.filming import Camera, Shot, shoot, shoot_portraits, shoot_stills
+from deepfake_nb.study.files import atomic_path, random_stream
 
 FRAMES = 20
 LARGE = 192  # pixels; faces from here on are told apart in what is printed

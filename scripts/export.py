@@ -22,7 +22,7 @@ def clear_outputs(notebook: Path) -> None:
 
 
 def main() -> None:
-    for notebook in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for notebook in sorted((ROOT / "nbs").rglob("*.ipynb")):
         clear_outputs(notebook)
     run("ruff", "format", "--quiet", "nbs")
     subprocess.run([str(Path(sys.executable).with_name("nbdev_clean"))], cwd=ROOT, check=True)

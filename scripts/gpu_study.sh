@@ -89,7 +89,7 @@ run_study() {
     export DEEPFAKE_NB_CACHE="${DEEPFAKE_NB_CACHE:-$PWD/out/gpu-cache}" OMP_WAIT_POLICY=PASSIVE
     install "$wheels" "$venv"
     if [ ${#sections[@]} -eq 0 ]; then
-        mapfile -t sections < <("$venv/bin/python" -c "from deepfake_nb.runner import available_sections as s
+        mapfile -t sections < <("$venv/bin/python" -c "from deepfake_nb.study.runner import available_sections as s
 print(*s(), sep='\n')")
     fi
     for section in "${sections[@]}"; do

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from deepfake_nb.files import cache_dir, write_atomically
-from deepfake_nb.runner import available_sections
+from deepfake_nb.study.files import cache_dir, write_atomically
+from deepfake_nb.study.runner import available_sections
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ("predictions.parquet", "robustness.parquet")

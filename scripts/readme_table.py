@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from deepfake_nb.files import InputError, write_atomically
-from deepfake_nb.held_out import auc_by_source, format_auc, select_main_predictions
-from deepfake_nb.leaderboard import headline_table
-from deepfake_nb.model_cards import add_genuine
-from deepfake_nb.published import VERDICTS, compare_with_published, summary
-from deepfake_nb.records import load_results
+from deepfake_nb.detectors.held_out import auc_by_source, format_auc, select_main_predictions
+from deepfake_nb.detectors.model_cards import add_genuine
+from deepfake_nb.sections.leaderboard import headline_table
+from deepfake_nb.study.files import InputError, write_atomically
+from deepfake_nb.study.published import VERDICTS, compare_with_published, summary
+from deepfake_nb.study.records import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "reports" / "reference"

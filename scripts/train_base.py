@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from deepfake_nb.clip_training import BASE_SETTINGS, make_base_set, train_base
-from deepfake_nb.clips import ClipSet, clip_predictions
-from deepfake_nb.decisions import fit_calibration
-from deepfake_nb.metrics import evaluate
-from deepfake_nb.predictions import pool
-from deepfake_nb.video_resnet import save_video_resnet
+from deepfake_nb.evaluation.decisions import fit_calibration
+from deepfake_nb.evaluation.metrics import evaluate
+from deepfake_nb.evaluation.predictions import pool
+from deepfake_nb.learning.clips import ClipSet, clip_predictions
+from deepfake_nb.networks.video_resnet import save_video_resnet
+from deepfake_nb.sections.clip_training import BASE_SETTINGS, make_base_set, train_base
 
 LENGTH, SIZE, WIDTH = 16, 96, 16
 WORDS = (

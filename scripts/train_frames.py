@@ -17,21 +17,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from deepfake_nb.builds import FaceSet
-from deepfake_nb.clip_training import make_base_set
-from deepfake_nb.degradations import brightness, jpeg
-from deepfake_nb.faces import align_ffhq, ffhq_transform, fit_similarity, transform_points, warp
-from deepfake_nb.files import atomic_path, random_seed, random_stream, sha256_of
-from deepfake_nb.forgery import SourceFace, swap_face
-from deepfake_nb.frame_network import FrameNetwork, standard_points
-from deepfake_nb.generator import draw_faces, shipped_networks
-from deepfake_nb.heads import random_identity
-from deepfake_nb.metrics import auc
-from deepfake_nb.pictures import Normalise
-from deepfake_nb.rendered import render_stills
-from deepfake_nb.training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores, seeded
-from deepfake_nb.video import read_frames, recompress_frames
-from deepfake_nb.weights import save_network
+from deepfake_nb.data.builds import FaceSet
+from deepfake_nb.evaluation.metrics import auc
+from deepfake_nb.learning.generator import draw_faces, shipped_networks
+from deepfake_nb.learning.training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores, seeded
+from deepfake_nb.media.degradations import brightness, jpeg
+from deepfake_nb.media.faces import align_ffhq, ffhq_transform, fit_similarity, transform_points, warp
+from deepfake_nb.media.images import Normalise
+from deepfake_nb.media.video import read_frames, recompress_frames
+from deepfake_nb.networks.frame_network import FrameNetwork, standard_points
+from deepfake_nb.networks.weights import save_network
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills
+from deepfake_nb.people.swapping import SourceFace, swap_face
+from deepfake_nb.sections.clip_training import make_base_set
+from deepfake_nb.study.files import atomic_path, random_seed, random_stream, sha256_of
 
 SIZE, MARGIN, CHUNK = 112, 24, 16  # side of a network's crop, what is kept around it, people drawn at once
 STORED = SIZE + 2 * MARGIN

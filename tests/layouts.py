@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from deepfake_nb.calibration import fit_media_calibration
-from deepfake_nb.faces import Detections
+from deepfake_nb.evaluation.calibration import fit_media_calibration
+from deepfake_nb.media.faces import Detections
 
 FIVE_POINTS = np.float32([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])  # of a box of side 1
 
@@ -244,9 +244,9 @@ def noise(folder, count, size=64):
 
 def talking_heads(folder, frames=12, side=128):
     """Four short videos and two pictures of two rendered people, and of the same two in a mirror."""
-    from deepfake_nb.heads import random_identity
-    from deepfake_nb.rendered import render_video
-    from deepfake_nb.video import write_video
+    from deepfake_nb.media.video import write_video
+    from deepfake_nb.people.heads import random_identity
+    from deepfake_nb.people.rendering import render_video
 
     for person in range(2):
         film = render_video(random_identity(person), "studio", frames, size=side, seed=person).images

@@ -7,10 +7,10 @@ import torch
 from layouts import WhiteSquares
 from PIL import Image
 
-from deepfake_nb.fit_calibration import calibrate, find_labelled_media, gather
-from deepfake_nb.score import MediaScorer, Verdicts
-from deepfake_nb.video_resnet import VideoResNet, save_video_resnet
-from deepfake_nb.views import ClipDetector, Detector, Ready
+from deepfake_nb.networks.video_resnet import VideoResNet, save_video_resnet
+from deepfake_nb.scoring.fit_calibration import calibrate, find_labelled_media, gather
+from deepfake_nb.scoring.score import MediaScorer, Verdicts
+from deepfake_nb.scoring.views import ClipDetector, Detector, Ready
 
 CONTRACT = {
     "path",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from deepfake_nb import weights
 from deepfake_nb.cli import app
+from deepfake_nb.networks import weights
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "add_a_detector.md"
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 import torch
 
-from deepfake_nb.altfreezing import (
+from deepfake_nb.learning.freezing import AlternateFreezing, GradualUnfreezing
+from deepfake_nb.learning.training import TrainingSettings
+from deepfake_nb.media.images import ArraySet
+from deepfake_nb.media.video import write_video
+from deepfake_nb.networks.video_resnet import VideoResNet, save_video_resnet
+from deepfake_nb.networks.weights import shipped_file
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_video
+from deepfake_nb.people.swapping import face_mask
+from deepfake_nb.sections.altfreezing import (
     clips_after,
     frame_features,
     rule_of,
@@ -16,7 +25,7 @@ from deepfake_nb.altfreezing import (
     video_features,
     videos_needed,
 )
-from deepfake_nb.clip_training import (
+from deepfake_nb.sections.clip_training import (
     AugmentedClips,
     fine_tune,
     load_base,
@@ -24,16 +33,7 @@ from deepfake_nb.clip_training import (
     repeat_real_rows,
     train_base,
 )
-from deepfake_nb.files import InputError
-from deepfake_nb.forgery import face_mask
-from deepfake_nb.freezing import AlternateFreezing, GradualUnfreezing
-from deepfake_nb.heads import random_identity
-from deepfake_nb.pictures import ArraySet
-from deepfake_nb.rendered import render_video
-from deepfake_nb.training import TrainingSettings
-from deepfake_nb.video import write_video
-from deepfake_nb.video_resnet import VideoResNet, save_video_resnet
-from deepfake_nb.weights import shipped_file
+from deepfake_nb.study.files import InputError
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import pytest
 from commands import ROOT, status_of
 
-from deepfake_nb import records, runner
+from deepfake_nb.study import records, runner
 
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 FAST = """

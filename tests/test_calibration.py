@@ -7,15 +7,14 @@ import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
-from deepfake_nb.calibration import (
+from deepfake_nb.evaluation.calibration import (
     decision_for,
     fit_media_calibration,
     read_calibrations,
     write_calibrations,
 )
-from deepfake_nb.decisions import threshold_for
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.out_of_distribution import (
+from deepfake_nb.evaluation.decisions import threshold_for
+from deepfake_nb.evaluation.out_of_distribution import (
     COARSE,
     FACE_SIZE,
     STATISTICS,
@@ -23,6 +22,7 @@ from deepfake_nb.out_of_distribution import (
     fit_out_of_distribution,
     read_out_of_distribution,
 )
+from deepfake_nb.study.files import InputError, UsageError
 
 
 def predictions(people, rng, detectors=("loud",), slope=2.0, copies=1):

@@ -9,9 +9,9 @@ from commands import status_of
 from layouts import made_calibration
 from scoring import patches, scorer_with, textured, two_tasks
 
-from deepfake_nb.camera import watch
-from deepfake_nb.files import UsageError
-from deepfake_nb.video import write_video
+from deepfake_nb.media.video import write_video
+from deepfake_nb.scoring.camera import watch
+from deepfake_nb.study.files import UsageError
 
 
 def test_a_camera_is_watched_and_summed_up(with_test_detector, believed_file, tmp_path, capsys):
@@ -61,7 +61,7 @@ def test_ctrl_c_ends_watching_with_a_summary(quick, tmp_path):
 
 
 def test_the_highest_score_is_not_forgotten_when_its_moment_is(quick, tmp_path, monkeypatch):
-    from deepfake_nb import camera
+    from deepfake_nb.scoring import camera
 
     monkeypatch.setattr(camera.RunningTotals.__init__, "__defaults__", (10,))
     write_video(tmp_path / "call.mp4", [patches(230)] * 20 + [patches()] * 5 + [patches(90)] * 100, 25)

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from deepfake_nb.adapters import COLUMNS
-from deepfake_nb.builds import RESULT_COLUMNS
-from deepfake_nb.clips import (
+from deepfake_nb.data.adapters import COLUMNS
+from deepfake_nb.data.builds import RESULT_COLUMNS
+from deepfake_nb.learning.clips import (
     ClipSet,
     clip_predictions,
     clip_rows,
@@ -20,7 +20,8 @@ from deepfake_nb.clips import (
     inference_precision,
     pool_clips,
 )
-from deepfake_nb.faces import (
+from deepfake_nb.learning.training import Trainer, TrainingSettings
+from deepfake_nb.media.faces import (
     FaceTrack,
     align_clip,
     fit_similarity,
@@ -30,10 +31,9 @@ from deepfake_nb.faces import (
     warp,
     write_face_tracks,
 )
-from deepfake_nb.files import InputError, UsageError, sha256_of
-from deepfake_nb.pictures import IMAGENET_NORMALISATION
-from deepfake_nb.training import Trainer, TrainingSettings
-from deepfake_nb.video_resnet import VideoResNet, normalise_clips
+from deepfake_nb.media.images import IMAGENET_NORMALISATION
+from deepfake_nb.networks.video_resnet import VideoResNet, normalise_clips
+from deepfake_nb.study.files import InputError, UsageError, sha256_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -335,7 +335,7 @@ def test_a_broken_off_cache_is_not_taken_for_a_whole_one(build, tmp_path, monkey
             raise KeyboardInterrupt
         return cut_clip(*arguments, **options)
 
-    monkeypatch.setattr("deepfake_nb.clips.cut_clip", cut_a_few)
+    monkeypatch.setattr("deepfake_nb.learning.clips.cut_clip", cut_a_few)
     with pytest.raises(KeyboardInterrupt):
         ClipSet(build, cache=tmp_path / "cut")
     assert list((tmp_path / "cut").iterdir()) == []
@@ -396,8 +396,8 @@ def test_predictions_are_rows_of_the_table_in_its_order(build, outputs):
 
 
 def test_predictions_can_be_evaluated_as_they_are(build, tmp_path):
-    from deepfake_nb.metrics import evaluate
-    from deepfake_nb.predictions import read_predictions
+    from deepfake_nb.evaluation.metrics import evaluate
+    from deepfake_nb.evaluation.predictions import read_predictions
 
     clips = ClipSet(build, split="train")
     table = clip_predictions(Levels(), clips, "levels", "nothing", "grey")

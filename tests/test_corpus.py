@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from layouts import Everywhere
 
-from deepfake_nb import corpus
-from deepfake_nb.corpus import (
+from deepfake_nb.detectors import corpus
+from deepfake_nb.detectors.corpus import (
     COLUMNS,
     MARGIN,
     SIZE,
@@ -27,9 +27,9 @@ from deepfake_nb.corpus import (
     read_crops,
     store_crops,
 )
-from deepfake_nb.faces import Detections
-from deepfake_nb.files import InputError
-from deepfake_nb.video import write_video
+from deepfake_nb.media.faces import Detections
+from deepfake_nb.media.video import write_video
+from deepfake_nb.study.files import InputError
 
 FRAMES = [np.full((48, 48, 3), 40 * number, np.uint8) for number in range(1, 5)]
 

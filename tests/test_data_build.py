@@ -20,13 +20,14 @@ import psutil
 import pytest
 from commands import allow_files_of, run
 
-from deepfake_nb import filming, workers
-from deepfake_nb.builds import FaceSet, build, check, load_manifest
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.filming import MAKERS, Camera, shoot, shoot_stills
-from deepfake_nb.paper_sets import make_paper_set, render_sets
-from deepfake_nb.provenance import code_behind
-from deepfake_nb.stills import select_training_rows, select_validation_rows
+from deepfake_nb.data.builds import FaceSet, build, check, load_manifest
+from deepfake_nb.data.stills import select_training_rows, select_validation_rows
+from deepfake_nb.sections import filming
+from deepfake_nb.sections.filming import MAKERS, Camera, shoot, shoot_stills
+from deepfake_nb.sections.paper_sets import make_paper_set, render_sets
+from deepfake_nb.study import workers
+from deepfake_nb.study.files import InputError, UsageError
+from deepfake_nb.study.provenance import code_behind
 
 SMALL = {"crop_size": 32, "detect_every": 5}
 
@@ -54,7 +55,7 @@ def track_states(out):
 def run_build(root, out):
     """`build` in a process of its own, as a command would run it."""
     code = (
-        "import sys; from deepfake_nb.builds import build\n"
+        "import sys; from deepfake_nb.data.builds import build\n"
         f"report = build('folder', sys.argv[1], sys.argv[2], settings={SMALL!r}, jobs=1)\n"
         "print(report.built, report.kept)"
     )
@@ -113,7 +114,7 @@ def test_a_file_that_cannot_be_opened_is_rejected(media, tmp_path, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return real_open(path, *arguments, **named)
 
-    monkeypatch.setattr("deepfake_nb.files.open", closed, raising=False)
+    monkeypatch.setattr("deepfake_nb.study.files.open", closed, raising=False)
     report = build("folder", media, tmp_path / "out", settings=SMALL)
     assert report.built == 3 and "Permission denied" in report.rejects.reason[0]
 
@@ -122,7 +123,7 @@ def test_kill_and_resume_give_the_undisturbed_build(media, heads, tmp_path):
     for number in range(4, 12):
         shutil.copy(heads / f"{number % 4}.mp4", media / "real" / f"more {number}.mp4")
     run_build(media, tmp_path / "calm")
-    code = f"from deepfake_nb.builds import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
+    code = f"from deepfake_nb.data.builds import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, start_new_session=True)
     journal = tmp_path / "out" / "journal.jsonl"
     deadline = time.time() + 60
@@ -167,7 +168,7 @@ def test_only_what_changed_is_done_again(media, heads, tmp_path):
 
 
 def test_a_second_build_into_the_folder_is_refused(media, tmp_path):
-    from deepfake_nb.files import locked_folder
+    from deepfake_nb.study.files import locked_folder
 
     with locked_folder(tmp_path / "out"), pytest.raises(InputError, match="Another run is writing"):
         build("folder", media, tmp_path / "out", settings=SMALL)
@@ -227,7 +228,7 @@ def _made(folder):
 
 
 def test_a_file_size_limit_stops_too(media, tmp_path):
-    code = f"from deepfake_nb.builds import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
+    code = f"from deepfake_nb.data.builds import build; build('folder', {str(media)!r}, 'out', settings={SMALL!r})"
     limit = partial(allow_files_of, 20_000)
     done = run(sys.executable, "-c", code, cwd=tmp_path, status=1, preexec_fn=limit)
     assert "InputError: Cannot write" in done.stderr and "File too large" in done.stderr
@@ -409,7 +410,7 @@ def test_workers_end_with_the_process_that_asked(tmp_path):
     """Killed in the middle of long tasks, so that nobody can tell them."""
     asking = tmp_path / "asking.py"
     asking.write_text(
-        "import time\nfrom deepfake_nb.workers import worker_pool\n"
+        "import time\nfrom deepfake_nb.study.workers import worker_pool\n"
         "if __name__ == '__main__':\n    with worker_pool(time.sleep, 2) as run:\n        list(run([600, 600]))\n"
     )
     process = subprocess.Popen([sys.executable, asking], stderr=subprocess.DEVNULL)
@@ -506,7 +507,7 @@ def test_real_media(shared_data, tmp_path):
 
 
 def test_real_recordings_are_swapped_into_a_set(shared_data, tmp_path):
-    from deepfake_nb.filming import swap_ffpp
+    from deepfake_nb.sections.filming import swap_ffpp
 
     sizes = {"train": (50, 50), "val": (10, 10)}
     rejected = swap_ffpp(shared_data / "ffpp", tmp_path / "media", tmp_path / "masks", sizes, max_frames=8)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepfake_nb.adapters import (
+from deepfake_nb.data.adapters import (
     SOURCES,
     as_manifest,
     assert_no_leak,
@@ -17,7 +17,7 @@ from deepfake_nb.adapters import (
     scan_source,
     split_by_identity,
 )
-from deepfake_nb.files import InputError, UsageError
+from deepfake_nb.study.files import InputError, UsageError
 
 
 def test_ffpp_tells_four_methods_apart_that_share_file_names(tmp_path):
@@ -296,8 +296,8 @@ def portrait(tmp_path_factory):
     """A picture of a rendered person."""
     from PIL import Image
 
-    from deepfake_nb.heads import random_identity
-    from deepfake_nb.rendered import render_stills
+    from deepfake_nb.people.heads import random_identity
+    from deepfake_nb.people.rendering import render_stills
 
     path = tmp_path_factory.mktemp("portrait") / "0.png"
     Image.fromarray(render_stills([random_identity(0)], "studio", size=128).images[0]).save(path)
@@ -305,7 +305,7 @@ def portrait(tmp_path_factory):
 
 
 def test_data_check_finds_nothing_wrong_with_a_build_of_df40_by_person(tmp_path, portrait):
-    from deepfake_nb.builds import build, check, load_manifest
+    from deepfake_nb.data.builds import build, check, load_manifest
 
     root = layouts.df40(tmp_path / "set", portrait)
     for number, path in enumerate(sorted(root.rglob("*.*g"))):

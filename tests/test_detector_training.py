@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake_nb import detector_training
-from deepfake_nb.corpus import SIZE, STORED, face_points, is_trained_on
-from deepfake_nb.detector_training import (
+from deepfake_nb.detectors import detector_training
+from deepfake_nb.detectors.corpus import SIZE, STORED, face_points, is_trained_on
+from deepfake_nb.detectors.detector_training import (
     Batches,
     DetectorSettings,
     drawn,
@@ -21,7 +21,7 @@ from deepfake_nb.detector_training import (
     training_media,
     training_portraits,
 )
-from deepfake_nb.files import InputError
+from deepfake_nb.study.files import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = DetectorSettings(steps=6, pairs=2, forgeries=1, warmup=2, seed=3)

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from deepfake_nb import encoders
-from deepfake_nb.encoders import (
+from deepfake_nb.networks import encoders
+from deepfake_nb.networks.encoders import (
     CLIP_MEAN,
     CLIP_STD,
     clip_input,
@@ -19,8 +19,8 @@ from deepfake_nb.encoders import (
     load_clip,
     load_layer_norms,
 )
-from deepfake_nb.files import InputError
-from deepfake_nb.weights import REGISTRY, check_file, import_state_dict, read_state_dict
+from deepfake_nb.networks.weights import REGISTRY, check_file, import_state_dict, read_state_dict
+from deepfake_nb.study.files import InputError
 
 LITE = ["efficientnet-lite0", "efficientnet-lite2"]
 CATS = range(281, 286)  # tabby, tiger cat, Persian, Siamese, Egyptian
@@ -81,7 +81,7 @@ def test_an_efficientnet_file_is_recognised(name, encoder_files):
 
 def released_lite0():
     """Random tensors under the names of the release, made from timm's by the order of both."""
-    from deepfake_nb.encoders import efficientnet_lite0
+    from deepfake_nb.networks.encoders import efficientnet_lite0
 
     network = efficientnet_lite0()
     stages = [len(stage) for stage in network.blocks]

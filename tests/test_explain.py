@@ -11,8 +11,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from deepfake_nb import explain
-from deepfake_nb.explain import (
+from deepfake_nb.evaluation import explain
+from deepfake_nb.evaluation.explain import (
     compare,
     coverage,
     effect_of_restoring,
@@ -29,9 +29,9 @@ from deepfake_nb.explain import (
     summarise,
     target_layer,
 )
-from deepfake_nb.files import InputError
-from deepfake_nb.frame_detectors import SimpleNet
-from deepfake_nb.mesonet import Meso4, MesoInception4
+from deepfake_nb.networks.mesonet import Meso4, MesoInception4
+from deepfake_nb.sections.frame_detectors import SimpleNet
+from deepfake_nb.study.files import InputError
 
 
 class Small(nn.Module):

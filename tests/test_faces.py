@@ -12,8 +12,8 @@ import pytest
 from parity import fixture
 from safetensors import safe_open
 
-from deepfake_nb import faces
-from deepfake_nb.faces import (
+from deepfake_nb.media import faces
+from deepfake_nb.media.faces import (
     STANDARD_FACE,
     CenterFace,
     Detections,
@@ -33,8 +33,8 @@ from deepfake_nb.faces import (
     warp,
     write_face_tracks,
 )
-from deepfake_nb.files import InputError, sha256_of
-from deepfake_nb.video import Frame, read_frames, write_video
+from deepfake_nb.media.video import Frame, read_frames, write_video
+from deepfake_nb.study.files import InputError, sha256_of
 
 MAGENTA = (255, 0, 255)
 

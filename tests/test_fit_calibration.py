@@ -11,11 +11,11 @@ from layouts import WhiteSquares
 from PIL import Image
 from scoring import Brightness, detector_of, patches, save, sigmoid, textured
 
-from deepfake_nb.calibration import read_calibrations
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.fit_calibration import calibrate
-from deepfake_nb.score import MediaScorer
-from deepfake_nb.video import write_video
+from deepfake_nb.evaluation.calibration import read_calibrations
+from deepfake_nb.media.video import write_video
+from deepfake_nb.scoring.fit_calibration import calibrate
+from deepfake_nb.scoring.score import MediaScorer
+from deepfake_nb.study.files import InputError, UsageError
 
 
 def test_options_that_are_wrong_for_every_kind_are_told_as_such(with_test_detector, tmp_path):

@@ -5,10 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepfake_nb import degradations, forgery
-from deepfake_nb.degradations import CONFERENCE_LINES, DEGRADATIONS, degrade, frozen_indices
-from deepfake_nb.files import InputError
-from deepfake_nb.forgery import (
+from deepfake_nb.media import degradations
+from deepfake_nb.media.degradations import CONFERENCE_LINES, DEGRADATIONS, degrade, frozen_indices
+from deepfake_nb.media.video import Frame, write_video
+from deepfake_nb.people import swapping as forgery
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills, render_video
+from deepfake_nb.people.swapping import (
     InSwapper,
     LandmarkWarp,
     SourceFace,
@@ -27,9 +30,7 @@ from deepfake_nb.forgery import (
     write_masks,
     write_pair,
 )
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.video import Frame, write_video
+from deepfake_nb.study.files import InputError
 
 
 @pytest.fixture(scope="module")
@@ -661,8 +662,8 @@ def test_pairs_of_stills(tmp_path, stills):
 
 
 def test_swap_on_real_video(shared_data):
-    from deepfake_nb.faces import CenterFace
-    from deepfake_nb.video import read_frames
+    from deepfake_nb.media.faces import CenterFace
+    from deepfake_nb.media.video import read_frames
 
     folder = shared_data / "ffpp/original_sequences/youtube/c23/videos"
     if not folder.is_dir():

@@ -11,9 +11,9 @@ import timm
 import torch
 from commands import run_section
 
-from deepfake_nb.backbones import count_parameters
-from deepfake_nb.files import InputError
-from deepfake_nb.frame_detectors import (
+from deepfake_nb.data.stills import check_stills, load_own_stills
+from deepfake_nb.networks.backbones import count_parameters
+from deepfake_nb.sections.frame_detectors import (
     FacesDataset,
     SimpleNet,
     both_areas,
@@ -22,8 +22,8 @@ from deepfake_nb.frame_detectors import (
     xception_detector,
     xception_head,
 )
-from deepfake_nb.paper_sets import load_stills
-from deepfake_nb.stills import check_stills, load_own_stills
+from deepfake_nb.sections.paper_sets import load_stills
+from deepfake_nb.study.files import InputError
 
 
 @pytest.fixture(scope="module")

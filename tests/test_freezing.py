@@ -13,8 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.freezing import (
+from deepfake_nb.learning.freezing import (
     AlternateFreezing,
     EpochMetrics,
     GradualUnfreezing,
@@ -26,8 +25,7 @@ from deepfake_nb.freezing import (
     stated_settings,
     within,
 )
-from deepfake_nb.pictures import IMAGENET_NORMALISATION, ArraySet
-from deepfake_nb.training import (
+from deepfake_nb.learning.training import (
     Trainer,
     TrainingSettings,
     binary_cross_entropy,
@@ -36,7 +34,9 @@ from deepfake_nb.training import (
     learning_portions,
     seeded,
 )
-from deepfake_nb.video_resnet import VideoResNet, kernel_groups, named_groups
+from deepfake_nb.media.images import IMAGENET_NORMALISATION, ArraySet
+from deepfake_nb.networks.video_resnet import VideoResNet, kernel_groups, named_groups
+from deepfake_nb.study.files import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

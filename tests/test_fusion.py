@@ -16,10 +16,14 @@ from commands import run_section
 from torch import nn
 from torch.nn import functional
 
-from deepfake_nb import backbones
-from deepfake_nb.backbones import Backbone, MesoFeatures, list_combinations, make_backbone, parse_combination
-from deepfake_nb.complementarity import correlate_ranks, find_pareto_front, fuse_scores, measure_cka
-from deepfake_nb.features import (
+from deepfake_nb.data.stills import load_cross_stills, load_own_stills, read_split
+from deepfake_nb.evaluation.complementarity import (
+    correlate_ranks,
+    find_pareto_front,
+    fuse_scores,
+    measure_cka,
+)
+from deepfake_nb.learning.features import (
     Features,
     HeadStack,
     compute_features,
@@ -33,14 +37,21 @@ from deepfake_nb.features import (
     predict_heads,
     train_heads,
 )
-from deepfake_nb.files import InputError, UsageError, random_stream
-from deepfake_nb.fusion import AUGMENTATION, UNIT, FusionNet, feasible_confusions, network_maker
-from deepfake_nb.joint_training import group_by_memory, train_together
-from deepfake_nb.mesonet import Meso4
-from deepfake_nb.pictures import ArraySet, Augmentation, Normalise, PictureSet
-from deepfake_nb.provenance import code_behind
-from deepfake_nb.stills import load_cross_stills, load_own_stills, read_split
-from deepfake_nb.training import TrainingSettings, cut_batches
+from deepfake_nb.learning.joint_training import group_by_memory, train_together
+from deepfake_nb.learning.training import TrainingSettings, cut_batches
+from deepfake_nb.media.images import ArraySet, Augmentation, ImageSet, Normalise
+from deepfake_nb.networks import backbones
+from deepfake_nb.networks.backbones import (
+    Backbone,
+    MesoFeatures,
+    list_combinations,
+    make_backbone,
+    parse_combination,
+)
+from deepfake_nb.networks.mesonet import Meso4
+from deepfake_nb.sections.fusion import AUGMENTATION, UNIT, FusionNet, feasible_confusions, network_maker
+from deepfake_nb.study.files import InputError, UsageError, random_stream
+from deepfake_nb.study.provenance import code_behind
 
 SIDE = 32
 
@@ -213,8 +224,8 @@ def test_features_do_not_depend_on_the_batch_and_views_are_the_augmented_picture
 
 
 def test_features_depend_on_the_code_between_a_file_and_its_features(pictures):
-    behind = {name.removeprefix("deepfake_nb.") for name in code_behind(extract_features, PictureSet, Meso4)}
-    assert {"video.read_image", "pictures.PictureSet", "training.read_ahead", "mesonet.Meso4"} <= behind
+    behind = {name.removeprefix("deepfake_nb.") for name in code_behind(extract_features, ImageSet, Meso4)}
+    assert {"video.read_image", "pictures.ImageSet", "training.read_ahead", "mesonet.Meso4"} <= behind
     meso, inception = (make_backbone(name, "none", SIDE) for name in ("meso4", "mesoinception4"))
     digests = {digest_pass(pictures, backbone, AUGMENTATION) for backbone in (meso, inception)}
     assert len(digests | {digest_pass(pictures, meso, Normalise())}) == 3

@@ -15,12 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from deepfake_nb import generator as module
-from deepfake_nb import portraits
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.filming import Camera, Shot, shoot_portraits
-from deepfake_nb.forgery import read_masks
-from deepfake_nb.generator import (
+from deepfake_nb.learning import generator as module
+from deepfake_nb.learning.generator import (
     EncoderSettings,
     GeneratorTrainingSettings,
     Networks,
@@ -37,11 +33,21 @@ from deepfake_nb.generator import (
     train_stylegan,
     train_vqvae,
 )
-from deepfake_nb.paper_sets import RECIPES, _choose_camera, _digest_recipe, list_set_sizes, make_paper_set
-from deepfake_nb.portraits import training_pictures
-from deepfake_nb.stylegan import Encoder, Generator
-from deepfake_nb.video import read_image
-from deepfake_nb.vqvae import VQVAE2
+from deepfake_nb.media.video import read_image
+from deepfake_nb.networks.stylegan import Encoder, Generator
+from deepfake_nb.networks.vqvae import VQVAE2
+from deepfake_nb.people import portraits
+from deepfake_nb.people.portraits import training_pictures
+from deepfake_nb.people.swapping import read_masks
+from deepfake_nb.sections.filming import Camera, Shot, shoot_portraits
+from deepfake_nb.sections.paper_sets import (
+    RECIPES,
+    _choose_camera,
+    _digest_recipe,
+    list_set_sizes,
+    make_paper_set,
+)
+from deepfake_nb.study.files import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -313,8 +319,8 @@ def test_rendering_that_was_cut_off_goes_on(tmp_path, monkeypatch):
 
 QUICK = """
 import sys, numpy as np, torch
-from deepfake_nb import generator as g
-from deepfake_nb import portraits
+from deepfake_nb.learning import generator as g
+from deepfake_nb.people import portraits
 torch.set_num_threads(1)
 picture = lambda start, people, takes, size, **_: np.random.default_rng(start).integers(0, 256, (people * takes, size, size, 3), np.uint8)
 portraits.render_portion = picture
@@ -396,7 +402,7 @@ def test_the_package_s_networks_are_whole_small_and_explained():
 
 
 def test_importing_reads_no_weights():
-    code = "import deepfake_nb.generator as g; print(g.shipped_networks.cache_info().currsize)"
+    code = "import deepfake_nb.learning.generator as g; print(g.shipped_networks.cache_info().currsize)"
     assert run(sys.executable, "-c", code).stdout.strip() == "0"
 
 
@@ -411,9 +417,9 @@ def test_the_recipe_of_the_set_changes_with_truncation_and_weights(monkeypatch):
     cameras = (camera, replace(camera, truncation=1.0), replace(camera, seed=1))
     digests = {_digest_recipe(c, sizes, {}) for c in cameras}
     digests.add(_digest_recipe(camera, sizes, {"train": 3}))
-    monkeypatch.setattr("deepfake_nb.paper_sets.sha256_of", lambda path: path.name)
+    monkeypatch.setattr("deepfake_nb.sections.paper_sets.sha256_of", lambda path: path.name)
     digests.add(_digest_recipe(camera, sizes, {}))
-    monkeypatch.setattr("deepfake_nb.paper_sets.digest_code", lambda *objects: len(objects))
+    monkeypatch.setattr("deepfake_nb.sections.paper_sets.digest_code", lambda *objects: len(objects))
     digests.add(_digest_recipe(camera, sizes, {}))
     assert len(digests) == 6
 

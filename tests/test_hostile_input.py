@@ -20,12 +20,12 @@ from commands import ROOT, run, status_of
 from layouts import Light, encode
 from PIL import Image
 
-from deepfake_nb import score
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_video
-from deepfake_nb.score import SMALL, MediaScorer
-from deepfake_nb.video import UnreadableMedia, read_frames, read_image
-from deepfake_nb.views import Detector, Ready
+from deepfake_nb.media.video import UnreadableMedia, read_frames, read_image
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_video
+from deepfake_nb.scoring import score
+from deepfake_nb.scoring.score import SMALL, MediaScorer
+from deepfake_nb.scoring.views import Detector, Ready
 
 LIMIT_S = 10
 CHILD = """
@@ -33,10 +33,10 @@ import sys, time, json, torch
 import numpy as np
 torch.set_num_threads(1)
 from layouts import Everywhere, Light
-from deepfake_nb.faces import CenterFace
-from deepfake_nb.report import ReportWriter
-from deepfake_nb.score import MediaScorer, Verdicts
-from deepfake_nb.views import ClipDetector, Detector, Ready
+from deepfake_nb.media.faces import CenterFace
+from deepfake_nb.scoring.report import ReportWriter
+from deepfake_nb.scoring.score import MediaScorer, Verdicts
+from deepfake_nb.scoring.views import ClipDetector, Detector, Ready
 
 def ready(weights=None):
     return Ready(Light(), "none", "nothing")
@@ -118,7 +118,7 @@ def test_300_damaged_files_neither_crash_nor_hang_and_each_is_accounted_for(whol
     script = """
 import faulthandler
 from pathlib import Path
-from deepfake_nb.views import cut_as_mesonet
+from deepfake_nb.scoring.views import cut_as_mesonet
 
 faulthandler.dump_traceback_later(60, exit=True)
 points = np.float32([[-40, 20], [-30, 20], [-35, 26], [-39, 32], [-31, 32]])

@@ -26,8 +26,8 @@ from commands import (
 )
 from pandas.testing import assert_frame_equal
 
-from deepfake_nb.files import locked_folder
-from deepfake_nb.records import SECTIONS
+from deepfake_nb.study.files import locked_folder
+from deepfake_nb.study.records import SECTIONS
 
 KILLS = 5
 
@@ -68,7 +68,7 @@ how: str = "slow"  # what goes wrong
 ---
 import time
 from pathlib import Path
-from deepfake_nb.files import write_atomically
+from deepfake_nb.study.files import write_atomically
 megabyte = bytes(2**20)
 if how == "atomic":
     with write_atomically(Path(report_folder) / "big.bin") as file:

@@ -13,9 +13,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from deepfake_nb import inversion, perceptual
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.inversion import (
+from deepfake_nb.learning import inversion, perceptual
+from deepfake_nb.learning.inversion import (
     InversionSettings,
     PublishedLoss,
     StatedLoss,
@@ -29,7 +28,7 @@ from deepfake_nb.inversion import (
     weights_digest,
     write_codes,
 )
-from deepfake_nb.perceptual import (
+from deepfake_nb.learning.perceptual import (
     Perceptual,
     VGG16Features,
     embedded_perceptual,
@@ -40,8 +39,9 @@ from deepfake_nb.perceptual import (
     ship_patch_network,
     unit_vectors,
 )
-from deepfake_nb.portraits import as_inputs, as_pictures
-from deepfake_nb.stylegan import Encoder, Generator
+from deepfake_nb.networks.stylegan import Encoder, Generator
+from deepfake_nb.people.portraits import as_inputs, as_pictures
+from deepfake_nb.study.files import InputError, UsageError
 
 QUICK = InversionSettings(steps=4, batch_size=3)
 

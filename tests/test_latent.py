@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_nb import latent
-from deepfake_nb.builds import build
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.generator import shipped_networks
-from deepfake_nb.inversion import InversionSettings, StatedLoss
-from deepfake_nb.latent import (
+from deepfake_nb.data.builds import build
+from deepfake_nb.evaluation.metrics import Measured
+from deepfake_nb.learning.generator import shipped_networks
+from deepfake_nb.learning.inversion import InversionSettings, StatedLoss
+from deepfake_nb.learning.perceptual import embedded_perceptual
+from deepfake_nb.media.video import Frame, read_frames, write_video
+from deepfake_nb.networks.stylegan import Encoder, Generator
+from deepfake_nb.sections import latent
+from deepfake_nb.sections.latent import (
     HIDDEN,
     aligned_faces,
     detectable_area,
@@ -35,11 +38,8 @@ from deepfake_nb.latent import (
     train_on_pixels,
     validation_people,
 )
-from deepfake_nb.metrics import Measured
-from deepfake_nb.paper_sets import RECIPES, make_paper_set
-from deepfake_nb.perceptual import embedded_perceptual
-from deepfake_nb.stylegan import Encoder, Generator
-from deepfake_nb.video import Frame, read_frames, write_video
+from deepfake_nb.sections.paper_sets import RECIPES, make_paper_set
+from deepfake_nb.study.files import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,7 +86,7 @@ def test_shipped_networks_are_copied_and_stay_as_they_are(networks):
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 def test_importing_loads_no_weights():
     shipped_networks.cache_clear()
-    fresh = runpy.run_module("deepfake_nb.latent", run_name="deepfake_nb.latent_again")
+    fresh = runpy.run_module("deepfake_nb.sections.latent", run_name="deepfake_nb.latent_again")
     assert shipped_networks.cache_info().currsize == 0
     fresh["latent_networks"]()
     assert shipped_networks.cache_info().currsize == 1

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from deepfake_nb import leaderboard
-from deepfake_nb.files import InputError
-from deepfake_nb.leaderboard import (
+from deepfake_nb.sections import leaderboard
+from deepfake_nb.sections.leaderboard import (
     NOT_TUNED,
     detector_costs,
     find_headline,
@@ -25,8 +24,9 @@ from deepfake_nb.leaderboard import (
     robustness_of,
     with_ranks,
 )
-from deepfake_nb.records import Result, load_results
-from deepfake_nb.runner import execute_notebook, section_notebook
+from deepfake_nb.study.files import InputError
+from deepfake_nb.study.records import Result, load_results
+from deepfake_nb.study.runner import execute_notebook, section_notebook
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reports" / "reference"
 

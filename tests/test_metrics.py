@@ -13,8 +13,8 @@ import pytest
 from commands import status_of
 from scipy.stats import norm
 
-from deepfake_nb.comparison import bootstrap_test, compare, delong, delong_test, holm, paired_tests
-from deepfake_nb.curves import (
+from deepfake_nb.evaluation.comparison import bootstrap_test, compare, delong, delong_test, holm, paired_tests
+from deepfake_nb.evaluation.curves import (
     plot_confusion,
     plot_det,
     plot_precision_recall,
@@ -22,9 +22,8 @@ from deepfake_nb.curves import (
     plot_roc,
     plot_scores,
 )
-from deepfake_nb.decisions import decision_threshold, fit_calibration, read_calibration
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.metrics import (
+from deepfake_nb.evaluation.decisions import decision_threshold, fit_calibration, read_calibration
+from deepfake_nb.evaluation.metrics import (
     METRICS,
     Measured,
     Undefined,
@@ -35,7 +34,8 @@ from deepfake_nb.metrics import (
     evaluate_by,
     expected_calibration_error,
 )
-from deepfake_nb.predictions import check_predictions, doubts_about, pool, read_predictions
+from deepfake_nb.evaluation.predictions import check_predictions, doubts_about, pool, read_predictions
+from deepfake_nb.study.files import InputError, UsageError
 
 # Mean predictions per video that the conferencing paper's authors published for their Zoom hold-out set (66 videos):
 # AltFreezing as released, and fine-tuned by alternate freezing. 36 real ones, then 30 fakes.
@@ -565,7 +565,7 @@ def test_the_bootstrap_test_rejects_rarely_without_a_difference():
 
 
 def test_intervals_are_the_same_in_one_block_or_many(monkeypatch):
-    import deepfake_nb.metrics as metrics
+    import deepfake_nb.evaluation.metrics as metrics
 
     wide = evaluate(table(40, 4), level="unit", resamples=3000).values["auc"]
     monkeypatch.setattr(metrics, "CELLS", 2_000)

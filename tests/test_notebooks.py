@@ -11,14 +11,14 @@ import sys
 import pytest
 from commands import BIN, ROOT, run
 
-from deepfake_nb.records import SECTIONS
-from deepfake_nb.runner import section_parameters
+from deepfake_nb.study.records import SECTIONS
+from deepfake_nb.study.runner import section_parameters
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 SECTION_NOTEBOOKS = [
     f"{name}.ipynb" for name in SECTIONS.values()
 ]  # test_site.py looks at how the study ran them
-ON_YOUR_MEDIA = ["70_score.ipynb", "71_camera.ipynb", "75_report.ipynb"]
+ON_YOUR_MEDIA = ["70_score.ipynb", "02_camera.ipynb", "75_report.ipynb"]
 WITH_PARAMETERS = [path for path in NOTEBOOKS if path.name in SECTION_NOTEBOOKS + ON_YOUR_MEDIA]
 
 

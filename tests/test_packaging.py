@@ -15,8 +15,8 @@ import pytest
 from commands import BIN, ROOT, apart, run
 from PIL import Image
 
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_stills
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills
 
 
 def settings():
@@ -104,9 +104,9 @@ def test_wheel_works_without_the_source_tree(installed_wheel, tmp_path):
 
 
 def test_the_wheel_brings_the_trained_networks(installed_wheel, tmp_path):
-    code = "from deepfake_nb.generator import shipped_networks as n; print(n().generator.resolution, n.__module__)"
+    code = "from deepfake_nb.learning.generator import shipped_networks as n; print(n().generator.resolution, n.__module__)"
     drawn = answer(installed_wheel / "python", "-c", code, cwd=tmp_path)
-    assert drawn.stdout.split() == ["64", "deepfake_nb.generator"], drawn.stderr
+    assert drawn.stdout.split() == ["64", "deepfake_nb.learning.generator"], drawn.stderr
 
 
 def test_the_wheel_scores_a_picture_and_writes_its_page(installed_wheel, tmp_path):

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_nb.files import InputError
-from deepfake_nb.pictures import (
+from deepfake_nb.media.images import (
     CIFAR_NORMALISATION,
     HALF_NORMALISATION,
     ArraySet,
     Augmentation,
+    ImageSet,
     Normalise,
-    PictureSet,
 )
-from deepfake_nb.video import read_image
+from deepfake_nb.media.video import read_image
+from deepfake_nb.study.files import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,7 +106,7 @@ def stills(tmp_path):
 
 
 def test_pictures_are_those_of_read_image(stills):
-    read = PictureSet(stills, [0] * 7, size=40).read(range(7)).numpy()
+    read = ImageSet(stills, [0] * 7, size=40).read(range(7)).numpy()
     for picture, path in zip(read, stills, strict=True):
         assert (
             np.abs(picture.astype(int) - read_image(path)).max() <= 2
@@ -116,33 +116,33 @@ def test_pictures_are_those_of_read_image(stills):
 @pytest.mark.parametrize("cache", [None, "memory", "folder"])
 def test_caches_give_the_same_pictures(stills, tmp_path, cache):
     cache = tmp_path / "cache" if cache == "folder" else cache
-    data = PictureSet(stills, [0] * 7, size=40, cache=cache)
-    fresh = PictureSet(stills, [0] * 7, size=40, cache=None, threads=1)
+    data = ImageSet(stills, [0] * 7, size=40, cache=cache)
+    fresh = ImageSet(stills, [0] * 7, size=40, cache=None, threads=1)
     for order in ([6, 1, 1, 0], range(7), [3]):
         assert torch.equal(data.read(order), fresh.read(order))
 
 
 def test_folder_cache_is_used_again_and_made_anew_for_changed_files(stills, tmp_path):
-    PictureSet(stills, [0] * 7, size=40, cache=tmp_path / "cache")
+    ImageSet(stills, [0] * 7, size=40, cache=tmp_path / "cache")
     file = next((tmp_path / "cache").glob("*.npy"))
     before = file.stat().st_mtime_ns
-    PictureSet(stills, [1] * 7, size=40, cache=tmp_path / "cache")
+    ImageSet(stills, [1] * 7, size=40, cache=tmp_path / "cache")
     assert file.stat().st_mtime_ns == before
     cv2.imwrite(str(stills[2]), np.zeros((40, 40, 3), np.uint8))
-    changed = PictureSet(stills, [0] * 7, size=40, cache=tmp_path / "cache")
+    changed = ImageSet(stills, [0] * 7, size=40, cache=tmp_path / "cache")
     assert changed.read([2]).max() == 0 and len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
 def test_memory_budget(stills):
-    assert PictureSet(stills, [0] * 7, size=40, memory_budget=7 * 40 * 40 * 3).kept is not None
-    assert PictureSet(stills, [0] * 7, size=40, memory_budget=7 * 40 * 40 * 3 - 1).kept is None
+    assert ImageSet(stills, [0] * 7, size=40, memory_budget=7 * 40 * 40 * 3).kept is not None
+    assert ImageSet(stills, [0] * 7, size=40, memory_budget=7 * 40 * 40 * 3 - 1).kept is None
 
 
 def test_other_sizes_are_scaled_and_cut_in_the_middle(tmp_path):
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200
     cv2.imwrite(str(tmp_path / "wide.png"), wide)
-    read = PictureSet([tmp_path / "wide.png"], [0], size=30).read([0])
+    read = ImageSet([tmp_path / "wide.png"], [0], size=30).read([0])
     assert read.shape == (1, 30, 30, 3) and read[0, :, 2:-2].min() == 200
 
 
@@ -155,8 +155,8 @@ def test_unreadable_picture(stills, content, which):
     if content is not None:
         path.write_bytes(whole[: len(whole) // 2] if content == "cut" else content)
     with pytest.raises(InputError, match=path.name):
-        PictureSet(stills, [0] * 7, size=40).read(range(7))
-    left = PictureSet(stills, np.arange(7) % 2, size=40, leave_out_unreadable=True)
+        ImageSet(stills, [0] * 7, size=40).read(range(7))
+    left = ImageSet(stills, np.arange(7) % 2, size=40, leave_out_unreadable=True)
     assert [(p, path.name in why) for p, why in left.left_out] == [(path, True)]
     assert (len(left), left.read(range(6)).shape) == (6, (6, 40, 40, 3))
     assert left.labels.tolist() == np.delete(np.arange(7) % 2, which).tolist()
@@ -169,7 +169,7 @@ def test_a_header_that_claims_a_huge_picture_is_refused_in_words(stills, side):
     content[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
     stills[1].write_bytes(content)
     with pytest.raises(InputError, match="face 1"):
-        PictureSet(stills, [0] * 7, size=40).read([1])
+        ImageSet(stills, [0] * 7, size=40).read([1])
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_labels_and_ids_that_do_not_fit(labels, ids, said):
     with pytest.raises(InputError, match=said):
         ArraySet(stills, labels, ids)
     with pytest.raises(InputError, match=said):
-        PictureSet(["a.jpg", "b.jpg", "c.jpg"], labels, media_ids=ids)
+        ImageSet(["a.jpg", "b.jpg", "c.jpg"], labels, media_ids=ids)
 
 
 def test_arrays_that_are_no_pictures():

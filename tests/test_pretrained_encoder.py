@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from deepfake_nb import pretrained_encoder, self_blending_study
-from deepfake_nb.corpus import STORED, face_points
-from deepfake_nb.detector_training import DetectorSettings
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.metrics import auc_by_person
-from deepfake_nb.pretrained_encoder import (
+from deepfake_nb.detectors.corpus import STORED, face_points
+from deepfake_nb.detectors.detector_training import DetectorSettings
+from deepfake_nb.evaluation.metrics import auc_by_person
+from deepfake_nb.people.self_blending import BlendSettings
+from deepfake_nb.sections import pretrained_encoder
+from deepfake_nb.sections import self_blending as self_blending_study
+from deepfake_nb.sections.pretrained_encoder import (
     PREDICTION_COLUMNS,
     SOURCE_WORDS,
     features_of,
@@ -21,8 +22,7 @@ from deepfake_nb.pretrained_encoder import (
     read_held_out,
     trained_detectors,
 )
-from deepfake_nb.self_blending import BlendSettings
-from deepfake_nb.self_blending_study import (
+from deepfake_nb.sections.self_blending import (
     BlendedPairs,
     batches_ahead,
     mean_auc,
@@ -33,6 +33,7 @@ from deepfake_nb.self_blending_study import (
     store_face,
     train_on_blends,
 )
+from deepfake_nb.study.files import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,7 +166,7 @@ def test_an_unknown_encoder_is_refused():
 def test_clip_gives_the_class_token_of_each_block(encoder_files, tmp_path, monkeypatch):
     """Its last one, normalised and projected, is what the whole encoder outputs."""
     monkeypatch.setattr(pretrained_encoder, "fetch", encoder_files)
-    monkeypatch.setattr("deepfake_nb.face_encoder.has_bf16", lambda device: False)
+    monkeypatch.setattr("deepfake_nb.networks.face_encoder.has_bf16", lambda device: False)
     encoder = load_encoder("clip-vit-b16")
     face = np.random.default_rng(0).integers(0, 256, (1, STORED, STORED, 3), dtype=np.uint8)
     found = pretrained_encoder.embed(encoder, face)

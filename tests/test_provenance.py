@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from deepfake_nb.provenance import code_behind, digest_code
+from deepfake_nb.study.provenance import code_behind, digest_code
 
 FIRST = "from .second import LIMIT, helper\n\n\ndef entry(x):\n    return helper(x) + LIMIT\n"
 SECOND = "LIMIT = 3\nUNUSED = 4\n\n\ndef helper(x):\n    return 2 * x\n"
@@ -75,6 +75,6 @@ def test_what_is_patched_into_a_class_belongs_to_it(digest_of):
 
 def test_circles_end_and_other_packages_are_not_followed():
     names = code_behind(code_behind)
-    assert "deepfake_nb.provenance.neighbours" in names and all(
+    assert "deepfake_nb.study.provenance.neighbours" in names and all(
         name.startswith("deepfake_nb.") for name in names
     )

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 from conftest import CHECKOUT, shared_folder
 
-from deepfake_nb.files import InputError
-from deepfake_nb.paper_sets import PAPER
-from deepfake_nb.published import (
+from deepfake_nb.sections.paper_sets import PAPER
+from deepfake_nb.study.files import InputError
+from deepfake_nb.study.published import (
     VERDICTS,
     Span,
     as_published,
@@ -32,7 +32,7 @@ from deepfake_nb.published import (
     styled,
     summary,
 )
-from deepfake_nb.records import CITED_AS, Published, Result, RunRecord, load_results, published_at
+from deepfake_nb.study.records import CITED_AS, Published, Result, RunRecord, load_results, published_at
 
 REFERENCE = CHECKOUT / "reports" / "reference"
 TEXTS = {"murphy2024": "000_", "geva2022": "001_", "nurgozhin2025": "003_", "latentforensics": "004_"}
@@ -510,7 +510,7 @@ def test_arithmetic_agrees_with_counting_confusion_matrices(published):
 
 
 def test_the_file_is_found_from_any_folder_and_without_pandas(tmp_path):
-    code = "import sys; from deepfake_nb.records import published_at as at; print(at('latent', 'Faces', 'test', 'videos'))"
+    code = "import sys; from deepfake_nb.study.records import published_at as at; print(at('latent', 'Faces', 'test', 'videos'))"
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(
         [sys.executable, "-c", code + "; assert 'pandas' not in sys.modules"],

@@ -6,7 +6,7 @@ import pytest
 from layouts import quarters
 from PIL import Image
 
-from deepfake_nb.video import UnreadableMedia, read_image
+from deepfake_nb.media.video import UnreadableMedia, read_image
 
 RNG = np.random.default_rng(0)
 

@@ -9,13 +9,11 @@ import pytest
 import torch
 from scipy.special import expit
 
-from deepfake_nb import reencoding
-from deepfake_nb.calibration import read_calibrations
-from deepfake_nb.corpus import MARGIN, SIZE, STORED
-from deepfake_nb.detector_training import load_or_make
-from deepfake_nb.files import UsageError
-from deepfake_nb.generated_faces import fit_probe, leave_out_generators, select_stills
-from deepfake_nb.held_out import (
+from deepfake_nb.detectors import reencoding
+from deepfake_nb.detectors.corpus import MARGIN, SIZE, STORED
+from deepfake_nb.detectors.detector_training import load_or_make
+from deepfake_nb.detectors.generated_faces import fit_probe, leave_out_generators, select_stills
+from deepfake_nb.detectors.held_out import (
     auc_by_source,
     count_verdicts,
     decide_left_out,
@@ -26,11 +24,13 @@ from deepfake_nb.held_out import (
     sample_portraits,
     select_left_out,
 )
-from deepfake_nb.model_cards import model_card, write_detector
-from deepfake_nb.real_people import make_detector
-from deepfake_nb.reencoding import cut_ladder_faces, score_ladder
-from deepfake_nb.video import write_video
-from deepfake_nb.weights import check_file
+from deepfake_nb.detectors.model_cards import model_card, write_detector
+from deepfake_nb.detectors.real_people import make_detector
+from deepfake_nb.detectors.reencoding import cut_ladder_faces, score_ladder
+from deepfake_nb.evaluation.calibration import read_calibrations
+from deepfake_nb.media.video import write_video
+from deepfake_nb.networks.weights import check_file
+from deepfake_nb.study.files import UsageError
 
 SOURCES = ("video_calls", "celebdf", "ffpp_c23", "modern_swap")
 
@@ -78,7 +78,7 @@ def test_each_medium_is_left_out_once_for_its_person_and_once_for_its_source(cor
 
 
 def test_nobody_who_is_left_out_is_trained_on(corpus):
-    from deepfake_nb.detector_training import training_media
+    from deepfake_nb.detectors.detector_training import training_media
 
     for fold in range(4):
         trained, asked = training_media(corpus, fold), select_left_out(corpus, fold)
@@ -88,7 +88,7 @@ def test_nobody_who_is_left_out_is_trained_on(corpus):
 
 
 def test_portraits_that_are_tested_on_were_not_trained_on(corpus):
-    from deepfake_nb.detector_training import training_portraits
+    from deepfake_nb.detectors.detector_training import training_portraits
 
     assert set(sample_portraits(corpus).media).isdisjoint(training_portraits(corpus).media)
 
@@ -136,8 +136,8 @@ def test_a_step_that_left_a_file_is_not_made_again(tmp_path):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    from deepfake_nb.heads import random_identity
-    from deepfake_nb.rendered import render_stills
+    from deepfake_nb.people.heads import random_identity
+    from deepfake_nb.people.rendering import render_stills
 
     image = render_stills([random_identity(4)], "studio", seed=2).images[0]
     larger = cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
@@ -234,7 +234,7 @@ def test_stills_of_the_probe_keep_the_splits(corpus):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    from deepfake_nb.face_encoder import ClipProbe
+    from deepfake_nb.networks.face_encoder import ClipProbe
 
     out = tmp_path_factory.mktemp("detector")
     made = {
@@ -278,8 +278,8 @@ def test_the_card_says_what_was_measured(written):
 
 
 def test_frames_of_videos_stand_apart(tmp_path):
-    from deepfake_nb.face_encoder import ClipProbe
-    from deepfake_nb.pretrained_encoder import read_held_out
+    from deepfake_nb.networks.face_encoder import ClipProbe
+    from deepfake_nb.sections.pretrained_encoder import read_held_out
 
     rows = predictions()
     rows = pd.concat([rows, rows.assign(kind="image")], ignore_index=True)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_nb.files import InputError
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.scenes import DOMAINS, MOTION
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills, render_video
+from deepfake_nb.people.scenes import DOMAINS, MOTION
+from deepfake_nb.study.files import InputError
 
 
 @pytest.fixture(scope="module")

@@ -14,23 +14,29 @@ import pytest
 from layouts import WhiteSquares, made_calibration
 from torch import nn
 
-from deepfake_nb import report as report_module
-from deepfake_nb import score as score_module
-from deepfake_nb.explain import effect_of_restoring
-from deepfake_nb.faces import align_clip
-from deepfake_nb.files import InputError, sha256_of
-from deepfake_nb.forgery import SourceFace, swap_video
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.report import MOST_HEATMAPS, ReportWriter, gather_evidence, name_page, smoothed_saliency
-from deepfake_nb.score import (
+from deepfake_nb.evaluation.explain import effect_of_restoring
+from deepfake_nb.media.faces import align_clip
+from deepfake_nb.media.video import write_video
+from deepfake_nb.networks.weights import Whereabouts
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills, render_video
+from deepfake_nb.people.swapping import SourceFace, swap_video
+from deepfake_nb.scoring import report as report_module
+from deepfake_nb.scoring import score as score_module
+from deepfake_nb.scoring.report import (
+    MOST_HEATMAPS,
+    ReportWriter,
+    gather_evidence,
+    name_page,
+    smoothed_saliency,
+)
+from deepfake_nb.scoring.score import (
     KeptView,
     MediaScorer,
 )
-from deepfake_nb.verdict import FaceScore, ReasonCode, Verdict, advise, format_percent
-from deepfake_nb.video import write_video
-from deepfake_nb.views import ClipDetector, Detector, Ready
-from deepfake_nb.weights import Whereabouts
+from deepfake_nb.scoring.verdict import FaceScore, ReasonCode, Verdict, advise, format_percent
+from deepfake_nb.scoring.views import ClipDetector, Detector, Ready
+from deepfake_nb.study.files import InputError, sha256_of
 
 
 class Light(nn.Module):

@@ -8,12 +8,9 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from deepfake_nb.clips import reduced
-from deepfake_nb.comparison import delong
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.metrics import bootstrap, evaluate
-from deepfake_nb.records import RunRecord
-from deepfake_nb.robustness import (
+from deepfake_nb.evaluation.comparison import delong
+from deepfake_nb.evaluation.metrics import bootstrap, evaluate
+from deepfake_nb.evaluation.robustness import (
     ALL_AXES,
     AXES,
     Axis,
@@ -29,7 +26,10 @@ from deepfake_nb.robustness import (
     thinned,
     worsen,
 )
-from deepfake_nb.video import recompress_frames
+from deepfake_nb.learning.clips import reduced
+from deepfake_nb.media.video import recompress_frames
+from deepfake_nb.study.files import InputError, UsageError
+from deepfake_nb.study.records import RunRecord
 
 QUICK = {name: thinned(2)[name] for name in ("noise", "blur", "low light", "frame drops")}
 

@@ -11,10 +11,10 @@ from layouts import WhiteSquares
 from PIL import Image
 from scoring import Brightness, assert_contract, detector_of, patches, save, score_with
 
-from deepfake_nb.faces import CenterFace
-from deepfake_nb.score import MediaScorer, score_paths
-from deepfake_nb.video import write_video
-from deepfake_nb.views import cut_as_mesonet
+from deepfake_nb.media.faces import CenterFace
+from deepfake_nb.media.video import write_video
+from deepfake_nb.scoring.score import MediaScorer, score_paths
+from deepfake_nb.scoring.views import cut_as_mesonet
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from layouts import made_calibration
 from scoring import assert_contract, level_of, patches, save, score_with, scorer_with, textured
 
-from deepfake_nb.video import write_video
+from deepfake_nb.media.video import write_video
 
 
 def test_a_calibrated_verdict_keeps_to_its_false_alarm_rate(calibrated, tmp_path):

@@ -6,9 +6,9 @@ import torch
 from layouts import WhiteSquares
 from scoring import ClipLightness, assert_contract, logit_of, patches, save, sigmoid
 
-from deepfake_nb.score import MediaScorer
-from deepfake_nb.video import write_video
-from deepfake_nb.views import ClipDetector, Ready
+from deepfake_nb.media.video import write_video
+from deepfake_nb.scoring.score import MediaScorer
+from deepfake_nb.scoring.views import ClipDetector, Ready
 
 
 @pytest.fixture

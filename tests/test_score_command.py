@@ -10,11 +10,11 @@ from commands import status_of
 from PIL import Image
 from scoring import CONTRACT, patches, save, textured
 
-from deepfake_nb.calibration import read_calibrations, write_calibrations
-from deepfake_nb.files import InputError
-from deepfake_nb.score import DETECTORS, MediaScorer
-from deepfake_nb.video import write_video
-from deepfake_nb.weights import REGISTRY
+from deepfake_nb.evaluation.calibration import read_calibrations, write_calibrations
+from deepfake_nb.media.video import write_video
+from deepfake_nb.networks.weights import REGISTRY
+from deepfake_nb.scoring.score import DETECTORS, MediaScorer
+from deepfake_nb.study.files import InputError
 
 
 def test_the_command_line_takes_a_stride(small_video_resnet, talking, tmp_path, capsys):
@@ -88,8 +88,8 @@ def test_what_is_the_same_for_all_files_is_said_once_for_each_kind(
 def test_after_the_small_network_the_better_detectors_are_named_once(
     with_test_detector, tmp_path, monkeypatch, capsys, is_there
 ):
-    from deepfake_nb import score
-    from deepfake_nb.weights import Whereabouts
+    from deepfake_nb.networks.weights import Whereabouts
+    from deepfake_nb.scoring import score
 
     small = replace(DETECTORS["test"], name="small-faces")
     monkeypatch.setitem(DETECTORS, "small-faces", small)

@@ -20,17 +20,17 @@ from scoring import (
     two_tasks,
 )
 
-from deepfake_nb.files import UsageError
-from deepfake_nb.fit_calibration import calibrate
-from deepfake_nb.score import MediaScorer, score_paths
-from deepfake_nb.video import write_video
-from deepfake_nb.views import Detector, Ready, Sampling
+from deepfake_nb.media.video import write_video
+from deepfake_nb.scoring.fit_calibration import calibrate
+from deepfake_nb.scoring.score import MediaScorer, score_paths
+from deepfake_nb.scoring.views import Detector, Ready, Sampling
+from deepfake_nb.study.files import UsageError
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """How often faces are followed through a video."""
-    from deepfake_nb import views
+    from deepfake_nb.scoring import views
 
     calls, track = [], views.track_faces
     monkeypatch.setattr(views, "track_faces", lambda *given, **how: calls.append(how) or track(*given, **how))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from scoring import assert_contract, patches, save, score_with
 
-from deepfake_nb.score import write_verdicts
-from deepfake_nb.video import write_video
-from deepfake_nb.views import Sampling, find_media
+from deepfake_nb.media.video import write_video
+from deepfake_nb.scoring.score import write_verdicts
+from deepfake_nb.scoring.views import Sampling, find_media
 
 
 @pytest.mark.parametrize(

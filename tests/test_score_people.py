@@ -16,9 +16,9 @@ from scoring import (
     sigmoid,
 )
 
-from deepfake_nb.score import MediaScorer, score_paths
-from deepfake_nb.video import write_video
-from deepfake_nb.views import Sampling
+from deepfake_nb.media.video import write_video
+from deepfake_nb.scoring.score import MediaScorer, score_paths
+from deepfake_nb.scoring.views import Sampling
 
 
 def test_the_most_suspicious_person_decides_and_each_stands_apart(quick, tmp_path):

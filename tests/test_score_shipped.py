@@ -6,13 +6,13 @@ import pytest
 from layouts import made_calibration
 from scoring import assert_contract, save, score_with
 
-from deepfake_nb.faces import CenterFace
-from deepfake_nb.heads import random_identity
-from deepfake_nb.rendered import render_stills, render_video
-from deepfake_nb.score import RENDERED, MediaScorer, open_scorer
-from deepfake_nb.video import write_video
-from deepfake_nb.views import Sampling
-from deepfake_nb.weights import REGISTRY
+from deepfake_nb.media.faces import CenterFace
+from deepfake_nb.media.video import write_video
+from deepfake_nb.networks.weights import REGISTRY
+from deepfake_nb.people.heads import random_identity
+from deepfake_nb.people.rendering import render_stills, render_video
+from deepfake_nb.scoring.score import RENDERED, MediaScorer, open_scorer
+from deepfake_nb.scoring.views import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scoring import assert_contract, awake, save
 
-from deepfake_nb.faces import CenterFace
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.score import DETECTORS, MediaScorer, open_scorer, score_paths
-from deepfake_nb.video import read_frames, write_video
-from deepfake_nb.weights import REGISTRY
+from deepfake_nb.media.faces import CenterFace
+from deepfake_nb.media.video import read_frames, write_video
+from deepfake_nb.networks.weights import REGISTRY
+from deepfake_nb.scoring.score import DETECTORS, MediaScorer, open_scorer, score_paths
+from deepfake_nb.study.files import InputError, UsageError
 
 
 def test_a_wrong_detector_or_weight_file_fails_before_any_media_is_opened(tmp_path):
@@ -27,7 +27,7 @@ def test_a_wrong_detector_or_weight_file_fails_before_any_media_is_opened(tmp_pa
 
 
 def test_weights_nobody_registered_are_named_as_such(tmp_path, face):
-    from deepfake_nb.mesonet import Meso4
+    from deepfake_nb.networks.mesonet import Meso4
 
     torch.save(Meso4().state_dict(), tmp_path / "mine.pt")
     save(tmp_path / "face.png", face)
@@ -38,7 +38,7 @@ def test_weights_nobody_registered_are_named_as_such(tmp_path, face):
 
 
 def test_xception_scores_by_its_own_preprocessing(tmp_path, face):
-    from deepfake_nb.xception import Xception, to_deepfakebench
+    from deepfake_nb.networks.xception import Xception, to_deepfakebench
 
     torch.manual_seed(0)
     network = Xception()
@@ -91,7 +91,7 @@ def test_every_detector_has_a_registered_checkpoint_and_no_encoder_is_one():
     ],
 )
 def test_options_that_do_not_fit_are_refused_at_once(tmp_path, small_video_resnet, options, words):
-    from deepfake_nb.mesonet import Meso4
+    from deepfake_nb.networks.mesonet import Meso4
 
     torch.save(Meso4().state_dict(), tmp_path / "meso.pt")
     options = {"detector": "altfreezing", "device": "cpu"} | options
@@ -102,10 +102,10 @@ def test_options_that_do_not_fit_are_refused_at_once(tmp_path, small_video_resne
 
 
 def test_a_network_trained_here_scores_as_it_was_trained(small_video_resnet, talking):
-    from deepfake_nb.clips import cut_clip, pool_clips
-    from deepfake_nb.faces import face_tracks
-    from deepfake_nb.video_resnet import normalise_clips
-    from deepfake_nb.weights import load_detector
+    from deepfake_nb.learning.clips import cut_clip, pool_clips
+    from deepfake_nb.media.faces import face_tracks
+    from deepfake_nb.networks.video_resnet import normalise_clips
+    from deepfake_nb.networks.weights import load_detector
 
     how = {"device": "cpu", "face_detector": CenterFace(threads=2), "precision": "float32", "clip_step": 4}
     (verdict,) = score_paths(talking, "altfreezing", small_video_resnet, **how)
@@ -122,7 +122,7 @@ def test_a_network_trained_here_scores_as_it_was_trained(small_video_resnet, tal
 
 
 def test_a_released_checkpoint_of_full_width_scores_a_video(talking, tmp_path):
-    from deepfake_nb.video_resnet import VideoResNet
+    from deepfake_nb.networks.video_resnet import VideoResNet
 
     torch.manual_seed(0)
     network = awake(VideoResNet(), spread=0.001)
@@ -138,7 +138,7 @@ def test_a_released_checkpoint_of_full_width_scores_a_video(talking, tmp_path):
 
 
 def test_weights_of_another_width_give_a_sentence(tmp_path):
-    from deepfake_nb.video_resnet import VideoResNet
+    from deepfake_nb.networks.video_resnet import VideoResNet
 
     torch.save(VideoResNet(width=8).state_dict(), tmp_path / "narrow.pth")
     with pytest.raises(InputError, match=r"of a video ResNet of width 8, and this one has width 64"):
@@ -181,8 +181,8 @@ def test_a_file_that_lies_about_itself_is_refused(small_video_resnet, tmp_path, 
     "is_there, names", [(True, ("edited-faces", "generated-faces")), (False, ("small-faces",))]
 )
 def test_who_judges_where_nobody_is_named_depends_on_what_is_cached(monkeypatch, is_there, names):
-    from deepfake_nb import score
-    from deepfake_nb.weights import Whereabouts
+    from deepfake_nb.networks.weights import Whereabouts
+    from deepfake_nb.scoring import score
 
     asked, opened = [], []
     monkeypatch.setattr(

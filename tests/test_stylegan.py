@@ -7,8 +7,7 @@ from parity import drawn, filled, fixture
 from torch import nn
 from torch.nn import functional
 
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.stylegan import (
+from deepfake_nb.networks.stylegan import (
     Discriminator,
     Encoder,
     Generator,
@@ -24,7 +23,8 @@ from deepfake_nb.stylegan import (
     restore_generator,
     style_count,
 )
-from deepfake_nb.vqvae import VQVAE2, Codebook, Indices
+from deepfake_nb.networks.vqvae import VQVAE2, Codebook, Indices
+from deepfake_nb.study.files import InputError, UsageError
 
 SIZES = (32, 64, 128, 256, 512, 1024)
 SMALL = {"style_size": 16, "channels_base": 512, "max_channels": 24}

@@ -17,14 +17,7 @@ import torch
 from commands import in_two_processes
 from torch import nn
 
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.pictures import (
-    HALF_NORMALISATION,
-    ArraySet,
-    Augmentation,
-    PictureSet,
-)
-from deepfake_nb.training import (
+from deepfake_nb.learning.training import (
     Trainer,
     TrainingLog,
     TrainingSettings,
@@ -35,6 +28,13 @@ from deepfake_nb.training import (
     plot_curves,
     seeded,
 )
+from deepfake_nb.media.images import (
+    HALF_NORMALISATION,
+    ArraySet,
+    Augmentation,
+    ImageSet,
+)
+from deepfake_nb.study.files import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,7 +240,7 @@ def test_finished_run_is_only_read(run_folder):
 
 
 def test_two_runs_in_one_folder(tmp_path):
-    from deepfake_nb.files import locked_folder
+    from deepfake_nb.study.files import locked_folder
 
     with locked_folder(tmp_path), pytest.raises(InputError, match="Another run is writing"):
         fit_in(tmp_path)
@@ -612,7 +612,7 @@ def test_unreadable_picture_stops_training_by_name(tmp_path):
     (tmp_path / "face 1.png").write_bytes(b"")
     paths = [tmp_path / f"face {at}.png" for at in (0, 1)]
     with pytest.raises(InputError, match="face 1"):
-        trainer().fit(PictureSet(paths, [0, 1], size=12), VALIDATION)
+        trainer().fit(ImageSet(paths, [0, 1], size=12), VALIDATION)
 
 
 def test_plot_names_its_axes():

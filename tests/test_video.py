@@ -19,9 +19,8 @@ from commands import allow_files_of, run
 from layouts import BLUE, GREEN, RED, WHITE, encode, quarters
 from PIL import Image
 
-from deepfake_nb import video
-from deepfake_nb.files import InputError, sha256_of
-from deepfake_nb.video import (
+from deepfake_nb.media import video
+from deepfake_nb.media.video import (
     Frame,
     UnreadableMedia,
     is_animated,
@@ -32,6 +31,7 @@ from deepfake_nb.video import (
     recompress_frames,
     write_video,
 )
+from deepfake_nb.study.files import InputError, sha256_of
 
 
 def numbered(count, height=32, width=64):
@@ -638,9 +638,9 @@ def test_a_failure_half_way_leaves_the_old_file(tmp_path):
 FULL_DISK = """
 import sys
 import numpy as np
-from deepfake_nb import video
-from deepfake_nb.files import InputError
-from deepfake_nb.video import write_video
+from deepfake_nb.media import video
+from deepfake_nb.study.files import InputError
+from deepfake_nb.media.video import write_video
 rng = np.random.default_rng(0)
 try:
     write_video(sys.argv[1], (rng.integers(0, 255, (240, 320, 3), dtype=np.uint8) for _ in range(60)), 25)

@@ -5,9 +5,8 @@ import pytest
 import torch
 from parity import drawn, filled, fixture
 
-from deepfake_nb import weights
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.video_resnet import (
+from deepfake_nb.networks import weights
+from deepfake_nb.networks.video_resnet import (
     VideoResNet,
     from_released_keys,
     kernel_groups,
@@ -16,6 +15,7 @@ from deepfake_nb.video_resnet import (
     normalise_clips,
     save_video_resnet,
 )
+from deepfake_nb.study.files import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,14 +40,16 @@ def random_clips(*shape, seed=0):
 @pytest.fixture
 def altfreezing_kind(monkeypatch):
     """The kind under which weight files of this network are known."""
-    monkeypatch.setitem(weights.KINDS, "altfreezing", "deepfake_nb.video_resnet:VideoResNet")
+    monkeypatch.setitem(weights.KINDS, "altfreezing", "deepfake_nb.networks.video_resnet:VideoResNet")
 
 
 @pytest.fixture
 def narrow_kind(monkeypatch):
     """The same, of a network that is quick to fill."""
-    monkeypatch.setattr("deepfake_nb.video_resnet.NarrowResNet", lambda: VideoResNet(width=4), raising=False)
-    monkeypatch.setitem(weights.KINDS, "altfreezing", "deepfake_nb.video_resnet:NarrowResNet")
+    monkeypatch.setattr(
+        "deepfake_nb.networks.video_resnet.NarrowResNet", lambda: VideoResNet(width=4), raising=False
+    )
+    monkeypatch.setitem(weights.KINDS, "altfreezing", "deepfake_nb.networks.video_resnet:NarrowResNet")
 
 
 @pytest.fixture(scope="module")

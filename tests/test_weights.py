@@ -15,11 +15,9 @@ import torch
 from parity import drawn, filled, fixture
 from PIL import Image
 
-from deepfake_nb import face_encoder, weights
-from deepfake_nb.files import InputError, UsageError
-from deepfake_nb.mesonet import Meso4, MesoInception4
-from deepfake_nb.score import ON_CLIP, RENDERED, SMALL
-from deepfake_nb.weights import (
+from deepfake_nb.networks import face_encoder, weights
+from deepfake_nb.networks.mesonet import Meso4, MesoInception4
+from deepfake_nb.networks.weights import (
     check_file,
     fetch,
     import_mesonet,
@@ -27,7 +25,9 @@ from deepfake_nb.weights import (
     load_detector,
     read_state_dict,
 )
-from deepfake_nb.xception import Xception, from_deepfakebench, to_deepfakebench
+from deepfake_nb.networks.xception import Xception, from_deepfakebench, to_deepfakebench
+from deepfake_nb.scoring.score import ON_CLIP, RENDERED, SMALL
+from deepfake_nb.study.files import InputError, UsageError
 
 MESO4_SHAPES = {
     "conv2d": [(3, 3, 3, 8), (5, 5, 8, 8), (5, 5, 8, 16), (5, 5, 16, 16)],
@@ -702,7 +702,7 @@ def test_weights_without_a_known_checksum_are_not_downloaded(tmp_path, monkeypat
 
 
 def test_a_fine_tuned_checkpoint_with_numbers_of_numpy_beside_it(tmp_path):
-    from deepfake_nb.video_resnet import VideoResNet
+    from deepfake_nb.networks.video_resnet import VideoResNet
 
     tensors = {f"network.resnet.{key}": tensor for key, tensor in VideoResNet().state_dict().items()}
     history = [{"confusion_matrix": np.eye(2), "loss": np.float32(0.5)}]
@@ -856,11 +856,11 @@ def test_without_clip_and_without_a_network_a_sentence_says_what_to_fetch(tmp_pa
 
 
 def test_the_shipped_frame_detector_tells_new_people_from_crude_swaps():
-    from deepfake_nb.forgery import SourceFace, swap_face
-    from deepfake_nb.frame_network import cut_face
-    from deepfake_nb.heads import random_identity
-    from deepfake_nb.metrics import auc
-    from deepfake_nb.rendered import render_stills
+    from deepfake_nb.evaluation.metrics import auc
+    from deepfake_nb.networks.frame_network import cut_face
+    from deepfake_nb.people.heads import random_identity
+    from deepfake_nb.people.rendering import render_stills
+    from deepfake_nb.people.swapping import SourceFace, swap_face
 
     stills = render_stills([random_identity(10**6 + seed) for seed in range(8)], "studio", size=160)
     shots = list(zip(stills.images, stills.landmarks, strict=True))
@@ -886,7 +886,7 @@ def test_the_shipped_frame_detector_tells_new_people_from_crude_swaps():
     ],
 )
 def test_a_header_cannot_make_timm_load_anything(tmp_path, monkeypatch, settings):
-    from deepfake_nb.frame_network import FrameNetwork
+    from deepfake_nb.networks.frame_network import FrameNetwork
 
     monkeypatch.setattr("requests.sessions.Session.request", None)
     network = FrameNetwork("resnet10t", [8, 8, 8, 8], 8)
@@ -897,7 +897,7 @@ def test_a_header_cannot_make_timm_load_anything(tmp_path, monkeypatch, settings
 
 
 def test_a_detector_of_ones_own_needs_one_line(tmp_path, monkeypatch):
-    from deepfake_nb.frame_network import FrameNetwork
+    from deepfake_nb.networks.frame_network import FrameNetwork
 
     network, path = FrameNetwork("lcnet_050").eval(), tmp_path / "own.safetensors"
     weights.save_network(path, "frame-network", network, "noise", {"backbone": "lcnet_050"}, size=96)
@@ -917,7 +917,7 @@ def test_a_detector_of_ones_own_needs_one_line(tmp_path, monkeypatch):
     ("kind", "detectors"), [("picture", {"rendered-faces"}), ("video", {"rendered-clips", "rendered-faces"})]
 )
 def test_the_shipped_calibrations_belong_to_the_shipped_weights(kind, detectors):
-    from deepfake_nb.calibration import read_calibrations
+    from deepfake_nb.evaluation.calibration import read_calibrations
 
     (calibration,) = read_calibrations(weights.shipped_file(f"calibration-{kind}.json")).values()
     assert calibration.kind == kind and calibration.n_people >= 60 and calibration.familiarity

@@ -19,10 +19,10 @@ import psutil
 import pytest
 from commands import BIN, allow_files_of, run, status_of
 
-from deepfake_nb import weights, wheels
-from deepfake_nb.files import InputError, UsageError, sha256_of
-from deepfake_nb.weights import fetch, whereabouts
-from deepfake_nb.wheels import WheelMember, fetch_wheel_member
+from deepfake_nb.networks import weights, wheels
+from deepfake_nb.networks.weights import fetch, whereabouts
+from deepfake_nb.networks.wheels import WheelMember, fetch_wheel_member
+from deepfake_nb.study.files import InputError, UsageError, sha256_of
 
 CONTENT = bytes(range(256)) * 4000
 TEXTS = {
@@ -212,8 +212,8 @@ def test_what_a_killed_process_left_is_removed(entry, folder):
 def fetch_apart(entry, folder, before="", wheel=None, **options):
     """A process that fetches, and prints the path or the sentence of the error."""
     script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job of a shell may ignore it
-    script += f"{before}from pathlib import Path\nfrom deepfake_nb.files import InputError\n"
-    script += "from deepfake_nb.wheels import WheelMember, fetch_wheel_member\n"
+    script += f"{before}from pathlib import Path\nfrom deepfake_nb.study.files import InputError\n"
+    script += "from deepfake_nb.networks.wheels import WheelMember, fetch_wheel_member\n"
     call = f"fetch_wheel_member({entry!r}, {str(folder)!r}, {wheel and str(wheel)!r})"
     script += f"try:\n    print({call})\nexcept InputError as error:\n    print('refused:', error)\n"
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
