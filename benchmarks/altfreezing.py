@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from deepfake_nb.learning.clips import ClipSet, clip_starts, cut_clip, inference_precision, pool_clips
-from deepfake_nb.learning.training import Trainer, TrainingSettings, has_bf16, seeded
+from deepfake_nb.learning.training import Trainer, TrainingSettings
 from deepfake_nb.media.faces import CenterFace, align_clip, track_faces
 from deepfake_nb.media.images import IMAGENET_NORMALISATION
 from deepfake_nb.media.video import media_kind, read_frames, write_video
+from deepfake_nb.networks.devices import has_bf16, seeded
 from deepfake_nb.networks.video_resnet import VideoResNet, normalise_clips, save_video_resnet
 from deepfake_nb.people.heads import random_identity
 from deepfake_nb.people.rendering import render_video

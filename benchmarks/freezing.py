@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from deepfake_nb.learning.freezing import AlternateFreezing, GradualUnfreezing, awake
-from deepfake_nb.learning.training import binary_cross_entropy, seeded
+from deepfake_nb.learning.training import binary_cross_entropy
+from deepfake_nb.networks.devices import seeded
 from deepfake_nb.networks.video_resnet import VideoResNet, normalise_clips
 from deepfake_nb.people.heads import random_identity
 from deepfake_nb.people.rendering import render_video

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from deepfake_nb.learning.training import Trainer, TrainingSettings, read_ahead, seeded, training_portions
+from deepfake_nb.learning.training import Trainer, TrainingSettings, read_ahead, training_portions
 from deepfake_nb.media.images import CIFAR_NORMALISATION, Augmentation, ImageSet
+from deepfake_nb.networks.devices import seeded
 from deepfake_nb.people.heads import random_identity
 from deepfake_nb.people.rendering import render_stills
 from deepfake_nb.sections.frame_detectors import SimpleNet

@@ -689,10 +689,6 @@ d = {
                 "detectors/detector_training.html#blended_pair",
                 "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.detectors.detector_training.device_of": (
-                "detectors/detector_training.html#device_of",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
             "deepfake_nb.detectors.detector_training.drawn": (
                 "detectors/detector_training.html#drawn",
                 "deepfake_nb/detectors/detector_training.py",
@@ -751,10 +747,6 @@ d = {
             ),
             "deepfake_nb.detectors.detector_training.train_detector": (
                 "detectors/detector_training.html#train_detector",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
-            "deepfake_nb.detectors.detector_training.training_device": (
-                "detectors/detector_training.html#training_device",
                 "deepfake_nb/detectors/detector_training.py",
             ),
             "deepfake_nb.detectors.detector_training.training_media": (
@@ -2264,6 +2256,7 @@ d = {
                 "deepfake_nb/evaluation/robustness.py",
             ),
         },
+        "deepfake_nb.faces": {},
         "deepfake_nb.learning.clips": {
             "deepfake_nb.learning.clips.ClipSet": (
                 "learning/clips.html#clipset",
@@ -3427,10 +3420,6 @@ d = {
                 "learning/training.html#fingerprint",
                 "deepfake_nb/learning/training.py",
             ),
-            "deepfake_nb.learning.training.has_bf16": (
-                "learning/training.html#has_bf16",
-                "deepfake_nb/learning/training.py",
-            ),
             "deepfake_nb.learning.training.has_two_logits": (
                 "learning/training.html#has_two_logits",
                 "deepfake_nb/learning/training.py",
@@ -3513,10 +3502,6 @@ d = {
             ),
             "deepfake_nb.learning.training.save_checkpoint": (
                 "learning/training.html#save_checkpoint",
-                "deepfake_nb/learning/training.py",
-            ),
-            "deepfake_nb.learning.training.seeded": (
-                "learning/training.html#seeded",
                 "deepfake_nb/learning/training.py",
             ),
             "deepfake_nb.learning.training.start": (
@@ -4512,6 +4497,7 @@ d = {
                 "deepfake_nb/media/video.py",
             ),
         },
+        "deepfake_nb.metrics": {},
         "deepfake_nb.networks.backbones": {
             "deepfake_nb.networks.backbones.Backbone": (
                 "networks/backbones.html#backbone",
@@ -4588,6 +4574,24 @@ d = {
             "deepfake_nb.networks.backbones.responds": (
                 "networks/backbones.html#responds",
                 "deepfake_nb/networks/backbones.py",
+            ),
+        },
+        "deepfake_nb.networks.devices": {
+            "deepfake_nb.networks.devices.device_of": (
+                "networks/devices.html#device_of",
+                "deepfake_nb/networks/devices.py",
+            ),
+            "deepfake_nb.networks.devices.has_bf16": (
+                "networks/devices.html#has_bf16",
+                "deepfake_nb/networks/devices.py",
+            ),
+            "deepfake_nb.networks.devices.seeded": (
+                "networks/devices.html#seeded",
+                "deepfake_nb/networks/devices.py",
+            ),
+            "deepfake_nb.networks.devices.training_device": (
+                "networks/devices.html#training_device",
+                "deepfake_nb/networks/devices.py",
             ),
         },
         "deepfake_nb.networks.encoders": {
@@ -7028,6 +7032,7 @@ d = {
                 "deepfake_nb/people/swapping.py",
             ),
         },
+        "deepfake_nb.score": {},
         "deepfake_nb.scoring.camera": {
             "deepfake_nb.scoring.camera.Camera": (
                 "scoring/camera.html#camera",
@@ -9393,5 +9398,6 @@ d = {
                 "deepfake_nb/study/workers.py",
             ),
         },
+        "deepfake_nb.weights": {},
     },
 }

@@ -26,6 +26,19 @@ from deepfake_nb.study.records import SECTIONS, load_results
 from deepfake_nb.study.runner import available_sections, execute_notebook, inputs_digest
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "nbs"
+ROOMS = {
+    "study": "Study",
+    "media": "Media",
+    "networks": "Networks",
+    "data": "Data",
+    "people": "Rendered people and swaps",
+    "evaluation": "Evaluation",
+    "learning": "Learning",
+    "detectors": "Detectors of real people",
+    "sections": "Data sets of the papers",
+    "scoring": "Scoring",
+}  # folders of notebooks, in the order in which they stand on each other, and their titles
 PAGES = ROOT / "docs" / "pages"
 EXECUTED = ROOT / "docs" / "_build" / "executed"
 
@@ -94,7 +107,8 @@ def executed(notebook: Path, values: dict | None = None, **depends_on: str) -> P
 def library_page(notebook: Path, run: bool) -> str:
     """The page of a library notebook, with outputs when they are wanted or already there."""
     with_outputs = run or cached_run(notebook, {}).is_file()
-    return notebook_page(executed(notebook) if with_outputs else notebook, notebook.stem)
+    name = notebook.relative_to(NOTEBOOKS).with_suffix("").as_posix()
+    return notebook_page(executed(notebook) if with_outputs else notebook, name)
 
 
 @functools.cache
@@ -102,16 +116,23 @@ def modules_of(notebook: Path) -> tuple[str | None, frozenset[str]]:
     """The module that a notebook exports, if any, and those that it imports."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    exported = re.search(r"^#\| default_exp (\w+)", code, re.M)
-    imported = re.findall(r"^from deepfake_nb\.(\w+) import", code, re.M)
+    exported = re.search(r"^#\| default_exp ([\w.]+)", code, re.M)
+    imported = re.findall(r"^from deepfake_nb\.([\w.]+) import", code, re.M)
     return exported and exported[1], frozenset(imported)
 
 
 def in_reading_order(notebooks: Iterable[Path]) -> list[Path]:
-    """Notebooks by number, and those of one number after what they stand on."""
-    ordered, waiting = [], sorted(notebooks)
+    """Notebooks by folder and number, and those of one number after what they stand on."""
+    rooms = list(ROOMS)
+    place = {
+        n: (rooms.index(n.parent.name) if n.parent.name in rooms else len(rooms), n.name) for n in notebooks
+    }
+    ordered, waiting = [], sorted(place, key=place.get)
     while waiting:
-        alike = [notebook for notebook in waiting if notebook.name[:2] == waiting[0].name[:2]]
+        first, number = place[waiting[0]][0], waiting[0].name[:2]
+        alike = [
+            notebook for notebook in waiting if (place[notebook][0], notebook.name[:2]) == (first, number)
+        ]
         exported = {modules_of(notebook)[0] for notebook in alike}
         first = next((n for n in alike if not modules_of(n)[1] & exported), alike[0])
         ordered.append(first)
@@ -121,14 +142,14 @@ def in_reading_order(notebooks: Iterable[Path]) -> list[Path]:
 
 def section_page(report: Path, name: str) -> str:
     """The page of a section: as it ran, up to the cell where it failed, or without outputs when it has not been run."""
-    kept = [report / "run.ipynb", report / "failed.ipynb", ROOT / "nbs" / f"{name}.ipynb"]
+    kept = [report / "run.ipynb", report / "failed.ipynb", NOTEBOOKS / f"{name}.ipynb"]
     return notebook_page(next(path for path in kept if path.is_file()), name)
 
 
 def start_page(reports: Path, contents: str) -> None:
     """The start page: what `index.ipynb` shows of the results of these reports, with the contents behind it."""
     results = load_results(reports).to_json()
-    run = executed(ROOT / "nbs" / "index.ipynb", {"reports": str(reports)}, results=results)
+    run = executed(NOTEBOOKS / "index.ipynb", {"reports": str(reports)}, results=results)
     index = json.loads(run.read_text(encoding="utf-8"))
     for cell in index["cells"]:
         if cell["cell_type"] == "code":
@@ -142,11 +163,12 @@ def start_page(reports: Path, contents: str) -> None:
 def api_pages() -> list[str]:
     """One page a module, from its docstrings."""
     names = []
-    for module in sorted((ROOT / "deepfake_nb").glob("[a-z]*.py")):
-        title = f"deepfake_nb.{module.stem}"
+    for module in sorted((ROOT / "deepfake_nb").rglob("[a-z]*.py")):
+        path = module.relative_to(ROOT / "deepfake_nb").with_suffix("").as_posix()
+        title = f"deepfake_nb.{path.replace('/', '.')}"
         directives = f"```{{eval-rst}}\n.. automodule:: {title}\n   :members:\n```\n"
-        write_if_changed(PAGES / "api" / f"{module.stem}.md", f"# {module.stem}\n\n`{title}`\n\n{directives}")
-        names.append(f"api/{module.stem}")
+        write_if_changed(PAGES / "api" / f"{path}.md", f"# {path}\n\n`{title}`\n\n{directives}")
+        names.append(f"api/{path}")
     return names
 
 
@@ -246,14 +268,20 @@ def build(profile: str, run_library: bool) -> Path:
     """
     reports = ROOT / "reports" / profile
     sections = [section_page(reports / section, SECTIONS[section]) for section in available_sections()]
-    notebooks = in_reading_order((ROOT / "nbs").glob("[0-9]*.ipynb"))
-    tools = [library_page(n, run_library) for n in notebooks if n.stem not in SECTIONS.values()]
-    parts = {"Guides": guide_pages(), "Paper sections": sections, "Tools": tools}
+    notebooks = in_reading_order(NOTEBOOKS.rglob("[0-9]*.ipynb"))
+    parts = {"Guides": guide_pages(), "Paper sections": sections, "Verdicts": []}
+    parts |= {title: [] for title in ROOMS.values()}
+    for notebook in notebooks:
+        if notebook.stem not in SECTIONS.values():
+            parts[ROOMS.get(notebook.parent.name, "Verdicts")].append(library_page(notebook, run_library))
     parts["Reference"] = [command_line_page(), citation_page(), *api_pages()]
     contents = "".join(tree(caption, names) for caption, names in parts.items())
     names = ["index", *(name for part in parts.values() for name in part)]
     start_page(reports, contents)
-    for stale in {path for path in PAGES.rglob("*.*") if path.stem not in {Path(n).stem for n in names}}:
+    pages = {PAGES / name for name in names}
+    for stale in {
+        path for path in PAGES.rglob("*.*") if path.is_file() and path.with_suffix("") not in pages
+    }:
         stale.unlink()
     site, trees = reports / "site", ROOT / "docs" / "_build" / "doctrees"
     of_package = inputs_digest(ROOT / "docs" / "conf.py", {})

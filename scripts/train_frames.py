@@ -20,11 +20,12 @@ import torch
 from deepfake_nb.data.builds import FaceSet
 from deepfake_nb.evaluation.metrics import auc
 from deepfake_nb.learning.generator import draw_faces, shipped_networks
-from deepfake_nb.learning.training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores, seeded
+from deepfake_nb.learning.training import Trainer, TrainingSettings, binary_cross_entropy, fake_scores
 from deepfake_nb.media.degradations import brightness, jpeg
 from deepfake_nb.media.faces import align_ffhq, ffhq_transform, fit_similarity, transform_points, warp
 from deepfake_nb.media.images import Normalise
 from deepfake_nb.media.video import read_frames, recompress_frames
+from deepfake_nb.networks.devices import seeded
 from deepfake_nb.networks.frame_network import FrameNetwork, standard_points
 from deepfake_nb.networks.weights import save_network
 from deepfake_nb.people.heads import random_identity

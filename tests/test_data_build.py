@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
 import layouts
@@ -429,17 +429,19 @@ def test_workers_end_with_the_process_that_asked(tmp_path):
 
 def modules_behind(name, without):
     """Modules of the package that a module imports, itself and what these import included."""
-    source = Path(find_spec(f"deepfake_nb.{name}").origin).read_text()
+    source = Path(find_spec(name).origin).read_text()
     imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    ours = [node.module for node in imports if node.level or node.module.startswith("deepfake_nb.")]
-    named = {module.removeprefix("deepfake_nb.") for module in ours}
+    package = name.rpartition(".")[0]
+    named = {resolve_name("." * node.level + node.module, package) for node in imports}
+    named = {module for module in named if module.startswith("deepfake_nb.")}
     return {name}.union(*(modules_behind(other, without) for other in named - without))
 
 
 def test_a_set_is_rendered_anew_when_any_code_that_makes_it_changes():
     """But for the random streams of `study`, names of real files, generator and portraits, which few sets need."""
-    behind = modules_behind("filming", {"study", "adapters", "generator", "portraits"})
-    reached = {name.split(".")[1] for name in code_behind(shoot, shoot_stills, Camera)}
+    apart = {"study.files", "study.workers", "data.adapters", "learning.generator", "people.portraits"}
+    behind = modules_behind("deepfake_nb.sections.filming", {f"deepfake_nb.{name}" for name in apart})
+    reached = {name.rpartition(".")[0] for name in code_behind(shoot, shoot_stills, Camera)}
     assert behind <= reached
 
 

@@ -32,9 +32,9 @@ from deepfake_nb.learning.training import (
     cross_entropy,
     fake_scores,
     learning_portions,
-    seeded,
 )
 from deepfake_nb.media.images import IMAGENET_NORMALISATION, ArraySet
+from deepfake_nb.networks.devices import seeded
 from deepfake_nb.networks.video_resnet import VideoResNet, kernel_groups, named_groups
 from deepfake_nb.study.files import InputError, UsageError
 

@@ -225,7 +225,12 @@ def test_features_do_not_depend_on_the_batch_and_views_are_the_augmented_picture
 
 def test_features_depend_on_the_code_between_a_file_and_its_features(pictures):
     behind = {name.removeprefix("deepfake_nb.") for name in code_behind(extract_features, ImageSet, Meso4)}
-    assert {"video.read_image", "pictures.ImageSet", "training.read_ahead", "mesonet.Meso4"} <= behind
+    assert {
+        "media.video.read_image",
+        "media.images.ImageSet",
+        "learning.training.read_ahead",
+        "networks.mesonet.Meso4",
+    } <= behind
     meso, inception = (make_backbone(name, "none", SIDE) for name in ("meso4", "mesoinception4"))
     digests = {digest_pass(pictures, backbone, AUGMENTATION) for backbone in (meso, inception)}
     assert len(digests | {digest_pass(pictures, meso, Normalise())}) == 3

@@ -1,5 +1,6 @@
 """One list of requirements, and a wheel that works with no source tree around it."""
 
+import importlib
 import json
 import os
 import re
@@ -133,3 +134,17 @@ def test_command_line_imports_nothing_heavy():
     heavy = {"torch", "cv2", "pandas", "numpy", "av", "sklearn", "scipy"}
     loaded = run(sys.executable, "-c", "import sys, deepfake_nb.cli; print(*sys.modules)").stdout.split()
     assert "typer" in loaded and not heavy & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "short, full",
+    {
+        "faces": "media.faces",
+        "score": "scoring.score",
+        "weights": "networks.weights",
+        "metrics": "evaluation.metrics",
+    }.items(),
+)
+def test_short_paths_give_the_same_objects(short, full):
+    short, full = (importlib.import_module(f"deepfake_nb.{name}") for name in (short, full))
+    assert short.__all__ and all(getattr(short, name) is getattr(full, name) for name in full.__all__)

@@ -149,14 +149,19 @@ def test_pages_stand_in_the_order_in_which_they_can_be_read(tmp_path):
         write_notebook(tmp_path, name, imported)
     ordered = site_builder.in_reading_order(tmp_path.glob("*.ipynb"))
     assert [path.stem for path in ordered] == ["05_b", "05_d", "05_c", "05_a", "06_y", "06_z"]
-    names = [path.stem for path in site_builder.in_reading_order((ROOT / "nbs").glob("[0-9]*.ipynb"))]
+    names = [
+        path.stem for path in site_builder.in_reading_order(site_builder.NOTEBOOKS.rglob("[0-9]*.ipynb"))
+    ]
     assert names.index("01_metrics") < names.index("02_comparison") and names[0] == "00_files"
 
 
 def test_the_start_page_names_every_notebook():
     cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
-    linked = set(re.findall(r"\]\((\w+)\)", "".join(line for cell in cells for line in cell["source"])))
-    assert not {path.stem for path in (ROOT / "nbs").glob("[0-9]*.ipynb")} - linked
+    linked = set(re.findall(r"\]\(([\w/]+)\)", "".join(line for cell in cells for line in cell["source"])))
+    pages = {
+        p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("[0-9]*.ipynb")
+    }
+    assert not pages - linked
 
 
 def test_a_profile_that_nobody_ran_makes_no_site_and_no_reference():
@@ -211,10 +216,14 @@ def test_the_guide_to_your_own_data_works_to_the_letter(own_media):
 
 
 def test_site_has_a_page_for_every_notebook_that_ran_and_every_module(site):
-    modules = {path.stem for path in (ROOT / "deepfake_nb").glob("[a-z]*.py")}
-    assert modules == {path.stem for path in (site / "api").glob("*.html")}
-    for notebook in (ROOT / "nbs").glob("[0-9]*.ipynb"):
-        assert (site / f"{notebook.stem}.html").is_file(), notebook.name
+    package = ROOT / "deepfake_nb"
+    modules = {path.relative_to(package).with_suffix("") for path in package.rglob("[a-z]*.py")}
+    assert modules == {
+        path.relative_to(site / "api").with_suffix("") for path in (site / "api").rglob("*.html")
+    }
+    for notebook in (ROOT / "nbs").rglob("[0-9]*.ipynb"):
+        page = site / notebook.relative_to(ROOT / "nbs").with_suffix(".html")
+        assert page.is_file(), page
 
 
 def test_study_by_hand_from_any_folder(smoke_study, tmp_path):

@@ -24,9 +24,7 @@ from deepfake_nb.learning.training import (
     binary_cross_entropy,
     cross_entropy,
     fake_scores,
-    has_bf16,
     plot_curves,
-    seeded,
 )
 from deepfake_nb.media.images import (
     HALF_NORMALISATION,
@@ -34,6 +32,7 @@ from deepfake_nb.media.images import (
     Augmentation,
     ImageSet,
 )
+from deepfake_nb.networks.devices import has_bf16, seeded
 from deepfake_nb.study.files import InputError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

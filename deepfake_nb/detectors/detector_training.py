@@ -13,8 +13,6 @@ __all__ = [
     "blended_pair",
     "forgery_and_genuine",
     "parameter_groups",
-    "training_device",
-    "device_of",
     "as_input",
     "one_worker",
     "step_batches",
@@ -55,6 +53,7 @@ from deepfake_nb.detectors.corpus import (
     read_crops,
     stable_number,
 )
+from ..networks.devices import device_of
 from ..people.self_blending import Donor, picture_changes, random_view, self_blend, through_changes
 from ..study.files import InputError, atomic_path, random_stream
 
@@ -207,16 +206,6 @@ def parameter_groups(body, head, settings):
         {"params": body, "lr": settings.learning_rate, "peak": settings.learning_rate, "weight_decay": settings.weight_decay},
         {"params": head, "lr": settings.head_learning_rate, "peak": settings.head_learning_rate, "weight_decay": 1e-4},
     ]  # fmt: skip
-
-
-def training_device():
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_of(network):
-    """The device that a network's weights are on; the CPU for one without weights."""
-    return next(network.parameters(), torch.empty(0)).device
 
 
 def as_input(images, device="cpu"):

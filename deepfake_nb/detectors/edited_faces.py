@@ -32,7 +32,6 @@ from deepfake_nb.detectors.detector_training import (
     load_or_make,
     save_tensors,
     train_detector,
-    training_device,
     training_media,
     training_portraits,
 )
@@ -44,6 +43,7 @@ from deepfake_nb.detectors.held_out import (
 )
 from .model_cards import summarize_losses, write_detector
 from .reencoding import score_ladder, select_ladder_media
+from ..networks.devices import training_device
 from deepfake_nb.networks.face_encoder import (
     as_tuned_clip,
     average_tensors,

@@ -24,9 +24,10 @@ import torch
 from scipy.special import expit
 
 from .corpus import stable_number
-from .detector_training import load_or_make, training_device, training_portraits
+from .detector_training import load_or_make, training_portraits
 from .model_cards import write_detector
 from .reencoding import read_tokens, score_still_ladder
+from ..networks.devices import training_device
 from ..networks.face_encoder import ClipProbe
 from ..networks.weights import REAL_AND_GENERATED, fetch
 

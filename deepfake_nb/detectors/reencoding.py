@@ -42,10 +42,11 @@ from deepfake_nb.detectors.corpus import (
     read_crops,
     stable_number,
 )
-from .detector_training import as_input, device_of, mean_score, middle_face_score
+from .detector_training import as_input, mean_score, middle_face_score
 from ..media.degradations import jpeg
 from ..media.faces import CenterFace
 from ..media.video import read_frames, recompress_frames
+from ..networks.devices import device_of
 from ..people.self_blending import picture_changes, random_view, through_changes
 from ..study.files import atomic_path, cache_dir, random_stream
 from ..study.workers import worker_pool

@@ -47,8 +47,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .training import Portion, TrainingLog, cut_batches, is_better, read_ahead, seeded
+from .training import Portion, TrainingLog, cut_batches, is_better, read_ahead
 from ..networks.backbones import name_combination
+from ..networks.devices import seeded
 from ..study.files import InputError, UsageError, atomic_path, random_stream, write_json
 from ..study.provenance import digest_code
 

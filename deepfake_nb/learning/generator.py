@@ -43,7 +43,7 @@ from safetensors.torch import save as to_safetensors
 from torch.nn import functional
 
 from .perceptual import perceptual_network
-from .training import has_bf16
+from ..networks.devices import has_bf16
 from ..networks.stylegan import Discriminator, Encoder, Generator, mix_styles, require_same_codes
 from ..networks.vqvae import VQVAE2
 from ..people.portraits import as_inputs, as_pictures, training_pictures

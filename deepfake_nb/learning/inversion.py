@@ -36,7 +36,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from .perceptual import distance_to_units, perceptual_network, unit_vectors
-from .training import has_bf16
+from ..networks.devices import has_bf16
 from deepfake_nb.networks.stylegan import (
     require_same_codes,
     require_side,

@@ -8,7 +8,6 @@ __all__ = [
     "cross_entropy",
     "binary_cross_entropy",
     "fake_scores",
-    "seeded",
     "TrainingLog",
     "lay_channels_last",
     "Trainer",
@@ -41,11 +40,11 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from ..media.images import to_device
+from ..networks.devices import has_bf16, seeded
 from deepfake_nb.study.files import (
     InputError,
     UsageError,
     locked_folder,
-    random_seed,
     random_stream,
     write_atomically,
     write_json,
@@ -242,23 +241,6 @@ def read_ahead(dataset, portions, prepare=lambda pictures: pictures, depth=2):
         reader.shutdown(cancel_futures=True)
 
 
-# %% ../../nbs/learning/00_training.ipynb #ef514cdd
-@contextmanager
-def seeded(seed, *names):
-    """Seed PyTorch's random numbers within a block, and restore their state after it.
-
-    Parameters
-    ----------
-    seed : int
-    *names : str or int
-        Purpose of the numbers; see `deepfake_nb.study.files.random_stream`.
-    """
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(random_seed(seed, *names))
-        yield
-
-
 # %% ../../nbs/learning/00_training.ipynb #2086e2c0
 @contextmanager
 def deterministic_algorithms(wanted=True):
@@ -333,20 +315,6 @@ def lay_channels_last(network):
 
 
 # %% ../../nbs/learning/00_training.ipynb #baa56209
-def has_bf16(device):
-    """Whether a GPU or CPU is faster in bfloat16 than in float32.
-
-    Intel CPUs with matrix tiles (AMX) are; with vector instructions alone, bfloat16 takes twice as long.
-    """
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    able = getattr(torch.cpu, "get_capabilities", dict)()
-    vectors = able.get("avx512_bf16", False) and "Intel" not in able.get("cpu_name", "Intel")
-    return bool(vectors or able.get("amx_bf16", False))
-
-
 def chooses_bf16(precision, device):
     """Whether the forward pass runs in bf16."""
     if precision == "auto":

@@ -40,7 +40,7 @@ import timm
 import torch
 from torch import nn
 
-from ..learning.training import seeded
+from .devices import seeded
 from .mesonet import Meso4, MesoInception4
 from .weights import fetch, import_mesonet, read_state_dict
 from ..study.files import InputError, UsageError

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..learning.training import has_bf16
+from .devices import has_bf16
 from deepfake_nb.networks.encoders import (
     CLIP_MEAN,
     CLIP_STD,

@@ -8,7 +8,6 @@ __all__ = ["portraits", "training_pictures", "as_inputs", "as_pictures", "render
 # %% ../../nbs/people/05_portraits.ipynb #0bc178f1
 import functools
 import hashlib
-import inspect
 import json
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from .heads import random_identity
 from .rendering import render_stills
 from .scenes import build_backdrop
 from ..study.files import random_seed, write_atomically
+from ..study.provenance import digest_code
 
 
 # %% ../../nbs/people/05_portraits.ipynb #19709240
@@ -45,19 +45,13 @@ def portraits(identities, size, domain="wild", seed=0, device=None):
 
 
 # %% ../../nbs/people/05_portraits.ipynb #abca0f48
-RENDERING = (
-    random_identity,
-    build_backdrop,
-    render_stills,
-    align_ffhq,
-)  # one object of each module that renders
+RENDERING = (random_identity, build_backdrop, render_stills, align_ffhq)
 
 
 @functools.cache
 def renderer_digest():
     """A digest of the code that renders people."""
-    code = "".join(inspect.getsource(inspect.getmodule(thing)) for thing in RENDERING)
-    return hashlib.sha256(code.encode()).hexdigest()
+    return digest_code(*RENDERING)
 
 
 # %% ../../nbs/people/05_portraits.ipynb #b493e3f9

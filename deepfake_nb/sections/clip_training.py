@@ -32,8 +32,9 @@ import torch
 from ..data.builds import build, load_manifest
 from ..learning.clips import ClipSet
 from ..learning.freezing import EpochMetrics
-from ..learning.training import Trainer, TrainingSettings, binary_cross_entropy, seeded
+from ..learning.training import Trainer, TrainingSettings, binary_cross_entropy
 from ..media.images import IMAGENET_NORMALISATION, Augmentation
+from ..networks.devices import seeded
 from ..networks.video_resnet import VideoResNet
 from ..networks.weights import load_detector, shipped_file
 from ..people.swapping import pair_identities

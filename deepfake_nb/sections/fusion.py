@@ -26,9 +26,10 @@ import torch
 from torch import nn
 
 from ..learning.features import make_head
-from ..learning.training import TrainingSettings, seeded
+from ..learning.training import TrainingSettings
 from ..media.images import Augmentation, Normalise
 from ..networks.backbones import TITLES, make_backbone, name_combination, parse_combination
+from ..networks.devices import seeded
 from ..study.records import number_of, published_lines
 
 

@@ -44,7 +44,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..learning.training import fake_scores, seeded
+from ..learning.training import fake_scores
+from ..networks.devices import seeded
 from ..study.files import InputError, UsageError, atomic_path, random_seed, random_stream
 
 # %% ../../nbs/50_latent.ipynb #21342d26

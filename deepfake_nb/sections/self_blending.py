@@ -40,8 +40,9 @@ import torch.nn.functional as F
 from ..detectors.corpus import MARGIN, SIZE, STORED, crop_with_margin, prepare_crops, read_crops
 from ..detectors.detector_training import as_input
 from ..evaluation.metrics import Sample, auc, resampled
-from ..learning.training import lay_channels_last, seeded
+from ..learning.training import lay_channels_last
 from ..media.degradations import jpeg
+from ..networks.devices import seeded
 from ..networks.frame_network import FrameNetwork
 from ..networks.weights import fetch, import_state_dict, read_state_dict, whereabouts
 from ..people.heads import random_identity
