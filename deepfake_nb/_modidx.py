@@ -8933,7 +8933,7 @@ d = {
                 "study/files.html#usageerror",
                 "deepfake_nb/study/files.py",
             ),
-            "deepfake_nb.study.files._lock": ("study/files.html#_lock", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files._acquire": ("study/files.html#_acquire", "deepfake_nb/study/files.py"),
             "deepfake_nb.study.files._locked_new_file": (
                 "study/files.html#_locked_new_file",
                 "deepfake_nb/study/files.py",

@@ -1,5 +1,6 @@
 """One list of requirements, and a wheel that works with no source tree around it."""
 
+import ast
 import importlib
 import json
 import os
@@ -10,6 +11,7 @@ import sysconfig
 import venv
 from configparser import ConfigParser
 from importlib import metadata
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -148,3 +150,17 @@ def test_command_line_imports_nothing_heavy():
 def test_short_paths_give_the_same_objects(short, full):
     short, full = (importlib.import_module(f"deepfake_nb.{name}") for name in (short, full))
     assert short.__all__ and all(getattr(short, name) is getattr(full, name) for name in full.__all__)
+
+
+FOLDERS = "study media networks data people evaluation learning detectors sections scoring".split()
+
+
+def test_a_folder_uses_only_those_before_it():
+    package = ROOT / "deepfake_nb"
+    for place, folder in enumerate(FOLDERS):
+        for path in (package / folder).glob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom):
+                    name = resolve_name("." * node.level + node.module, f"deepfake_nb.{folder}")
+                    if name.startswith("deepfake_nb."):
+                        assert name.split(".")[1] in FOLDERS[: place + 1], f"{path.name} imports {name}"

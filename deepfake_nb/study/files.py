@@ -30,6 +30,8 @@ import os
 import re
 from pathlib import Path
 
+import filelock
+
 
 # %% ../../nbs/study/00_files.ipynb #075b8d41
 class InputError(ValueError):
@@ -308,18 +310,17 @@ def random_seed(seed, *names):
 WAIT_FOR_FOLDERS = "DEEPFAKE_NB_WAIT_FOR_FOLDERS"  # set to 1 for the sections of a study
 
 
-def _lock(file, folder, wait):
-    import fcntl
-
+def _acquire(lock, folder):
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
+        lock.acquire()
+    except filelock.Timeout:
         raise InputError(
             f"Another run is writing to {str(folder)!r}. Wait until it ends, or choose another folder."
         ) from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise InputError(
-            f"Cannot lock {str(folder)!r}: {error.strerror}. Choose a folder on a disk of this machine."
+            f"Cannot lock {str(folder)!r}: {getattr(error, 'strerror', error)}. "
+            "Choose a folder on a disk of this machine where you may write."
         ) from error
 
 
@@ -341,14 +342,15 @@ def locked_folder(folder, wait=None):
         Another process holds it, or it cannot be written or locked.
     """
     wait = os.environ.get(WAIT_FOR_FOLDERS) == "1" if wait is None else wait
-    lock = Path(folder) / ".lock"
+    lock = filelock.FileLock(Path(folder) / ".lock", timeout=-1 if wait else 0)
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "w")
+        Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"Cannot write in {str(folder)!r}: {error.strerror}. Choose another folder."
         ) from error
-    with file:
-        _lock(file, folder, wait)
+    _acquire(lock, folder)
+    try:
         yield
+    finally:
+        lock.release()
