@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from deepfake_nb.learning.freezing import AlternateFreezing, GradualUnfreezing, awake
+from deepfake_nb.learning.freezing import AlternateFreezing, GradualUnfreezing, wake_norms
 from deepfake_nb.learning.training import binary_cross_entropy
 from deepfake_nb.networks.devices import seeded
 from deepfake_nb.networks.video_resnet import VideoResNet, normalise_clips
@@ -44,7 +44,7 @@ class Step:
     def __init__(self, width, shape, device, layout=torch.contiguous_format, precision=torch.float32):
         clips, labels = rendered_clips(shape)
         with seeded(0, "weights"):
-            self.network = awake(VideoResNet(width)).to(device, memory_format=layout)
+            self.network = wake_norms(VideoResNet(width)).to(device, memory_format=layout)
         self.inputs = normalise_clips(clips).to(device).contiguous(memory_format=layout)
         self.labels, self.device, self.precision = labels.to(device), device, precision
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=5e-6, weight_decay=0.005, fused=True)

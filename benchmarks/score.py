@@ -71,7 +71,7 @@ def plain_score(path, name):
     from deepfake_nb.media.faces import CenterFace, track_faces
     from deepfake_nb.media.video import probe, read_frames
     from deepfake_nb.scoring.score import MediaScorer, logits_to_scores
-    from deepfake_nb.scoring.views import ClipDetector, clip_views, frame_views, wanted_frames
+    from deepfake_nb.scoring.views import ClipDetector, choose_frames, clip_views, frame_views
 
     scorer = MediaScorer(name, device="cpu", calibration=False, precision="float32")
     (loaded,) = scorer.detectors
@@ -82,7 +82,7 @@ def plain_score(path, name):
         views = clip_views(tracks, 0, detector)
     else:
         tracks = track_faces(frames, CenterFace(), **how)
-        wanted = wanted_frames(
+        wanted = choose_frames(
             tracks, [detector], scorer.sampling.stride(probe(path).frame_rate, len(frames)), None
         )
         views = frame_views([frames[at] for at in sorted(wanted)], wanted, tracks, [detector], None)

@@ -161,10 +161,6 @@ d = {
                 "data/adapters.html#_ffpp_splits",
                 "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.data.adapters._file_named": (
-                "data/adapters.html#_file_named",
-                "deepfake_nb/data/adapters.py",
-            ),
             "deepfake_nb.data.adapters._folder_index": (
                 "data/adapters.html#_folder_index",
                 "deepfake_nb/data/adapters.py",
@@ -177,7 +173,6 @@ d = {
                 "data/adapters.html#_is_wanted",
                 "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.data.adapters._kept": ("data/adapters.html#_kept", "deepfake_nb/data/adapters.py"),
             "deepfake_nb.data.adapters._label_of": (
                 "data/adapters.html#_label_of",
                 "deepfake_nb/data/adapters.py",
@@ -192,10 +187,6 @@ d = {
             ),
             "deepfake_nb.data.adapters._on_disk": (
                 "data/adapters.html#_on_disk",
-                "deepfake_nb/data/adapters.py",
-            ),
-            "deepfake_nb.data.adapters._people_of": (
-                "data/adapters.html#_people_of",
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters._read_json": (
@@ -243,8 +234,16 @@ d = {
                 "data/adapters.html#assert_no_leak",
                 "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.data.adapters.checked_shares": (
-                "data/adapters.html#checked_shares",
+            "deepfake_nb.data.adapters.check_shares": (
+                "data/adapters.html#check_shares",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.find_file": (
+                "data/adapters.html#find_file",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.find_leaks": (
+                "data/adapters.html#find_leaks",
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters.identity_components": (
@@ -255,17 +254,24 @@ d = {
                 "data/adapters.html#is_outside",
                 "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.data.adapters.leaks": ("data/adapters.html#leaks", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters.keep_some": (
+                "data/adapters.html#keep_some",
+                "deepfake_nb/data/adapters.py",
+            ),
             "deepfake_nb.data.adapters.limit_manifest": (
                 "data/adapters.html#limit_manifest",
                 "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.data.adapters.media_files": (
-                "data/adapters.html#media_files",
+            "deepfake_nb.data.adapters.list_people": (
+                "data/adapters.html#list_people",
                 "deepfake_nb/data/adapters.py",
             ),
-            "deepfake_nb.data.adapters.media_id_of": (
-                "data/adapters.html#media_id_of",
+            "deepfake_nb.data.adapters.make_media_id": (
+                "data/adapters.html#make_media_id",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.media_files": (
+                "data/adapters.html#media_files",
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters.read_shares": (
@@ -454,10 +460,6 @@ d = {
             ),
             "deepfake_nb.data.builds._trouble": ("data/builds.html#_trouble", "deepfake_nb/data/builds.py"),
             "deepfake_nb.data.builds._truth": ("data/builds.html#_truth", "deepfake_nb/data/builds.py"),
-            "deepfake_nb.data.builds._unfinished": (
-                "data/builds.html#_unfinished",
-                "deepfake_nb/data/builds.py",
-            ),
             "deepfake_nb.data.builds._warnings": ("data/builds.html#_warnings", "deepfake_nb/data/builds.py"),
             "deepfake_nb.data.builds._with_results": (
                 "data/builds.html#_with_results",
@@ -471,6 +473,10 @@ d = {
             "deepfake_nb.data.builds.check": ("data/builds.html#check", "deepfake_nb/data/builds.py"),
             "deepfake_nb.data.builds.check_makers": (
                 "data/builds.html#check_makers",
+                "deepfake_nb/data/builds.py",
+            ),
+            "deepfake_nb.data.builds.is_unfinished": (
+                "data/builds.html#is_unfinished",
                 "deepfake_nb/data/builds.py",
             ),
             "deepfake_nb.data.builds.load_manifest": (
@@ -531,10 +537,6 @@ d = {
                 "detectors/corpus.html#assign_folds",
                 "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.detectors.corpus.celeb_df_rows": (
-                "detectors/corpus.html#celeb_df_rows",
-                "deepfake_nb/detectors/corpus.py",
-            ),
             "deepfake_nb.detectors.corpus.crop_file": (
                 "detectors/corpus.html#crop_file",
                 "deepfake_nb/detectors/corpus.py",
@@ -551,52 +553,44 @@ d = {
                 "detectors/corpus.html#cut_tight",
                 "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.detectors.corpus.dfdc_rows": (
-                "detectors/corpus.html#dfdc_rows",
+            "deepfake_nb.detectors.corpus.detect_in_still": (
+                "detectors/corpus.html#detect_in_still",
+                "deepfake_nb/detectors/corpus.py",
+            ),
+            "deepfake_nb.detectors.corpus.detect_in_video": (
+                "detectors/corpus.html#detect_in_video",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.face_points": (
                 "detectors/corpus.html#face_points",
                 "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.detectors.corpus.faces_of_still": (
-                "detectors/corpus.html#faces_of_still",
-                "deepfake_nb/detectors/corpus.py",
-            ),
-            "deepfake_nb.detectors.corpus.faces_of_video": (
-                "detectors/corpus.html#faces_of_video",
-                "deepfake_nb/detectors/corpus.py",
-            ),
-            "deepfake_nb.detectors.corpus.ffpp_person": (
-                "detectors/corpus.html#ffpp_person",
-                "deepfake_nb/detectors/corpus.py",
-            ),
-            "deepfake_nb.detectors.corpus.ffpp_rows": (
-                "detectors/corpus.html#ffpp_rows",
-                "deepfake_nb/detectors/corpus.py",
-            ),
-            "deepfake_nb.detectors.corpus.folder_rows": (
-                "detectors/corpus.html#folder_rows",
+            "deepfake_nb.detectors.corpus.find_inner_folder": (
+                "detectors/corpus.html#find_inner_folder",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.group_of_source": (
                 "detectors/corpus.html#group_of_source",
                 "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.detectors.corpus.inner_folder": (
-                "detectors/corpus.html#inner_folder",
+            "deepfake_nb.detectors.corpus.hash_to_number": (
+                "detectors/corpus.html#hash_to_number",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.is_trained_on": (
                 "detectors/corpus.html#is_trained_on",
                 "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.detectors.corpus.joined_person": (
-                "detectors/corpus.html#joined_person",
+            "deepfake_nb.detectors.corpus.join_person": (
+                "detectors/corpus.html#join_person",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.largest_face": (
                 "detectors/corpus.html#largest_face",
+                "deepfake_nb/detectors/corpus.py",
+            ),
+            "deepfake_nb.detectors.corpus.name_ffpp_cluster": (
+                "detectors/corpus.html#name_ffpp_cluster",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.name_in_call": (
@@ -611,12 +605,12 @@ d = {
                 "detectors/corpus.html#open_corpus",
                 "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.detectors.corpus.portrait_rows": (
-                "detectors/corpus.html#portrait_rows",
-                "deepfake_nb/detectors/corpus.py",
-            ),
             "deepfake_nb.detectors.corpus.prepare_crops": (
                 "detectors/corpus.html#prepare_crops",
+                "deepfake_nb/detectors/corpus.py",
+            ),
+            "deepfake_nb.detectors.corpus.read_celeb_df": (
+                "detectors/corpus.html#read_celeb_df",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.read_corpus": (
@@ -627,16 +621,32 @@ d = {
                 "detectors/corpus.html#read_crops",
                 "deepfake_nb/detectors/corpus.py",
             ),
+            "deepfake_nb.detectors.corpus.read_dfdc": (
+                "detectors/corpus.html#read_dfdc",
+                "deepfake_nb/detectors/corpus.py",
+            ),
+            "deepfake_nb.detectors.corpus.read_ffpp": (
+                "detectors/corpus.html#read_ffpp",
+                "deepfake_nb/detectors/corpus.py",
+            ),
+            "deepfake_nb.detectors.corpus.read_folder": (
+                "detectors/corpus.html#read_folder",
+                "deepfake_nb/detectors/corpus.py",
+            ),
             "deepfake_nb.detectors.corpus.read_index": (
                 "detectors/corpus.html#read_index",
+                "deepfake_nb/detectors/corpus.py",
+            ),
+            "deepfake_nb.detectors.corpus.read_portraits": (
+                "detectors/corpus.html#read_portraits",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.read_sides": (
                 "detectors/corpus.html#read_sides",
                 "deepfake_nb/detectors/corpus.py",
             ),
-            "deepfake_nb.detectors.corpus.stable_number": (
-                "detectors/corpus.html#stable_number",
+            "deepfake_nb.detectors.corpus.read_swap_stills": (
+                "detectors/corpus.html#read_swap_stills",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.store_crops": (
@@ -649,10 +659,6 @@ d = {
             ),
             "deepfake_nb.detectors.corpus.swap_partners": (
                 "detectors/corpus.html#swap_partners",
-                "deepfake_nb/detectors/corpus.py",
-            ),
-            "deepfake_nb.detectors.corpus.swap_still_rows": (
-                "detectors/corpus.html#swap_still_rows",
                 "deepfake_nb/detectors/corpus.py",
             ),
         },
@@ -685,28 +691,16 @@ d = {
                 "detectors/detector_training.html#as_input",
                 "deepfake_nb/detectors/detector_training.py",
             ),
-            "deepfake_nb.detectors.detector_training.blended_pair": (
-                "detectors/detector_training.html#blended_pair",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
-            "deepfake_nb.detectors.detector_training.drawn": (
-                "detectors/detector_training.html#drawn",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
-            "deepfake_nb.detectors.detector_training.drawn_face": (
-                "detectors/detector_training.html#drawn_face",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
-            "deepfake_nb.detectors.detector_training.forgery_and_genuine": (
-                "detectors/detector_training.html#forgery_and_genuine",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
-            "deepfake_nb.detectors.detector_training.grouped": (
-                "detectors/detector_training.html#grouped",
+            "deepfake_nb.detectors.detector_training.group_rows": (
+                "detectors/detector_training.html#group_rows",
                 "deepfake_nb/detectors/detector_training.py",
             ),
             "deepfake_nb.detectors.detector_training.load_or_make": (
                 "detectors/detector_training.html#load_or_make",
+                "deepfake_nb/detectors/detector_training.py",
+            ),
+            "deepfake_nb.detectors.detector_training.make_blended_pair": (
+                "detectors/detector_training.html#make_blended_pair",
                 "deepfake_nb/detectors/detector_training.py",
             ),
             "deepfake_nb.detectors.detector_training.mean_score": (
@@ -733,6 +727,18 @@ d = {
                 "detectors/detector_training.html#restore",
                 "deepfake_nb/detectors/detector_training.py",
             ),
+            "deepfake_nb.detectors.detector_training.sample_face": (
+                "detectors/detector_training.html#sample_face",
+                "deepfake_nb/detectors/detector_training.py",
+            ),
+            "deepfake_nb.detectors.detector_training.sample_forgery_pair": (
+                "detectors/detector_training.html#sample_forgery_pair",
+                "deepfake_nb/detectors/detector_training.py",
+            ),
+            "deepfake_nb.detectors.detector_training.sample_row": (
+                "detectors/detector_training.html#sample_row",
+                "deepfake_nb/detectors/detector_training.py",
+            ),
             "deepfake_nb.detectors.detector_training.save": (
                 "detectors/detector_training.html#save",
                 "deepfake_nb/detectors/detector_training.py",
@@ -741,20 +747,20 @@ d = {
                 "detectors/detector_training.html#save_tensors",
                 "deepfake_nb/detectors/detector_training.py",
             ),
+            "deepfake_nb.detectors.detector_training.select_portraits": (
+                "detectors/detector_training.html#select_portraits",
+                "deepfake_nb/detectors/detector_training.py",
+            ),
+            "deepfake_nb.detectors.detector_training.select_training_media": (
+                "detectors/detector_training.html#select_training_media",
+                "deepfake_nb/detectors/detector_training.py",
+            ),
             "deepfake_nb.detectors.detector_training.step_batches": (
                 "detectors/detector_training.html#step_batches",
                 "deepfake_nb/detectors/detector_training.py",
             ),
             "deepfake_nb.detectors.detector_training.train_detector": (
                 "detectors/detector_training.html#train_detector",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
-            "deepfake_nb.detectors.detector_training.training_media": (
-                "detectors/detector_training.html#training_media",
-                "deepfake_nb/detectors/detector_training.py",
-            ),
-            "deepfake_nb.detectors.detector_training.training_portraits": (
-                "detectors/detector_training.html#training_portraits",
                 "deepfake_nb/detectors/detector_training.py",
             ),
         },
@@ -1057,10 +1063,6 @@ d = {
                 "evaluation/calibration.html#reading.threshold",
                 "deepfake_nb/evaluation/calibration.py",
             ),
-            "deepfake_nb.evaluation.calibration.by_person": (
-                "evaluation/calibration.html#by_person",
-                "deepfake_nb/evaluation/calibration.py",
-            ),
             "deepfake_nb.evaluation.calibration.check_ladder": (
                 "evaluation/calibration.html#check_ladder",
                 "deepfake_nb/evaluation/calibration.py",
@@ -1069,16 +1071,20 @@ d = {
                 "evaluation/calibration.html#check_numbers",
                 "deepfake_nb/evaluation/calibration.py",
             ),
-            "deepfake_nb.evaluation.calibration.checked_table": (
-                "evaluation/calibration.html#checked_table",
+            "deepfake_nb.evaluation.calibration.check_table": (
+                "evaluation/calibration.html#check_table",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.combine_lines": (
+                "evaluation/calibration.html#combine_lines",
                 "deepfake_nb/evaluation/calibration.py",
             ),
             "deepfake_nb.evaluation.calibration.decision_for": (
                 "evaluation/calibration.html#decision_for",
                 "deepfake_nb/evaluation/calibration.py",
             ),
-            "deepfake_nb.evaluation.calibration.drawn_lines": (
-                "evaluation/calibration.html#drawn_lines",
+            "deepfake_nb.evaluation.calibration.fit_bootstrap_lines": (
+                "evaluation/calibration.html#fit_bootstrap_lines",
                 "deepfake_nb/evaluation/calibration.py",
             ),
             "deepfake_nb.evaluation.calibration.fit_combination": (
@@ -1093,20 +1099,16 @@ d = {
                 "evaluation/calibration.html#fit_media_calibration",
                 "deepfake_nb/evaluation/calibration.py",
             ),
-            "deepfake_nb.evaluation.calibration.flips": (
-                "evaluation/calibration.html#flips",
-                "deepfake_nb/evaluation/calibration.py",
-            ),
-            "deepfake_nb.evaluation.calibration.joined": (
-                "evaluation/calibration.html#joined",
+            "deepfake_nb.evaluation.calibration.join_names": (
+                "evaluation/calibration.html#join_names",
                 "deepfake_nb/evaluation/calibration.py",
             ),
             "deepfake_nb.evaluation.calibration.ladder_effects": (
                 "evaluation/calibration.html#ladder_effects",
                 "deepfake_nb/evaluation/calibration.py",
             ),
-            "deepfake_nb.evaluation.calibration.line_of": (
-                "evaluation/calibration.html#line_of",
+            "deepfake_nb.evaluation.calibration.measure_flips": (
+                "evaluation/calibration.html#measure_flips",
                 "deepfake_nb/evaluation/calibration.py",
             ),
             "deepfake_nb.evaluation.calibration.merged_score": (
@@ -1125,8 +1127,12 @@ d = {
                 "evaluation/calibration.html#read_one",
                 "deepfake_nb/evaluation/calibration.py",
             ),
-            "deepfake_nb.evaluation.calibration.shifted": (
-                "evaluation/calibration.html#shifted",
+            "deepfake_nb.evaluation.calibration.shift_log_odds": (
+                "evaluation/calibration.html#shift_log_odds",
+                "deepfake_nb/evaluation/calibration.py",
+            ),
+            "deepfake_nb.evaluation.calibration.sort_by_person": (
+                "evaluation/calibration.html#sort_by_person",
                 "deepfake_nb/evaluation/calibration.py",
             ),
             "deepfake_nb.evaluation.calibration.with_ladder": (
@@ -1171,6 +1177,14 @@ d = {
                 "evaluation/comparison.html#compare",
                 "deepfake_nb/evaluation/comparison.py",
             ),
+            "deepfake_nb.evaluation.comparison.compute_structural_components": (
+                "evaluation/comparison.html#compute_structural_components",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
+            "deepfake_nb.evaluation.comparison.correct_by_holm": (
+                "evaluation/comparison.html#correct_by_holm",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
             "deepfake_nb.evaluation.comparison.delong": (
                 "evaluation/comparison.html#delong",
                 "deepfake_nb/evaluation/comparison.py",
@@ -1179,20 +1193,16 @@ d = {
                 "evaluation/comparison.html#delong_test",
                 "deepfake_nb/evaluation/comparison.py",
             ),
-            "deepfake_nb.evaluation.comparison.difference_in": (
-                "evaluation/comparison.html#difference_in",
+            "deepfake_nb.evaluation.comparison.match_media": (
+                "evaluation/comparison.html#match_media",
                 "deepfake_nb/evaluation/comparison.py",
             ),
-            "deepfake_nb.evaluation.comparison.differences": (
-                "evaluation/comparison.html#differences",
+            "deepfake_nb.evaluation.comparison.measure_difference": (
+                "evaluation/comparison.html#measure_difference",
                 "deepfake_nb/evaluation/comparison.py",
             ),
-            "deepfake_nb.evaluation.comparison.holm": (
-                "evaluation/comparison.html#holm",
-                "deepfake_nb/evaluation/comparison.py",
-            ),
-            "deepfake_nb.evaluation.comparison.matched": (
-                "evaluation/comparison.html#matched",
+            "deepfake_nb.evaluation.comparison.measure_differences": (
+                "evaluation/comparison.html#measure_differences",
                 "deepfake_nb/evaluation/comparison.py",
             ),
             "deepfake_nb.evaluation.comparison.pair_of": (
@@ -1205,10 +1215,6 @@ d = {
             ),
             "deepfake_nb.evaluation.comparison.placements": (
                 "evaluation/comparison.html#placements",
-                "deepfake_nb/evaluation/comparison.py",
-            ),
-            "deepfake_nb.evaluation.comparison.structural": (
-                "evaluation/comparison.html#structural",
                 "deepfake_nb/evaluation/comparison.py",
             ),
             "deepfake_nb.evaluation.comparison.try_delong": (
@@ -1247,12 +1253,12 @@ d = {
             ),
         },
         "deepfake_nb.evaluation.curves": {
-            "deepfake_nb.evaluation.curves.axes_or_new": (
-                "evaluation/curves.html#axes_or_new",
+            "deepfake_nb.evaluation.curves.compute_band": (
+                "evaluation/curves.html#compute_band",
                 "deepfake_nb/evaluation/curves.py",
             ),
-            "deepfake_nb.evaluation.curves.band_of": (
-                "evaluation/curves.html#band_of",
+            "deepfake_nb.evaluation.curves.count_hits": (
+                "evaluation/curves.html#count_hits",
                 "deepfake_nb/evaluation/curves.py",
             ),
             "deepfake_nb.evaluation.curves.deviate": (
@@ -1271,12 +1277,16 @@ d = {
                 "evaluation/curves.html#draw_reliability",
                 "deepfake_nb/evaluation/curves.py",
             ),
-            "deepfake_nb.evaluation.curves.hits_at": (
-                "evaluation/curves.html#hits_at",
+            "deepfake_nb.evaluation.curves.explain_missing_curve": (
+                "evaluation/curves.html#explain_missing_curve",
                 "deepfake_nb/evaluation/curves.py",
             ),
-            "deepfake_nb.evaluation.curves.named_samples": (
-                "evaluation/curves.html#named_samples",
+            "deepfake_nb.evaluation.curves.make_axes": (
+                "evaluation/curves.html#make_axes",
+                "deepfake_nb/evaluation/curves.py",
+            ),
+            "deepfake_nb.evaluation.curves.name_samples": (
+                "evaluation/curves.html#name_samples",
                 "deepfake_nb/evaluation/curves.py",
             ),
             "deepfake_nb.evaluation.curves.plot_confusion": (
@@ -1315,10 +1325,6 @@ d = {
                 "evaluation/curves.html#reliability_points",
                 "deepfake_nb/evaluation/curves.py",
             ),
-            "deepfake_nb.evaluation.curves.why_no_curve": (
-                "evaluation/curves.html#why_no_curve",
-                "deepfake_nb/evaluation/curves.py",
-            ),
         },
         "deepfake_nb.evaluation.decisions": {
             "deepfake_nb.evaluation.decisions.Calibration": (
@@ -1345,6 +1351,10 @@ d = {
                 "evaluation/decisions.html#decision_threshold",
                 "deepfake_nb/evaluation/decisions.py",
             ),
+            "deepfake_nb.evaluation.decisions.describe_threshold": (
+                "evaluation/decisions.html#describe_threshold",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
             "deepfake_nb.evaluation.decisions.expected_cost": (
                 "evaluation/decisions.html#expected_cost",
                 "deepfake_nb/evaluation/decisions.py",
@@ -1361,16 +1371,16 @@ d = {
                 "evaluation/decisions.html#fit_staircase",
                 "deepfake_nb/evaluation/decisions.py",
             ),
-            "deepfake_nb.evaluation.decisions.in_six_figures": (
-                "evaluation/decisions.html#in_six_figures",
-                "deepfake_nb/evaluation/decisions.py",
-            ),
-            "deepfake_nb.evaluation.decisions.percent": (
-                "evaluation/decisions.html#percent",
+            "deepfake_nb.evaluation.decisions.format_percent": (
+                "evaluation/decisions.html#format_percent",
                 "deepfake_nb/evaluation/decisions.py",
             ),
             "deepfake_nb.evaluation.decisions.read_calibration": (
                 "evaluation/decisions.html#read_calibration",
+                "deepfake_nb/evaluation/decisions.py",
+            ),
+            "deepfake_nb.evaluation.decisions.round_to_six_figures": (
+                "evaluation/decisions.html#round_to_six_figures",
                 "deepfake_nb/evaluation/decisions.py",
             ),
             "deepfake_nb.evaluation.decisions.scores_for_calibration": (
@@ -1379,10 +1389,6 @@ d = {
             ),
             "deepfake_nb.evaluation.decisions.threshold_for": (
                 "evaluation/decisions.html#threshold_for",
-                "deepfake_nb/evaluation/decisions.py",
-            ),
-            "deepfake_nb.evaluation.decisions.threshold_in_words": (
-                "evaluation/decisions.html#threshold_in_words",
                 "deepfake_nb/evaluation/decisions.py",
             ),
         },
@@ -1423,16 +1429,16 @@ d = {
                 "evaluation/explain.html#add_scale",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.checked_classes": (
-                "evaluation/explain.html#checked_classes",
+            "deepfake_nb.evaluation.explain.check_classes": (
+                "evaluation/explain.html#check_classes",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.checked_inputs": (
-                "evaluation/explain.html#checked_inputs",
+            "deepfake_nb.evaluation.explain.check_inputs": (
+                "evaluation/explain.html#check_inputs",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.checked_logits": (
-                "evaluation/explain.html#checked_logits",
+            "deepfake_nb.evaluation.explain.check_logits": (
+                "evaluation/explain.html#check_logits",
                 "deepfake_nb/evaluation/explain.py",
             ),
             "deepfake_nb.evaluation.explain.class_scores": (
@@ -1443,8 +1449,8 @@ d = {
                 "evaluation/explain.html#compare",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.cover": (
-                "evaluation/explain.html#cover",
+            "deepfake_nb.evaluation.explain.copy_reinitialised": (
+                "evaluation/explain.html#copy_reinitialised",
                 "deepfake_nb/evaluation/explain.py",
             ),
             "deepfake_nb.evaluation.explain.coverage": (
@@ -1457,10 +1463,6 @@ d = {
             ),
             "deepfake_nb.evaluation.explain.device_batches": (
                 "evaluation/explain.html#device_batches",
-                "deepfake_nb/evaluation/explain.py",
-            ),
-            "deepfake_nb.evaluation.explain.effect_of_restoring": (
-                "evaluation/explain.html#effect_of_restoring",
                 "deepfake_nb/evaluation/explain.py",
             ),
             "deepfake_nb.evaluation.explain.face_parts": (
@@ -1479,6 +1481,10 @@ d = {
                 "evaluation/explain.html#forward_hook",
                 "deepfake_nb/evaluation/explain.py",
             ),
+            "deepfake_nb.evaluation.explain.freeze_temporarily": (
+                "evaluation/explain.html#freeze_temporarily",
+                "deepfake_nb/evaluation/explain.py",
+            ),
             "deepfake_nb.evaluation.explain.grad_cam": (
                 "evaluation/explain.html#grad_cam",
                 "deepfake_nb/evaluation/explain.py",
@@ -1487,28 +1493,36 @@ d = {
                 "evaluation/explain.html#input_gradient",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.layers_in_order": (
-                "evaluation/explain.html#layers_in_order",
+            "deepfake_nb.evaluation.explain.list_layers": (
+                "evaluation/explain.html#list_layers",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.learnt_layers": (
-                "evaluation/explain.html#learnt_layers",
+            "deepfake_nb.evaluation.explain.list_trained_layers": (
+                "evaluation/explain.html#list_trained_layers",
                 "deepfake_nb/evaluation/explain.py",
             ),
             "deepfake_nb.evaluation.explain.map_similarity": (
                 "evaluation/explain.html#map_similarity",
                 "deepfake_nb/evaluation/explain.py",
             ),
+            "deepfake_nb.evaluation.explain.mask_face_parts": (
+                "evaluation/explain.html#mask_face_parts",
+                "deepfake_nb/evaluation/explain.py",
+            ),
             "deepfake_nb.evaluation.explain.mean_saliency": (
                 "evaluation/explain.html#mean_saliency",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.overlay": (
-                "evaluation/explain.html#overlay",
+            "deepfake_nb.evaluation.explain.measure_coverage": (
+                "evaluation/explain.html#measure_coverage",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.parts_of_face": (
-                "evaluation/explain.html#parts_of_face",
+            "deepfake_nb.evaluation.explain.measure_restoring": (
+                "evaluation/explain.html#measure_restoring",
+                "deepfake_nb/evaluation/explain.py",
+            ),
+            "deepfake_nb.evaluation.explain.overlay": (
+                "evaluation/explain.html#overlay",
                 "deepfake_nb/evaluation/explain.py",
             ),
             "deepfake_nb.evaluation.explain.passes_all": (
@@ -1523,20 +1537,16 @@ d = {
                 "evaluation/explain.html#raw_grad_cams",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.reinitialised": (
-                "evaluation/explain.html#reinitialised",
-                "deepfake_nb/evaluation/explain.py",
-            ),
-            "deepfake_nb.evaluation.explain.resized": (
-                "evaluation/explain.html#resized",
+            "deepfake_nb.evaluation.explain.resize_maps": (
+                "evaluation/explain.html#resize_maps",
                 "deepfake_nb/evaluation/explain.py",
             ),
             "deepfake_nb.evaluation.explain.saliency": (
                 "evaluation/explain.html#saliency",
                 "deepfake_nb/evaluation/explain.py",
             ),
-            "deepfake_nb.evaluation.explain.scaled": (
-                "evaluation/explain.html#scaled",
+            "deepfake_nb.evaluation.explain.scale_maps": (
+                "evaluation/explain.html#scale_maps",
                 "deepfake_nb/evaluation/explain.py",
             ),
             "deepfake_nb.evaluation.explain.show_maps": (
@@ -1549,10 +1559,6 @@ d = {
             ),
             "deepfake_nb.evaluation.explain.target_layer": (
                 "evaluation/explain.html#target_layer",
-                "deepfake_nb/evaluation/explain.py",
-            ),
-            "deepfake_nb.evaluation.explain.undisturbed": (
-                "evaluation/explain.html#undisturbed",
                 "deepfake_nb/evaluation/explain.py",
             ),
         },
@@ -1621,6 +1627,10 @@ d = {
                 "evaluation/metrics.html#accuracy_of",
                 "deepfake_nb/evaluation/metrics.py",
             ),
+            "deepfake_nb.evaluation.metrics.area_under_curve": (
+                "evaluation/metrics.html#area_under_curve",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
             "deepfake_nb.evaluation.metrics.as_arrays": (
                 "evaluation/metrics.html#as_arrays",
                 "deepfake_nb/evaluation/metrics.py",
@@ -1637,8 +1647,8 @@ d = {
                 "evaluation/metrics.html#auc_by_person",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.auc_of_curve": (
-                "evaluation/metrics.html#auc_of_curve",
+            "deepfake_nb.evaluation.metrics.average_by_scikit_learn": (
+                "evaluation/metrics.html#average_by_scikit_learn",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.average_precision": (
@@ -1657,24 +1667,48 @@ d = {
                 "evaluation/metrics.html#bootstrap_mean",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.by_scikit_learn": (
-                "evaluation/metrics.html#by_scikit_learn",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
             "deepfake_nb.evaluation.metrics.calibration_columns": (
                 "evaluation/metrics.html#calibration_columns",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.call_scikit_learn": (
+                "evaluation/metrics.html#call_scikit_learn",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.central_interval": (
+                "evaluation/metrics.html#central_interval",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.clip_to_bounds": (
+                "evaluation/metrics.html#clip_to_bounds",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.cluster_codes": (
                 "evaluation/metrics.html#cluster_codes",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.counts_of": (
-                "evaluation/metrics.html#counts_of",
+            "deepfake_nb.evaluation.metrics.compute_calibration_gap": (
+                "evaluation/metrics.html#compute_calibration_gap",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.correct_extreme_interval": (
+                "evaluation/metrics.html#correct_extreme_interval",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.count_rows": (
+                "evaluation/metrics.html#count_rows",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.count_trials": (
+                "evaluation/metrics.html#count_trials",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.crossing": (
                 "evaluation/metrics.html#crossing",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.crossing_of_curve": (
+                "evaluation/metrics.html#crossing_of_curve",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.draw_counts": (
@@ -1683,10 +1717,6 @@ d = {
             ),
             "deepfake_nb.evaluation.metrics.equal_error_rate": (
                 "evaluation/metrics.html#equal_error_rate",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.equal_error_rate_of_curve": (
-                "evaluation/metrics.html#equal_error_rate_of_curve",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.evaluate": (
@@ -1709,8 +1739,8 @@ d = {
                 "evaluation/metrics.html#four_counts",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.gap_of_sums": (
-                "evaluation/metrics.html#gap_of_sums",
+            "deepfake_nb.evaluation.metrics.get_tail": (
+                "evaluation/metrics.html#get_tail",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.headline": (
@@ -1721,20 +1751,28 @@ d = {
                 "evaluation/metrics.html#highest_at",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.interval_at_the_end": (
-                "evaluation/metrics.html#interval_at_the_end",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
             "deepfake_nb.evaluation.metrics.is_defined": (
                 "evaluation/metrics.html#is_defined",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.list_metric_names": (
+                "evaluation/metrics.html#list_metric_names",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.log_loss_column": (
                 "evaluation/metrics.html#log_loss_column",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.mean_by_scikit_learn": (
-                "evaluation/metrics.html#mean_by_scikit_learn",
+            "deepfake_nb.evaluation.metrics.make_one_class_column": (
+                "evaluation/metrics.html#make_one_class_column",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.make_probability_column": (
+                "evaluation/metrics.html#make_probability_column",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.make_two_class_column": (
+                "evaluation/metrics.html#make_two_class_column",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.mean_column": (
@@ -1757,32 +1795,12 @@ d = {
                 "evaluation/metrics.html#measured",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.middle": (
-                "evaluation/metrics.html#middle",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.names_of": (
-                "evaluation/metrics.html#names_of",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
             "deepfake_nb.evaluation.metrics.need": (
                 "evaluation/metrics.html#need",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.need_probabilities": (
                 "evaluation/metrics.html#need_probabilities",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.of_both_classes": (
-                "evaluation/metrics.html#of_both_classes",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.of_one_class": (
-                "evaluation/metrics.html#of_one_class",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.of_probabilities": (
-                "evaluation/metrics.html#of_probabilities",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.plain_value": (
@@ -1813,8 +1831,8 @@ d = {
                 "evaluation/metrics.html#record_of",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.resampled": (
-                "evaluation/metrics.html#resampled",
+            "deepfake_nb.evaluation.metrics.resample_metrics": (
+                "evaluation/metrics.html#resample_metrics",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.smaller_class": (
@@ -1825,20 +1843,12 @@ d = {
                 "evaluation/metrics.html#smallest_stratum",
                 "deepfake_nb/evaluation/metrics.py",
             ),
-            "deepfake_nb.evaluation.metrics.table_of": (
-                "evaluation/metrics.html#table_of",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.tail_of": (
-                "evaluation/metrics.html#tail_of",
+            "deepfake_nb.evaluation.metrics.tabulate_measured": (
+                "evaluation/metrics.html#tabulate_measured",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.trials_behind": (
                 "evaluation/metrics.html#trials_behind",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.trials_of": (
-                "evaluation/metrics.html#trials_of",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.true_positive_rate_at": (
@@ -1847,10 +1857,6 @@ d = {
             ),
             "deepfake_nb.evaluation.metrics.true_positive_rate_of_curve": (
                 "evaluation/metrics.html#true_positive_rate_of_curve",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.within_bounds": (
-                "evaluation/metrics.html#within_bounds",
                 "deepfake_nb/evaluation/metrics.py",
             ),
         },
@@ -1875,32 +1881,36 @@ d = {
                 "evaluation/out_of_distribution.html#can_be_used",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
+            "deepfake_nb.evaluation.out_of_distribution.compute_residual": (
+                "evaluation/out_of_distribution.html#compute_residual",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
             "deepfake_nb.evaluation.out_of_distribution.detail_statistics": (
                 "evaluation/out_of_distribution.html#detail_statistics",
-                "deepfake_nb/evaluation/out_of_distribution.py",
-            ),
-            "deepfake_nb.evaluation.out_of_distribution.distances_of_others": (
-                "evaluation/out_of_distribution.html#distances_of_others",
-                "deepfake_nb/evaluation/out_of_distribution.py",
-            ),
-            "deepfake_nb.evaluation.out_of_distribution.distances_to": (
-                "evaluation/out_of_distribution.html#distances_to",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
             "deepfake_nb.evaluation.out_of_distribution.face_statistics": (
                 "evaluation/out_of_distribution.html#face_statistics",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
+            "deepfake_nb.evaluation.out_of_distribution.find_limits": (
+                "evaluation/out_of_distribution.html#find_limits",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
             "deepfake_nb.evaluation.out_of_distribution.fit_out_of_distribution": (
                 "evaluation/out_of_distribution.html#fit_out_of_distribution",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
-            "deepfake_nb.evaluation.out_of_distribution.fitted_spread": (
-                "evaluation/out_of_distribution.html#fitted_spread",
+            "deepfake_nb.evaluation.out_of_distribution.fit_spread": (
+                "evaluation/out_of_distribution.html#fit_spread",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
-            "deepfake_nb.evaluation.out_of_distribution.limits_of": (
-                "evaluation/out_of_distribution.html#limits_of",
+            "deepfake_nb.evaluation.out_of_distribution.measure_distances": (
+                "evaluation/out_of_distribution.html#measure_distances",
+                "deepfake_nb/evaluation/out_of_distribution.py",
+            ),
+            "deepfake_nb.evaluation.out_of_distribution.measure_other_folds": (
+                "evaluation/out_of_distribution.html#measure_other_folds",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
             "deepfake_nb.evaluation.out_of_distribution.noise_statistics": (
@@ -1915,10 +1925,6 @@ d = {
                 "evaluation/out_of_distribution.html#read_out_of_distribution",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
-            "deepfake_nb.evaluation.out_of_distribution.residual": (
-                "evaluation/out_of_distribution.html#residual",
-                "deepfake_nb/evaluation/out_of_distribution.py",
-            ),
             "deepfake_nb.evaluation.out_of_distribution.spectrum": (
                 "evaluation/out_of_distribution.html#spectrum",
                 "deepfake_nb/evaluation/out_of_distribution.py",
@@ -1931,12 +1937,12 @@ d = {
                 "evaluation/out_of_distribution.html#texture_statistics",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
-            "deepfake_nb.evaluation.out_of_distribution.unpacked": (
-                "evaluation/out_of_distribution.html#unpacked",
+            "deepfake_nb.evaluation.out_of_distribution.unpack_numbers": (
+                "evaluation/out_of_distribution.html#unpack_numbers",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
-            "deepfake_nb.evaluation.out_of_distribution.whitened": (
-                "evaluation/out_of_distribution.html#whitened",
+            "deepfake_nb.evaluation.out_of_distribution.whiten": (
+                "evaluation/out_of_distribution.html#whiten",
                 "deepfake_nb/evaluation/out_of_distribution.py",
             ),
         },
@@ -1949,8 +1955,12 @@ d = {
                 "evaluation/predictions.html#check_predictions",
                 "deepfake_nb/evaluation/predictions.py",
             ),
-            "deepfake_nb.evaluation.predictions.column_of": (
-                "evaluation/predictions.html#column_of",
+            "deepfake_nb.evaluation.predictions.choose_column": (
+                "evaluation/predictions.html#choose_column",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.choose_columns": (
+                "evaluation/predictions.html#choose_columns",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.doubt_about_decisions": (
@@ -1969,44 +1979,36 @@ d = {
                 "evaluation/predictions.html#doubt_about_scale",
                 "deepfake_nb/evaluation/predictions.py",
             ),
-            "deepfake_nb.evaluation.predictions.doubts_about": (
-                "evaluation/predictions.html#doubts_about",
+            "deepfake_nb.evaluation.predictions.find_mixed_columns": (
+                "evaluation/predictions.html#find_mixed_columns",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.find_table_in_json": (
+                "evaluation/predictions.html#find_table_in_json",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.first_bad": (
                 "evaluation/predictions.html#first_bad",
                 "deepfake_nb/evaluation/predictions.py",
             ),
-            "deepfake_nb.evaluation.predictions.folder_of": (
-                "evaluation/predictions.html#folder_of",
-                "deepfake_nb/evaluation/predictions.py",
-            ),
-            "deepfake_nb.evaluation.predictions.genuine_beside": (
-                "evaluation/predictions.html#genuine_beside",
-                "deepfake_nb/evaluation/predictions.py",
-            ),
-            "deepfake_nb.evaluation.predictions.groups_of": (
-                "evaluation/predictions.html#groups_of",
-                "deepfake_nb/evaluation/predictions.py",
-            ),
             "deepfake_nb.evaluation.predictions.is_records": (
                 "evaluation/predictions.html#is_records",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.iterate_groups": (
+                "evaluation/predictions.html#iterate_groups",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.label_of": (
                 "evaluation/predictions.html#label_of",
                 "deepfake_nb/evaluation/predictions.py",
             ),
-            "deepfake_nb.evaluation.predictions.mixed": (
-                "evaluation/predictions.html#mixed",
+            "deepfake_nb.evaluation.predictions.list_doubts": (
+                "evaluation/predictions.html#list_doubts",
                 "deepfake_nb/evaluation/predictions.py",
             ),
-            "deepfake_nb.evaluation.predictions.named_columns": (
-                "evaluation/predictions.html#named_columns",
-                "deepfake_nb/evaluation/predictions.py",
-            ),
-            "deepfake_nb.evaluation.predictions.one_of_each": (
-                "evaluation/predictions.html#one_of_each",
+            "deepfake_nb.evaluation.predictions.name_folders": (
+                "evaluation/predictions.html#name_folders",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.pick_column": (
@@ -2015,10 +2017,6 @@ d = {
             ),
             "deepfake_nb.evaluation.predictions.pool": (
                 "evaluation/predictions.html#pool",
-                "deepfake_nb/evaluation/predictions.py",
-            ),
-            "deepfake_nb.evaluation.predictions.present": (
-                "evaluation/predictions.html#present",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.read_any": (
@@ -2045,8 +2043,20 @@ d = {
                 "evaluation/predictions.html#read_text_table",
                 "deepfake_nb/evaluation/predictions.py",
             ),
-            "deepfake_nb.evaluation.predictions.rows_at": (
-                "evaluation/predictions.html#rows_at",
+            "deepfake_nb.evaluation.predictions.require_one_of_each": (
+                "evaluation/predictions.html#require_one_of_each",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.select_genuine": (
+                "evaluation/predictions.html#select_genuine",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.select_present": (
+                "evaluation/predictions.html#select_present",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.select_rows": (
+                "evaluation/predictions.html#select_rows",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.shares_genuine": (
@@ -2055,10 +2065,6 @@ d = {
             ),
             "deepfake_nb.evaluation.predictions.simulated_predictions": (
                 "evaluation/predictions.html#simulated_predictions",
-                "deepfake_nb/evaluation/predictions.py",
-            ),
-            "deepfake_nb.evaluation.predictions.table_in_json": (
-                "evaluation/predictions.html#table_in_json",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.top_quarter": (
@@ -2119,24 +2125,32 @@ d = {
                 "evaluation/robustness.html#at_resolution",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.at_side": (
-                "evaluation/robustness.html#at_side",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.axes_of": (
-                "evaluation/robustness.html#axes_of",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.axis_named": (
-                "evaluation/robustness.html#axis_named",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
             "deepfake_nb.evaluation.robustness.before_a_screen": (
                 "evaluation/robustness.html#before_a_screen",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.checked_scores": (
-                "evaluation/robustness.html#checked_scores",
+            "deepfake_nb.evaluation.robustness.check_scores": (
+                "evaluation/robustness.html#check_scores",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.choose_axes": (
+                "evaluation/robustness.html#choose_axes",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.correct_extreme_points": (
+                "evaluation/robustness.html#correct_extreme_points",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.degrade_along": (
+                "evaluation/robustness.html#degrade_along",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.describe_curves": (
+                "evaluation/robustness.html#describe_curves",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.describe_robustness": (
+                "evaluation/robustness.html#describe_robustness",
                 "deepfake_nb/evaluation/robustness.py",
             ),
             "deepfake_nb.evaluation.robustness.detector_names": (
@@ -2147,24 +2161,32 @@ d = {
                 "evaluation/robustness.html#draw_axis",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.exact_at_the_end": (
-                "evaluation/robustness.html#exact_at_the_end",
+            "deepfake_nb.evaluation.robustness.encode_again": (
+                "evaluation/robustness.html#encode_again",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.find_axis": (
+                "evaluation/robustness.html#find_axis",
                 "deepfake_nb/evaluation/robustness.py",
             ),
             "deepfake_nb.evaluation.robustness.first_at_chance": (
                 "evaluation/robustness.html#first_at_chance",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.heights_of": (
-                "evaluation/robustness.html#heights_of",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
             "deepfake_nb.evaluation.robustness.in_low_light": (
                 "evaluation/robustness.html#in_low_light",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.labelled": (
-                "evaluation/robustness.html#labelled",
+            "deepfake_nb.evaluation.robustness.label_curves": (
+                "evaluation/robustness.html#label_curves",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.list_levels": (
+                "evaluation/robustness.html#list_levels",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.list_steps": (
+                "evaluation/robustness.html#list_steps",
                 "deepfake_nb/evaluation/robustness.py",
             ),
             "deepfake_nb.evaluation.robustness.long_table": (
@@ -2175,12 +2197,20 @@ d = {
                 "evaluation/robustness.html#mean_height",
                 "deepfake_nb/evaluation/robustness.py",
             ),
+            "deepfake_nb.evaluation.robustness.measure_heights": (
+                "evaluation/robustness.html#measure_heights",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.measure_points": (
+                "evaluation/robustness.html#measure_points",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
             "deepfake_nb.evaluation.robustness.media_table": (
                 "evaluation/robustness.html#media_table",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.of_one_shape": (
-                "evaluation/robustness.html#of_one_shape",
+            "deepfake_nb.evaluation.robustness.name_row": (
+                "evaluation/robustness.html#name_row",
                 "deepfake_nb/evaluation/robustness.py",
             ),
             "deepfake_nb.evaluation.robustness.out_of_focus": (
@@ -2191,16 +2221,20 @@ d = {
                 "evaluation/robustness.html#plot_robustness",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.points_of": (
-                "evaluation/robustness.html#points_of",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
             "deepfake_nb.evaluation.robustness.pooled_media": (
                 "evaluation/robustness.html#pooled_media",
                 "deepfake_nb/evaluation/robustness.py",
             ),
             "deepfake_nb.evaluation.robustness.record_robustness": (
                 "evaluation/robustness.html#record_robustness",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.require_one_shape": (
+                "evaluation/robustness.html#require_one_shape",
+                "deepfake_nb/evaluation/robustness.py",
+            ),
+            "deepfake_nb.evaluation.robustness.resize_to": (
+                "evaluation/robustness.html#resize_to",
                 "deepfake_nb/evaluation/robustness.py",
             ),
             "deepfake_nb.evaluation.robustness.robustness_curves": (
@@ -2211,36 +2245,12 @@ d = {
                 "evaluation/robustness.html#robustness_gain",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.robustness_in_words": (
-                "evaluation/robustness.html#robustness_in_words",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
             "deepfake_nb.evaluation.robustness.robustness_predictions": (
                 "evaluation/robustness.html#robustness_predictions",
                 "deepfake_nb/evaluation/robustness.py",
             ),
-            "deepfake_nb.evaluation.robustness.row_of": (
-                "evaluation/robustness.html#row_of",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.rows_of": (
-                "evaluation/robustness.html#rows_of",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.sentence_of": (
-                "evaluation/robustness.html#sentence_of",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.steps_of": (
-                "evaluation/robustness.html#steps_of",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.stored_again": (
-                "evaluation/robustness.html#stored_again",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.thinned": (
-                "evaluation/robustness.html#thinned",
+            "deepfake_nb.evaluation.robustness.thin_axes": (
+                "evaluation/robustness.html#thin_axes",
                 "deepfake_nb/evaluation/robustness.py",
             ),
             "deepfake_nb.evaluation.robustness.with_lost_frames": (
@@ -2249,10 +2259,6 @@ d = {
             ),
             "deepfake_nb.evaluation.robustness.with_noise": (
                 "evaluation/robustness.html#with_noise",
-                "deepfake_nb/evaluation/robustness.py",
-            ),
-            "deepfake_nb.evaluation.robustness.worsen": (
-                "evaluation/robustness.html#worsen",
                 "deepfake_nb/evaluation/robustness.py",
             ),
         },
@@ -2286,20 +2292,20 @@ d = {
                 "learning/clips.html#clips.starts",
                 "deepfake_nb/learning/clips.py",
             ),
-            "deepfake_nb.learning.clips.asked": (
-                "learning/clips.html#asked",
+            "deepfake_nb.learning.clips.cache_clips": (
+                "learning/clips.html#cache_clips",
                 "deepfake_nb/learning/clips.py",
             ),
             "deepfake_nb.learning.clips.cache_name": (
                 "learning/clips.html#cache_name",
                 "deepfake_nb/learning/clips.py",
             ),
-            "deepfake_nb.learning.clips.checked_size": (
-                "learning/clips.html#checked_size",
+            "deepfake_nb.learning.clips.check_size": (
+                "learning/clips.html#check_size",
                 "deepfake_nb/learning/clips.py",
             ),
-            "deepfake_nb.learning.clips.chosen_faces": (
-                "learning/clips.html#chosen_faces",
+            "deepfake_nb.learning.clips.choose_faces": (
+                "learning/clips.html#choose_faces",
                 "deepfake_nb/learning/clips.py",
             ),
             "deepfake_nb.learning.clips.clip_logits": (
@@ -2326,28 +2332,28 @@ d = {
                 "learning/clips.html#cut_clip",
                 "deepfake_nb/learning/clips.py",
             ),
-            "deepfake_nb.learning.clips.frame_timeline": (
-                "learning/clips.html#frame_timeline",
+            "deepfake_nb.learning.clips.evaluate_temporarily": (
+                "learning/clips.html#evaluate_temporarily",
                 "deepfake_nb/learning/clips.py",
             ),
-            "deepfake_nb.learning.clips.frames_of": (
-                "learning/clips.html#frames_of",
+            "deepfake_nb.learning.clips.frame_timeline": (
+                "learning/clips.html#frame_timeline",
                 "deepfake_nb/learning/clips.py",
             ),
             "deepfake_nb.learning.clips.inference_precision": (
                 "learning/clips.html#inference_precision",
                 "deepfake_nb/learning/clips.py",
             ),
-            "deepfake_nb.learning.clips.kept_file": (
-                "learning/clips.html#kept_file",
-                "deepfake_nb/learning/clips.py",
-            ),
             "deepfake_nb.learning.clips.pool_clips": (
                 "learning/clips.html#pool_clips",
                 "deepfake_nb/learning/clips.py",
             ),
-            "deepfake_nb.learning.clips.reduced": (
-                "learning/clips.html#reduced",
+            "deepfake_nb.learning.clips.reduce_crops": (
+                "learning/clips.html#reduce_crops",
+                "deepfake_nb/learning/clips.py",
+            ),
+            "deepfake_nb.learning.clips.select_frames": (
+                "learning/clips.html#select_frames",
                 "deepfake_nb/learning/clips.py",
             ),
             "deepfake_nb.learning.clips.spread": (
@@ -2626,10 +2632,6 @@ d = {
                 "learning/freezing.html#watch.on_step_start",
                 "deepfake_nb/learning/freezing.py",
             ),
-            "deepfake_nb.learning.freezing.awake": (
-                "learning/freezing.html#awake",
-                "deepfake_nb/learning/freezing.py",
-            ),
             "deepfake_nb.learning.freezing.check_choice": (
                 "learning/freezing.html#check_choice",
                 "deepfake_nb/learning/freezing.py",
@@ -2638,12 +2640,24 @@ d = {
                 "learning/freezing.html#draw_moved",
                 "deepfake_nb/learning/freezing.py",
             ),
+            "deepfake_nb.learning.freezing.get_published_settings": (
+                "learning/freezing.html#get_published_settings",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.get_stated_settings": (
+                "learning/freezing.html#get_stated_settings",
+                "deepfake_nb/learning/freezing.py",
+            ),
             "deepfake_nb.learning.freezing.hold_norms": (
                 "learning/freezing.html#hold_norms",
                 "deepfake_nb/learning/freezing.py",
             ),
-            "deepfake_nb.learning.freezing.moved_parameters": (
-                "learning/freezing.html#moved_parameters",
+            "deepfake_nb.learning.freezing.is_within": (
+                "learning/freezing.html#is_within",
+                "deepfake_nb/learning/freezing.py",
+            ),
+            "deepfake_nb.learning.freezing.list_moved_parameters": (
+                "learning/freezing.html#list_moved_parameters",
                 "deepfake_nb/learning/freezing.py",
             ),
             "deepfake_nb.learning.freezing.noise_clips": (
@@ -2654,20 +2668,12 @@ d = {
                 "learning/freezing.html#plot_moved_parameters",
                 "deepfake_nb/learning/freezing.py",
             ),
-            "deepfake_nb.learning.freezing.published_settings": (
-                "learning/freezing.html#published_settings",
-                "deepfake_nb/learning/freezing.py",
-            ),
             "deepfake_nb.learning.freezing.set_learning": (
                 "learning/freezing.html#set_learning",
                 "deepfake_nb/learning/freezing.py",
             ),
-            "deepfake_nb.learning.freezing.stated_settings": (
-                "learning/freezing.html#stated_settings",
-                "deepfake_nb/learning/freezing.py",
-            ),
-            "deepfake_nb.learning.freezing.within": (
-                "learning/freezing.html#within",
+            "deepfake_nb.learning.freezing.wake_norms": (
+                "learning/freezing.html#wake_norms",
                 "deepfake_nb/learning/freezing.py",
             ),
         },
@@ -2800,16 +2806,12 @@ d = {
                 "learning/generator.html#vqvaetraining.reset",
                 "deepfake_nb/learning/generator.py",
             ),
-            "deepfake_nb.learning.generator.arguments_of": (
-                "learning/generator.html#arguments_of",
-                "deepfake_nb/learning/generator.py",
-            ),
-            "deepfake_nb.learning.generator.card_of": (
-                "learning/generator.html#card_of",
-                "deepfake_nb/learning/generator.py",
-            ),
             "deepfake_nb.learning.generator.check_pictures": (
                 "learning/generator.html#check_pictures",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.describe_training": (
+                "learning/generator.html#describe_training",
                 "deepfake_nb/learning/generator.py",
             ),
             "deepfake_nb.learning.generator.draw_faces": (
@@ -2824,8 +2826,8 @@ d = {
                 "learning/generator.html#follow_mean",
                 "deepfake_nb/learning/generator.py",
             ),
-            "deepfake_nb.learning.generator.identity_of": (
-                "learning/generator.html#identity_of",
+            "deepfake_nb.learning.generator.list_arguments": (
+                "learning/generator.html#list_arguments",
                 "deepfake_nb/learning/generator.py",
             ),
             "deepfake_nb.learning.generator.load_network": (
@@ -2836,24 +2838,24 @@ d = {
                 "learning/generator.html#load_networks",
                 "deepfake_nb/learning/generator.py",
             ),
-            "deepfake_nb.learning.generator.losses_of": (
-                "learning/generator.html#losses_of",
+            "deepfake_nb.learning.generator.make_encoder": (
+                "learning/generator.html#make_encoder",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.make_pair": (
+                "learning/generator.html#make_pair",
                 "deepfake_nb/learning/generator.py",
             ),
             "deepfake_nb.learning.generator.network_digest": (
                 "learning/generator.html#network_digest",
                 "deepfake_nb/learning/generator.py",
             ),
-            "deepfake_nb.learning.generator.new_encoder": (
-                "learning/generator.html#new_encoder",
-                "deepfake_nb/learning/generator.py",
-            ),
-            "deepfake_nb.learning.generator.new_pair": (
-                "learning/generator.html#new_pair",
-                "deepfake_nb/learning/generator.py",
-            ),
             "deepfake_nb.learning.generator.pictures_digest": (
                 "learning/generator.html#pictures_digest",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.sample_losses": (
+                "learning/generator.html#sample_losses",
                 "deepfake_nb/learning/generator.py",
             ),
             "deepfake_nb.learning.generator.save_network": (
@@ -2880,8 +2882,8 @@ d = {
                 "learning/generator.html#start_from_codes",
                 "deepfake_nb/learning/generator.py",
             ),
-            "deepfake_nb.learning.generator.summary": (
-                "learning/generator.html#summary",
+            "deepfake_nb.learning.generator.summarise_row": (
+                "learning/generator.html#summarise_row",
                 "deepfake_nb/learning/generator.py",
             ),
             "deepfake_nb.learning.generator.taken_for_real": (
@@ -2918,6 +2920,10 @@ d = {
             ),
             "deepfake_nb.learning.generator.usual_perceptual": (
                 "learning/generator.html#usual_perceptual",
+                "deepfake_nb/learning/generator.py",
+            ),
+            "deepfake_nb.learning.generator.write_card": (
+                "learning/generator.html#write_card",
                 "deepfake_nb/learning/generator.py",
             ),
         },
@@ -3058,10 +3064,6 @@ d = {
                 "learning/inversion.html#check_starts",
                 "deepfake_nb/learning/inversion.py",
             ),
-            "deepfake_nb.learning.inversion.descend": (
-                "learning/inversion.html#descend",
-                "deepfake_nb/learning/inversion.py",
-            ),
             "deepfake_nb.learning.inversion.draw": (
                 "learning/inversion.html#draw",
                 "deepfake_nb/learning/inversion.py",
@@ -3070,8 +3072,8 @@ d = {
                 "learning/inversion.html#find_codes",
                 "deepfake_nb/learning/inversion.py",
             ),
-            "deepfake_nb.learning.inversion.fixed": (
-                "learning/inversion.html#fixed",
+            "deepfake_nb.learning.inversion.hold_fixed": (
+                "learning/inversion.html#hold_fixed",
                 "deepfake_nb/learning/inversion.py",
             ),
             "deepfake_nb.learning.inversion.inversion_loss": (
@@ -3082,8 +3084,12 @@ d = {
                 "learning/inversion.html#invert",
                 "deepfake_nb/learning/inversion.py",
             ),
-            "deepfake_nb.learning.inversion.joined": (
-                "learning/inversion.html#joined",
+            "deepfake_nb.learning.inversion.join_inversions": (
+                "learning/inversion.html#join_inversions",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.make_empty_inversion": (
+                "learning/inversion.html#make_empty_inversion",
                 "deepfake_nb/learning/inversion.py",
             ),
             "deepfake_nb.learning.inversion.mean_square": (
@@ -3092,10 +3098,6 @@ d = {
             ),
             "deepfake_nb.learning.inversion.networks_from_files": (
                 "learning/inversion.html#networks_from_files",
-                "deepfake_nb/learning/inversion.py",
-            ),
-            "deepfake_nb.learning.inversion.no_inversion": (
-                "learning/inversion.html#no_inversion",
                 "deepfake_nb/learning/inversion.py",
             ),
             "deepfake_nb.learning.inversion.picture_keys": (
@@ -3110,20 +3112,24 @@ d = {
                 "learning/inversion.html#read_kept",
                 "deepfake_nb/learning/inversion.py",
             ),
+            "deepfake_nb.learning.inversion.read_tensors": (
+                "learning/inversion.html#read_tensors",
+                "deepfake_nb/learning/inversion.py",
+            ),
+            "deepfake_nb.learning.inversion.run_descent": (
+                "learning/inversion.html#run_descent",
+                "deepfake_nb/learning/inversion.py",
+            ),
             "deepfake_nb.learning.inversion.search": (
                 "learning/inversion.html#search",
                 "deepfake_nb/learning/inversion.py",
             ),
-            "deepfake_nb.learning.inversion.searched": (
-                "learning/inversion.html#searched",
+            "deepfake_nb.learning.inversion.search_missing": (
+                "learning/inversion.html#search_missing",
                 "deepfake_nb/learning/inversion.py",
             ),
             "deepfake_nb.learning.inversion.store_of": (
                 "learning/inversion.html#store_of",
-                "deepfake_nb/learning/inversion.py",
-            ),
-            "deepfake_nb.learning.inversion.tensors_of": (
-                "learning/inversion.html#tensors_of",
                 "deepfake_nb/learning/inversion.py",
             ),
             "deepfake_nb.learning.inversion.weights_digest": (
@@ -3372,10 +3378,6 @@ d = {
                 "learning/training.html#augmentation_draws",
                 "deepfake_nb/learning/training.py",
             ),
-            "deepfake_nb.learning.training.batches": (
-                "learning/training.html#batches",
-                "deepfake_nb/learning/training.py",
-            ),
             "deepfake_nb.learning.training.binary_cross_entropy": (
                 "learning/training.html#binary_cross_entropy",
                 "deepfake_nb/learning/training.py",
@@ -3386,10 +3388,6 @@ d = {
             ),
             "deepfake_nb.learning.training.check_settings": (
                 "learning/training.html#check_settings",
-                "deepfake_nb/learning/training.py",
-            ),
-            "deepfake_nb.learning.training.checkpoints": (
-                "learning/training.html#checkpoints",
                 "deepfake_nb/learning/training.py",
             ),
             "deepfake_nb.learning.training.chooses_bf16": (
@@ -3408,12 +3406,28 @@ d = {
                 "learning/training.html#cut_batches",
                 "deepfake_nb/learning/training.py",
             ),
+            "deepfake_nb.learning.training.describe_object": (
+                "learning/training.html#describe_object",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.describe_run": (
+                "learning/training.html#describe_run",
+                "deepfake_nb/learning/training.py",
+            ),
             "deepfake_nb.learning.training.deterministic_algorithms": (
                 "learning/training.html#deterministic_algorithms",
                 "deepfake_nb/learning/training.py",
             ),
             "deepfake_nb.learning.training.fake_scores": (
                 "learning/training.html#fake_scores",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.find_newest": (
+                "learning/training.html#find_newest",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.find_newest_checkpoint": (
+                "learning/training.html#find_newest_checkpoint",
                 "deepfake_nb/learning/training.py",
             ),
             "deepfake_nb.learning.training.fingerprint": (
@@ -3424,12 +3438,12 @@ d = {
                 "learning/training.html#has_two_logits",
                 "deepfake_nb/learning/training.py",
             ),
-            "deepfake_nb.learning.training.identity": (
-                "learning/training.html#identity",
-                "deepfake_nb/learning/training.py",
-            ),
             "deepfake_nb.learning.training.is_better": (
                 "learning/training.html#is_better",
+                "deepfake_nb/learning/training.py",
+            ),
+            "deepfake_nb.learning.training.iterate_batches": (
+                "learning/training.html#iterate_batches",
                 "deepfake_nb/learning/training.py",
             ),
             "deepfake_nb.learning.training.judge": (
@@ -3444,24 +3458,16 @@ d = {
                 "learning/training.html#learning_portions",
                 "deepfake_nb/learning/training.py",
             ),
+            "deepfake_nb.learning.training.list_checkpoints": (
+                "learning/training.html#list_checkpoints",
+                "deepfake_nb/learning/training.py",
+            ),
             "deepfake_nb.learning.training.make_optimizer": (
                 "learning/training.html#make_optimizer",
                 "deepfake_nb/learning/training.py",
             ),
             "deepfake_nb.learning.training.make_schedule": (
                 "learning/training.html#make_schedule",
-                "deepfake_nb/learning/training.py",
-            ),
-            "deepfake_nb.learning.training.named": (
-                "learning/training.html#named",
-                "deepfake_nb/learning/training.py",
-            ),
-            "deepfake_nb.learning.training.newest": (
-                "learning/training.html#newest",
-                "deepfake_nb/learning/training.py",
-            ),
-            "deepfake_nb.learning.training.newest_whole_checkpoint": (
-                "learning/training.html#newest_whole_checkpoint",
                 "deepfake_nb/learning/training.py",
             ),
             "deepfake_nb.learning.training.on_cpu": (
@@ -3578,10 +3584,6 @@ d = {
                 "media/degradations.html#_monitor_light",
                 "deepfake_nb/media/degradations.py",
             ),
-            "deepfake_nb.media.degradations._moved": (
-                "media/degradations.html#_moved",
-                "deepfake_nb/media/degradations.py",
-            ),
             "deepfake_nb.media.degradations._pixelwise": (
                 "media/degradations.html#_pixelwise",
                 "deepfake_nb/media/degradations.py",
@@ -3598,10 +3600,6 @@ d = {
                 "media/degradations.html#_reduce_in_room",
                 "deepfake_nb/media/degradations.py",
             ),
-            "deepfake_nb.media.degradations._reduced_mask": (
-                "media/degradations.html#_reduced_mask",
-                "deepfake_nb/media/degradations.py",
-            ),
             "deepfake_nb.media.degradations._reflect": (
                 "media/degradations.html#_reflect",
                 "deepfake_nb/media/degradations.py",
@@ -3612,10 +3610,6 @@ d = {
             ),
             "deepfake_nb.media.degradations._soft_box": (
                 "media/degradations.html#_soft_box",
-                "deepfake_nb/media/degradations.py",
-            ),
-            "deepfake_nb.media.degradations._to_and_fro": (
-                "media/degradations.html#_to_and_fro",
                 "deepfake_nb/media/degradations.py",
             ),
             "deepfake_nb.media.degradations._transmit": (
@@ -3646,6 +3640,10 @@ d = {
                 "media/degradations.html#far_subject",
                 "deepfake_nb/media/degradations.py",
             ),
+            "deepfake_nb.media.degradations.fold_back": (
+                "media/degradations.html#fold_back",
+                "deepfake_nb/media/degradations.py",
+            ),
             "deepfake_nb.media.degradations.frozen_indices": (
                 "media/degradations.html#frozen_indices",
                 "deepfake_nb/media/degradations.py",
@@ -3662,8 +3660,16 @@ d = {
                 "media/degradations.html#low_light",
                 "deepfake_nb/media/degradations.py",
             ),
+            "deepfake_nb.media.degradations.move_image": (
+                "media/degradations.html#move_image",
+                "deepfake_nb/media/degradations.py",
+            ),
             "deepfake_nb.media.degradations.portrait_borders": (
                 "media/degradations.html#portrait_borders",
+                "deepfake_nb/media/degradations.py",
+            ),
+            "deepfake_nb.media.degradations.reduce_mask": (
+                "media/degradations.html#reduce_mask",
                 "deepfake_nb/media/degradations.py",
             ),
             "deepfake_nb.media.degradations.screen_glare": (
@@ -4099,16 +4105,20 @@ d = {
                 "media/images.html#change_position",
                 "deepfake_nb/media/images.py",
             ),
-            "deepfake_nb.media.images.checked_ids": (
-                "media/images.html#checked_ids",
+            "deepfake_nb.media.images.check_ids": (
+                "media/images.html#check_ids",
                 "deepfake_nb/media/images.py",
             ),
-            "deepfake_nb.media.images.checked_labels": (
-                "media/images.html#checked_labels",
+            "deepfake_nb.media.images.check_labels": (
+                "media/images.html#check_labels",
                 "deepfake_nb/media/images.py",
             ),
             "deepfake_nb.media.images.clouds": ("media/images.html#clouds", "deepfake_nb/media/images.py"),
             "deepfake_nb.media.images.decode": ("media/images.html#decode", "deepfake_nb/media/images.py"),
+            "deepfake_nb.media.images.find_unreadable": (
+                "media/images.html#find_unreadable",
+                "deepfake_nb/media/images.py",
+            ),
             "deepfake_nb.media.images.leave_out": (
                 "media/images.html#leave_out",
                 "deepfake_nb/media/images.py",
@@ -4144,10 +4154,6 @@ d = {
             ),
             "deepfake_nb.media.images.to_device": (
                 "media/images.html#to_device",
-                "deepfake_nb/media/images.py",
-            ),
-            "deepfake_nb.media.images.unreadable": (
-                "media/images.html#unreadable",
                 "deepfake_nb/media/images.py",
             ),
         },
@@ -4491,7 +4497,10 @@ d = {
                 "media/video.html#recompress_frames",
                 "deepfake_nb/media/video.py",
             ),
-            "deepfake_nb.media.video.reduced": ("media/video.html#reduced", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video.reduce_image": (
+                "media/video.html#reduce_image",
+                "deepfake_nb/media/video.py",
+            ),
             "deepfake_nb.media.video.write_video": (
                 "media/video.html#write_video",
                 "deepfake_nb/media/video.py",
@@ -4623,8 +4632,8 @@ d = {
                 "networks/encoders.html#clip_vit_b16",
                 "deepfake_nb/networks/encoders.py",
             ),
-            "deepfake_nb.networks.encoders.dequantised": (
-                "networks/encoders.html#dequantised",
+            "deepfake_nb.networks.encoders.dequantise": (
+                "networks/encoders.html#dequantise",
                 "deepfake_nb/networks/encoders.py",
             ),
             "deepfake_nb.networks.encoders.efficientnet_lite0": (
@@ -4643,10 +4652,6 @@ d = {
                 "networks/encoders.html#float_tensors",
                 "deepfake_nb/networks/encoders.py",
             ),
-            "deepfake_nb.networks.encoders.in_timm": (
-                "networks/encoders.html#in_timm",
-                "deepfake_nb/networks/encoders.py",
-            ),
             "deepfake_nb.networks.encoders.initial_tensors": (
                 "networks/encoders.html#initial_tensors",
                 "deepfake_nb/networks/encoders.py",
@@ -4661,6 +4666,10 @@ d = {
             ),
             "deepfake_nb.networks.encoders.load_layer_norms": (
                 "networks/encoders.html#load_layer_norms",
+                "deepfake_nb/networks/encoders.py",
+            ),
+            "deepfake_nb.networks.encoders.translate_name": (
+                "networks/encoders.html#translate_name",
                 "deepfake_nb/networks/encoders.py",
             ),
         },
@@ -4757,10 +4766,6 @@ d = {
                 "networks/face_encoder.html#freeze_all_but_norms",
                 "deepfake_nb/networks/face_encoder.py",
             ),
-            "deepfake_nb.networks.face_encoder.in_precision": (
-                "networks/face_encoder.html#in_precision",
-                "deepfake_nb/networks/face_encoder.py",
-            ),
             "deepfake_nb.networks.face_encoder.load_face_encoder": (
                 "networks/face_encoder.html#load_face_encoder",
                 "deepfake_nb/networks/face_encoder.py",
@@ -4775,6 +4780,10 @@ d = {
             ),
             "deepfake_nb.networks.face_encoder.patch_dropout": (
                 "networks/face_encoder.html#patch_dropout",
+                "deepfake_nb/networks/face_encoder.py",
+            ),
+            "deepfake_nb.networks.face_encoder.set_precision": (
+                "networks/face_encoder.html#set_precision",
                 "deepfake_nb/networks/face_encoder.py",
             ),
             "deepfake_nb.networks.face_encoder.tuned_tensors": (
@@ -4811,8 +4820,8 @@ d = {
                 "networks/frame_network.html#cut_face",
                 "deepfake_nb/networks/frame_network.py",
             ),
-            "deepfake_nb.networks.frame_network.new_backbone": (
-                "networks/frame_network.html#new_backbone",
+            "deepfake_nb.networks.frame_network.make_backbone": (
+                "networks/frame_network.html#make_backbone",
                 "deepfake_nb/networks/frame_network.py",
             ),
             "deepfake_nb.networks.frame_network.standard_points": (
@@ -5059,8 +5068,8 @@ d = {
                 "networks/stylegan.html#upscalingconvolution.forward",
                 "deepfake_nb/networks/stylegan.py",
             ),
-            "deepfake_nb.networks.stylegan.batch_deviation": (
-                "networks/stylegan.html#batch_deviation",
+            "deepfake_nb.networks.stylegan.append_batch_deviation": (
+                "networks/stylegan.html#append_batch_deviation",
                 "deepfake_nb/networks/stylegan.py",
             ),
             "deepfake_nb.networks.stylegan.binomial_kernels": (
@@ -5103,6 +5112,22 @@ d = {
                 "networks/stylegan.html#generator_settings",
                 "deepfake_nb/networks/stylegan.py",
             ),
+            "deepfake_nb.networks.stylegan.infer_encoder_settings": (
+                "networks/stylegan.html#infer_encoder_settings",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.infer_generator_settings": (
+                "networks/stylegan.html#infer_generator_settings",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.list_sides": (
+                "networks/stylegan.html#list_sides",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.make_convolution": (
+                "networks/stylegan.html#make_convolution",
+                "deepfake_nb/networks/stylegan.py",
+            ),
             "deepfake_nb.networks.stylegan.mix_styles": (
                 "networks/stylegan.html#mix_styles",
                 "deepfake_nb/networks/stylegan.py",
@@ -5111,20 +5136,12 @@ d = {
                 "networks/stylegan.html#noise_for",
                 "deepfake_nb/networks/stylegan.py",
             ),
-            "deepfake_nb.networks.stylegan.normed_convolution": (
-                "networks/stylegan.html#normed_convolution",
-                "deepfake_nb/networks/stylegan.py",
-            ),
             "deepfake_nb.networks.stylegan.rename_encoder": (
                 "networks/stylegan.html#rename_encoder",
                 "deepfake_nb/networks/stylegan.py",
             ),
             "deepfake_nb.networks.stylegan.rename_generator": (
                 "networks/stylegan.html#rename_generator",
-                "deepfake_nb/networks/stylegan.py",
-            ),
-            "deepfake_nb.networks.stylegan.renamed": (
-                "networks/stylegan.html#renamed",
                 "deepfake_nb/networks/stylegan.py",
             ),
             "deepfake_nb.networks.stylegan.require_grown": (
@@ -5155,24 +5172,16 @@ d = {
                 "networks/stylegan.html#set_style",
                 "deepfake_nb/networks/stylegan.py",
             ),
-            "deepfake_nb.networks.stylegan.sides_of": (
-                "networks/stylegan.html#sides_of",
-                "deepfake_nb/networks/stylegan.py",
-            ),
-            "deepfake_nb.networks.stylegan.sizes_of_encoder": (
-                "networks/stylegan.html#sizes_of_encoder",
-                "deepfake_nb/networks/stylegan.py",
-            ),
-            "deepfake_nb.networks.stylegan.sizes_of_generator": (
-                "networks/stylegan.html#sizes_of_generator",
-                "deepfake_nb/networks/stylegan.py",
-            ),
             "deepfake_nb.networks.stylegan.spread": (
                 "networks/stylegan.html#spread",
                 "deepfake_nb/networks/stylegan.py",
             ),
             "deepfake_nb.networks.stylegan.style_count": (
                 "networks/stylegan.html#style_count",
+                "deepfake_nb/networks/stylegan.py",
+            ),
+            "deepfake_nb.networks.stylegan.translate_name": (
+                "networks/stylegan.html#translate_name",
                 "deepfake_nb/networks/stylegan.py",
             ),
         },
@@ -5257,6 +5266,10 @@ d = {
                 "networks/video_resnet.html#videoresnet.stages",
                 "deepfake_nb/networks/video_resnet.py",
             ),
+            "deepfake_nb.networks.video_resnet.apply_linear": (
+                "networks/video_resnet.html#apply_linear",
+                "deepfake_nb/networks/video_resnet.py",
+            ),
             "deepfake_nb.networks.video_resnet.build_head": (
                 "networks/video_resnet.html#build_head",
                 "deepfake_nb/networks/video_resnet.py",
@@ -5281,10 +5294,6 @@ d = {
                 "networks/video_resnet.html#group_of_name",
                 "deepfake_nb/networks/video_resnet.py",
             ),
-            "deepfake_nb.networks.video_resnet.in_full": (
-                "networks/video_resnet.html#in_full",
-                "deepfake_nb/networks/video_resnet.py",
-            ),
             "deepfake_nb.networks.video_resnet.initialise": (
                 "networks/video_resnet.html#initialise",
                 "deepfake_nb/networks/video_resnet.py",
@@ -5297,8 +5306,8 @@ d = {
                 "networks/video_resnet.html#load_backbone",
                 "deepfake_nb/networks/video_resnet.py",
             ),
-            "deepfake_nb.networks.video_resnet.named": (
-                "networks/video_resnet.html#named",
+            "deepfake_nb.networks.video_resnet.name_modules": (
+                "networks/video_resnet.html#name_modules",
                 "deepfake_nb/networks/video_resnet.py",
             ),
             "deepfake_nb.networks.video_resnet.named_groups": (
@@ -5513,12 +5522,16 @@ d = {
                 "networks/weights.html#compare_tensors",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.differences": (
-                "networks/weights.html#differences",
+            "deepfake_nb.networks.weights.describe_differences": (
+                "networks/weights.html#describe_differences",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.downloaded": (
-                "networks/weights.html#downloaded",
+            "deepfake_nb.networks.weights.describe_unreadable": (
+                "networks/weights.html#describe_unreadable",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.download_file": (
+                "networks/weights.html#download_file",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.efficientnet_lite": (
@@ -5529,20 +5542,32 @@ d = {
                 "networks/weights.html#encoder_file",
                 "deepfake_nb/networks/weights.py",
             ),
+            "deepfake_nb.networks.weights.explain_refusal": (
+                "networks/weights.html#explain_refusal",
+                "deepfake_nb/networks/weights.py",
+            ),
             "deepfake_nb.networks.weights.fetch": (
                 "networks/weights.html#fetch",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.fetch_from_hub": (
+                "networks/weights.html#fetch_from_hub",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.file_format": (
                 "networks/weights.html#file_format",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.first_line": (
-                "networks/weights.html#first_line",
+            "deepfake_nb.networks.weights.find_entry": (
+                "networks/weights.html#find_entry",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.from_hub": (
-                "networks/weights.html#from_hub",
+            "deepfake_nb.networks.weights.find_tensors": (
+                "networks/weights.html#find_tensors",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.first_line": (
+                "networks/weights.html#first_line",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.hub_file": (
@@ -5551,6 +5576,10 @@ d = {
             ),
             "deepfake_nb.networks.weights.import_mesonet": (
                 "networks/weights.html#import_mesonet",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.import_network": (
+                "networks/weights.html#import_network",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.import_state_dict": (
@@ -5601,16 +5630,20 @@ d = {
                 "networks/weights.html#layer_type",
                 "deepfake_nb/networks/weights.py",
             ),
+            "deepfake_nb.networks.weights.list_some_tensors": (
+                "networks/weights.html#list_some_tensors",
+                "deepfake_nb/networks/weights.py",
+            ),
             "deepfake_nb.networks.weights.load_detector": (
                 "networks/weights.html#load_detector",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.mesonet_weights": (
-                "networks/weights.html#mesonet_weights",
+            "deepfake_nb.networks.weights.locate_weights": (
+                "networks/weights.html#locate_weights",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.misfit": (
-                "networks/weights.html#misfit",
+            "deepfake_nb.networks.weights.mesonet_weights": (
+                "networks/weights.html#mesonet_weights",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.nearest_keras": (
@@ -5619,10 +5652,6 @@ d = {
             ),
             "deepfake_nb.networks.weights.nearest_kind": (
                 "networks/weights.html#nearest_kind",
-                "deepfake_nb/networks/weights.py",
-            ),
-            "deepfake_nb.networks.weights.network_at": (
-                "networks/weights.html#network_at",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.numbers_of_numpy": (
@@ -5673,12 +5702,16 @@ d = {
                 "networks/weights.html#read_state_dict",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.registered": (
-                "networks/weights.html#registered",
+            "deepfake_nb.networks.weights.rename_and_check": (
+                "networks/weights.html#rename_and_check",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.renamed": (
-                "networks/weights.html#renamed",
+            "deepfake_nb.networks.weights.rename_tensors": (
+                "networks/weights.html#rename_tensors",
+                "deepfake_nb/networks/weights.py",
+            ),
+            "deepfake_nb.networks.weights.reorder_axes": (
+                "networks/weights.html#reorder_axes",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.save_network": (
@@ -5697,28 +5730,12 @@ d = {
                 "networks/weights.html#some_arrays",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.some_tensors": (
-                "networks/weights.html#some_tensors",
-                "deepfake_nb/networks/weights.py",
-            ),
             "deepfake_nb.networks.weights.state_dict_kind": (
                 "networks/weights.html#state_dict_kind",
                 "deepfake_nb/networks/weights.py",
             ),
-            "deepfake_nb.networks.weights.tensors_within": (
-                "networks/weights.html#tensors_within",
-                "deepfake_nb/networks/weights.py",
-            ),
             "deepfake_nb.networks.weights.text_list": (
                 "networks/weights.html#text_list",
-                "deepfake_nb/networks/weights.py",
-            ),
-            "deepfake_nb.networks.weights.to_torch_order": (
-                "networks/weights.html#to_torch_order",
-                "deepfake_nb/networks/weights.py",
-            ),
-            "deepfake_nb.networks.weights.unreadable": (
-                "networks/weights.html#unreadable",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.weights_table": (
@@ -5727,14 +5744,6 @@ d = {
             ),
             "deepfake_nb.networks.weights.wheel_weights": (
                 "networks/weights.html#wheel_weights",
-                "deepfake_nb/networks/weights.py",
-            ),
-            "deepfake_nb.networks.weights.whereabouts": (
-                "networks/weights.html#whereabouts",
-                "deepfake_nb/networks/weights.py",
-            ),
-            "deepfake_nb.networks.weights.why_not": (
-                "networks/weights.html#why_not",
                 "deepfake_nb/networks/weights.py",
             ),
             "deepfake_nb.networks.weights.without_main_prefix": (
@@ -5783,6 +5792,10 @@ d = {
                 "networks/wheels.html#fetch_wheel_member",
                 "deepfake_nb/networks/wheels.py",
             ),
+            "deepfake_nb.networks.wheels.find_reason": (
+                "networks/wheels.html#find_reason",
+                "deepfake_nb/networks/wheels.py",
+            ),
             "deepfake_nb.networks.wheels.is_member": (
                 "networks/wheels.html#is_member",
                 "deepfake_nb/networks/wheels.py",
@@ -5791,12 +5804,8 @@ d = {
                 "networks/wheels.html#largest_file",
                 "deepfake_nb/networks/wheels.py",
             ),
-            "deepfake_nb.networks.wheels.obtain": (
-                "networks/wheels.html#obtain",
-                "deepfake_nb/networks/wheels.py",
-            ),
-            "deepfake_nb.networks.wheels.reason": (
-                "networks/wheels.html#reason",
+            "deepfake_nb.networks.wheels.make_unavailable_error": (
+                "networks/wheels.html#make_unavailable_error",
                 "deepfake_nb/networks/wheels.py",
             ),
             "deepfake_nb.networks.wheels.remove_leftovers": (
@@ -5807,8 +5816,8 @@ d = {
                 "networks/wheels.html#run_watched",
                 "deepfake_nb/networks/wheels.py",
             ),
-            "deepfake_nb.networks.wheels.unavailable": (
-                "networks/wheels.html#unavailable",
+            "deepfake_nb.networks.wheels.store_member": (
+                "networks/wheels.html#store_member",
                 "deepfake_nb/networks/wheels.py",
             ),
         },
@@ -6094,16 +6103,20 @@ d = {
                 "people/portraits.html#as_pictures",
                 "deepfake_nb/people/portraits.py",
             ),
-            "deepfake_nb.people.portraits.kept_portion": (
-                "people/portraits.html#kept_portion",
+            "deepfake_nb.people.portraits.load_portion": (
+                "people/portraits.html#load_portion",
                 "deepfake_nb/people/portraits.py",
             ),
-            "deepfake_nb.people.portraits.portraits": (
-                "people/portraits.html#portraits",
+            "deepfake_nb.people.portraits.load_training_images": (
+                "people/portraits.html#load_training_images",
                 "deepfake_nb/people/portraits.py",
             ),
             "deepfake_nb.people.portraits.render_portion": (
                 "people/portraits.html#render_portion",
+                "deepfake_nb/people/portraits.py",
+            ),
+            "deepfake_nb.people.portraits.render_portraits": (
+                "people/portraits.html#render_portraits",
                 "deepfake_nb/people/portraits.py",
             ),
             "deepfake_nb.people.portraits.rendered_faces": (
@@ -6112,10 +6125,6 @@ d = {
             ),
             "deepfake_nb.people.portraits.renderer_digest": (
                 "people/portraits.html#renderer_digest",
-                "deepfake_nb/people/portraits.py",
-            ),
-            "deepfake_nb.people.portraits.training_pictures": (
-                "people/portraits.html#training_pictures",
                 "deepfake_nb/people/portraits.py",
             ),
         },
@@ -6645,8 +6654,12 @@ d = {
                 "people/self_blending.html#add_noise",
                 "deepfake_nb/people/self_blending.py",
             ),
-            "deepfake_nb.people.self_blending.applied": (
-                "people/self_blending.html#applied",
+            "deepfake_nb.people.self_blending.apply_changes": (
+                "people/self_blending.html#apply_changes",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.apply_handling": (
+                "people/self_blending.html#apply_handling",
                 "deepfake_nb/people/self_blending.py",
             ),
             "deepfake_nb.people.self_blending.as_copied_video_frame": (
@@ -6661,16 +6674,16 @@ d = {
                 "people/self_blending.html#as_video_frame",
                 "deepfake_nb/people/self_blending.py",
             ),
-            "deepfake_nb.people.self_blending.axes_of": (
-                "people/self_blending.html#axes_of",
-                "deepfake_nb/people/self_blending.py",
-            ),
             "deepfake_nb.people.self_blending.change_texture": (
                 "people/self_blending.html#change_texture",
                 "deepfake_nb/people/self_blending.py",
             ),
-            "deepfake_nb.people.self_blending.changes_of": (
-                "people/self_blending.html#changes_of",
+            "deepfake_nb.people.self_blending.choose_changes": (
+                "people/self_blending.html#choose_changes",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.choose_handling": (
+                "people/self_blending.html#choose_handling",
                 "deepfake_nb/people/self_blending.py",
             ),
             "deepfake_nb.people.self_blending.compress": (
@@ -6681,12 +6694,16 @@ d = {
                 "people/self_blending.html#compress_lightly",
                 "deepfake_nb/people/self_blending.py",
             ),
-            "deepfake_nb.people.self_blending.displaced": (
-                "people/self_blending.html#displaced",
+            "deepfake_nb.people.self_blending.displace": (
+                "people/self_blending.html#displace",
                 "deepfake_nb/people/self_blending.py",
             ),
-            "deepfake_nb.people.self_blending.displacement": (
-                "people/self_blending.html#displacement",
+            "deepfake_nb.people.self_blending.draw_outline": (
+                "people/self_blending.html#draw_outline",
+                "deepfake_nb/people/self_blending.py",
+            ),
+            "deepfake_nb.people.self_blending.find_axes": (
+                "people/self_blending.html#find_axes",
                 "deepfake_nb/people/self_blending.py",
             ),
             "deepfake_nb.people.self_blending.fit_donor": (
@@ -6701,12 +6718,8 @@ d = {
                 "people/self_blending.html#nudge",
                 "deepfake_nb/people/self_blending.py",
             ),
-            "deepfake_nb.people.self_blending.outline_between": (
-                "people/self_blending.html#outline_between",
-                "deepfake_nb/people/self_blending.py",
-            ),
-            "deepfake_nb.people.self_blending.picture_changes": (
-                "people/self_blending.html#picture_changes",
+            "deepfake_nb.people.self_blending.random_displacement": (
+                "people/self_blending.html#random_displacement",
                 "deepfake_nb/people/self_blending.py",
             ),
             "deepfake_nb.people.self_blending.random_mask": (
@@ -6751,10 +6764,6 @@ d = {
             ),
             "deepfake_nb.people.self_blending.soften": (
                 "people/self_blending.html#soften",
-                "deepfake_nb/people/self_blending.py",
-            ),
-            "deepfake_nb.people.self_blending.through_changes": (
-                "people/self_blending.html#through_changes",
                 "deepfake_nb/people/self_blending.py",
             ),
         },
@@ -6847,10 +6856,6 @@ d = {
                 "people/swapping.html#_checked_landmarks",
                 "deepfake_nb/people/swapping.py",
             ),
-            "deepfake_nb.people.swapping._circle_of_pairs": (
-                "people/swapping.html#_circle_of_pairs",
-                "deepfake_nb/people/swapping.py",
-            ),
             "deepfake_nb.people.swapping._colour_statistics": (
                 "people/swapping.html#_colour_statistics",
                 "deepfake_nb/people/swapping.py",
@@ -6887,10 +6892,6 @@ d = {
                 "people/swapping.html#_header_features",
                 "deepfake_nb/people/swapping.py",
             ),
-            "deepfake_nb.people.swapping._inputs_of": (
-                "people/swapping.html#_inputs_of",
-                "deepfake_nb/people/swapping.py",
-            ),
             "deepfake_nb.people.swapping._landmarks_by_place": (
                 "people/swapping.html#_landmarks_by_place",
                 "deepfake_nb/people/swapping.py",
@@ -6911,10 +6912,6 @@ d = {
                 "people/swapping.html#_paste",
                 "deepfake_nb/people/swapping.py",
             ),
-            "deepfake_nb.people.swapping._prepared": (
-                "people/swapping.html#_prepared",
-                "deepfake_nb/people/swapping.py",
-            ),
             "deepfake_nb.people.swapping._read_onnx_graph": (
                 "people/swapping.html#_read_onnx_graph",
                 "deepfake_nb/people/swapping.py",
@@ -6929,10 +6926,6 @@ d = {
             ),
             "deepfake_nb.people.swapping._sources_by_place": (
                 "people/swapping.html#_sources_by_place",
-                "deepfake_nb/people/swapping.py",
-            ),
-            "deepfake_nb.people.swapping._splits_of": (
-                "people/swapping.html#_splits_of",
                 "deepfake_nb/people/swapping.py",
             ),
             "deepfake_nb.people.swapping._spread_seam": (
@@ -6987,12 +6980,28 @@ d = {
                 "people/swapping.html#face_outline",
                 "deepfake_nb/people/swapping.py",
             ),
+            "deepfake_nb.people.swapping.find_splits": (
+                "people/swapping.html#find_splits",
+                "deepfake_nb/people/swapping.py",
+            ),
             "deepfake_nb.people.swapping.head_turn": (
                 "people/swapping.html#head_turn",
                 "deepfake_nb/people/swapping.py",
             ),
+            "deepfake_nb.people.swapping.list_inputs": (
+                "people/swapping.html#list_inputs",
+                "deepfake_nb/people/swapping.py",
+            ),
             "deepfake_nb.people.swapping.pair_identities": (
                 "people/swapping.html#pair_identities",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.pair_in_circle": (
+                "people/swapping.html#pair_in_circle",
+                "deepfake_nb/people/swapping.py",
+            ),
+            "deepfake_nb.people.swapping.prepare_face": (
+                "people/swapping.html#prepare_face",
                 "deepfake_nb/people/swapping.py",
             ),
             "deepfake_nb.people.swapping.read_masks": (
@@ -7275,6 +7284,10 @@ d = {
                 "report.html#gather_evidence",
                 "deepfake_nb/scoring/report.py",
             ),
+            "deepfake_nb.scoring.report.has_moving_marks": (
+                "report.html#has_moving_marks",
+                "deepfake_nb/scoring/report.py",
+            ),
             "deepfake_nb.scoring.report.lay_out_figure": (
                 "report.html#lay_out_figure",
                 "deepfake_nb/scoring/report.py",
@@ -7327,10 +7340,6 @@ d = {
                 "report.html#measure_time_span",
                 "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.scoring.report.moves_text": (
-                "report.html#moves_text",
-                "deepfake_nb/scoring/report.py",
-            ),
             "deepfake_nb.scoring.report.name_page": (
                 "report.html#name_page",
                 "deepfake_nb/scoring/report.py",
@@ -7356,8 +7365,8 @@ d = {
                 "report.html#select_still",
                 "deepfake_nb/scoring/report.py",
             ),
-            "deepfake_nb.scoring.report.smoothed_saliency": (
-                "report.html#smoothed_saliency",
+            "deepfake_nb.scoring.report.smooth_saliency": (
+                "report.html#smooth_saliency",
                 "deepfake_nb/scoring/report.py",
             ),
             "deepfake_nb.scoring.report.summarise_verdicts": (
@@ -7880,8 +7889,20 @@ d = {
             ),
             "deepfake_nb.scoring.views.Source": ("scoring/views.html#source", "deepfake_nb/scoring/views.py"),
             "deepfake_nb.scoring.views.View": ("scoring/views.html#view", "deepfake_nb/scoring/views.py"),
+            "deepfake_nb.scoring.views.choose_frames": (
+                "scoring/views.html#choose_frames",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.choose_tracking": (
+                "scoring/views.html#choose_tracking",
+                "deepfake_nb/scoring/views.py",
+            ),
             "deepfake_nb.scoring.views.clip_views": (
                 "scoring/views.html#clip_views",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.count_in_words": (
+                "scoring/views.html#count_in_words",
                 "deepfake_nb/scoring/views.py",
             ),
             "deepfake_nb.scoring.views.counts_as_media": (
@@ -7894,10 +7915,6 @@ d = {
             ),
             "deepfake_nb.scoring.views.cut_upright": (
                 "scoring/views.html#cut_upright",
-                "deepfake_nb/scoring/views.py",
-            ),
-            "deepfake_nb.scoring.views.evenly_spaced": (
-                "scoring/views.html#evenly_spaced",
                 "deepfake_nb/scoring/views.py",
             ),
             "deepfake_nb.scoring.views.extract_video_views": (
@@ -7920,36 +7937,32 @@ d = {
                 "scoring/views.html#frame_views",
                 "deepfake_nb/scoring/views.py",
             ),
-            "deepfake_nb.scoring.views.how_many": (
-                "scoring/views.html#how_many",
+            "deepfake_nb.scoring.views.is_large_enough": (
+                "scoring/views.html#is_large_enough",
                 "deepfake_nb/scoring/views.py",
             ),
-            "deepfake_nb.scoring.views.how_to_track": (
-                "scoring/views.html#how_to_track",
+            "deepfake_nb.scoring.views.list_media": (
+                "scoring/views.html#list_media",
                 "deepfake_nb/scoring/views.py",
             ),
-            "deepfake_nb.scoring.views.large_enough": (
-                "scoring/views.html#large_enough",
-                "deepfake_nb/scoring/views.py",
-            ),
-            "deepfake_nb.scoring.views.media_below": (
-                "scoring/views.html#media_below",
+            "deepfake_nb.scoring.views.measure_sides": (
+                "scoring/views.html#measure_sides",
                 "deepfake_nb/scoring/views.py",
             ),
             "deepfake_nb.scoring.views.not_media": (
                 "scoring/views.html#not_media",
                 "deepfake_nb/scoring/views.py",
             ),
-            "deepfake_nb.scoring.views.rounded": (
-                "scoring/views.html#rounded",
+            "deepfake_nb.scoring.views.round_score": (
+                "scoring/views.html#round_score",
                 "deepfake_nb/scoring/views.py",
             ),
             "deepfake_nb.scoring.views.score_of_person": (
                 "scoring/views.html#score_of_person",
                 "deepfake_nb/scoring/views.py",
             ),
-            "deepfake_nb.scoring.views.sides_of": (
-                "scoring/views.html#sides_of",
+            "deepfake_nb.scoring.views.space_evenly": (
+                "scoring/views.html#space_evenly",
                 "deepfake_nb/scoring/views.py",
             ),
             "deepfake_nb.scoring.views.unit_range": (
@@ -7960,38 +7973,34 @@ d = {
                 "scoring/views.html#upright_square",
                 "deepfake_nb/scoring/views.py",
             ),
-            "deepfake_nb.scoring.views.wanted_frames": (
-                "scoring/views.html#wanted_frames",
-                "deepfake_nb/scoring/views.py",
-            ),
         },
         "deepfake_nb.sections.altfreezing": {
             "deepfake_nb.sections.altfreezing.clips_after": (
                 "altfreezing.html#clips_after",
                 "deepfake_nb/sections/altfreezing.py",
             ),
+            "deepfake_nb.sections.altfreezing.count_needed_videos": (
+                "altfreezing.html#count_needed_videos",
+                "deepfake_nb/sections/altfreezing.py",
+            ),
             "deepfake_nb.sections.altfreezing.frame_features": (
                 "altfreezing.html#frame_features",
                 "deepfake_nb/sections/altfreezing.py",
             ),
-            "deepfake_nb.sections.altfreezing.rule_of": (
-                "altfreezing.html#rule_of",
-                "deepfake_nb/sections/altfreezing.py",
-            ),
-            "deepfake_nb.sections.altfreezing.self_swapped": (
-                "altfreezing.html#self_swapped",
+            "deepfake_nb.sections.altfreezing.make_rule": (
+                "altfreezing.html#make_rule",
                 "deepfake_nb/sections/altfreezing.py",
             ),
             "deepfake_nb.sections.altfreezing.split_scores": (
                 "altfreezing.html#split_scores",
                 "deepfake_nb/sections/altfreezing.py",
             ),
-            "deepfake_nb.sections.altfreezing.video_features": (
-                "altfreezing.html#video_features",
+            "deepfake_nb.sections.altfreezing.swap_with_self": (
+                "altfreezing.html#swap_with_self",
                 "deepfake_nb/sections/altfreezing.py",
             ),
-            "deepfake_nb.sections.altfreezing.videos_needed": (
-                "altfreezing.html#videos_needed",
+            "deepfake_nb.sections.altfreezing.video_features": (
+                "altfreezing.html#video_features",
                 "deepfake_nb/sections/altfreezing.py",
             ),
         },
@@ -8248,8 +8257,8 @@ d = {
                 "frame_detectors.html#both_areas",
                 "deepfake_nb/sections/frame_detectors.py",
             ),
-            "deepfake_nb.sections.frame_detectors.collapse_of": (
-                "frame_detectors.html#collapse_of",
+            "deepfake_nb.sections.frame_detectors.detect_collapse": (
+                "frame_detectors.html#detect_collapse",
                 "deepfake_nb/sections/frame_detectors.py",
             ),
             "deepfake_nb.sections.frame_detectors.face_transform": (
@@ -8298,13 +8307,20 @@ d = {
                 "fusion.html#fusionnet.train",
                 "deepfake_nb/sections/fusion.py",
             ),
-            "deepfake_nb.sections.fusion.agrees": ("fusion.html#agrees", "deepfake_nb/sections/fusion.py"),
+            "deepfake_nb.sections.fusion.agree_when_rounded": (
+                "fusion.html#agree_when_rounded",
+                "deepfake_nb/sections/fusion.py",
+            ),
             "deepfake_nb.sections.fusion.feasible_confusions": (
                 "fusion.html#feasible_confusions",
                 "deepfake_nb/sections/fusion.py",
             ),
             "deepfake_nb.sections.fusion.head_settings": (
                 "fusion.html#head_settings",
+                "deepfake_nb/sections/fusion.py",
+            ),
+            "deepfake_nb.sections.fusion.make_title": (
+                "fusion.html#make_title",
                 "deepfake_nb/sections/fusion.py",
             ),
             "deepfake_nb.sections.fusion.network_maker": (
@@ -8317,10 +8333,6 @@ d = {
             ),
             "deepfake_nb.sections.fusion.paper_titles": (
                 "fusion.html#paper_titles",
-                "deepfake_nb/sections/fusion.py",
-            ),
-            "deepfake_nb.sections.fusion.title_of": (
-                "fusion.html#title_of",
                 "deepfake_nb/sections/fusion.py",
             ),
         },
@@ -8371,7 +8383,6 @@ d = {
                 "latent.html#as_tensors",
                 "deepfake_nb/sections/latent.py",
             ),
-            "deepfake_nb.sections.latent.between": ("latent.html#between", "deepfake_nb/sections/latent.py"),
             "deepfake_nb.sections.latent.check_lesson": (
                 "latent.html#check_lesson",
                 "deepfake_nb/sections/latent.py",
@@ -8388,10 +8399,6 @@ d = {
                 "latent.html#faces_after",
                 "deepfake_nb/sections/latent.py",
             ),
-            "deepfake_nb.sections.latent.first_frames": (
-                "latent.html#first_frames",
-                "deepfake_nb/sections/latent.py",
-            ),
             "deepfake_nb.sections.latent.fit_pca": ("latent.html#fit_pca", "deepfake_nb/sections/latent.py"),
             "deepfake_nb.sections.latent.frames_at": (
                 "latent.html#frames_at",
@@ -8401,7 +8408,10 @@ d = {
                 "latent.html#frames_without",
                 "deepfake_nb/sections/latent.py",
             ),
-            "deepfake_nb.sections.latent.json_of": ("latent.html#json_of", "deepfake_nb/sections/latent.py"),
+            "deepfake_nb.sections.latent.interpolate_landmarks": (
+                "latent.html#interpolate_landmarks",
+                "deepfake_nb/sections/latent.py",
+            ),
             "deepfake_nb.sections.latent.latent_networks": (
                 "latent.html#latent_networks",
                 "deepfake_nb/sections/latent.py",
@@ -8443,6 +8453,14 @@ d = {
                 "latent.html#resize_images",
                 "deepfake_nb/sections/latent.py",
             ),
+            "deepfake_nb.sections.latent.select_first_frames": (
+                "latent.html#select_first_frames",
+                "deepfake_nb/sections/latent.py",
+            ),
+            "deepfake_nb.sections.latent.serialise": (
+                "latent.html#serialise",
+                "deepfake_nb/sections/latent.py",
+            ),
             "deepfake_nb.sections.latent.train_head": (
                 "latent.html#train_head",
                 "deepfake_nb/sections/latent.py",
@@ -8473,16 +8491,20 @@ d = {
                 "leaderboard.html#as_markdown",
                 "deepfake_nb/sections/leaderboard.py",
             ),
-            "deepfake_nb.sections.leaderboard.completed": (
-                "leaderboard.html#completed",
+            "deepfake_nb.sections.leaderboard.choose_resampling": (
+                "leaderboard.html#choose_resampling",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.complete_names": (
+                "leaderboard.html#complete_names",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.describe_training_set": (
+                "leaderboard.html#describe_training_set",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.detector_costs": (
                 "leaderboard.html#detector_costs",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
-            "deepfake_nb.sections.leaderboard.difference_of": (
-                "leaderboard.html#difference_of",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.draw_cost": (
@@ -8497,16 +8519,16 @@ d = {
                 "leaderboard.html#draw_ranks",
                 "deepfake_nb/sections/leaderboard.py",
             ),
-            "deepfake_nb.sections.leaderboard.drawn_by": (
-                "leaderboard.html#drawn_by",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
             "deepfake_nb.sections.leaderboard.entry_names": (
                 "leaderboard.html#entry_names",
                 "deepfake_nb/sections/leaderboard.py",
             ),
-            "deepfake_nb.sections.leaderboard.escaped": (
-                "leaderboard.html#escaped",
+            "deepfake_nb.sections.leaderboard.escape_for_figure": (
+                "leaderboard.html#escape_for_figure",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.escape_markdown": (
+                "leaderboard.html#escape_markdown",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.find_headline": (
@@ -8517,8 +8539,16 @@ d = {
                 "leaderboard.html#format_interval",
                 "deepfake_nb/sections/leaderboard.py",
             ),
+            "deepfake_nb.sections.leaderboard.format_table": (
+                "leaderboard.html#format_table",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
             "deepfake_nb.sections.leaderboard.fusion_title": (
                 "leaderboard.html#fusion_title",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.gather_robustness": (
+                "leaderboard.html#gather_robustness",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.generalisation_gaps": (
@@ -8533,16 +8563,8 @@ d = {
                 "leaderboard.html#headline_table",
                 "deepfake_nb/sections/leaderboard.py",
             ),
-            "deepfake_nb.sections.leaderboard.in_figure": (
-                "leaderboard.html#in_figure",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
             "deepfake_nb.sections.leaderboard.is_home": (
                 "leaderboard.html#is_home",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
-            "deepfake_nb.sections.leaderboard.learnt_from": (
-                "leaderboard.html#learnt_from",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.look_into": (
@@ -8551,6 +8573,10 @@ d = {
             ),
             "deepfake_nb.sections.leaderboard.measure_detectors": (
                 "leaderboard.html#measure_detectors",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
+            "deepfake_nb.sections.leaderboard.measure_difference": (
+                "leaderboard.html#measure_difference",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.measure_entry": (
@@ -8589,20 +8615,12 @@ d = {
                 "leaderboard.html#ranks_with_ties",
                 "deepfake_nb/sections/leaderboard.py",
             ),
+            "deepfake_nb.sections.leaderboard.read_costs": (
+                "leaderboard.html#read_costs",
+                "deepfake_nb/sections/leaderboard.py",
+            ),
             "deepfake_nb.sections.leaderboard.read_reports": (
                 "leaderboard.html#read_reports",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
-            "deepfake_nb.sections.leaderboard.readable": (
-                "leaderboard.html#readable",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
-            "deepfake_nb.sections.leaderboard.recorded_costs": (
-                "leaderboard.html#recorded_costs",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
-            "deepfake_nb.sections.leaderboard.robustness_of": (
-                "leaderboard.html#robustness_of",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.run_of": (
@@ -8769,8 +8787,24 @@ d = {
                 "pretrained_encoder.html#blended_source",
                 "deepfake_nb/sections/pretrained_encoder.py",
             ),
+            "deepfake_nb.sections.pretrained_encoder.cache_features": (
+                "pretrained_encoder.html#cache_features",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
             "deepfake_nb.sections.pretrained_encoder.check_held_out": (
                 "pretrained_encoder.html#check_held_out",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.compute_block_features": (
+                "pretrained_encoder.html#compute_block_features",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.crop_wider": (
+                "pretrained_encoder.html#crop_wider",
+                "deepfake_nb/sections/pretrained_encoder.py",
+            ),
+            "deepfake_nb.sections.pretrained_encoder.describe_row": (
+                "pretrained_encoder.html#describe_row",
                 "deepfake_nb/sections/pretrained_encoder.py",
             ),
             "deepfake_nb.sections.pretrained_encoder.embed": (
@@ -8779,10 +8813,6 @@ d = {
             ),
             "deepfake_nb.sections.pretrained_encoder.embed_files": (
                 "pretrained_encoder.html#embed_files",
-                "deepfake_nb/sections/pretrained_encoder.py",
-            ),
-            "deepfake_nb.sections.pretrained_encoder.features_of": (
-                "pretrained_encoder.html#features_of",
                 "deepfake_nb/sections/pretrained_encoder.py",
             ),
             "deepfake_nb.sections.pretrained_encoder.generated_faces": (
@@ -8795,14 +8825,6 @@ d = {
             ),
             "deepfake_nb.sections.pretrained_encoder.held_out_scores": (
                 "pretrained_encoder.html#held_out_scores",
-                "deepfake_nb/sections/pretrained_encoder.py",
-            ),
-            "deepfake_nb.sections.pretrained_encoder.in_words": (
-                "pretrained_encoder.html#in_words",
-                "deepfake_nb/sections/pretrained_encoder.py",
-            ),
-            "deepfake_nb.sections.pretrained_encoder.kept_features": (
-                "pretrained_encoder.html#kept_features",
                 "deepfake_nb/sections/pretrained_encoder.py",
             ),
             "deepfake_nb.sections.pretrained_encoder.linear_scores": (
@@ -8837,10 +8859,6 @@ d = {
                 "pretrained_encoder.html#trained_detectors",
                 "deepfake_nb/sections/pretrained_encoder.py",
             ),
-            "deepfake_nb.sections.pretrained_encoder.wider": (
-                "pretrained_encoder.html#wider",
-                "deepfake_nb/sections/pretrained_encoder.py",
-            ),
         },
         "deepfake_nb.sections.self_blending": {
             "deepfake_nb.sections.self_blending.BlendedPairs": (
@@ -8863,28 +8881,28 @@ d = {
                 "self_blending.html#batches_ahead",
                 "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.sections.self_blending.chosen_backbone": (
-                "self_blending.html#chosen_backbone",
+            "deepfake_nb.sections.self_blending.choose_backbone": (
+                "self_blending.html#choose_backbone",
                 "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.sections.self_blending.faces_of": (
-                "self_blending.html#faces_of",
+            "deepfake_nb.sections.self_blending.make_interval": (
+                "self_blending.html#make_interval",
                 "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.sections.self_blending.interval_of": (
-                "self_blending.html#interval_of",
+            "deepfake_nb.sections.self_blending.make_network": (
+                "self_blending.html#make_network",
                 "deepfake_nb/sections/self_blending.py",
             ),
             "deepfake_nb.sections.self_blending.mean_auc": (
                 "self_blending.html#mean_auc",
                 "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.sections.self_blending.new_network": (
-                "self_blending.html#new_network",
+            "deepfake_nb.sections.self_blending.read_faces": (
+                "self_blending.html#read_faces",
                 "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.sections.self_blending.reduced": (
-                "self_blending.html#reduced",
+            "deepfake_nb.sections.self_blending.reduce_faces": (
+                "self_blending.html#reduce_faces",
                 "deepfake_nb/sections/self_blending.py",
             ),
             "deepfake_nb.sections.self_blending.rendered_images": (
@@ -8899,12 +8917,12 @@ d = {
                 "self_blending.html#rendered_table",
                 "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.sections.self_blending.score_files": (
-                "self_blending.html#score_files",
+            "deepfake_nb.sections.self_blending.sample_some": (
+                "self_blending.html#sample_some",
                 "deepfake_nb/sections/self_blending.py",
             ),
-            "deepfake_nb.sections.self_blending.some_of": (
-                "self_blending.html#some_of",
+            "deepfake_nb.sections.self_blending.score_files": (
+                "self_blending.html#score_files",
                 "deepfake_nb/sections/self_blending.py",
             ),
             "deepfake_nb.sections.self_blending.sources_and_methods": (
@@ -9007,10 +9025,6 @@ d = {
                 "study/provenance.html#digest_code",
                 "deepfake_nb/study/provenance.py",
             ),
-            "deepfake_nb.study.provenance.essence_of": (
-                "study/provenance.html#essence_of",
-                "deepfake_nb/study/provenance.py",
-            ),
             "deepfake_nb.study.provenance.find_definition": (
                 "study/provenance.html#find_definition",
                 "deepfake_nb/study/provenance.py",
@@ -9023,20 +9037,24 @@ d = {
                 "study/provenance.html#is_module",
                 "deepfake_nb/study/provenance.py",
             ),
-            "deepfake_nb.study.provenance.neighbours": (
-                "study/provenance.html#neighbours",
+            "deepfake_nb.study.provenance.list_references": (
+                "study/provenance.html#list_references",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.locate_name": (
+                "study/provenance.html#locate_name",
                 "deepfake_nb/study/provenance.py",
             ),
             "deepfake_nb.study.provenance.place_of": (
                 "study/provenance.html#place_of",
                 "deepfake_nb/study/provenance.py",
             ),
-            "deepfake_nb.study.provenance.places_of": (
-                "study/provenance.html#places_of",
-                "deepfake_nb/study/provenance.py",
-            ),
             "deepfake_nb.study.provenance.read_definitions": (
                 "study/provenance.html#read_definitions",
+                "deepfake_nb/study/provenance.py",
+            ),
+            "deepfake_nb.study.provenance.strip_definition": (
+                "study/provenance.html#strip_definition",
                 "deepfake_nb/study/provenance.py",
             ),
         },
@@ -9053,6 +9071,10 @@ d = {
                 "study/published.html#as_text",
                 "deepfake_nb/study/published.py",
             ),
+            "deepfake_nb.study.published.average_two": (
+                "study/published.html#average_two",
+                "deepfake_nb/study/published.py",
+            ),
             "deepfake_nb.study.published.beside_the_interval": (
                 "study/published.html#beside_the_interval",
                 "deepfake_nb/study/published.py",
@@ -9061,32 +9083,44 @@ d = {
                 "study/published.html#check",
                 "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.study.published.choices": (
-                "study/published.html#choices",
+            "deepfake_nb.study.published.collect_spans": (
+                "study/published.html#collect_spans",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.combine_f1": (
+                "study/published.html#combine_f1",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.compare_number": (
+                "study/published.html#compare_number",
                 "deepfake_nb/study/published.py",
             ),
             "deepfake_nb.study.published.compare_with_published": (
                 "study/published.html#compare_with_published",
                 "deepfake_nb/study/published.py",
             ),
+            "deepfake_nb.study.published.compute_reach": (
+                "study/published.html#compute_reach",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.count_verdicts": (
+                "study/published.html#count_verdicts",
+                "deepfake_nb/study/published.py",
+            ),
             "deepfake_nb.study.published.cut_off": (
                 "study/published.html#cut_off",
                 "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.study.published.equals_as_printed": (
-                "study/published.html#equals_as_printed",
+            "deepfake_nb.study.published.decide_verdict": (
+                "study/published.html#decide_verdict",
                 "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.study.published.f1_of": (
-                "study/published.html#f1_of",
+            "deepfake_nb.study.published.equal_when_printed": (
+                "study/published.html#equal_when_printed",
                 "deepfake_nb/study/published.py",
             ),
             "deepfake_nb.study.published.figure_axes": (
                 "study/published.html#figure_axes",
-                "deepfake_nb/study/published.py",
-            ),
-            "deepfake_nb.study.published.followers": (
-                "study/published.html#followers",
                 "deepfake_nb/study/published.py",
             ),
             "deepfake_nb.study.published.fusion_checks": (
@@ -9101,24 +9135,20 @@ d = {
                 "study/published.html#is_missing",
                 "deepfake_nb/study/published.py",
             ),
+            "deepfake_nb.study.published.list_choices": (
+                "study/published.html#list_choices",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.list_followers": (
+                "study/published.html#list_followers",
+                "deepfake_nb/study/published.py",
+            ),
+            "deepfake_nb.study.published.list_obstacles": (
+                "study/published.html#list_obstacles",
+                "deepfake_nb/study/published.py",
+            ),
             "deepfake_nb.study.published.load_published": (
                 "study/published.html#load_published",
-                "deepfake_nb/study/published.py",
-            ),
-            "deepfake_nb.study.published.mean_of": (
-                "study/published.html#mean_of",
-                "deepfake_nb/study/published.py",
-            ),
-            "deepfake_nb.study.published.obstacles": (
-                "study/published.html#obstacles",
-                "deepfake_nb/study/published.py",
-            ),
-            "deepfake_nb.study.published.one_comparison": (
-                "study/published.html#one_comparison",
-                "deepfake_nb/study/published.py",
-            ),
-            "deepfake_nb.study.published.overlap": (
-                "study/published.html#overlap",
                 "deepfake_nb/study/published.py",
             ),
             "deepfake_nb.study.published.papers_arithmetic": (
@@ -9129,10 +9159,6 @@ d = {
                 "study/published.html#plot_verdicts",
                 "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.study.published.reach": (
-                "study/published.html#reach",
-                "deepfake_nb/study/published.py",
-            ),
             "deepfake_nb.study.published.repeat_checks": (
                 "study/published.html#repeat_checks",
                 "deepfake_nb/study/published.py",
@@ -9141,20 +9167,12 @@ d = {
                 "study/published.html#simple_checks",
                 "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.study.published.spans_of": (
-                "study/published.html#spans_of",
+            "deepfake_nb.study.published.spans_overlap": (
+                "study/published.html#spans_overlap",
                 "deepfake_nb/study/published.py",
             ),
-            "deepfake_nb.study.published.styled": (
-                "study/published.html#styled",
-                "deepfake_nb/study/published.py",
-            ),
-            "deepfake_nb.study.published.summary": (
-                "study/published.html#summary",
-                "deepfake_nb/study/published.py",
-            ),
-            "deepfake_nb.study.published.verdict_of": (
-                "study/published.html#verdict_of",
+            "deepfake_nb.study.published.style_comparison": (
+                "study/published.html#style_comparison",
                 "deepfake_nb/study/published.py",
             ),
             "deepfake_nb.study.published.video_checks": (
@@ -9196,17 +9214,16 @@ d = {
                 "study/records.html#_circumstances",
                 "deepfake_nb/study/records.py",
             ),
-            "deepfake_nb.study.records._plain": ("study/records.html#_plain", "deepfake_nb/study/records.py"),
-            "deepfake_nb.study.records._to_read": (
-                "study/records.html#_to_read",
-                "deepfake_nb/study/records.py",
-            ),
             "deepfake_nb.study.records.commit_id": (
                 "study/records.html#commit_id",
                 "deepfake_nb/study/records.py",
             ),
             "deepfake_nb.study.records.device_name": (
                 "study/records.html#device_name",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.format_results": (
+                "study/records.html#format_results",
                 "deepfake_nb/study/records.py",
             ),
             "deepfake_nb.study.records.installed_versions": (
@@ -9217,12 +9234,12 @@ d = {
                 "study/records.html#load_results",
                 "deepfake_nb/study/records.py",
             ),
-            "deepfake_nb.study.records.number_of": (
-                "study/records.html#number_of",
-                "deepfake_nb/study/records.py",
-            ),
             "deepfake_nb.study.records.package_version": (
                 "study/records.html#package_version",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.parse_number": (
+                "study/records.html#parse_number",
                 "deepfake_nb/study/records.py",
             ),
             "deepfake_nb.study.records.published_at": (
@@ -9235,6 +9252,10 @@ d = {
             ),
             "deepfake_nb.study.records.save_figure": (
                 "study/records.html#save_figure",
+                "deepfake_nb/study/records.py",
+            ),
+            "deepfake_nb.study.records.simplify_result": (
+                "study/records.html#simplify_result",
                 "deepfake_nb/study/records.py",
             ),
         },
@@ -9319,8 +9340,16 @@ d = {
                 "study/runner.html#check_parameters",
                 "deepfake_nb/study/runner.py",
             ),
+            "deepfake_nb.study.runner.check_section": (
+                "study/runner.html#check_section",
+                "deepfake_nb/study/runner.py",
+            ),
             "deepfake_nb.study.runner.default_jobs": (
                 "study/runner.html#default_jobs",
+                "deepfake_nb/study/runner.py",
+            ),
+            "deepfake_nb.study.runner.describe_installation": (
+                "study/runner.html#describe_installation",
                 "deepfake_nb/study/runner.py",
             ),
             "deepfake_nb.study.runner.execute_notebook": (
@@ -9331,12 +9360,8 @@ d = {
                 "study/runner.html#inputs_digest",
                 "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.study.runner.installation": (
-                "study/runner.html#installation",
-                "deepfake_nb/study/runner.py",
-            ),
-            "deepfake_nb.study.runner.memory_of": (
-                "study/runner.html#memory_of",
+            "deepfake_nb.study.runner.measure_memory": (
+                "study/runner.html#measure_memory",
                 "deepfake_nb/study/runner.py",
             ),
             "deepfake_nb.study.runner.refuse_unknown_parameters": (
@@ -9363,10 +9388,6 @@ d = {
                 "study/runner.html#section_parameters",
                 "deepfake_nb/study/runner.py",
             ),
-            "deepfake_nb.study.runner.section_run": (
-                "study/runner.html#section_run",
-                "deepfake_nb/study/runner.py",
-            ),
             "deepfake_nb.study.runner.threads_for": (
                 "study/runner.html#threads_for",
                 "deepfake_nb/study/runner.py",
@@ -9377,10 +9398,6 @@ d = {
             ),
         },
         "deepfake_nb.study.workers": {
-            "deepfake_nb.study.workers._at_work": (
-                "study/workers.html#_at_work",
-                "deepfake_nb/study/workers.py",
-            ),
             "deepfake_nb.study.workers._dask_client": (
                 "study/workers.html#_dask_client",
                 "deepfake_nb/study/workers.py",
@@ -9391,6 +9408,10 @@ d = {
             ),
             "deepfake_nb.study.workers._living": (
                 "study/workers.html#_living",
+                "deepfake_nb/study/workers.py",
+            ),
+            "deepfake_nb.study.workers.run_in_process": (
+                "study/workers.html#run_in_process",
                 "deepfake_nb/study/workers.py",
             ),
             "deepfake_nb.study.workers.worker_pool": (

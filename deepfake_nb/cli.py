@@ -327,14 +327,14 @@ def evaluate(
     """Compute metrics with intervals from a file of predictions."""
     from deepfake_nb.evaluation.comparison import compare as compare_detectors
     from deepfake_nb.evaluation.metrics import evaluate_by, record_of
-    from deepfake_nb.evaluation.predictions import doubts_about, folder_of
+    from deepfake_nb.evaluation.predictions import list_doubts, name_folders
     from deepfake_nb.study.files import write_json
 
     names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _parse_settings(where, "--where")
     table = _read_rows(predictions, names, rows_wanted)
     if clusters == "folder" and clusters not in table:
-        table = table.assign(folder=folder_of(table))
-    for doubt in doubts_about(table):
+        table = table.assign(folder=name_folders(table))
+    for doubt in list_doubts(table):
         typer.echo(f"Note: {doubt}", err=True)
     options = {"threshold": threshold, "level": level, "clusters": clusters}
     found = evaluate_by(table, **options)
@@ -430,7 +430,7 @@ class _Outcome:
     def summarise(self):
         """The remarks on all files, one sentence per line."""
         from deepfake_nb.scoring.verdict import describe_task
-        from deepfake_nb.scoring.views import how_many
+        from deepfake_nb.scoring.views import count_in_words
 
         for fitted_on in self.calibrations:
             yield f"The calibration was fitted on {fitted_on}."
@@ -438,7 +438,7 @@ class _Outcome:
         for (kind, task), footnote in [*self.footnotes.items()][: 1 if alike else None]:
             yield footnote if alike else f"{kind.capitalize()}s, {describe_task(task)}: {footnote}"
         fake, real, none = (self.words[word] for word in ("fake", "real", "abstain"))
-        files = how_many(self.words.total(), "file")
+        files = count_in_words(self.words.total(), "file")
         yield f"Of {files}, {fake} called fake, {real} called real, {none} without a verdict."
         if real:
             yield '"real" means that no sign of a forgery was found; one of a kind that the detectors never met looks the same.'
@@ -635,11 +635,11 @@ def calibrate(
 @weights_app.command("list")
 def weights_list():
     """List the supported published checkpoints, the source of each file, and whether it is available locally."""
-    from deepfake_nb.networks.weights import REGISTRY, whereabouts
+    from deepfake_nb.networks.weights import REGISTRY, locate_weights
 
     rows = []
     for entry in REGISTRY.values():
-        place, is_there = whereabouts(entry.name)
+        place, is_there = locate_weights(entry.name)
         licence, more, _ = entry.licence.partition(" (")
         about = shorten(entry.trained_on, 48, placeholder=" ...")
         here = "yes" if is_there else "no"
@@ -651,9 +651,9 @@ def weights_list():
 @weights_app.command("show")
 def weights_show(name: Annotated[str, typer.Argument(help="A name of `weights list`.")]):
     """Show all information on a published checkpoint."""
-    from deepfake_nb.networks.weights import registered, whereabouts
+    from deepfake_nb.networks.weights import find_entry, locate_weights
 
-    entry, (place, is_there) = registered(name), whereabouts(name)
+    entry, (place, is_there) = find_entry(name), locate_weights(name)
     rows = {
         "trained on": entry.trained_on,
         "licence": entry.licence,
@@ -774,9 +774,9 @@ def bench(
 @app.command()
 def info():
     """Show installed packages, the machine, and the available sections and weights."""
-    from deepfake_nb.study.runner import installation
+    from deepfake_nb.study.runner import describe_installation
 
-    _print_table(f"deepfake-nb {__version__}", ("what", "value"), installation().items())
+    _print_table(f"deepfake-nb {__version__}", ("what", "value"), describe_installation().items())
 
 
 # %% ../nbs/80_cli.ipynb #cb6cd18b

@@ -13,7 +13,7 @@ from deepfake_nb.detectors.held_out import auc_by_source, format_auc, select_mai
 from deepfake_nb.detectors.model_cards import add_genuine
 from deepfake_nb.sections.leaderboard import headline_table
 from deepfake_nb.study.files import InputError, write_atomically
-from deepfake_nb.study.published import VERDICTS, compare_with_published, summary
+from deepfake_nb.study.published import VERDICTS, compare_with_published, count_verdicts
 from deepfake_nb.study.records import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ def headline() -> str:
         table = headline_table(REFERENCE)
     except InputError:
         return "*The reference run has no leaderboard yet.*"
-    counts = summary(compare_with_published(load_results(REFERENCE))).loc["all"]
+    counts = count_verdicts(compare_with_published(load_results(REFERENCE))).loc["all"]
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     return f"{table.strip()}\n\nOf the {counts.numbers} numbers that the papers print: {verdicts}."
 

@@ -18,12 +18,12 @@ from deepfake_nb.people.rendering import render_video
 from deepfake_nb.people.swapping import face_mask
 from deepfake_nb.sections.altfreezing import (
     clips_after,
+    count_needed_videos,
     frame_features,
-    rule_of,
-    self_swapped,
+    make_rule,
     split_scores,
+    swap_with_self,
     video_features,
-    videos_needed,
 )
 from deepfake_nb.sections.clip_training import (
     AugmentedClips,
@@ -59,11 +59,11 @@ def noise_clips(n, seed=0):
 
 
 def test_a_rule_is_named_or_refused():
-    assert isinstance(rule_of("alternate freezing"), AlternateFreezing)
-    assert rule_of("alternate freezing", "published").groups == "name"
-    assert rule_of("gradual unfreezing", "published") == GradualUnfreezing(published=True)
+    assert isinstance(make_rule("alternate freezing"), AlternateFreezing)
+    assert make_rule("alternate freezing", "published").groups == "name"
+    assert make_rule("gradual unfreezing", "published") == GradualUnfreezing(published=True)
     with pytest.raises(InputError, match="no rule 'freezing'"):
-        rule_of("freezing")
+        make_rule("freezing")
 
 
 def test_base_set_has_two_fakes_of_everybody_and_nobody_on_both_sides(little_base):
@@ -108,7 +108,7 @@ def test_fine_tuning_leaves_the_base_model_as_it_was():
         "noise",
         (noise_clips(4), noise_clips(4, 1)),
         settings,
-        [rule_of("alternate freezing")],
+        [make_rule("alternate freezing")],
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
     after = tuned.trainer.network.state_dict()
@@ -124,7 +124,7 @@ def test_validation_with_one_label_gets_no_auc_and_no_complaint():
         "noise",
         (noise_clips(4), one_sided),
         settings,
-        [rule_of("gradual unfreezing")],
+        [make_rule("gradual unfreezing")],
     )
     assert "val_auc" not in tuned.log.records[0] and "val_loss" in tuned.log.records[0]
 
@@ -177,9 +177,9 @@ def test_splits_with_one_label_give_no_area():
 
 
 def test_videos_needed_grow_with_the_square_of_the_error():
-    few, many = videos_needed(0.1, 0.05, 50), videos_needed(0.1, 0.1, 50)
-    assert 4 * few - 4 <= many <= 4 * few and videos_needed(-0.1, 0.05, 50) == few
-    assert videos_needed(0, 0.1, 10) is None
+    few, many = count_needed_videos(0.1, 0.05, 50), count_needed_videos(0.1, 0.1, 50)
+    assert 4 * few - 4 <= many <= 4 * few and count_needed_videos(-0.1, 0.05, 50) == few
+    assert count_needed_videos(0, 0.1, 10) is None
 
 
 def test_clips_after_a_change_are_found_again(recording):
@@ -211,7 +211,7 @@ def test_a_low_bitrate_shows_in_the_clips(recording):
 
 def test_self_swap_changes_the_face_and_nothing_else(film):
     images, landmarks = film
-    swapped = self_swapped(images, landmarks, np.random.default_rng(0))
+    swapped = swap_with_self(images, landmarks, np.random.default_rng(0))
     changed = np.abs(swapped.astype(int) - images).sum(-1) > 0
     wide = np.stack([face_mask(points, images.shape[1], scale=2.0) > 0 for points in landmarks])
     assert changed.any(axis=(1, 2)).sum() >= len(images) - 1
@@ -221,4 +221,4 @@ def test_self_swap_changes_the_face_and_nothing_else(film):
 def test_self_swap_without_a_face_says_so(film):
     images, landmarks = film
     with pytest.raises(InputError, match="No frame of this video has a face"):
-        self_swapped(images, np.full_like(landmarks, np.nan), np.random.default_rng(0))
+        swap_with_self(images, np.full_like(landmarks, np.nan), np.random.default_rng(0))

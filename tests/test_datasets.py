@@ -12,8 +12,8 @@ from deepfake_nb.data.adapters import (
     SOURCES,
     as_manifest,
     assert_no_leak,
+    find_leaks,
     identity_components,
-    leaks,
     scan_source,
     split_by_identity,
 )
@@ -145,7 +145,7 @@ def test_celeb_df_as_other_tools_leave_it(tmp_path):
 
 def test_celeb_df_official_split_leaks_and_the_identity_split_does_not(tmp_path):
     manifest = scan_source("celeb-df-v2", layouts.celeb_df(tmp_path)).manifest
-    assert set(leaks(manifest).identity) == {"id0", "id1"}
+    assert set(find_leaks(manifest).identity) == {"id0", "id1"}
     by_people = split_by_identity(manifest.assign(split=None), rng=np.random.default_rng(0))
     assert_no_leak(by_people)
 
@@ -518,7 +518,7 @@ def test_the_combined_stills_leak_shows(tmp_path):
         "train/fake/id3_id2_0001_9.png",
     ]
     manifest = scan_source("ffpp-celeb-df", layouts.place(tmp_path / "1000_videos", names).parent).manifest
-    assert leaks(manifest).identity.tolist() == ["129"]
+    assert find_leaks(manifest).identity.tolist() == ["129"]
     assert manifest.source_id.tolist() == ["025", "129", "id2", "129"]
 
 

@@ -14,12 +14,12 @@ from deepfake_nb.detectors.corpus import SIZE, STORED, face_points, is_trained_o
 from deepfake_nb.detectors.detector_training import (
     Batches,
     DetectorSettings,
-    drawn,
-    grouped,
+    group_rows,
     predict_files,
+    sample_row,
+    select_portraits,
+    select_training_media,
     train_detector,
-    training_media,
-    training_portraits,
 )
 from deepfake_nb.study.files import InputError
 
@@ -101,8 +101,8 @@ def test_without_forgeries_no_forged_file_is_read(table):
 
 def test_groups_are_drawn_evenly_however_large():
     table = pd.DataFrame({"method": ["often"] * 98 + ["seldom"] * 2})
-    tree, rng = grouped(table, ["method"]), np.random.default_rng(0)
-    share = np.mean([drawn(tree, rng) >= 98 for _ in range(400)])
+    tree, rng = group_rows(table, ["method"]), np.random.default_rng(0)
+    share = np.mean([sample_row(tree, rng) >= 98 for _ in range(400)])
     assert 0.4 < share < 0.6
 
 
@@ -223,21 +223,21 @@ def test_portraits_are_genuine_stills_and_a_fifth_is_left(table):
     people = [f"person {number}" for number in range(300)]
     portraits = pd.DataFrame({"person": people, "source": "real_faces"})
     more = portraits.assign(label=0, kind="image", task="edited", split=None, method="original", crops="")
-    chosen = training_portraits(pd.concat([table, more], ignore_index=True))
+    chosen = select_portraits(pd.concat([table, more], ignore_index=True))
     assert set(chosen.source) == {"real_faces"} and (chosen.label == 0).all()
     assert 0.7 < chosen.person.str.startswith("person").sum() / 300 < 0.9
-    test = training_portraits(more.assign(split="test"))
-    assert not len(test) and len(training_portraits(more.assign(split="train"))) == 300
+    test = select_portraits(more.assign(split="test"))
+    assert not len(test) and len(select_portraits(more.assign(split="train"))) == 300
 
 
 def test_a_fold_leaves_out_what_it_is_tested_on(table):
     edited = table[table.source != "real_faces"]
     for fold in range(4):
-        media = training_media(table, fold)
+        media = select_training_media(table, fold)
         folds = detector_training.assign_folds(edited)
         left_out = edited[~is_trained_on(edited, folds, fold)]
         assert set(media.crops).isdisjoint(left_out.crops)
-    assert set(training_media(table).crops) >= set(edited.crops)
+    assert set(select_training_media(table).crops) >= set(edited.crops)
 
 
 # --- Predictions ----------------------------------------------------------------------------------------------------

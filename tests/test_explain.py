@@ -14,17 +14,17 @@ from torch import nn
 from deepfake_nb.evaluation import explain
 from deepfake_nb.evaluation.explain import (
     compare,
+    copy_reinitialised,
     coverage,
-    effect_of_restoring,
     face_parts,
     grad_cam,
     map_similarity,
     mean_saliency,
+    measure_restoring,
     overlay,
     randomisation_check,
-    reinitialised,
     saliency,
-    scaled,
+    scale_maps,
     show_maps,
     summarise,
     target_layer,
@@ -183,7 +183,7 @@ def test_a_network_with_two_backbones_wants_a_name():
         target_layer(nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), stills())
 
 
-@pytest.mark.parametrize("method", [saliency, grad_cam, lambda *a: effect_of_restoring(*a, stills(), MASKS)])
+@pytest.mark.parametrize("method", [saliency, grad_cam, lambda *a: measure_restoring(*a, stills(), MASKS)])
 def test_a_network_is_left_as_it_was_found(small, method):
     small.train()
     small.norm.eval()
@@ -251,7 +251,7 @@ def test_a_network_that_ignores_its_input_gives_zeros_and_a_reason(learns):
 
 def test_mean_saliency_over_batches_is_the_mean_over_all(small):
     labels = np.array([0, 1, 1, 0, 1, 1, 1])
-    maps = scaled(saliency(small, stills(7), labels), "range")
+    maps = scale_maps(saliency(small, stills(7), labels), "range")
     batches = ((stills(7)[i : i + 2], labels[i : i + 2]) for i in range(0, 7, 2))
     means = mean_saliency(small, batches)
     assert [mean.n for mean in means.values()] == [2, 5]
@@ -331,8 +331,8 @@ def test_differences_are_taken_picture_by_picture():
 
 def test_restoring_everything_restores_the_original(small):
     forged, originals = stills(4, seed=1), stills(4, seed=2)
-    everything = effect_of_restoring(small, forged, originals, ~MASKS)
-    nothing = effect_of_restoring(small, forged, originals, MASKS)
+    everything = measure_restoring(small, forged, originals, ~MASKS)
+    nothing = measure_restoring(small, forged, originals, MASKS)
     assert everything["effect"].tolist() == everything["whole"].tolist() == nothing["whole"].tolist()
     assert nothing["effect"].tolist() == [0] * 4
     logits = small(forged)[:, 1] - small(forged)[:, 0] - small(originals)[:, 1] + small(originals)[:, 0]
@@ -341,7 +341,11 @@ def test_restoring_everything_restores_the_original(small):
 
 def test_forgetting_is_repeatable_and_leaves_the_network(small):
     weight, state = small.head.weight.clone(), torch.random.get_rng_state()
-    one, same, other = reinitialised(small, 1), reinitialised(small, 1), reinitialised(small, 2)
+    one, same, other = (
+        copy_reinitialised(small, 1),
+        copy_reinitialised(small, 1),
+        copy_reinitialised(small, 2),
+    )
     assert torch.equal(one.conv.weight, same.conv.weight) and not torch.equal(
         one.conv.weight, other.conv.weight
     )
@@ -351,7 +355,7 @@ def test_forgetting_is_repeatable_and_leaves_the_network(small):
     assert not torch.equal(Small().conv.weight, one.conv.weight), (
         "a network must not forget into its own beginning"
     )
-    head_only = reinitialised(small, 1, ["head"])
+    head_only = copy_reinitialised(small, 1, ["head"])
     assert torch.equal(head_only.conv.weight, small.conv.weight)
     assert float(one.norm.running_var.std()) == 0, "what a batch norm has seen is forgotten too"
 
@@ -403,7 +407,7 @@ BAD = {
     "foreign layer": (lambda n: grad_cam(n, stills(), nn.Conv2d(1, 1, 1)), "not part of the network"),
     "layer without maps": (lambda n: grad_cam(n, stills(), "head"), "Name another layer"),
     "maps as answer": (lambda n: saliency(n.conv, stills()), r"logits are \(N,\)"),
-    "scaling": (lambda n: scaled(np.ones((1, 2, 2)), "softmax"), "not 'softmax'"),
+    "scaling": (lambda n: scale_maps(np.ones((1, 2, 2)), "softmax"), "not 'softmax'"),
     "other shape": (lambda n: coverage(np.ones((1, 2, 2)), np.ones((1, 2, 3), bool)), "one shape"),
     "soft masks": (lambda n: coverage(np.ones((1, 2, 2)), np.ones((1, 2, 2))), "masks > 0.5"),
     "negative map": (lambda n: coverage(-np.ones((1, 2, 2)), np.ones((1, 2, 2), bool)), "at least 0"),
@@ -416,7 +420,7 @@ BAD = {
         lambda n: compare(pd.DataFrame({"auc": [1]}), pd.DataFrame({"auc": [1, 2]})),
         "same images",
     ),
-    "pairs": (lambda n: effect_of_restoring(n, stills(4), stills(3), MASKS), "do not fit"),
+    "pairs": (lambda n: measure_restoring(n, stills(4), stills(3), MASKS), "do not fit"),
     "points": (lambda n: face_parts(np.zeros((2, 68, 2)), (8, 8)), "Landmarks are"),
     "overlay": (lambda n: overlay(np.zeros((4, 4, 3), np.uint8), np.zeros((5, 5))), "does not fit"),
     "bright overlay": (lambda n: overlay(np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 3.0)), "from 0 to 1"),

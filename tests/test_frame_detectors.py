@@ -17,7 +17,7 @@ from deepfake_nb.sections.frame_detectors import (
     FacesDataset,
     SimpleNet,
     both_areas,
-    collapse_of,
+    detect_collapse,
     load_faces,
     xception_detector,
     xception_head,
@@ -195,8 +195,8 @@ def test_areas_of_one_label_are_undefined_and_no_number():
 def test_a_collapse_is_a_rule_and_not_an_accuracy():
     labels = np.repeat([0, 1], 50)
     wrong_on_both = np.where(np.arange(100) % 2, 0.9, 0.1)
-    assert not collapse_of(labels, wrong_on_both).collapsed
-    assert collapse_of(labels, np.full(100, 0.5)) == (True, "fake", 1.0, 0.0)
+    assert not detect_collapse(labels, wrong_on_both).collapsed
+    assert detect_collapse(labels, np.full(100, 0.5)) == (True, "fake", 1.0, 0.0)
 
 
 def test_the_section_runs_on_ones_own_pictures_as_published(course_layout, tmp_path):

@@ -17,13 +17,13 @@ from deepfake_nb.learning.freezing import (
     AlternateFreezing,
     EpochMetrics,
     GradualUnfreezing,
-    awake,
-    moved_parameters,
+    get_published_settings,
+    get_stated_settings,
+    is_within,
+    list_moved_parameters,
     noise_clips,
     plot_moved_parameters,
-    published_settings,
-    stated_settings,
-    within,
+    wake_norms,
 )
 from deepfake_nb.learning.training import (
     Trainer,
@@ -76,7 +76,7 @@ def tiny():
 
 def narrow():
     with seeded(0, "weights"):
-        return awake(VideoResNet(width=2))
+        return wake_norms(VideoResNet(width=2))
 
 
 def settings_of(optimizer, **changes):
@@ -316,7 +316,7 @@ def test_published_groups():
     }
     assert sum(parameter.numel() for parameter in groups["spatial"].values()) == 47_040
     modules = GradualUnfreezing(published=True).learning_modules(7)
-    assert sum(p.numel() for name, p in network.named_parameters() if within(name, modules)) == 2_049
+    assert sum(p.numel() for name, p in network.named_parameters() if is_within(name, modules)) == 2_049
 
 
 class ByHand(nn.Module):
@@ -341,7 +341,7 @@ def batches_of(epochs, settings):
 
 def test_published_alternate_freezing_is_two_adams():
     """As in ft_zoom_altfrz_stage2.py: a full backward pass each step, one of two optimizers over the shared tensors."""
-    settings = published_settings("alternate", epochs=2)
+    settings = get_published_settings("alternate", epochs=2)
     run = trainer(AlternateFreezing(3, 2, groups="name"), settings=settings, network=ByHand())
     for epoch in (1, 2):
         run.train_one_epoch(TRAIN, epoch)
@@ -374,7 +374,7 @@ def test_published_memory_makes_a_difference():
 
 def test_published_gradual_unfreezing_is_a_trained_head():
     """As in ft_zoom_unfrz_stage2.py: head only, norms of the whole network moving, clipped to 1, plateau on accuracy."""
-    settings = published_settings("gradual", epochs=5)
+    settings = get_published_settings("gradual", epochs=5)
     run = trainer(GradualUnfreezing(published=True), settings=settings)
     log = run.fit(TRAIN, VALIDATION)
 
@@ -415,7 +415,7 @@ def test_plateau_lowers_the_rate_of_every_stage():
             self.seen += (tuple(group["lr"] for group in trainer.optimizer.param_groups),)
 
     rule, rates, network = GradualUnfreezing(("head", "long"), (0, 1), (1.0, 0.1)), Rates(), tiny()
-    settings = stated_settings(
+    settings = get_stated_settings(
         epochs=4, patience=0, monitor="val_accuracy", learning_rate=1e-5, early_stopping=None
     )
     groups = rule.parameter_groups(network, settings.learning_rate)
@@ -444,12 +444,14 @@ def test_stated_schedule_acts_before_training_stops():
     """Of waits 0, 1, 2, ..., one epoch is the longest after which the halved rate is used at all."""
     lowered = {}
     for patience in (1, 2):
-        settings = stated_settings(learning_rate=1e-5, patience=patience, monitor="val_accuracy", epochs=9)
+        settings = get_stated_settings(
+            learning_rate=1e-5, patience=patience, monitor="val_accuracy", epochs=9
+        )
         log = trainer(settings=settings, network=StandsStill()).fit(TRAIN, VALIDATION)
         assert log.stopped == "no better val_accuracy for 3 epochs" and len(log.records) == 4
         lowered[patience] = log.records[-1]["learning_rate"] < 1e-5
     assert lowered == {1: True, 2: False}
-    assert stated_settings().patience == 1
+    assert get_stated_settings().patience == 1
 
 
 class StandsStill(nn.Module):
@@ -464,7 +466,7 @@ class StandsStill(nn.Module):
 
 
 def test_settings_are_the_papers_and_the_codes():
-    stated = stated_settings()
+    stated = get_stated_settings()
     assert (stated.optimizer, stated.learning_rate, stated.weight_decay, stated.batch_size) == (
         "adam",
         5e-6,
@@ -478,12 +480,12 @@ def test_settings_are_the_papers_and_the_codes():
         2,
     )
     for rule, epochs, clip, schedule in (("alternate", 10, None, None), ("gradual", 7, 1.0, "plateau")):
-        code = published_settings(rule)
+        code = get_published_settings(rule)
         assert (code.learning_rate, code.weight_decay, code.batch_size) == (1e-4, 0.0, 4)
         assert (code.epochs, code.clip_gradients, code.schedule) == (epochs, clip, schedule)
         assert (code.early_stopping, code.monitor) == (None, "val_accuracy")
-    assert published_settings("gradual").patience == 2
-    assert stated_settings(epochs=1, batch_size=2).epochs == 1
+    assert get_published_settings("gradual").patience == 2
+    assert get_stated_settings(epochs=1, batch_size=2).epochs == 1
 
 
 # --- interruption -------------------------------------------------------------------------------------------------------
@@ -656,11 +658,11 @@ def test_moved_parameters_measures_rather_than_reads():
 
     network = narrow()
     total = sum(parameter.numel() for parameter in network.parameters())
-    assert moved_parameters(Pretends(1, 1), network, 3).moved.tolist() == [total] * 3
+    assert list_moved_parameters(Pretends(1, 1), network, 3).moved.tolist() == [total] * 3
     groups = kernel_groups(network)
     held = [sum(p.numel() for p in groups[group].values()) for group in ("temporal", "spatial")]
     expected = [total - held[0], total - held[1], total - held[0]]
-    assert moved_parameters(AlternateFreezing(1, 1), network, 3).moved.tolist() == expected
+    assert list_moved_parameters(AlternateFreezing(1, 1), network, 3).moved.tolist() == expected
 
 
 def test_moved_parameters_leaves_network_and_rule_alone():
@@ -668,7 +670,7 @@ def test_moved_parameters_leaves_network_and_rule_alone():
         network = VideoResNet(width=2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     rule = AlternateFreezing(1, 1, separate_moments=True)
-    moved_parameters(rule, network, 3)
+    list_moved_parameters(rule, network, 3)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.requires_grad for parameter in network.parameters())
     assert rule == AlternateFreezing(1, 1, separate_moments=True) and not rule.memory.waiting
@@ -678,7 +680,7 @@ def test_moved_parameters_of_stages_by_epoch():
     rule = GradualUnfreezing(("head", "s5"), (0, 2), learning_rates=(1.0, 0.1))
     network = narrow()
     stages = [sum(p.numel() for p in getattr(network, stage).parameters()) for stage in ("head", "s5")]
-    table = moved_parameters(rule, network, 5, steps_per_epoch=2)
+    table = list_moved_parameters(rule, network, 5, steps_per_epoch=2)
     assert table.step.tolist() == [1, 2, 3, 4, 5]
     assert table.moved.tolist() == [stages[0]] * 4 + [sum(stages)]
 
@@ -687,7 +689,7 @@ def test_plot_says_every_number():
     import matplotlib
 
     matplotlib.use("agg")
-    table = moved_parameters(AlternateFreezing(1, 1), narrow(), 2)
+    table = list_moved_parameters(AlternateFreezing(1, 1), narrow(), 2)
     axes = plot_moved_parameters({"turns": table, "again": table, "and again": table}, total=9_999)
     assert [ax.get_title() for ax in axes] == ["turns", "again", "and again"]
     assert axes[0].get_ylabel() == "parameters (millions)"
@@ -736,4 +738,4 @@ def test_learning_rates_without_parameter_groups():
 
 def test_settings_of_no_rule():
     with pytest.raises(UsageError, match="'alternate', 'gradual'"):
-        published_settings("alternating")
+        get_published_settings("alternating")

@@ -37,7 +37,7 @@ from deepfake_nb.media.video import read_image
 from deepfake_nb.networks.stylegan import Encoder, Generator
 from deepfake_nb.networks.vqvae import VQVAE2
 from deepfake_nb.people import portraits
-from deepfake_nb.people.portraits import training_pictures
+from deepfake_nb.people.portraits import load_training_images
 from deepfake_nb.people.swapping import read_masks
 from deepfake_nb.sections.filming import Camera, Shot, shoot_portraits
 from deepfake_nb.sections.paper_sets import (
@@ -306,14 +306,14 @@ def test_rendering_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         return np.full((people * takes, size, size, 3), start, np.uint8)
 
     monkeypatch.setattr(portraits, "render_portion", quick)
-    whole = training_pictures(40, 2, 32, folder=tmp_path)
+    whole = load_training_images(40, 2, 32, folder=tmp_path)
     assert rendered == [0, 16, 32] and whole.shape == (80, 32, 32, 3)
     first, *_ = sorted(tmp_path.iterdir())
     first.write_bytes(b"\x93NUMPY")
-    assert np.array_equal(training_pictures(40, 2, 32, folder=tmp_path), whole)
+    assert np.array_equal(load_training_images(40, 2, 32, folder=tmp_path), whole)
     assert rendered == [0, 16, 32, 0]
-    training_pictures(40, 2, 32, folder=tmp_path, seed=1)
-    training_pictures(40, 2, 32, folder=tmp_path, domain="studio")
+    load_training_images(40, 2, 32, folder=tmp_path, seed=1)
+    load_training_images(40, 2, 32, folder=tmp_path, domain="studio")
     assert len(rendered) == 10
 
 
@@ -385,7 +385,7 @@ def test_the_command_hands_its_options_on(tmp_path, monkeypatch, trio, capsys):
     assert (
         seen["settings"] == GeneratorTrainingSettings(32, 5, 3, "studio", 4, 6, 7, 8) and not seen["resume"]
     )
-    assert module.arguments_of(seen["settings"]) == options
+    assert module.list_arguments(seen["settings"]) == options
     assert "generator: 1 steps" in capsys.readouterr().out
 
 

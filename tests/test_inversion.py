@@ -188,7 +188,7 @@ def test_a_recorded_step_is_replayed_for_every_batch(networks, loss, images, mon
     settings, given = InversionSettings(steps=4, batch_size=3), images.clone()
     search = inversion.BatchSearch(*networks, loss, settings, torch.device("cpu"))
     search.replays = True
-    with torch.no_grad(), inversion.fixed([*networks, *loss.networks()]):
+    with torch.no_grad(), inversion.hold_fixed([*networks, *loss.networks()]):
         parts = [
             search(batch) for batch in images.split(3)
         ]  # the second takes the first one's place, the third is smaller

@@ -23,7 +23,6 @@ from deepfake_nb.sections.latent import (
     aligned_faces,
     detectable_area,
     faces_after,
-    first_frames,
     fit_pca,
     latent_networks,
     light_network,
@@ -34,6 +33,7 @@ from deepfake_nb.sections.latent import (
     project_stylegan,
     project_vqvae,
     resize_images,
+    select_first_frames,
     train_head,
     train_on_pixels,
     validation_people,
@@ -312,7 +312,7 @@ def test_the_power_of_a_test():
 
 
 def test_first_frames_of_training_videos_only(faces):
-    fewer = first_frames(faces, 1)
+    fewer = select_first_frames(faces, 1)
     counts = fewer.table.groupby(["split", "media_id"]).size()
     assert (counts["train"] == 1).all() and (counts["test"] == 2).all()
     first = faces.table.drop_duplicates("media_id")
@@ -321,7 +321,11 @@ def test_first_frames_of_training_videos_only(faces):
     for row, media_id in enumerate(fewer.table.media_id[fewer.table.split == "train"]):
         mine = fewer.table.index[fewer.table.media_id == media_id][0]
         assert np.array_equal(fewer.pictures[mine], faces.pictures[at[media_id]]), row
-    assert len(first_frames(faces, 2).table) == len(faces.table) == len(first_frames(faces, 2).pictures)
+    assert (
+        len(select_first_frames(faces, 2).table)
+        == len(faces.table)
+        == len(select_first_frames(faces, 2).pictures)
+    )
 
 
 def test_the_encoder_alone_is_where_the_descent_begins(networks, faces):

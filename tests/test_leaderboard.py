@@ -13,15 +13,15 @@ from deepfake_nb.sections.leaderboard import (
     NOT_TUNED,
     detector_costs,
     find_headline,
+    gather_robustness,
     generalisation_gaps,
     headline_table,
     is_home,
     measure_detectors,
     paired_differences,
     ranks_with_ties,
+    read_costs,
     read_reports,
-    recorded_costs,
-    robustness_of,
     with_ranks,
 )
 from deepfake_nb.study.files import InputError
@@ -256,8 +256,8 @@ def test_fusions_find_their_row_in_the_table_of_costs():
     ])  # fmt: skip
     for detector, value in (("densenet121 + xception + resnet50, frozen", 27.0), ("meso4, from_scratch", 0.3),
                             ("densenet121 + xception, frozen", 17.5)):  # fmt: skip
-        assert recorded_costs(results, "fusion", detector) == {"milliseconds": value, "of": "face"}
-    assert recorded_costs(results, "fusion", "resnet50, frozen") == {}
+        assert read_costs(results, "fusion", detector) == {"milliseconds": value, "of": "face"}
+    assert read_costs(results, "fusion", "resnet50, frozen") == {}
 
 
 def test_shapes_are_those_of_the_sections():
@@ -287,7 +287,7 @@ def test_worn_pictures_of_sections_with_other_columns(tmp_path):
     )
     write_section(tmp_path, "frame_detectors", [one], robustness=worn(one, noise=0.5))
     write_section(tmp_path, "altfreezing", [other], robustness=worn(other))
-    curves, areas = robustness_of(read_reports(tmp_path), 60)
+    curves, areas = gather_robustness(read_reports(tmp_path), 60)
     assert set(curves.section) == set(areas.section) == {"frame_detectors", "altfreezing"}
     of = areas[areas.axis == "noise"].set_index("detector")
     assert of.area["two"] == pytest.approx(of.untouched["two"])

@@ -13,7 +13,14 @@ import pytest
 from commands import status_of
 from scipy.stats import norm
 
-from deepfake_nb.evaluation.comparison import bootstrap_test, compare, delong, delong_test, holm, paired_tests
+from deepfake_nb.evaluation.comparison import (
+    bootstrap_test,
+    compare,
+    correct_by_holm,
+    delong,
+    delong_test,
+    paired_tests,
+)
 from deepfake_nb.evaluation.curves import (
     plot_confusion,
     plot_det,
@@ -34,7 +41,7 @@ from deepfake_nb.evaluation.metrics import (
     evaluate_by,
     expected_calibration_error,
 )
-from deepfake_nb.evaluation.predictions import check_predictions, doubts_about, pool, read_predictions
+from deepfake_nb.evaluation.predictions import check_predictions, list_doubts, pool, read_predictions
 from deepfake_nb.study.files import InputError, UsageError
 
 # Mean predictions per video that the conferencing paper's authors published for their Zoom hold-out set (66 videos):
@@ -188,8 +195,8 @@ def test_json_lines_may_end_in_json_and_ids_may_be_an_index(tmp_path):
 def test_what_looks_wrong_is_said(change, words):
     label = np.arange(40) % 2
     good = pd.DataFrame({"media_id": [f"{n}.mp4" for n in range(40)], "label": label, "score": 0.3 + 0.4 * label + np.linspace(0, 0.3, 40) % 0.2})  # fmt: skip
-    assert doubts_about(good) == []
-    (found,) = doubts_about(change(good))
+    assert list_doubts(good) == []
+    (found,) = list_doubts(change(good))
     assert words in found
 
 
@@ -707,8 +714,8 @@ def test_figures_take_axes_and_make_none():
 
 
 def test_holm_by_hand_and_missing_values():
-    np.testing.assert_allclose(holm([0.02, 0.01, 0.5]), [0.04, 0.03, 0.5])
-    assert np.isnan(holm([None, 0.2])).tolist() == [True, False]
+    np.testing.assert_allclose(correct_by_holm([0.02, 0.01, 0.5]), [0.04, 0.03, 0.5])
+    assert np.isnan(correct_by_holm([None, 0.2])).tolist() == [True, False]
 
 
 def test_paired_tests_find_a_difference_and_correct_for_many():

@@ -14,9 +14,9 @@ from deepfake_nb.sections import self_blending as self_blending_study
 from deepfake_nb.sections.pretrained_encoder import (
     PREDICTION_COLUMNS,
     SOURCE_WORDS,
-    features_of,
+    compute_block_features,
+    describe_row,
     held_out_scores,
-    in_words,
     load_encoder,
     people_folds,
     read_held_out,
@@ -25,10 +25,10 @@ from deepfake_nb.sections.pretrained_encoder import (
 from deepfake_nb.sections.self_blending import (
     BlendedPairs,
     batches_ahead,
+    make_network,
     mean_auc,
-    new_network,
+    sample_some,
     score_files,
-    some_of,
     sources_and_methods,
     store_face,
     train_on_blends,
@@ -73,15 +73,15 @@ def test_a_training_is_the_same_for_a_seed_and_changes_the_network(files):
     settings = DetectorSettings(steps=2, pairs=2, learning_rate=1e-3, warmup=1)
     found = []
     for _ in range(2):
-        network = new_network("resnet10t", 32, seed=5)
+        network = make_network("resnet10t", 32, seed=5)
         losses = train_on_blends(network, BlendedPairs(files, 32, 0), settings, workers=2)
         found.append((losses, score_files(network, files, 32, 2).tolist()))
     assert found[0] == found[1] and len(found[0][0]) == 2 and not network.training
-    assert score_files(new_network("resnet10t", 32, seed=5).eval(), files, 32, 2).tolist() != found[0][1]
+    assert score_files(make_network("resnet10t", 32, seed=5).eval(), files, 32, 2).tolist() != found[0][1]
 
 
 def test_scores_do_not_depend_on_how_many_files_are_read_at_once(files):
-    network = new_network("resnet10t", 32, seed=0).eval()
+    network = make_network("resnet10t", 32, seed=0).eval()
     one, all_ = (score_files(network, files, 32, 1, batch_size=size) for size in (1, 64))
     assert one == pytest.approx(all_, abs=1e-5) and ((one > 0) & (one < 1)).all()
 
@@ -100,9 +100,9 @@ def judged(sources=2, people=6, gap=1.0, seed=0):
 
 def test_some_files_are_spread_over_people_and_the_same_for_a_seed():
     table = pd.concat([judged().assign(take=take) for take in range(5)], ignore_index=True)
-    one, again = (some_of(table, 6, np.random.default_rng(2)) for _ in range(2))
+    one, again = (sample_some(table, 6, np.random.default_rng(2)) for _ in range(2))
     assert one.equals(again) and (one.groupby(["source", "label"]).person.nunique() == 6).all()
-    assert len(some_of(table, 10**6, np.random.default_rng(2))) == len(table)
+    assert len(sample_some(table, 10**6, np.random.default_rng(2))) == len(table)
 
 
 def test_the_mean_auc_is_the_mean_of_the_sources_and_sources_without_forgeries_do_not_count():
@@ -143,19 +143,19 @@ def test_folds_share_nobody_and_every_row_is_scored_by_a_model_that_did_not_see_
 
 def test_features_are_computed_once_and_read_back(files, tmp_path, monkeypatch):
     encoder = load_encoder("rendered-faces")
-    first = features_of(encoder, files, 1, tmp_path, batch_size=3)
+    first = compute_block_features(encoder, files, 1, tmp_path, batch_size=3)
     next(tmp_path.glob("*.npz")).write_bytes(b"damaged")
-    features_of(encoder, files, 1, tmp_path)
+    compute_block_features(encoder, files, 1, tmp_path)
     assert [part.shape[0] for part in first] == [4] * len(encoder.blocks)
 
     def refuse(*arguments):
         raise AssertionError("it was embedded again")
 
     monkeypatch.setattr(pretrained_encoder, "embed", refuse)
-    again = features_of(encoder, files[::-1], 1, tmp_path)
+    again = compute_block_features(encoder, files[::-1], 1, tmp_path)
     assert all((one == two[::-1]).all() for one, two in zip(first, again, strict=True))
     with pytest.raises(AssertionError, match="embedded again"):
-        features_of(encoder._replace(digest="another"), files, 1, tmp_path)
+        compute_block_features(encoder._replace(digest="another"), files, 1, tmp_path)
 
 
 def test_an_unknown_encoder_is_refused():
@@ -233,7 +233,10 @@ def test_detectors_are_found_by_their_folder(tmp_path):
 
 
 def test_sources_are_said_in_words():
-    assert in_words("ffpp_c40") == "FF++ c40" and in_words("ffpp_c23: Deepfakes") == "FF++ c23: Deepfakes"
+    assert (
+        describe_row("ffpp_c40") == "FF++ c40"
+        and describe_row("ffpp_c23: Deepfakes") == "FF++ c23: Deepfakes"
+    )
     assert len(set(SOURCE_WORDS.values())) == len(SOURCE_WORDS)
 
 

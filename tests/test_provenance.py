@@ -75,6 +75,6 @@ def test_what_is_patched_into_a_class_belongs_to_it(digest_of):
 
 def test_circles_end_and_other_packages_are_not_followed():
     names = code_behind(code_behind)
-    assert "deepfake_nb.study.provenance.neighbours" in names and all(
+    assert "deepfake_nb.study.provenance.list_references" in names and all(
         name.startswith("deepfake_nb.") for name in names
     )

@@ -20,17 +20,17 @@ from deepfake_nb.study.published import (
     VERDICTS,
     Span,
     as_published,
-    choices,
     compare_with_published,
-    equals_as_printed,
+    compute_reach,
+    count_verdicts,
+    equal_when_printed,
     half_digit,
+    list_choices,
     load_published,
-    overlap,
     papers_arithmetic,
     plot_verdicts,
-    reach,
-    styled,
-    summary,
+    spans_overlap,
+    style_comparison,
 )
 from deepfake_nb.study.records import CITED_AS, Published, Result, RunRecord, load_results, published_at
 
@@ -98,7 +98,7 @@ def test_values_are_what_is_printed(published):
         elif number.printed in WORDS:
             assert number.published in (WORDS[number.printed], True, 1)
         else:
-            assert equals_as_printed(meaning(number.printed), number.value, number.printed), number
+            assert equal_when_printed(meaning(number.printed), number.value, number.printed), number
             digits = len(number.value.partition(".")[2])
             shown = len(number.printed.strip("%").partition(".")[2])
             if " / " not in number.printed and not number.printed.startswith("+"):
@@ -275,7 +275,7 @@ def test_every_place_in_the_file_is_one_that_a_section_fills(published):
     for section, table, *_ in places:
         tables.setdefault(section, set()).add(table)
     for number in published[published.section != ""].itertuples():
-        found = any(place in places for place in choices(number, tables))
+        found = any(place in places for place in list_choices(number, tables))
         assert found or number.our_table in elsewhere, f"no section fills {number}"
 
 
@@ -427,7 +427,7 @@ def test_every_published_number_is_compared_once(published):
     key = ["paper", "table", "row", "column"]
     assert compared[key].values.tolist() == once[key].drop_duplicates().values.tolist()
     assert set(compared.verdict) <= set(VERDICTS) and (compared.why.str.len() > 0).all()
-    counts = summary(compared)
+    counts = count_verdicts(compared)
     assert counts.loc["all", "numbers"] == len(compared) == counts.drop("all").numbers.sum()
     on_rendered = compared[
         compared.data.fillna("").str.contains("rendered") & (compared.verdict == "reproduced")
@@ -440,7 +440,7 @@ def test_every_published_number_is_compared_once(published):
 def test_a_table_shows_hostile_text_as_text():
     evil = "<img src=x onerror=alert(1)>\n\"'&"
     compared = compare_with_published(pd.DataFrame([result(0.85, data=evil, note=evil)]))
-    page = styled(compared[compared.section != ""], caption=evil).to_html()
+    page = style_comparison(compared[compared.section != ""], caption=evil).to_html()
     assert "<img" not in page and page.count("&lt;img") == 2
 
 
@@ -463,7 +463,7 @@ def test_the_figure_counts_what_the_summary_counts():
     compared = compare_with_published(pd.DataFrame([result(0.84)]))
     axes = plot_verdicts(compared)
     shown = [int(text.get_text()) for text in axes.texts if text.get_text()]
-    counts = summary(compared)[list(VERDICTS)].to_numpy()
+    counts = count_verdicts(compared)[list(VERDICTS)].to_numpy()
     assert shown == counts[counts > 0].tolist()
     assert axes.get_xlabel() and axes.get_ylabel()
     axes.figure.clear()
@@ -477,10 +477,10 @@ def test_a_reach_holds_every_number_between_its_ends():
     spans = [Span(0.2, 0.4), Span(0.6, 0.9)]
     inside = [rng.uniform(span.low, span.high, 500) for span in spans]
     ratio = inside[0] / inside[1]
-    found = reach(lambda a, b: a / b, *spans)
+    found = compute_reach(lambda a, b: a / b, *spans)
     assert found.low <= ratio.min() and ratio.max() <= found.high
     assert found[:2] == (0.2 / 0.9, 0.4 / 0.6)
-    assert not overlap(Span(0.0, 0.1), Span(0.1, 0.2)) and overlap(Span(0.0, 0.1), Span(0.1, 0.1))
+    assert not spans_overlap(Span(0.0, 0.1), Span(0.1, 0.2)) and spans_overlap(Span(0.0, 0.1), Span(0.1, 0.1))
 
 
 def test_a_changed_number_fails_a_check(published):

@@ -78,19 +78,19 @@ def test_each_medium_is_left_out_once_for_its_person_and_once_for_its_source(cor
 
 
 def test_nobody_who_is_left_out_is_trained_on(corpus):
-    from deepfake_nb.detectors.detector_training import training_media
+    from deepfake_nb.detectors.detector_training import select_training_media
 
     for fold in range(4):
-        trained, asked = training_media(corpus, fold), select_left_out(corpus, fold)
+        trained, asked = select_training_media(corpus, fold), select_left_out(corpus, fold)
         assert set(trained.person).isdisjoint(asked.person)
         sources = set(asked.source[asked.held_out == "source"])
         assert sources and sources.isdisjoint(trained.source)
 
 
 def test_portraits_that_are_tested_on_were_not_trained_on(corpus):
-    from deepfake_nb.detectors.detector_training import training_portraits
+    from deepfake_nb.detectors.detector_training import select_portraits
 
-    assert set(sample_portraits(corpus).media).isdisjoint(training_portraits(corpus).media)
+    assert set(sample_portraits(corpus).media).isdisjoint(select_portraits(corpus).media)
 
 
 def test_auc_by_source_has_an_interval_around_it():

@@ -14,7 +14,7 @@ import pytest
 from layouts import WhiteSquares, made_calibration
 from torch import nn
 
-from deepfake_nb.evaluation.explain import effect_of_restoring
+from deepfake_nb.evaluation.explain import measure_restoring
 from deepfake_nb.media.faces import align_clip
 from deepfake_nb.media.video import write_video
 from deepfake_nb.networks.weights import Whereabouts
@@ -28,7 +28,7 @@ from deepfake_nb.scoring.report import (
     ReportWriter,
     gather_evidence,
     name_page,
-    smoothed_saliency,
+    smooth_saliency,
 )
 from deepfake_nb.scoring.score import (
     KeptView,
@@ -258,7 +258,7 @@ def test_a_heatmap_that_fails_leaves_a_page_without_it(ensemble, video, tmp_path
     def fail(*_, **__):
         raise RuntimeError("no\nmemory <left>")
 
-    monkeypatch.setattr(report_module, "smoothed_saliency", fail)
+    monkeypatch.setattr(report_module, "smooth_saliency", fail)
     with ReportWriter(tmp_path) as report:
         text = report.add(*ensemble.examine(video), ensemble).read_text()
     assert "There is no heatmap: no" in text and "<left>" not in text and "Heatmap of" not in text
@@ -412,10 +412,10 @@ def test_the_heatmap_of_a_clip_shows_what_its_answer_hangs_on():
     size = loaded.detector.input_size
     clips = np.stack([align_clip(images, film.boxes, film.landmarks, size)[0] for images in both])
     forged, original = loaded.detector.prepare(clips)[:, None]
-    (map,) = smoothed_saliency(loaded.network, forged)
+    (map,) = smooth_saliency(loaded.network, forged)
     bright, dark = map >= np.quantile(map, 0.8), map <= np.quantile(map, 0.2)
     masks = [np.broadcast_to(part, (1, 16, size, size)) for part in (bright, dark)]
-    bright, dark = (effect_of_restoring(loaded.network, forged, original, mask) for mask in masks)
+    bright, dark = (measure_restoring(loaded.network, forged, original, mask) for mask in masks)
     assert bright.whole[0] > 2, "the detector takes it for a forgery, and the original not"
     assert bright.effect[0] > 0.6 * bright.whole[0] and abs(dark.effect[0]) < 0.2 * bright.whole[0]
 

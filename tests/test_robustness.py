@@ -15,23 +15,23 @@ from deepfake_nb.evaluation.robustness import (
     AXES,
     Axis,
     area_under_robustness,
-    at_side,
-    axes_of,
+    choose_axes,
+    degrade_along,
+    describe_robustness,
     plot_robustness,
     record_robustness,
+    resize_to,
     robustness_curves,
     robustness_gain,
-    robustness_in_words,
     robustness_predictions,
-    thinned,
-    worsen,
+    thin_axes,
 )
-from deepfake_nb.learning.clips import reduced
+from deepfake_nb.learning.clips import reduce_crops
 from deepfake_nb.media.video import recompress_frames
 from deepfake_nb.study.files import InputError, UsageError
 from deepfake_nb.study.records import RunRecord
 
-QUICK = {name: thinned(2)[name] for name in ("noise", "blur", "low light", "frame drops")}
+QUICK = {name: thin_axes(2)[name] for name in ("noise", "blur", "low light", "frame drops")}
 
 
 def made_clips(count, frames=3, side=48, seed=0):
@@ -84,16 +84,16 @@ def made_table(
 
 def test_axes_are_what_they_say():
     clip = made_clips(1, frames=12, side=64)[0]
-    again = worsen(clip, "constant quality", 35, None)
+    again = degrade_along(clip, "constant quality", 35, None)
     np.testing.assert_array_equal(again, recompress_frames(clip, 25, crf=35))
-    thrice = worsen(clip, "re-encoding", 3, None)
+    thrice = degrade_along(clip, "re-encoding", 3, None)
     by_hand = clip
     for _ in range(3):
         by_hand = recompress_frames(by_hand, 25, crf=30)
     np.testing.assert_array_equal(thrice, by_hand)
     flat = np.full((1, 64, 64, 3), 128, np.uint8)
-    assert abs(worsen(flat, "noise", 20, np.random.default_rng(0)).astype(float).std() - 20) < 1
-    lost = worsen(clip, "frame drops", 60, np.random.default_rng(0))
+    assert abs(degrade_along(flat, "noise", 20, np.random.default_rng(0)).astype(float).std() - 20) < 1
+    lost = degrade_along(clip, "frame drops", 60, np.random.default_rng(0))
     shown = [next(at for at, frame in enumerate(clip) if (frame == one).all()) for one in lost]
     assert shown[0] == 0 and (np.diff(shown) >= 0).all() and len(set(shown)) < 12
 
@@ -101,7 +101,7 @@ def test_axes_are_what_they_say():
 def test_the_bitrate_of_a_call_is_kept():
     noisy = np.random.default_rng(0).integers(0, 256, (10, 128, 128, 3), dtype=np.uint8)
     errors = [
-        np.abs(worsen(noisy, "bitrate", rate, np.random.default_rng(0)).astype(float) - noisy).mean()
+        np.abs(degrade_along(noisy, "bitrate", rate, np.random.default_rng(0)).astype(float) - noisy).mean()
         for rate in (4000, 400)
     ]
     assert errors[0] < errors[1]
@@ -111,27 +111,27 @@ def test_the_bitrate_of_a_call_is_kept():
 def test_every_axis_keeps_shape_and_odd_sides(name):
     clip = made_clips(1, frames=4, side=49)[0]
     for pictures in (clip, clip[0]):
-        worn = worsen(pictures, name, AXES[name].levels[0], np.random.default_rng(0))
+        worn = degrade_along(pictures, name, AXES[name].levels[0], np.random.default_rng(0))
         assert worn.shape == pictures.shape and worn.dtype == np.uint8
 
 
 def test_what_is_no_picture_or_no_axis_is_refused():
     with pytest.raises(InputError, match=r"uint8 .* not float64 \(4, 4, 3\)"):
-        worsen(np.zeros((4, 4, 3)), "blur", 1, None)
+        degrade_along(np.zeros((4, 4, 3)), "blur", 1, None)
     with pytest.raises(InputError, match=r"\(4, 4\)"):
-        worsen(np.zeros((4, 4), np.uint8), "blur", 1, None)
+        degrade_along(np.zeros((4, 4), np.uint8), "blur", 1, None)
     with pytest.raises(UsageError, match=r"no axis 'fog'\. Choose from: constant quality, bitrate"):
-        worsen(np.zeros((4, 4, 3), np.uint8), "fog", 1, None)
+        degrade_along(np.zeros((4, 4, 3), np.uint8), "fog", 1, None)
     with pytest.raises(UsageError, match="a level at least, not 0"):
-        thinned(0)
+        thin_axes(0)
 
 
 def test_fewer_levels_end_with_the_severest():
     for count in (1, 2, 3, 4, 9):
-        for name, axis in thinned(count).items():
+        for name, axis in thin_axes(count).items():
             assert len(axis.levels) == min(count, 4) and axis.levels[-1] == AXES[name].levels[-1]
             assert list(axis.levels) == [level for level in AXES[name].levels if level in axis.levels]
-    assert [len(axes_of(profile)["blur"].levels) for profile in ("smoke", "demo", "gpu", "paper")] == [
+    assert [len(choose_axes(profile)["blur"].levels) for profile in ("smoke", "demo", "gpu", "paper")] == [
         1,
         2,
         4,
@@ -141,9 +141,9 @@ def test_fewer_levels_end_with_the_severest():
 
 def test_faces_are_shrunk_as_clips_are():
     clips = made_clips(2, side=48)
-    np.testing.assert_array_equal(at_side(clips, 20), np.stack([reduced(clip, 20) for clip in clips]))
-    np.testing.assert_array_equal(at_side(clips[:, 0], 20), at_side(clips, 20)[:, 0])
-    assert at_side(clips, 48) is clips and at_side(clips, 60).shape == (2, 3, 60, 60, 3)
+    np.testing.assert_array_equal(resize_to(clips, 20), np.stack([reduce_crops(clip, 20) for clip in clips]))
+    np.testing.assert_array_equal(resize_to(clips[:, 0], 20), resize_to(clips, 20)[:, 0])
+    assert resize_to(clips, 48) is clips and resize_to(clips, 60).shape == (2, 3, 60, 60, 3)
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_an_axis_of_ones_own():
     table = ask(made_clips(4), lambda c: c[:, 0, 0, 0, 0] / 255.0, axes={"mirror": mirrored})
     score = table.pivot(index="media_id", columns="level", values="score")
     assert (score[0] == score[2]).all() and (score[0] != score[1]).any()
-    words = robustness_in_words(robustness_curves(pd.concat([table] * 1), resamples=50))
+    words = describe_robustness(robustness_curves(pd.concat([table] * 1), resamples=50))
     assert list(words) == ["d, t -> e"]
     plt.close(plot_robustness(robustness_curves(table, resamples=50)))
 
@@ -350,20 +350,20 @@ def test_levels_of_other_media_are_refused():
 
 
 def test_words_follow_the_rule():
-    said = robustness_in_words(robustness_curves(made_table(n=200, gap=2.5), resamples=200))["d, t -> e"]
+    said = describe_robustness(robustness_curves(made_table(n=200, gap=2.5), resamples=200))["d, t -> e"]
     assert "without degradation; above chance" in said and "of the mean AUC." in said
-    guess = robustness_in_words(robustness_curves(made_table(gap=0.0), resamples=200))["d, t -> e"]
+    guess = describe_robustness(robustness_curves(made_table(gap=0.0), resamples=200))["d, t -> e"]
     assert guess.endswith("not above chance, so no degradation can lower it.")
-    few = robustness_in_words(robustness_curves(made_table(n=8), resamples=50))["d, t -> e"]
+    few = describe_robustness(robustness_curves(made_table(n=8), resamples=50))["d, t -> e"]
     assert "on 8 people or files" in few and "too few" in few
 
 
 def test_a_level_that_recovers_does_not_count_as_lost():
     curves = robustness_curves(made_table(n=60, gap=4.0, same=True, axes=("blur",)), resamples=50)
     dip = curves.assign(low=[0.9, 0.4, 0.9, 0.9])
-    assert "above chance at the severest level of blur" in robustness_in_words(dip)["d, t -> e"]
+    assert "above chance at the severest level of blur" in describe_robustness(dip)["d, t -> e"]
     gone = curves.assign(low=[0.9, 0.9, 0.4, 0.4])
-    assert "from this level on: blur (1 % of the side)" in robustness_in_words(gone)["d, t -> e"]
+    assert "from this level on: blur (1 % of the side)" in describe_robustness(gone)["d, t -> e"]
 
 
 def test_results_are_json_whatever_is_missing(tmp_path):
@@ -382,7 +382,7 @@ def test_files_of_one_class_only_have_no_area_and_a_sentence(tmp_path, n):
     curves = robustness_curves(made_table(n=n, levels=2).assign(label=1), resamples=20)
     areas = area_under_robustness(curves)
     assert areas[["untouched", "area", "low", "high", "lost"]].isna().all(axis=None)
-    assert robustness_in_words(curves)["d, t -> e"].endswith("all real or all fake.")
+    assert describe_robustness(curves)["d, t -> e"].endswith("all real or all fake.")
     record = RunRecord("fusion", "smoke")
     record_robustness(record.add, curves)
     record.write(tmp_path)

@@ -8,19 +8,19 @@ from deepfake_nb.people.self_blending import (
     REGIONS,
     BlendSettings,
     Donor,
+    apply_handling,
+    choose_handling,
     fit_donor,
     match_colours,
-    picture_changes,
     random_mask,
     random_view,
     self_blend,
-    through_changes,
 )
 
 SIDE = 128
 LANDMARKS = np.float32([[45, 50], [83, 50], [64, 72], [48, 92], [80, 92]])
 NOTHING = BlendSettings(colours=False, texture=False, movement=False)
-CHANGES = {change for seed in range(600) for change, _ in picture_changes(np.random.default_rng(seed))}
+CHANGES = {change for seed in range(600) for change, _ in choose_handling(np.random.default_rng(seed))}
 
 
 def generator(seed=0):
@@ -142,8 +142,8 @@ def test_all_changes_of_a_picture_keep_its_shape_and_are_the_same_for_a_seed(fac
 
 def test_both_faces_of_a_pair_are_changed_alike(face):
     for seed in range(8):
-        view, changes = random_view(generator(seed), SIDE, 96), picture_changes(generator(seed))
-        one, other = (through_changes(face.copy(), view, changes, 96) for _ in range(2))
+        view, changes = random_view(generator(seed), SIDE, 96), choose_handling(generator(seed))
+        one, other = (apply_handling(face.copy(), view, changes, 96) for _ in range(2))
         assert one.shape == (96, 96, 3) and (one == other).all() and one.flags["C_CONTIGUOUS"]
 
 

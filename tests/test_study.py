@@ -186,13 +186,13 @@ def digest_of(run):
 
 
 def test_a_digest_covers_what_the_notebook_reads_and_what_the_package_ships(small_study, monkeypatch):
-    run = runner.section_run("datasets", "smoke")
+    run = runner.check_section("datasets", "smoke")
     before = digest_of(run)
     monkeypatch.setattr(runner, "READS_REPORTS", ("datasets",))
     (small_study / "reports" / "smoke" / "fusion").mkdir(parents=True)
-    absent = digest_of(runner.section_run("datasets", "smoke"))
+    absent = digest_of(runner.check_section("datasets", "smoke"))
     (small_study / "reports" / "smoke" / "fusion" / "inputs.json").write_text("{}")
-    there = digest_of(runner.section_run("datasets", "smoke"))
+    there = digest_of(runner.check_section("datasets", "smoke"))
     assert len({before, absent, there}) == 3
     package = small_study / "deepfake_nb"
     package.mkdir()
@@ -376,7 +376,7 @@ def test_figures_stand_in_the_executed_notebook_whatever_backend_is_asked_for(tm
 def test_the_table_of_all_does_not_wait_for_sections_beyond_the_papers(small_study):
     for name in ("self_blending", "pretrained_encoder", "leaderboard"):
         write_section(small_study, name)
-    read = runner.section_run("leaderboard", "smoke").read
+    read = runner.check_section("leaderboard", "smoke").read
     assert [path.parent.name for path in read] == [
         "datasets",
         "frame_detectors",
@@ -389,10 +389,10 @@ def test_the_table_of_all_does_not_wait_for_sections_beyond_the_papers(small_stu
 
 def test_a_section_is_run_again_when_a_detector_left_predictions(small_study):
     write_section(small_study, "pretrained_encoder")
-    digests = [digest_of(runner.section_run("pretrained_encoder", "smoke"))]
+    digests = [digest_of(runner.check_section("pretrained_encoder", "smoke"))]
     kept = small_study / "reports" / "detectors" / "edited-faces" / "predictions.csv"
     kept.parent.mkdir(parents=True)
     for content in ("media,score", "media,score,label"):
         kept.write_text(content)
-        digests.append(digest_of(runner.section_run("pretrained_encoder", "smoke")))
+        digests.append(digest_of(runner.check_section("pretrained_encoder", "smoke")))
     assert len(set(digests)) == 3

@@ -11,7 +11,7 @@ from deepfake_nb.networks.stylegan import (
     Discriminator,
     Encoder,
     Generator,
-    batch_deviation,
+    append_batch_deviation,
     binomial_kernels,
     convolve_and_halve,
     double_and_convolve,
@@ -383,7 +383,7 @@ class TestDiscriminator:
     def test_groups_fit_any_batch(self, count, group):
         torch.manual_seed(7)
         maps = torch.randn(count, 5, 4, 4)
-        found = batch_deviation(maps, 4)[:, 5]
+        found = append_batch_deviation(maps, 4)[:, 5]
         members = [maps[start :: count // group] for start in range(count // group)]
         slow = [np.sqrt(part.numpy().var(axis=0) + 1e-8).mean() for part in members]
         assert found[:, 0, 0].tolist() == pytest.approx(slow * group, abs=1e-6)

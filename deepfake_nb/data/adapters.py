@@ -11,7 +11,7 @@ __all__ = [
     "CELEB_DF_PP_LAYOUT",
     "SOURCES",
     "Scan",
-    "media_id_of",
+    "make_media_id",
     "as_manifest",
     "media_files",
     "is_outside",
@@ -28,9 +28,10 @@ __all__ = [
     "scan_lfw",
     "Source",
     "scan_source",
-    "leaks",
+    "find_leaks",
     "assert_no_leak",
     "identity_components",
+    "list_people",
     "split_by_identity",
     "read_shares",
     "limit_manifest",
@@ -93,7 +94,7 @@ class Scan:
             self.reject(path, "its ending is neither that of an image nor of a video")
             return
         method = method or ("original" if label == 0 else "unknown")
-        row = {"media_id": media_id_of(name or path), "path": str(path), "label": label}
+        row = {"media_id": make_media_id(name or path), "path": str(path), "label": label}
         row |= {"dataset": dataset or self.dataset, "method": method, "source_id": source_id}
         self.rows.append(row | {"target_id": target_id, "split": split, "kind": kind})
 
@@ -103,7 +104,7 @@ class Scan:
 
 
 # %% ../../nbs/data/00_adapters.ipynb #ad2471ec
-def media_id_of(name):
+def make_media_id(name):
     """Make an id, usable as a file name, for everything computed from one media file.
 
     Parameters
@@ -198,7 +199,7 @@ def _subfolder(root, *names):
     return folder
 
 
-def _file_named(root, name):
+def find_file(root, name):
     """The file `name` below `root`, whose case may differ, such as ``LIST.TXT``; None when it is absent."""
     path = Path(root) / name
     if path.is_file():
@@ -238,7 +239,7 @@ def _as_text(content, errors="strict"):
 
 def _read_json(root, name, scan, kind=dict):
     """Content of a JSON file below `root`; an empty `kind` where it is absent, damaged or of another type."""
-    path = _file_named(root, name)
+    path = find_file(root, name)
     if path is None:
         return kind()
     try:
@@ -350,7 +351,7 @@ def scan_ffpp(root, options):
             left_out.add(f"{method} {compression}".strip())
         else:
             _add_ffpp_video(scan, path, place, method, split_of, person_of)
-    return _kept(scan, options, left_out)
+    return keep_some(scan, options, left_out)
 
 
 # %% ../../nbs/data/00_adapters.ipynb #0cf69e7d
@@ -370,7 +371,7 @@ def _ffpp_place(folders):
             return method, "", int(method != "original")
 
 
-def _kept(scan, options, left_out):
+def keep_some(scan, options, left_out):
     """The scan; an error when the options kept no video of those that there are."""
     if left_out and not scan.rows:
         asked = ", ".join(
@@ -419,7 +420,7 @@ def _ffpp_splits(root, scan):
     split_of = {}
     for split in ("train", "val", "test"):
         places = [f"{split}.json", f"splits/{split}.json"]
-        name = next((name for name in places if _file_named(root, name)), places[0])
+        name = next((name for name in places if find_file(root, name)), places[0])
         for pair in _read_json(root, name, scan, list):
             numbers = pair if isinstance(pair, list) else [pair]
             split_of |= {str(number).zfill(3): split for number in numbers}
@@ -470,7 +471,7 @@ def scan_dfd(root, options):
             scan.reject(path, "the name is not <actor>__<scene> or <target>_<source>__<scene>__<code>")
         else:
             _add_ffpp_video(scan, path, place, collection if label else "original", {}, {})
-    return _kept(scan, options, left_out)
+    return keep_some(scan, options, left_out)
 
 
 # %% ../../nbs/data/00_adapters.ipynb #03c8f970
@@ -609,7 +610,7 @@ def _celeb_df_key(text):
 def _celeb_df_test_list(root, scan):
     """Label, 1 is fake, and text of each file on the official test list, where 1 means real."""
     name, labels = "List_of_testing_videos.txt", {}
-    path = _file_named(root, name)
+    path = find_file(root, name)
     text = _as_text(path.read_bytes(), "replace") if path else ""
     for number, line in enumerate(text.splitlines(), start=1):
         if match := re.fullmatch(r"\s*([01])\s+(\S.*?)\s*", line):
@@ -786,7 +787,7 @@ def _compile(pattern):
 
 def _folder_index(root, scan):
     """The row of index.csv for each file; for a file listed twice, the first row counts."""
-    path = _file_named(root, "index.csv")
+    path = find_file(root, "index.csv")
     table = _read_table(path) if path else pd.DataFrame({"file": []})
     if "file" not in table:
         scan.reject(path.name, "has no column file, so it is not used")
@@ -896,7 +897,7 @@ def scan_df40(root, options):
         split = split or _split_named(*(folder.rpartition("_")[2] for folder in folders))
         people = {"source_id": source, "target_id": target if label else None}
         scan.add(path, label, method=method if label else None, split=split, **people)
-    return _kept(scan, options, left_out)
+    return keep_some(scan, options, left_out)
 
 
 # %% ../../nbs/data/00_adapters.ipynb #a4895735
@@ -1270,7 +1271,7 @@ def _subfolder_with(source, root, options, most=20):
 
 
 # %% ../../nbs/data/00_adapters.ipynb #f528abad
-def leaks(manifest):
+def find_leaks(manifest):
     """Identities in more than one split, as source or as target.
 
     Parameters
@@ -1306,7 +1307,7 @@ def assert_no_leak(manifest):
     InputError
         Names the first people and their splits.
     """
-    found = leaks(manifest)
+    found = find_leaks(manifest)
     if len(found):
         first = "; ".join(f"{row.identity} in {row.splits}" for row in found.head(3).itertuples())
         raise InputError(
@@ -1335,7 +1336,7 @@ def identity_components(manifest):
             parent[item] = item = parent[parent[item]]
         return item
 
-    people = [_people_of(row) for row in manifest[["source_id", "target_id"]].itertuples(index=False)]
+    people = [list_people(row) for row in manifest[["source_id", "target_id"]].itertuples(index=False)]
     for members in people:
         for member in members[1:]:
             first, second = sorted((find(members[0]), find(member)))
@@ -1343,7 +1344,7 @@ def identity_components(manifest):
     return [find(p[0]) if p else f"file {i}" for p, i in zip(people, manifest.media_id, strict=True)]
 
 
-def _people_of(row):
+def list_people(row):
     return [str(identity) for identity in row if identity is not None and identity == identity]
 
 
@@ -1370,7 +1371,7 @@ def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
     UsageError
         The shares are negative or do not add up to 1.
     """
-    train, val, test = checked_shares(ratios)
+    train, val, test = check_shares(ratios)
     shares = {name: share for name, share in (("train", train), ("test", test), ("val", val)) if share}
     manifest = manifest.copy()
     if manifest.split.notna().all():
@@ -1410,11 +1411,11 @@ def read_shares(text):
         shares = tuple(float(share) for share in text.split(","))
     except ValueError:
         raise UsageError(f"shares={text!r} is not three numbers with commas between.") from None
-    return checked_shares(shares)
+    return check_shares(shares)
 
 
 # %% ../../nbs/data/00_adapters.ipynb #82850efd
-def checked_shares(shares):
+def check_shares(shares):
     """Shares of train, val and test, unchanged; raises for invalid shares."""
     if len(shares) != 3 or not min(shares) >= 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise UsageError(
@@ -1447,7 +1448,7 @@ def _deal(groups, labels, given, shares, rng):
 
 def _cut_component(rows, shares, rng):
     """Groups of an oversized component: its people are distributed, rows between splits form a separate group."""
-    pairs = [_people_of(row) for row in rows[["source_id", "target_id"]].itertuples(index=False)]
+    pairs = [list_people(row) for row in rows[["source_id", "target_id"]].itertuples(index=False)]
     people = sorted({person for pair in pairs for person in pair})
     order = rng.permutation(len(people)) if rng is not None else range(len(people))
     edges = np.cumsum(list(shares.values()))[:-1] * len(people)

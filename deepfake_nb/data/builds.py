@@ -34,8 +34,8 @@ import pandas as pd
 
 from deepfake_nb.data.adapters import (
     COLUMNS,
+    find_leaks,
     is_outside,
-    leaks,
     limit_manifest,
     read_shares,
     scan_source,
@@ -399,7 +399,7 @@ class BuildReport:
 
 
 # %% ../../nbs/data/01_builds.ipynb #0abbc8e2
-def _unfinished(manifest, root, out, journal):
+def is_unfinished(manifest, root, out, journal):
     """True for rows still to be built."""
     done = [
         journal.is_done(row.media_id, root / row.path, _track_path(out, row.media_id))
@@ -554,13 +554,13 @@ def build(
                 source, root, out, limit, splits, settings, progress, makers
             )
         journal = _Journal(out, _track_digest(settings))
-        todo = _unfinished(manifest, root, out, journal)
+        todo = is_unfinished(manifest, root, out, journal)
         _build_files(manifest[todo], root, out, settings, journal, jobs, scheduler, progress)
         manifest, rejected = _with_results(manifest, rejected, journal)
         built, seconds = int(todo[manifest.index].sum()), round(time.perf_counter() - started, 1)
         report = BuildReport(
             out, manifest.reset_index(drop=True), rejected, built=built, kept=len(manifest) - built,
-            rejected=len(rejected), leaking=len(leaks(manifest)), seconds=seconds,
+            rejected=len(rejected), leaking=len(find_leaks(manifest)), seconds=seconds,
         )  # fmt: skip
         _write_build(report, source, root, limit, splits, settings)
     return report
@@ -638,7 +638,7 @@ def _label_problems(manifest):
 def _leak_problems(manifest):
     return [
         f"{row.identity} stands in {row.splits}, in {row.files} places; build with --splits identity"
-        for row in leaks(manifest).itertuples()
+        for row in find_leaks(manifest).itertuples()
     ]
 
 

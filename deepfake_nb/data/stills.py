@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .adapters import leaks, scan_source, split_by_identity
+from .adapters import find_leaks, scan_source, split_by_identity
 from ..media.images import ImageSet
 from ..media.video import media_kind
 from ..study.files import InputError, random_stream
@@ -62,7 +62,7 @@ def check_stills(stills):
                 raise InputError(
                     f"The set {stills.name!r} has no {word} picture in {split}. Add some, or choose another set."
                 )
-    crossing = leaks(stills.manifest)
+    crossing = find_leaks(stills.manifest)
     if len(crossing):
         first = crossing.iloc[0]
         raise InputError(

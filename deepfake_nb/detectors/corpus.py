@@ -18,20 +18,20 @@ __all__ = [
     "STORED",
     "FRAMES_PER_VIDEO",
     "TIGHTER",
-    "ffpp_person",
+    "name_ffpp_cluster",
     "swap_partners",
-    "ffpp_rows",
-    "celeb_df_rows",
-    "dfdc_rows",
+    "read_ffpp",
+    "read_celeb_df",
+    "read_dfdc",
     "read_index",
-    "inner_folder",
+    "find_inner_folder",
     "name_in_call",
-    "folder_rows",
-    "swap_still_rows",
-    "portrait_rows",
-    "joined_person",
+    "read_folder",
+    "read_swap_stills",
+    "read_portraits",
+    "join_person",
     "read_corpus",
-    "stable_number",
+    "hash_to_number",
     "group_of_source",
     "assign_folds",
     "is_trained_on",
@@ -40,8 +40,8 @@ __all__ = [
     "cut_tight",
     "Crops",
     "largest_face",
-    "faces_of_video",
-    "faces_of_still",
+    "detect_in_video",
+    "detect_in_still",
     "cut_crops",
     "crop_file",
     "store_crops",
@@ -84,7 +84,7 @@ GENERATORS = {"synthetic_stills": "stylegan", "gan_celeba_stills": "celeba_gan"}
 SWAPPED_FROM_FFPP = ("ffpp", "ffpp_pairs", "swap_stills")
 
 
-def ffpp_person(identity, partners):
+def name_ffpp_cluster(identity, partners):
     """The cluster of people swapped with each other, such as ``"ffpp-183-253"``."""
     return "ffpp-" + "-".join(sorted({identity, *partners.get(identity, ())}))
 
@@ -101,7 +101,7 @@ def swap_partners(rows):
 
 
 # %% ../../nbs/detectors/00_corpus.ipynb #4c480bec
-def ffpp_rows(folder):
+def read_ffpp(folder):
     """The videos of a copy of FaceForensics++; c40 is a separate source."""
     found = scan_ffpp(folder, {}).rows
     partners = swap_partners(found)
@@ -110,12 +110,12 @@ def ffpp_rows(folder):
         compression = "c40" if "/c40/" in f"/{row['path']}" else "c23"
         yield row | {
             "source": f"ffpp_{compression}",
-            "person": ffpp_person(identity, partners),
+            "person": name_ffpp_cluster(identity, partners),
             "task": "edited",
         }
 
 
-def celeb_df_rows(folder):
+def read_celeb_df(folder):
     """The videos of a copy of Celeb-DF; the person is the target of the swap."""
     for row in scan_celeb_df(folder, {}).rows:
         yield row | {
@@ -125,7 +125,7 @@ def celeb_df_rows(folder):
         }
 
 
-def dfdc_rows(folder):
+def read_dfdc(folder):
     """The videos of DFDC parts; a fake belongs to its original."""
     for row in scan_dfdc(folder, {}).rows:
         person = row["target_id"] or row["source_id"] or row["media_id"]
@@ -142,7 +142,7 @@ def read_index(folder):
         return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}
 
 
-def inner_folder(path):
+def find_inner_folder(path):
     """The folder below ``real`` or ``fake``; None for a file directly in them."""
     parts = Path(path).parts
     at = max(place for place, part in enumerate(parts) if part.lower() in ("real", "fake"))
@@ -155,7 +155,7 @@ def name_in_call(stem):
 
 
 # %% ../../nbs/detectors/00_corpus.ipynb #9518ef8e
-def folder_rows(folder):
+def read_folder(folder):
     """The media of a folder with ``real/`` and ``fake/``."""
     folder, index = Path(folder), read_index(folder)
     name, generated = folder.name, folder.name in GENERATED_SETS
@@ -164,7 +164,7 @@ def folder_rows(folder):
         method = entry.get("method") or entry.get("generator") or GENERATORS.get(name, name)
         source = name if generated or name in SWAPPED_FROM_FFPP else entry.get("source") or name
         stem = Path(row["path"]).stem
-        person = entry.get("person") or inner_folder(row["path"])
+        person = entry.get("person") or find_inner_folder(row["path"])
         person = person or (f"{name}-{stem}" if row["kind"] == "image" else name_in_call(stem))
         task = "generated" if generated or "generator" in entry else "edited"
         yield row | {
@@ -176,15 +176,18 @@ def folder_rows(folder):
 
 
 # %% ../../nbs/detectors/00_corpus.ipynb #906731e4
-def swap_still_rows(folder):
+def read_swap_stills(folder):
     """Stills from FaceForensics++; person and source are those of its videos."""
     index = read_index(folder)
     partners = swap_partners(index.values())
-    for row in folder_rows(folder):
-        yield row | {"source": "ffpp_c23", "person": ffpp_person(index[row["path"]]["target_id"], partners)}
+    for row in read_folder(folder):
+        yield row | {
+            "source": "ffpp_c23",
+            "person": name_ffpp_cluster(index[row["path"]]["target_id"], partners),
+        }
 
 
-def portrait_rows(folder):
+def read_portraits(folder):
     """Images of genuine faces, one per person, in a folder without ``real/`` or ``fake/``."""
     for path in sorted(Path(folder).rglob("*.jpg")):
         yield {
@@ -193,8 +196,8 @@ def portrait_rows(folder):
         }  # fmt: skip
 
 
-READERS = {"ffpp": ffpp_rows, "ffpp_pairs": ffpp_rows, "celebdf": celeb_df_rows, "dfdc": dfdc_rows,
-           "swap_stills": swap_still_rows, "real_faces": portrait_rows}  # fmt: skip
+READERS = {"ffpp": read_ffpp, "ffpp_pairs": read_ffpp, "celebdf": read_celeb_df, "dfdc": read_dfdc,
+           "swap_stills": read_swap_stills, "real_faces": read_portraits}  # fmt: skip
 NOT_SOURCES = ("lfw", "mesonet")  # `lfw` and `real_faces` may share people
 
 # %% ../../nbs/detectors/00_corpus.ipynb #71e419bc
@@ -205,7 +208,7 @@ SAME_PERSON = {
 }
 
 
-def joined_person(person):
+def join_person(person):
     """The cluster that a person belongs to across sources."""
     return SAME_PERSON.get(person, person)
 
@@ -239,14 +242,14 @@ def read_corpus(root):
     rows = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name not in NOT_SOURCES):
         rows += [
-            row | {"path": str(folder / row["path"])} for row in READERS.get(folder.name, folder_rows)(folder)
+            row | {"path": str(folder / row["path"])} for row in READERS.get(folder.name, read_folder)(folder)
         ]
     if not rows:
         raise InputError(
             f"{str(root)!r} holds no source: no folder in it has real/ and fake/ with media in them."
         )
     table = pd.DataFrame(rows)[list(COLUMNS)]
-    table["person"] = [joined_person(person) for person in table.person]
+    table["person"] = [join_person(person) for person in table.person]
     return table.sort_values("path", ignore_index=True)
 
 
@@ -261,7 +264,7 @@ SOURCE_GROUPS = {
 }
 
 
-def stable_number(*names):
+def hash_to_number(*names):
     """A number computed from names, identical in every process and on every machine."""
     return int.from_bytes(hashlib.sha256("\0".join(names).encode()).digest()[:8], "big")
 
@@ -269,7 +272,7 @@ def stable_number(*names):
 def group_of_source(source, groups=SOURCE_GROUPS["edited"]):
     """The group of a source; unknown sources are assigned by a hash of their name."""
     return next(
-        (place for place, group in enumerate(groups) if source in group), stable_number(source) % len(groups)
+        (place for place, group in enumerate(groups) if source in group), hash_to_number(source) % len(groups)
     )
 
 
@@ -299,7 +302,7 @@ def assign_folds(table, groups=SOURCE_GROUPS["edited"]):
     people_fold = pd.Series(-1, index=table.index)
     for _, rows in table.groupby("source"):
         others = [fold for fold in range(len(groups)) if fold != source_fold[rows.index[0]]]
-        order = sorted(rows.person.unique(), key=lambda person: stable_number("fold", person))
+        order = sorted(rows.person.unique(), key=lambda person: hash_to_number("fold", person))
         dealt = {person: others[place % len(others)] for place, person in enumerate(order)}
         people_fold[rows.index] = rows.person.map(dealt)
     return pd.DataFrame({"source_fold": source_fold, "people_fold": people_fold})
@@ -412,7 +415,7 @@ def largest_face(image, detector):
     return found.boxes[place], found.landmarks[place]
 
 
-def faces_of_video(path, detector, most):
+def detect_in_video(path, detector, most):
     """Pixels, box and landmarks of the largest face in evenly spaced frames of a video."""
     info = probe(path)
     count = info.frame_count or round((info.duration_s or 1) * (info.frame_rate or 25))
@@ -423,7 +426,7 @@ def faces_of_video(path, detector, most):
 
 
 # %% ../../nbs/detectors/00_corpus.ipynb #39898bb2
-def faces_of_still(path, detector):
+def detect_in_still(path, detector):
     """Pixels, box and landmarks of the most prominent face in an image."""
     image = read_image(path)
     for track in face_tracks(image, detector, crop_size=None)[:1]:
@@ -450,7 +453,7 @@ def cut_crops(path, kind, detector, most=FRAMES_PER_VIDEO):
     InputError
         The file cannot be read.
     """
-    found = faces_of_video(path, detector, most) if kind == "video" else faces_of_still(path, detector)
+    found = detect_in_video(path, detector, most) if kind == "video" else detect_in_still(path, detector)
     faces, landmarks, sides = [], [], []
     for image, box, points in found:
         face, placed = crop_with_margin(image, points)
@@ -465,7 +468,7 @@ def crop_file(folder, path, *how):
     """Path for the crops of a media file, from its path, size, modification time and the cutting options."""
     path = Path(path)
     stat = path.stat()
-    name = stable_number(
+    name = hash_to_number(
         path.as_posix(),
         str(stat.st_size),
         str(stat.st_mtime_ns),

@@ -7,11 +7,11 @@ __all__ = [
     "HELD_OUT_PORTRAITS",
     "DetectorSettings",
     "Batches",
-    "grouped",
-    "drawn",
-    "drawn_face",
-    "blended_pair",
-    "forgery_and_genuine",
+    "group_rows",
+    "sample_row",
+    "sample_face",
+    "make_blended_pair",
+    "sample_forgery_pair",
     "parameter_groups",
     "as_input",
     "one_worker",
@@ -19,8 +19,8 @@ __all__ = [
     "train_detector",
     "save",
     "restore",
-    "training_portraits",
-    "training_media",
+    "select_portraits",
+    "select_training_media",
     "predict_files",
     "mean_score",
     "middle_face_score",
@@ -48,13 +48,13 @@ from deepfake_nb.detectors.corpus import (
     SIZE,
     STORED,
     assign_folds,
+    hash_to_number,
     is_trained_on,
     one_opencv_thread,
     read_crops,
-    stable_number,
 )
 from ..networks.devices import device_of
-from ..people.self_blending import Donor, picture_changes, random_view, self_blend, through_changes
+from ..people.self_blending import Donor, apply_handling, choose_handling, random_view, self_blend
 from ..study.files import InputError, atomic_path, random_stream
 
 
@@ -122,7 +122,7 @@ class Batches(Dataset):
         self.videos = {
             s: r.index.to_numpy() for s, r in self.genuine[self.genuine.kind == "video"].groupby("source")
         }
-        self.tree = grouped(self.forged, ["source", "method", "person"]) if settings.forgeries else {}
+        self.tree = group_rows(self.forged, ["source", "method", "person"]) if settings.forgeries else {}
         self.beside = {name: rows.index.to_numpy() for name, rows in self.genuine.groupby("source")}
         self.of_person = {
             name: rows.index.to_numpy() for name, rows in self.genuine.groupby(["source", "person"])
@@ -146,21 +146,21 @@ class Batches(Dataset):
 
 
 # %% ../../nbs/detectors/01_detector_training.ipynb #8d5d1efb
-def grouped(table, columns):
+def group_rows(table, columns):
     """Row numbers of a table, grouped by columns, as nested dictionaries of arrays."""
     if not columns:
         return table.index.to_numpy()
-    return {value: grouped(rows, columns[1:]) for value, rows in table.groupby(columns[0])}
+    return {value: group_rows(rows, columns[1:]) for value, rows in table.groupby(columns[0])}
 
 
-def drawn(tree, rng):
+def sample_row(tree, rng):
     """Sample a row number from nested groups, uniformly at each level, so that large groups do not dominate."""
     while isinstance(tree, dict):
         tree = tree[list(tree)[rng.integers(len(tree))]]
     return int(tree[rng.integers(len(tree))])
 
 
-def drawn_face(file, rng):
+def sample_face(file, rng):
     """Sample a face of a file with its landmarks, and another from the same file; None if there is only one."""
     crops = read_crops(file)
     place, other = (int(number) for number in rng.integers(len(crops), size=2))
@@ -169,34 +169,34 @@ def drawn_face(file, rng):
 
 
 # %% ../../nbs/detectors/01_detector_training.ipynb #4479835f
-def blended_pair(self, rng):
+def make_blended_pair(self, rng):
     """A genuine face and its self-blended forgery, with the same augmentations."""
     rows = self.stills
     if self.videos and (rng.random() >= self.portraits or not len(rows)):
         rows = self.videos[list(self.videos)[rng.integers(len(self.videos))]]
-    face, landmarks, again = drawn_face(self.genuine.crops[rows[rng.integers(len(rows))]], rng)
+    face, landmarks, again = sample_face(self.genuine.crops[rows[rng.integers(len(rows))]], rng)
     kind, donor = rng.random(), None
     if kind < 0.2:
-        donor = Donor(*drawn_face(self.genuine.crops[rows[rng.integers(len(rows))]], rng)[:2])
+        donor = Donor(*sample_face(self.genuine.crops[rows[rng.integers(len(rows))]], rng)[:2])
     elif kind < 0.45:
         donor = again
     blend = self_blend(face, landmarks, rng, donor)
-    view, changes = random_view(rng, STORED, SIZE), picture_changes(rng)
-    return [through_changes(image, view, changes, SIZE) for image in (blend.genuine, blend.forged)]
+    view, changes = random_view(rng, STORED, SIZE), choose_handling(rng)
+    return [apply_handling(image, view, changes, SIZE) for image in (blend.genuine, blend.forged)]
 
 
-def forgery_and_genuine(self, rng):
+def sample_forgery_pair(self, rng):
     """A real forgery and a genuine face from its source, of the same person if possible, augmented separately."""
     source = list(self.tree)[rng.choice(len(self.tree), p=self.weights)]
-    forged = self.forged.loc[drawn(self.tree[source], rng)]
+    forged = self.forged.loc[sample_row(self.tree[source], rng)]
     rows = self.of_person.get((source, forged.person), self.beside.get(source, self.stills))
     files = forged.crops, self.genuine.crops[rows[rng.integers(len(rows))]]
-    faces = [drawn_face(file, rng)[0] for file in files]
+    faces = [sample_face(file, rng)[0] for file in files]
     view = random_view(rng, STORED, SIZE)
-    return [through_changes(face, view, picture_changes(rng), SIZE) for face in faces]
+    return [apply_handling(face, view, choose_handling(rng), SIZE) for face in faces]
 
 
-Batches.blended_pair, Batches.forgery_and_genuine = blended_pair, forgery_and_genuine
+Batches.blended_pair, Batches.forgery_and_genuine = make_blended_pair, sample_forgery_pair
 
 
 # %% ../../nbs/detectors/01_detector_training.ipynb #e7c4946d
@@ -330,10 +330,10 @@ def restore(folder, settings, changing, optimizer):
 HELD_OUT_PORTRAITS = 5  # one portrait in 5 is held out for calibration and tests
 
 
-def training_portraits(table):
+def select_portraits(table):
     """Genuine stills for training: those of training splits, and four fifths of those without a split."""
     free = pd.Series(
-        [stable_number("portrait", person) % HELD_OUT_PORTRAITS != 0 for person in table.person], table.index
+        [hash_to_number("portrait", person) % HELD_OUT_PORTRAITS != 0 for person in table.person], table.index
     )
     portrait = (
         (table.label == 0)
@@ -343,12 +343,12 @@ def training_portraits(table):
     return table[portrait & ((table.split == "train") | (table.split.isna() & free))]
 
 
-def training_media(table, fold=None):
+def select_training_media(table, fold=None):
     """Training data of the second stage: portraits, and edited and genuine media of a fold; all media for None."""
     edited = table[(table.task == "edited") & (table.source != "real_faces")]
     if fold is not None:
         edited = edited[is_trained_on(edited, assign_folds(edited), fold)]
-    return pd.concat([training_portraits(table), edited])
+    return pd.concat([select_portraits(table), edited])
 
 
 # %% ../../nbs/detectors/01_detector_training.ipynb #93df21ed

@@ -31,9 +31,9 @@ from deepfake_nb.detectors.detector_training import (
     DetectorSettings,
     load_or_make,
     save_tensors,
+    select_portraits,
+    select_training_media,
     train_detector,
-    training_media,
-    training_portraits,
 )
 from deepfake_nb.detectors.held_out import (
     list_as_videos_and_images,
@@ -142,14 +142,18 @@ def train_edited_faces(table, folder, seed=1, blends=BLENDS, forgeries=FORGERIES
     folder = Path(folder)
     say = (lambda stage: lambda step, record: tell(stage, step, record)) if tell else (lambda stage: None)
     first = tune_clip(
-        training_portraits(table), replace(blends, seed=seed), folder / "blends", tell=say("blends")
+        select_portraits(table), replace(blends, seed=seed), folder / "blends", tell=say("blends")
     )
     tuned = []
     for fold in range(FOLDS):
         settings = replace(forgeries, seed=100 * seed + fold)
         tuned.append(
             tune_clip(
-                training_media(table, fold), settings, folder / f"fold{fold}", first, say(f"fold{fold}")
+                select_training_media(table, fold),
+                settings,
+                folder / f"fold{fold}",
+                first,
+                say(f"fold{fold}"),
             )
         )
     return average_tensors(tuned), tuned

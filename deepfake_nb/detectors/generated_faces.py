@@ -23,8 +23,8 @@ import pandas as pd
 import torch
 from scipy.special import expit
 
-from .corpus import stable_number
-from .detector_training import load_or_make, training_portraits
+from .corpus import hash_to_number
+from .detector_training import load_or_make, select_portraits
 from .model_cards import write_detector
 from .reencoding import read_tokens, score_still_ladder
 from ..networks.devices import training_device
@@ -45,12 +45,12 @@ STILLS_PER_SET = {"gan_celeba_stills": 350, "synthetic_stills": 350, "ffpp_c23":
 def select_stills(table, most=300):
     """The stills of the probe, at most so many of a set, class and side of the split, with ``trained``."""
     rows = select_generated_media(table)
-    portraits = set(training_portraits(table).index)
-    hashed = pd.Series([stable_number("generated", person) % 3 != 0 for person in rows.person], rows.index)
+    portraits = set(select_portraits(table).index)
+    hashed = pd.Series([hash_to_number("generated", person) % 3 != 0 for person in rows.person], rows.index)
     trained = (rows.split == "train").where(rows.task == "generated", hashed)
     trained = trained.where(rows.source != "real_faces", rows.index.isin(portraits)).astype(bool)
     rows = rows.assign(trained=trained)
-    order = sorted(rows.index, key=lambda index: stable_number("stills", rows.media[index]))
+    order = sorted(rows.index, key=lambda index: hash_to_number("stills", rows.media[index]))
     groups = rows.loc[order].groupby(["source", "label", "trained", "method"])
     kept = [part.head(STILLS_PER_SET.get(name[0], most) // (1 if name[2] else 2)) for name, part in groups]
     return pd.concat(kept).sort_values("media", ignore_index=True)

@@ -29,12 +29,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .corpus import assign_folds, stable_number
+from .corpus import assign_folds, hash_to_number
 from deepfake_nb.detectors.detector_training import (
     mean_score,
     middle_face_score,
     predict_files,
-    training_portraits,
+    select_portraits,
 )
 from .reencoding import select_ladder_steps
 from ..evaluation.calibration import MISS_RATE, decision_for, fit_media_calibration
@@ -57,7 +57,7 @@ def select_left_out(table, fold):
 def held_out_portraits(table):
     """Genuine and generated stills that no detector here trains on: the validation and test splits, and the portraits left out."""
     stills = table[(table.kind == "image") & ((table.task == "generated") | (table.source == "real_faces"))]
-    return stills.drop(training_portraits(stills).index)[
+    return stills.drop(select_portraits(stills).index)[
         lambda rows: rows.split.isin(["val", "test"]) | rows.split.isna()
     ]
 
@@ -68,7 +68,7 @@ PORTRAITS_PER_SET = 80  # that the edited detector is tested on, of each source 
 def sample_portraits(table):
     """Genuine stills that were left out, at most `PORTRAITS_PER_SET` of a source."""
     genuine = held_out_portraits(table)[lambda rows: rows.label == 0]
-    order = sorted(genuine.index, key=lambda index: stable_number("some", genuine.media[index]))
+    order = sorted(genuine.index, key=lambda index: hash_to_number("some", genuine.media[index]))
     return genuine.loc[order].groupby("source").head(PORTRAITS_PER_SET).assign(held_out="people", fold=-1)
 
 

@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .corpus import GENERATED_SETS, SIZE, stable_number
+from .corpus import GENERATED_SETS, SIZE, hash_to_number
 from deepfake_nb.detectors.held_out import (
     auc_by_source,
     count_verdicts,
@@ -114,7 +114,7 @@ def tabulate_verdicts(predictions, kind, ladder=None):
     counts.append({"source": "all", **count_verdicts(decided)})
     if held_out == "source":
         of_people = decide(
-            "people", lambda rows: [stable_number("group", p) % PEOPLE_GROUPS for p in rows.person]
+            "people", lambda rows: [hash_to_number("group", p) % PEOPLE_GROUPS for p in rows.person]
         )
         counts.append({"source": "all, only the people are new", **count_verdicts(of_people)})
     return pd.DataFrame(counts)

@@ -37,17 +37,17 @@ from deepfake_nb.detectors.corpus import (
     STORED,
     crop_file,
     crop_with_margin,
+    hash_to_number,
     largest_face,
     one_opencv_thread,
     read_crops,
-    stable_number,
 )
 from .detector_training import as_input, mean_score, middle_face_score
 from ..media.degradations import jpeg
 from ..media.faces import CenterFace
 from ..media.video import read_frames, recompress_frames
 from ..networks.devices import device_of
-from ..people.self_blending import picture_changes, random_view, through_changes
+from ..people.self_blending import apply_handling, choose_handling, random_view
 from ..study.files import atomic_path, cache_dir, random_stream
 from ..study.workers import worker_pool
 
@@ -138,7 +138,7 @@ LADDER_FAKES = 1  # of each method and fold
 def select_ladder_media(rows):
     """The videos that go through the ladder: all genuine ones that a fold leaves out by person, and some fakes."""
     rows = rows[(rows.kind == "video") & (rows.held_out == "people") & (rows.source != "ffpp_c40")]
-    order = sorted(rows.index, key=lambda index: stable_number("ladder", rows.media[index]))
+    order = sorted(rows.index, key=lambda index: hash_to_number("ladder", rows.media[index]))
     fakes = rows.loc[order][lambda part: part.label == 1].groupby(["method", "fold"]).head(LADDER_FAKES)
     return pd.concat([rows[rows.label == 0], fakes])
 
@@ -237,13 +237,13 @@ def read_middle_face(file, rng=None):
     face, margin = face[len(face) // 2], (STORED - SIZE) // 2
     if rng is None:
         return np.ascontiguousarray(face[margin : margin + SIZE, margin : margin + SIZE])
-    return through_changes(face, random_view(rng, STORED, SIZE), picture_changes(rng), SIZE)
+    return apply_handling(face, random_view(rng, STORED, SIZE), choose_handling(rng), SIZE)
 
 
 # %% ../../nbs/detectors/02_reencoding.ipynb #5796648a
 def score_still_ladder(network, weights, constant, rows):
     """Scores that a probe gives some stills that it was not trained on, in all versions; a table as `score_ladder` gives it."""
-    order = sorted(rows.index, key=lambda index: stable_number("ladder", rows.media[index]))
+    order = sorted(rows.index, key=lambda index: hash_to_number("ladder", rows.media[index]))
     rows = rows.loc[order[:LADDER_STILLS]][["media", "label", "person", "source", "crops"]]
     faces, found = [read_middle_face(file) for file in rows.crops], []
     for name, change in {"original": np.asarray, **STILL_LADDER}.items():

@@ -28,7 +28,7 @@ from deepfake_nb.detectors.detector_training import (
     DetectorSettings,
     as_input,
     predict_files,
-    training_portraits,
+    select_portraits,
 )
 from .edited_faces import FOLDS
 from .held_out import list_as_videos_and_images, sample_portraits, select_left_out
@@ -55,7 +55,7 @@ def build_small_network():
 @torch.inference_mode()
 def compute_blend_features(network, table, settings=SMALL_BLENDS, tell=None):
     """Features and labels of the self-blended pairs of portraits."""
-    batches, found, labels = Batches(training_portraits(table).reset_index(drop=True), settings), [], []
+    batches, found, labels = Batches(select_portraits(table).reset_index(drop=True), settings), [], []
     for step in range(settings.steps):
         images, label = batches[step]
         found.append(network.forward_features(as_input(images)).numpy())

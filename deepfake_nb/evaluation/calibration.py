@@ -10,10 +10,10 @@ __all__ = [
     "Combination",
     "Decision",
     "decision_for",
-    "shifted",
+    "shift_log_odds",
     "ladder_effects",
     "with_ladder",
-    "flips",
+    "measure_flips",
     "Probability",
     "MediaCalibration",
     "fit_media_calibration",
@@ -35,12 +35,12 @@ from scipy.special import expit, logit
 from deepfake_nb.evaluation.decisions import (
     Calibration,
     as_logits,
+    describe_threshold,
     fit_calibration,
-    in_six_figures,
-    percent,
+    format_percent,
     read_calibration,
+    round_to_six_figures,
     threshold_for,
-    threshold_in_words,
 )
 from .metrics import draw_counts
 from .out_of_distribution import OutOfDistribution, read_out_of_distribution
@@ -77,7 +77,7 @@ class Combination:
 
     def as_dict(self):
         """A dict that JSON can encode."""
-        return asdict(self) | {"detectors": list(self.detectors), "draws": in_six_figures(self.draws)}
+        return asdict(self) | {"detectors": list(self.detectors), "draws": round_to_six_figures(self.draws)}
 
 
 # %% ../../nbs/evaluation/08_calibration.ipynb #b2ef7242
@@ -94,7 +94,7 @@ def merged_score(calibrations, scores):
     return expit(np.mean(lines, 0))
 
 
-def line_of(calibrations, last):
+def combine_lines(calibrations, last):
     """Weights of the detectors' log-odds and the constant, from their lines and the final line on top."""
     if len(calibrations) == 1:
         return np.array([last.parameters["slope"], last.parameters["intercept"]])
@@ -115,7 +115,7 @@ def fit_lines(names, scores, labels):
     return dict(zip(names, own, strict=True)), last
 
 
-def drawn_lines(names, scores, labels, people, draws, rng):
+def fit_bootstrap_lines(names, scores, labels, people, draws, rng):
     """The lines for `draws` bootstrap draws of people, shape (draws, D + 1)."""
     persons, person = np.unique(people, return_inverse=True)
     kinds = np.zeros((len(persons), 2), int)
@@ -125,7 +125,7 @@ def drawn_lines(names, scores, labels, people, draws, rng):
         for count in counts[:, person].astype(int):
             rows = np.repeat(np.arange(len(labels)), count)
             own, last = fit_lines(names, scores[rows], labels[rows])
-            found.append(line_of(list(own.values()), last))
+            found.append(combine_lines(list(own.values()), last))
     return np.array(found)
 
 
@@ -142,13 +142,15 @@ def fit_combination(names, table, draws, rng, ladder=None):
                 f"calibrate; leave it out."
             )
     together = pd.Series(merged_score(list(own.values()), scores)).round(6)
-    genuine, forged = (by_person(together[labels == kind], table.person[labels == kind]) for kind in (0, 1))
-    lines = drawn_lines(names, scores, labels, table.person.to_numpy(), draws, rng)
+    genuine, forged = (
+        sort_by_person(together[labels == kind], table.person[labels == kind]) for kind in (0, 1)
+    )
+    lines = fit_bootstrap_lines(names, scores, labels, table.person.to_numpy(), draws, rng)
     found = Combination(tuple(names), last, lines, genuine, forged)
     return own, found if ladder is None else with_ladder(found, list(own.values()), ladder)
 
 
-def by_person(scores, people):
+def sort_by_person(scores, people):
     """Scores as sorted lists, one per person."""
     return [sorted(group.tolist()) for _, group in scores.groupby(people.to_numpy())]
 
@@ -170,17 +172,17 @@ class Decision(NamedTuple):
 def decision_for(combination, rate, miss_rate=MISS_RATE):
     """The `Decision` of a `Combination` for a false-alarm rate and a miss rate; its margin raises the upper threshold."""
     upper = threshold_for(combination.genuine, rate)
-    fake_from = shifted(upper.score, combination.margin)
+    fake_from = shift_log_odds(upper.score, combination.margin)
     if not combination.forged:
         return Decision(fake_from, upper.score, upper.rate, upper.sentence)
     missed = threshold_for([[1 - score for score in own] for own in combination.forged], miss_rate)
     real_below = max(0.0, min(upper.score, 1 - missed.score))
-    words = threshold_in_words(fake_from, rate, upper.rate, len(combination.genuine))
-    words += f" Below {real_below:.2f} is called real: that happens to at most {percent(missed.rate)} of fakes like those."
+    words = describe_threshold(fake_from, rate, upper.rate, len(combination.genuine))
+    words += f" Below {real_below:.2f} is called real: that happens to at most {format_percent(missed.rate)} of fakes like those."
     return Decision(fake_from, real_below, upper.rate, words)
 
 
-def shifted(score, log_odds):
+def shift_log_odds(score, log_odds):
     """A score in [0, 1] shifted in log-odds; a threshold above 1, which no score reaches, is unchanged."""
     return (
         score if score > 1 or not log_odds else float(expit(as_logits(np.float64(score), False) + log_odds))
@@ -224,11 +226,13 @@ def with_ladder(combination, lines, ladder, rate=0.05):
     lower, upper = as_logits(np.array([plain.real_below, plain.fake_from]), False)
     real = ladder[(ladder.version == "original") & (ladder.label == 0)]
     start = pd.Series(odds[ladder.index.get_indexer(real.index)], real.media_id)
-    margin = next((m for m in np.arange(0, 6, 0.05) if flips(start, rise, lower, upper + m) <= FLIPS), 6.0)
+    margin = next(
+        (m for m in np.arange(0, 6, 0.05) if measure_flips(start, rise, lower, upper + m) <= FLIPS), 6.0
+    )
     return replace(combination, wobble=round(wobble, 4), margin=round(float(margin), 4))
 
 
-def flips(start, rise, lower, upper):
+def measure_flips(start, rise, lower, upper):
     """Share of the genuine media called real as originals (below `lower`) that some rung calls fake (from `upper`)."""
     real = start[start < lower]
     return float((real + rise.reindex(real.index).fillna(0) >= upper).mean()) if len(real) else 0.0
@@ -254,7 +258,7 @@ class Reading:
             raise InputError(
                 f"The calibration of {self.kind}s knows no detector {', '.join(unknown) or 'at all'}."
             )
-        return self.combinations[joined(detectors)]
+        return self.combinations[join_names(detectors)]
 
     def score(self, scores):
         """The joint score in [0, 1] of detectors, from their scores {detector: score}; that of one is its own."""
@@ -274,7 +278,7 @@ class Reading:
         """The `Probability` of being fake, from the scores {detector: score}."""
         chosen = self.combination(scores)
         odds = as_logits(np.array([scores[name] for name in chosen.detectors], float), False)
-        own = line_of([self.calibrations[name] for name in chosen.detectors], chosen.calibration)
+        own = combine_lines([self.calibrations[name] for name in chosen.detectors], chosen.calibration)
         lines = np.vstack([own, chosen.draws])
         here = chosen.calibration.n_fake / chosen.calibration.n
         noise = (
@@ -304,7 +308,7 @@ class Reading:
         return ""
 
 
-def joined(detectors):
+def join_names(detectors):
     """The name of a set of detectors."""
     return " + ".join(sorted(detectors))
 
@@ -368,7 +372,7 @@ KINDS_OF_MEDIA = ("picture", "video")
 MOST_DETECTORS = 4
 
 
-def checked_table(table):
+def check_table(table):
     """Reject a table unfit for calibration; returns one row per media file and one column per detector."""
     missing = [
         name for name in ("media_id", "label", "score", "detector", "kind", "person") if name not in table
@@ -466,14 +470,14 @@ def fit_media_calibration(
     """
     if not 0 < prior < 1:
         raise UsageError(f"The prior share of fakes is {prior}: give a number between 0 and 1.")
-    wide, kind, names = checked_table(table)
+    wide, kind, names = check_table(table)
     check_numbers(wide, names)
     if ladder is not None:
         check_ladder(ladder, names)
     rng, own, found = rng or np.random.default_rng(0), {}, {}
     for size in range(1, len(names) + 1):
         for chosen in combinations(names, size):
-            lines, found[joined(chosen)] = fit_combination(chosen, wide, draws, rng, ladder)
+            lines, found[join_names(chosen)] = fit_combination(chosen, wide, draws, rng, ladder)
             own |= lines if size == 1 else {}
     weights = {name: (weights or {}).get(name) for name in names}
     counts = len(wide), int(wide.label.sum()), int(wide.person.nunique())
@@ -535,7 +539,7 @@ def read_one(value):
     """A `MediaCalibration` from JSON; raises any kind of error if it is invalid."""
     own = {name: read_calibration(line) for name, line in value["calibrations"].items()}
     found = {name: read_combination(each, {*own}) for name, each in value["combinations"].items()}
-    sets = {joined(chosen) for size in range(1, len(own) + 1) for chosen in combinations(own, size)}
+    sets = {join_names(chosen) for size in range(1, len(own) + 1) for chosen in combinations(own, size)}
     counts = {name: int(value[name]) for name in ("n", "n_fake", "n_people")}
     familiarity = read_out_of_distribution(value["familiarity"]) if value["familiarity"] else None
     usable = len(own) <= MOST_DETECTORS and sets == {*found} and {*value["weights"]} == {*own}

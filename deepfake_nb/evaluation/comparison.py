@@ -11,7 +11,7 @@ __all__ = [
     "bootstrap_test",
     "Comparison",
     "compare",
-    "holm",
+    "correct_by_holm",
     "paired_tests",
 ]
 
@@ -32,17 +32,17 @@ from deepfake_nb.evaluation.metrics import (
     Undefined,
     as_arrays,
     as_generator,
+    central_interval,
     cluster_codes,
-    interval_at_the_end,
+    correct_extreme_interval,
+    get_tail,
     is_defined,
-    middle,
-    names_of,
+    list_metric_names,
     need,
-    resampled,
+    resample_metrics,
     smallest_stratum,
-    tail_of,
 )
-from .predictions import NEEDED, check_predictions, first_bad, one_of_each, pool
+from .predictions import NEEDED, check_predictions, first_bad, pool, require_one_of_each
 from ..study.files import InputError
 
 
@@ -58,7 +58,7 @@ def placements(labels, scores):
     return placed
 
 
-def structural(labels, score_columns, clusters=None):
+def compute_structural_components(labels, score_columns, clusters=None):
     """AUC of each column of scores (N, K), and their covariance (K, K)."""
     need(labels, 0, 1)
     placed = np.column_stack([placements(labels, scores) for scores in score_columns.T])
@@ -117,12 +117,12 @@ def delong(labels, scores, clusters=None, confidence=0.95):
         A class has fewer than two media files.
     """
     labels, scores = as_arrays(labels, scores)
-    (area,), ((variance,),) = structural(labels, scores[:, None], clusters)
+    (area,), ((variance,),) = compute_structural_components(labels, scores[:, None], clusters)
     if min(area, 1 - area) < 1e-12:
         media = Sample(labels, scores, clusters).strata
         trials = min((media != 1).sum(), (media != 0).sum())  # files with both classes count for both
-        return AreaEstimate(float(area), 0.0, *interval_at_the_end(area, trials, confidence))
-    step = norm.ppf(1 - tail_of(confidence)) * np.sqrt(variance) / (area * (1 - area))
+        return AreaEstimate(float(area), 0.0, *correct_extreme_interval(area, trials, confidence))
+    step = norm.ppf(1 - get_tail(confidence)) * np.sqrt(variance) / (area * (1 - area))
     low, high = expit(logit(area) + np.array([-step, step]))
     return AreaEstimate(float(area), float(variance), float(low), float(high))
 
@@ -188,7 +188,9 @@ def delong_test(labels, scores_a, scores_b, clusters=None, confidence=0.95):
     """
     labels, scores_a = as_arrays(labels, scores_a)
     labels, scores_b = as_arrays(labels, scores_b)
-    (a, b), covariance = structural(labels, np.column_stack([scores_a, scores_b]), clusters)
+    (a, b), covariance = compute_structural_components(
+        labels, np.column_stack([scores_a, scores_b]), clusters
+    )
     _, n = cluster_codes(clusters, len(labels))
     found = Difference("auc", "DeLong", float(a), float(b), float(b - a), n=n)
     error = np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0))
@@ -198,7 +200,7 @@ def delong_test(labels, scores_a, scores_b, clusters=None, confidence=0.95):
         return replace(
             found, reason="The difference has no variance: each ranks all pairs right, or all wrong."
         )
-    step = norm.ppf(1 - tail_of(confidence)) * error
+    step = norm.ppf(1 - get_tail(confidence)) * error
     p_value = 2 * norm.sf(abs(b - a) / error)
     return replace(found, low=float(b - a - step), high=float(b - a + step), p_value=float(p_value))
 
@@ -231,9 +233,9 @@ def bootstrap_test(
     UsageError
         The metric is unknown.
     """
-    (metric,) = names_of(metric)
+    (metric,) = list_metric_names(metric)
     pair = pair_of(labels, scores_a, scores_b, clusters, threshold)
-    return differences(pair, [metric], resamples, as_generator(rng), confidence)[metric]
+    return measure_differences(pair, [metric], resamples, as_generator(rng), confidence)[metric]
 
 
 # %% ../../nbs/evaluation/02_comparison.ipynb #c4079d58
@@ -243,15 +245,15 @@ def pair_of(labels, scores_a, scores_b, clusters, threshold):
     return Sample(labels, scores_a, clusters, at_a), Sample(labels, scores_b, clusters, at_b)
 
 
-def differences(pair, names, resamples, rng, confidence):
+def measure_differences(pair, names, resamples, rng, confidence):
     """The difference of two samples of the same media in several metrics."""
     defined = [name for name in names if all(is_defined(name, one) for one in pair)]
-    a, b = resampled(pair, defined, resamples, rng)
+    a, b = resample_metrics(pair, defined, resamples, rng)
     drawn = {name: b[name] - a[name] for name in defined}
-    return {name: difference_in(name, pair, drawn.get(name), confidence) for name in names}
+    return {name: measure_difference(name, pair, drawn.get(name), confidence) for name in names}
 
 
-def difference_in(name, pair, drawn, confidence):
+def measure_difference(name, pair, drawn, confidence):
     """The difference in one metric, from its resampled values, shape (R,)."""
     found = Difference(name, "bootstrap", n=pair[0].n_clusters)
     try:
@@ -262,7 +264,7 @@ def difference_in(name, pair, drawn, confidence):
     drawn, asked = drawn[~np.isnan(drawn)], len(drawn)
     if smallest_stratum(pair[0].strata) < 2 or len(drawn) < (1 - MANY_UNDEFINED) * asked:
         return replace(found, reason="Too few media files for an interval.")
-    low, high = map(float, middle(drawn, confidence))
+    low, high = map(float, central_interval(drawn, confidence))
     p_value = 2 * (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (len(drawn) + 1)
     return replace(found, low=low, high=high, p_value=float(min(p_value, 1)))
 
@@ -307,7 +309,7 @@ class Comparison:
 COMPARED = ("auc", "average_precision", "equal_error_rate", "accuracy", "f1_fake")
 
 
-def matched(a, b):
+def match_media(a, b):
     """The media in both tables, side by side, and the number of media in only one."""
     both = a[[*NEEDED]].merge(b[[*NEEDED]], on="media_id", suffixes=("_a", "_b"))
     if not len(both):
@@ -348,12 +350,14 @@ def compare(
     InputError
         No media file is in both, one has two labels, or see `evaluate`.
     """
-    names = names_of(metrics)
-    a, b = (pool(one_of_each(check_predictions(table)), how) for table in (predictions_a, predictions_b))
-    both, left_out = matched(a, b)
+    names = list_metric_names(metrics)
+    a, b = (
+        pool(require_one_of_each(check_predictions(table)), how) for table in (predictions_a, predictions_b)
+    )
+    both, left_out = match_media(a, b)
     labels = both["label_a"].to_numpy()
     pair = pair_of(labels, both["score_a"], both["score_b"], None, threshold)
-    found = differences(pair, names, resamples, as_generator(rng), confidence)
+    found = measure_differences(pair, names, resamples, as_generator(rng), confidence)
     formula = try_delong(labels, both["score_a"], both["score_b"], confidence) if "auc" in names else []
     return Comparison(len(both), int(labels.sum()), left_out, threshold, [*formula, *found.values()])
 
@@ -367,7 +371,7 @@ def try_delong(labels, scores_a, scores_b, confidence):
 
 
 # %% ../../nbs/evaluation/02_comparison.ipynb #0f054b28
-def holm(p_values):
+def correct_by_holm(p_values):
     """Holm's corrected p-values of a family of tests (Holm 1979).
 
     Parameters
@@ -414,5 +418,5 @@ def paired_tests(pairs, rng=None, resamples=2000):
         ]
     table = pd.DataFrame(found, dtype=object)
     for _, rows in table.groupby("metric"):
-        table.loc[rows.index, "p_holm"] = holm(rows.p_value)
+        table.loc[rows.index, "p_holm"] = correct_by_holm(rows.p_value)
     return table

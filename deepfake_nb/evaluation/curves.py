@@ -33,17 +33,23 @@ from deepfake_nb.evaluation.metrics import (
     as_generator,
     auc,
     bootstrap_mean,
+    central_interval,
     draw_counts,
     expected_calibration_error,
     measure,
-    middle,
     need,
     need_probabilities,
     probability_bins,
-    resampled,
+    resample_metrics,
     smallest_stratum,
 )
-from .predictions import check_predictions, groups_of, mixed, one_of_each, rows_at
+from deepfake_nb.evaluation.predictions import (
+    check_predictions,
+    find_mixed_columns,
+    iterate_groups,
+    require_one_of_each,
+    select_rows,
+)
 
 # %% ../../nbs/evaluation/04_curves.ipynb #f3dafc52
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -51,7 +57,7 @@ CLASS_COLOURS = {0: "#0072B2", 1: "#D55E00"}
 
 
 # %% ../../nbs/evaluation/04_curves.ipynb #9e34ab44
-def axes_or_new(axes, size=(4.8, 4.2)):
+def make_axes(axes, size=(4.8, 4.2)):
     if axes is not None:
         return axes
     import matplotlib.pyplot as plt
@@ -59,19 +65,19 @@ def axes_or_new(axes, size=(4.8, 4.2)):
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
-def named_samples(predictions, level, threshold=0.5):
+def name_samples(predictions, level, threshold=0.5):
     """(name, `Sample`) of each detector in a table, or of each table under its name."""
     if isinstance(predictions, pd.DataFrame):
         table = check_predictions(predictions)
-        tables = dict(groups_of(table, mixed(table)))
+        tables = dict(iterate_groups(table, find_mixed_columns(table)))
     else:
-        tables = {name: one_of_each(check_predictions(table)) for name, table in predictions.items()}
+        tables = {name: require_one_of_each(check_predictions(table)) for name, table in predictions.items()}
     for name, table in tables.items():
-        rows = rows_at(level, table)
+        rows = select_rows(level, table)
         yield name, Sample(rows.label, rows.score, rows.media_id, threshold)
 
 
-def why_no_curve(sample):
+def explain_missing_curve(sample):
     """The reason why there is no curve, or None."""
     try:
         need(sample.labels, 0, 1)
@@ -80,7 +86,7 @@ def why_no_curve(sample):
 
 
 # %% ../../nbs/evaluation/04_curves.ipynb #d9ea2ad9
-def hits_at(found, false_alarms, grid):
+def count_hits(found, false_alarms, grid):
     """True-positive rate at each false-positive rate of the grid."""
     return np.interp(grid, false_alarms / false_alarms[-1], found / found[-1])
 
@@ -91,14 +97,14 @@ def precision_at(found, false_alarms, grid):
     return found[at] / np.maximum(found[at] + false_alarms[at], 1e-12)
 
 
-def band_of(sample, read, grid, resamples, rng, confidence=0.95):
+def compute_band(sample, read, grid, resamples, rng, confidence=0.95):
     """Bounds of the central interval of the resampled curves on a grid: (2, len(grid))."""
     curves = [
         read(found, false_alarms, grid)
         for counts in draw_counts(sample.strata, resamples, rng, len(sample.code))
         for found, false_alarms in zip(*sample.curve(counts), strict=True)
     ]
-    return middle(curves, confidence)
+    return central_interval(curves, confidence)
 
 
 # %% ../../nbs/evaluation/04_curves.ipynb #08e4da35
@@ -107,17 +113,17 @@ def draw_curves(
 ):
     """Draw one curve, band and legend entry per detector."""
     rng = as_generator(rng)
-    for (name, sample), colour in zip(named_samples(predictions, level), cycle(COLOURS), strict=False):
-        why_not = why_no_curve(sample)
+    for (name, sample), colour in zip(name_samples(predictions, level), cycle(COLOURS), strict=False):
+        why_not = explain_missing_curve(sample)
         if why_not:
             axes.plot([], [], color=colour, label=f"{name}: undefined ({why_not.lower()})")
             continue
-        drawn = resampled([sample], [metric], resamples, rng)[0][metric]
+        drawn = resample_metrics([sample], [metric], resamples, rng)[0][metric]
         number = measure(metric, sample, drawn, 0.95)
         line = scale(*line_of(sample.labels, sample.scores))
         axes.plot(*line, color=colour, label=f"{name}: {METRICS[metric].title} {number}", linewidth=1.8)
         if band and smallest_stratum(sample.strata) > 1:
-            low, high = band_of(sample, read, grid, resamples, rng)
+            low, high = compute_band(sample, read, grid, resamples, rng)
             x, low = scale(grid, low)
             axes.fill_between(x, low, scale(grid, high)[1], color=colour, alpha=0.15, linewidth=0)
     axes.legend(fontsize="small")
@@ -144,14 +150,14 @@ def plot_roc(predictions, axes=None, band=True, level="media", resamples=500, rn
     matplotlib Axes
         A detector without both classes has no curve, and a legend entry that states why.
     """
-    axes = axes_or_new(axes)
+    axes = make_axes(axes)
 
     def line_of(labels, scores):
         return roc_curve(labels, scores, drop_intermediate=False)[:2]
 
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
     draw_curves(
-        axes, predictions, level, band, resamples, rng, line_of, "auc", hits_at, np.linspace(0, 1, 101)
+        axes, predictions, level, band, resamples, rng, line_of, "auc", count_hits, np.linspace(0, 1, 101)
     )
     axes.set(
         xlabel="false alarms: real called fake", ylabel="fakes found", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
@@ -168,13 +174,13 @@ def plot_precision_recall(predictions, axes=None, band=True, level="media", resa
     matplotlib Axes
         A dashed line marks the share of fakes: the precision of a detector without skill.
     """
-    axes = axes_or_new(axes)
+    axes = make_axes(axes)
 
     def line_of(labels, scores):
         precision, recall, _ = precision_recall_curve(labels, scores)
         return recall, np.where(recall > 0, precision, np.nan)
 
-    for _, sample in named_samples(predictions, level):
+    for _, sample in name_samples(predictions, level):
         axes.axhline(sample.labels.mean(), color="0.6", linestyle="--", linewidth=1)
     draw_curves(
         axes, predictions, level, band, resamples, rng, line_of, "average_precision", precision_at, np.linspace(0.01, 1, 100)
@@ -217,8 +223,8 @@ def plot_det(predictions, axes=None, band=True, level="media", resamples=500, rn
         Rates of 0 and 1 are clipped by half a row, so that every curve is finite. A curve crosses the dotted
         diagonal at the equal error rate.
     """
-    axes = axes_or_new(axes)
-    n = max(np.bincount(sample.labels).max() for _, sample in named_samples(predictions, level))
+    axes = make_axes(axes)
+    n = max(np.bincount(sample.labels).max() for _, sample in name_samples(predictions, level))
 
     def line_of(labels, scores):
         false_alarms, missed, _ = det_curve(labels, scores)
@@ -228,7 +234,7 @@ def plot_det(predictions, axes=None, band=True, level="media", resamples=500, rn
         return deviate(false_alarms, n), deviate(missed, n)
 
     def missed_at(found, false_alarms, grid):
-        return 1 - hits_at(found, false_alarms, grid)
+        return 1 - count_hits(found, false_alarms, grid)
 
     grid = norm.cdf(np.linspace(norm.ppf(0.5 / n), -norm.ppf(0.5 / n), 101))
     axes.axline((0, 0), slope=1, color="0.6", linestyle=":", linewidth=1)
@@ -260,7 +266,7 @@ def plot_roc_both_scores(labels, real_scores, fake_scores, axes=None):
     Undefined
         All labels are of one class.
     """
-    axes, total = axes_or_new(axes), 0
+    axes, total = make_axes(axes), 0
     for name, scores, colour in (
         ("real", real_scores, CLASS_COLOURS[0]),
         ("fake", fake_scores, CLASS_COLOURS[1]),
@@ -291,7 +297,7 @@ def plot_confusion(confusion, axes=None):
     -------
     matplotlib Axes
     """
-    axes = axes_or_new(axes, (3.8, 3.4))
+    axes = make_axes(axes, (3.8, 3.4))
     counts = np.asarray(getattr(confusion, "confusion_matrix", confusion))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -325,8 +331,8 @@ def plot_scores(predictions, threshold=0.5, axes=None, level="media", bins=25):
     matplotlib Axes
         Bars are shares within each class, so that classes of different size can be compared.
     """
-    axes = axes_or_new(axes, (5.6, 3.4))
-    ((_, sample),) = named_samples({"": predictions}, level)
+    axes = make_axes(axes, (5.6, 3.4))
+    ((_, sample),) = name_samples({"": predictions}, level)
     limits = (0, 1) if 0 <= sample.scores.min() <= sample.scores.max() <= 1 else None
     edges = np.histogram_bin_edges(sample.scores, bins, limits)
     for label, colour in CLASS_COLOURS.items():
@@ -364,9 +370,9 @@ def plot_reliability(predictions, axes=None, bins=10, level="media", rng=None):
     Undefined
         Scores are not between 0 and 1.
     """
-    axes = axes_or_new(axes)
+    axes = make_axes(axes)
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-    for (name, sample), colour in zip(named_samples(predictions, level), cycle(COLOURS), strict=False):
+    for (name, sample), colour in zip(name_samples(predictions, level), cycle(COLOURS), strict=False):
         need_probabilities(sample.scores)
         draw_reliability(axes, name, sample, bins, as_generator(rng), colour)
     axes.set(

@@ -12,7 +12,7 @@ __all__ = [
     "expected_cost",
     "Threshold",
     "threshold_for",
-    "in_six_figures",
+    "round_to_six_figures",
 ]
 
 # %% ../../nbs/evaluation/05_decisions.ipynb #997e5a37
@@ -240,21 +240,19 @@ PAPER_THRESHOLDS = {
 
 
 # %% ../../nbs/evaluation/05_decisions.ipynb #121da5c6
-def percent(share):
+def format_percent(share):
     """A share in percent with two significant figures, such as "5 %"."""
     return f"{100 * share:.2g} %"
 
 
-def threshold_in_words(score, rate, kept, people):
+def describe_threshold(score, rate, kept, people):
     """What a threshold guarantees, in one or two sentences."""
     words = (
-        f"{score:.2f} and above is called fake: that happens to at most {percent(kept)} of genuine media like those of the "
+        f"{score:.2f} and above is called fake: that happens to at most {format_percent(kept)} of genuine media like those of the "
         f"calibration."
     )
     if kept > rate:
-        words += (
-            f" With {people} genuine people it cannot promise less, though {percent(rate)} was asked for."
-        )
+        words += f" With {people} genuine people it cannot promise less, though {format_percent(rate)} was asked for."
     return words
 
 
@@ -295,11 +293,11 @@ def threshold_for(genuine, rate):
     promised = (1 + above.round(9)) / (len(genuine) + 1)
     at = int(np.argmax(promised <= rate)) if promised[-1] <= rate else len(values) - 1
     score, kept = float(np.nextafter(values[at], 2)), max(rate, float(promised[-1]))
-    return Threshold(score, kept, threshold_in_words(score, rate, kept, len(genuine)))
+    return Threshold(score, kept, describe_threshold(score, rate, kept, len(genuine)))
 
 
 # %% ../../nbs/evaluation/05_decisions.ipynb #b4130563
-def in_six_figures(numbers):
+def round_to_six_figures(numbers):
     """An array as nested lists, rounded to six significant figures."""
     return json.loads(
         json.dumps(np.asarray(numbers).tolist()), parse_float=lambda text: float(f"{float(text):.6g}")

@@ -8,7 +8,7 @@ __all__ = [
     "COLOURS",
     "MEASURES",
     "saliency",
-    "scaled",
+    "scale_maps",
     "MeanMap",
     "mean_saliency",
     "grad_cam",
@@ -19,9 +19,9 @@ __all__ = [
     "coverage",
     "summarise",
     "compare",
-    "effect_of_restoring",
-    "reinitialised",
-    "learnt_layers",
+    "measure_restoring",
+    "copy_reinitialised",
+    "list_trained_layers",
     "map_similarity",
     "randomisation_check",
 ]
@@ -47,7 +47,7 @@ from ..study.files import InputError, random_seed
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #0ec16051
-def checked_logits(logits, count):
+def check_logits(logits, count):
     """Logits as (N,) or (N, K); rejects other shapes and non-finite values."""
     if not isinstance(logits, torch.Tensor) or logits.ndim not in (1, 2) or len(logits) != count:
         shape = tuple(getattr(logits, "shape", ())) or type(logits).__name__
@@ -75,7 +75,7 @@ def class_scores(logits, classes=None, score="logit"):
 
 # %% ../../nbs/evaluation/06_explain.ipynb #023abaf7
 @contextlib.contextmanager
-def undisturbed(network):
+def freeze_temporarily(network):
     """Hold a network in eval mode with frozen parameters, and restore its state afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in network.parameters()]
@@ -94,7 +94,7 @@ def undisturbed(network):
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #33a90b06
-def checked_inputs(inputs):
+def check_inputs(inputs):
     """Inputs as a float tensor (N, C, H, W) or (N, C, T, H, W)."""
     inputs = torch.as_tensor(inputs)
     if inputs.ndim not in (4, 5) or not inputs.is_floating_point():
@@ -105,7 +105,7 @@ def checked_inputs(inputs):
     return inputs
 
 
-def checked_classes(classes, count, score):
+def check_classes(classes, count, score):
     """Classes as an integer tensor (N,), or None; rejects unknown kinds of score."""
     if score not in ("logit", "margin"):
         raise InputError(f"The score to explain is 'logit' or 'margin', not {score!r}.")
@@ -157,12 +157,12 @@ def saliency(network, inputs, classes=None, *, score="logit", batch_size=32):
     -----
     Simonyan et al. 2014, arXiv:1312.6034, section 3.
     """
-    inputs = checked_inputs(inputs)
-    classes = checked_classes(classes, len(inputs), score)
+    inputs = check_inputs(inputs)
+    classes = check_classes(classes, len(inputs), score)
     maps = [np.zeros((0, *inputs.shape[2:]), np.float32)]
-    with undisturbed(network):
+    with freeze_temporarily(network):
         for batch, chosen in device_batches(network, inputs, classes, batch_size):
-            logits = checked_logits(network(batch.clone()), len(batch))
+            logits = check_logits(network(batch.clone()), len(batch))
             gradient = input_gradient(class_scores(logits, chosen, score), batch)
             maps.append(gradient.abs().amax(1).float().cpu().numpy())
     return np.concatenate(maps)
@@ -177,7 +177,7 @@ def input_gradient(scores, batch):
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #2a2aea82
-def scaled(maps, how="maximum"):
+def scale_maps(maps, how="maximum"):
     """Scale each map to the range from 0 to 1.
 
     Parameters
@@ -238,7 +238,7 @@ def mean_saliency(network, batches, *, scale="range", **options):
     batches : iterable of (inputs, labels)
         Inputs as `saliency` takes them, labels 0 (real) or 1 (fake). The label is the class explained.
     scale : {"range", "maximum", "none"}
-        Scaling of each map before averaging; see `scaled`. "range" is as published.
+        Scaling of each map before averaging; see `scale_maps`. "range" is as published.
     **options
         See `saliency`.
 
@@ -250,7 +250,7 @@ def mean_saliency(network, batches, *, scale="range", **options):
     sums, counts, empty = {}, {}, {}
     for inputs, labels in batches:
         labels = np.asarray(labels)
-        maps = scaled(saliency(network, inputs, labels, **options), scale)
+        maps = scale_maps(saliency(network, inputs, labels, **options), scale)
         for label in np.unique(labels).tolist():
             some = maps[labels == label]
             sums[label] = sums.get(label, 0) + some.sum(0, dtype=np.float64)
@@ -297,12 +297,12 @@ class ClassScore:
         self.chosen, self.score = chosen, score
 
     def __call__(self, row):
-        logits = checked_logits(row.reshape(1, -1), 1)
+        logits = check_logits(row.reshape(1, -1), 1)
         value = class_scores(logits, None if self.chosen is None else self.chosen[None], self.score)[0]
         return value if value.requires_grad else value.detach().requires_grad_()
 
 
-def resized(maps, size):
+def resize_maps(maps, size):
     """Maps (N, ...) resized by linear interpolation between cell centres."""
     mode = "trilinear" if maps.ndim == 4 else "bilinear"
     tensor = torch.from_numpy(np.ascontiguousarray(maps, np.float32))[:, None]
@@ -322,7 +322,7 @@ def grad_cam(
     layer : nn.Module or str, optional
         The layer, or its name in the network (``"conv3"``); `target_layer` chooses by default.
     scale : {"maximum", "range", "none"}
-        See `scaled`; "range" is as published.
+        See `scale_maps`; "range" is as published.
     size : tuple of int, optional
         (H, W) or (T, H, W) of the maps; by default that of the inputs.
 
@@ -340,15 +340,15 @@ def grad_cam(
     -----
     Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2.
     """
-    inputs = checked_inputs(inputs)
-    classes = checked_classes(classes, len(inputs), score)
+    inputs = check_inputs(inputs)
+    classes = check_classes(classes, len(inputs), score)
     size = tuple(size or inputs.shape[2:])
     if not len(inputs):
         return np.zeros((0, *size), np.float32)
     layer = find_layer(network, target_layer(network, inputs) if layer is None else layer)
-    with undisturbed(network):
+    with freeze_temporarily(network):
         maps = list(raw_grad_cams(network, inputs, layer, classes, score, batch_size))
-    return scaled(resized(np.concatenate(maps), size), scale)
+    return scale_maps(resize_maps(np.concatenate(maps), size), scale)
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #94fd6f0e
@@ -357,7 +357,7 @@ def raw_grad_cams(network, inputs, layer, classes, score, batch_size):
     cam = RawGradCAM(network, layer)
     try:
         for batch, chosen in device_batches(network, inputs, classes, batch_size):
-            checked_logits(network(batch.detach()), len(batch))
+            check_logits(network(batch.detach()), len(batch))
             rows = [None] * len(batch) if chosen is None else chosen
             yield cam(batch.clone(), [ClassScore(row, score) for row in rows])
     finally:
@@ -394,7 +394,7 @@ def forward_hook(modules, hook):
             handle.remove()
 
 
-def layers_in_order(network, batch):
+def list_layers(network, batch):
     """The modules with output maps of more than one cell, in order of execution."""
     finished = []
 
@@ -432,9 +432,9 @@ def target_layer(network, inputs):
     InputError
         There is no convolution, or no single layer that everything passes through.
     """
-    with undisturbed(network):
-        batch, _ = next(device_batches(network, checked_inputs(inputs)[:1], None, 1))
-        finished = layers_in_order(network, batch)
+    with freeze_temporarily(network):
+        batch, _ = next(device_batches(network, check_inputs(inputs)[:1], None, 1))
+        finished = list_layers(network, batch)
         places = [place for place, module in enumerate(finished) if isinstance(module, CONVOLUTIONS)]
         for layer in finished[places[-1] :] if places else []:
             if finished.count(layer) == 1 and passes_all(network, layer, batch):
@@ -477,14 +477,14 @@ def face_parts(landmarks, shape):
     parts = {name: np.zeros((len(landmarks), *shape), bool) for name in FACE_PARTS}
     for number, points in enumerate(landmarks):
         left = np.ones(shape, bool)
-        for name, area in parts_of_face(points, shape).items():
+        for name, area in mask_face_parts(points, shape).items():
             parts[name][number] = area & left
             left &= ~area
     return parts
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #39116fab
-def parts_of_face(points, shape):
+def mask_face_parts(points, shape):
     """Masks of the parts of one face, (H, W) each; where they overlap, the first one takes precedence."""
     eyes, mouth = points[:2].mean(0), points[3:].mean(0)
     height = max(float(np.linalg.norm(mouth - eyes)), 1e-6)
@@ -536,7 +536,7 @@ def overlay(picture, map, strength=0.75):
     if picture.shape != (*map.shape, 3) or picture.dtype != np.uint8:
         raise InputError(f"A map {map.shape} does not fit an image {picture.dtype} {picture.shape}.")
     if not (map.min() >= 0 and map.max() <= 1):
-        raise InputError("A map to be shown has values from 0 to 1; bring it there with `scaled`.")
+        raise InputError("A map to be shown has values from 0 to 1; bring it there with `scale_maps`.")
     grey = picture @ np.array([0.299, 0.587, 0.114])
     colour = 255 * matplotlib.colormaps[COLOURS](map)[..., :3]
     opacity = strength * np.sqrt(map[..., None])
@@ -637,7 +637,10 @@ def coverage(maps, masks):
         raise InputError(f"Masks are {masks.dtype}; make them boolean first, by `masks > 0.5`.")
     if not (np.isfinite(maps).all() and (maps >= 0).all()):
         raise InputError("Maps must be finite and at least 0; take magnitudes, or `numpy.maximum(maps, 0)`.")
-    rows = [cover(map.ravel().astype(float), mask.ravel()) for map, mask in zip(maps, masks, strict=True)]
+    rows = [
+        measure_coverage(map.ravel().astype(float), mask.ravel())
+        for map, mask in zip(maps, masks, strict=True)
+    ]
     columns = dict.fromkeys((*MEASURES, "mask_share"), "Float64") | {"reason": "str"}
     table = pd.DataFrame(rows, columns=list(columns)).astype(columns)
     table.attrs["bounds"] = (0, 1)
@@ -645,7 +648,7 @@ def coverage(maps, masks):
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #dfafe65e
-def cover(map, mask):
+def measure_coverage(map, mask):
     """One row of `coverage`."""
     inside = int(mask.sum())
     outside = mask.size - inside
@@ -670,7 +673,7 @@ def summarise(table, clusters=None, rng=None, **options):
     Parameters
     ----------
     table : pandas.DataFrame
-        From `coverage`, `compare`, `map_similarity` or `effect_of_restoring`.
+        From `coverage`, `compare`, `map_similarity` or `measure_restoring`.
     clusters : sequence, shape (N,), optional
         The media file, or person, of each row.
     rng : numpy.random.Generator, optional
@@ -734,7 +737,7 @@ def compare(table, other):
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #0c0d9e5f
-def effect_of_restoring(network, forged, originals, masks, *, batch_size=32):
+def measure_restoring(network, forged, originals, masks, *, batch_size=32):
     """Drop of the "fake" margin when a part of each forgery is replaced by its original.
 
     Parameters
@@ -757,7 +760,7 @@ def effect_of_restoring(network, forged, originals, masks, *, batch_size=32):
     InputError
         Shapes do not fit.
     """
-    forged, originals = checked_inputs(forged), checked_inputs(originals)
+    forged, originals = check_inputs(forged), check_inputs(originals)
     masks = torch.as_tensor(np.array(masks))
     if (
         forged.shape != originals.shape
@@ -777,16 +780,16 @@ def effect_of_restoring(network, forged, originals, masks, *, batch_size=32):
 def fake_margins(network, inputs, batch_size):
     """Margins for "fake", float64 (N,)."""
     margins = [np.zeros(0)]
-    with undisturbed(network):
+    with freeze_temporarily(network):
         for batch, _ in device_batches(network, inputs, None, batch_size):
-            logits = checked_logits(network(batch.detach()), len(batch))
+            logits = check_logits(network(batch.detach()), len(batch))
             fake = torch.ones(len(batch), dtype=torch.long, device=logits.device)
             margins.append(class_scores(logits, fake, "margin").double().cpu().numpy())
     return np.concatenate(margins)
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #86112c9c
-def reinitialised(network, seed=0, layers=None):
+def copy_reinitialised(network, seed=0, layers=None):
     """A copy of a network with reinitialised parameters.
 
     Parameters
@@ -807,7 +810,7 @@ def reinitialised(network, seed=0, layers=None):
     modules = dict(other.named_modules())
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(random_seed(seed, "reinitialised"))
-        for name in learnt_layers(other) if layers is None else layers:
+        for name in list_trained_layers(other) if layers is None else layers:
             if hasattr(modules[name], "reset_parameters"):
                 modules[name].reset_parameters()
                 continue
@@ -817,7 +820,7 @@ def reinitialised(network, seed=0, layers=None):
 
 
 # %% ../../nbs/evaluation/06_explain.ipynb #e4dc8d64
-def learnt_layers(network):
+def list_trained_layers(network):
     """Names of the modules with parameters of their own, in network order.
 
     Parameters
@@ -876,9 +879,9 @@ def randomisation_check(network, inputs, method, *, layers=None, seed=0, cluster
     method : callable
         Maps network and inputs to maps (N, ...); fix the class in it: ``partial(saliency, classes=1)``.
     layers : sequence of str, optional
-        Layers to evaluate, in network order; by default each of `learnt_layers` with a weight matrix.
+        Layers to evaluate, in network order; by default each of `list_trained_layers` with a weight matrix.
     seed, clusters, rng
-        See `reinitialised` and `summarise`.
+        See `copy_reinitialised` and `summarise`.
 
     Returns
     -------
@@ -892,14 +895,14 @@ def randomisation_check(network, inputs, method, *, layers=None, seed=0, cluster
         A layer of `layers` has no parameters, or does not exist.
     """
     modules = dict(network.named_modules())
-    names = learnt_layers(network)
+    names = list_trained_layers(network)
     looked_at = layers or [n for n in names if max(p.ndim for p in modules[n].parameters(recurse=False)) > 1]
     unknown = [name for name in looked_at if name not in names]
     if unknown:
         raise InputError(f"The network has no layer {unknown[0]!r} with parameters.")
     before, rows = method(network, inputs), {}
     for name in reversed(looked_at):
-        randomised = reinitialised(network, seed, names[names.index(name) :])
+        randomised = copy_reinitialised(network, seed, names[names.index(name) :])
         similarity = map_similarity(before, method(randomised, inputs))
         rows[name] = summarise(similarity, clusters, rng).loc["rank_correlation"]
     return pd.DataFrame(rows).T.rename_axis("randomised down to")

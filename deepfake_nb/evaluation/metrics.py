@@ -22,7 +22,7 @@ __all__ = [
     "record_of",
     "KEYS",
     "check_predictions",
-    "doubts_about",
+    "list_doubts",
     "pool",
     "read_predictions",
     "simulated_predictions",
@@ -52,25 +52,25 @@ from deepfake_nb.evaluation.predictions import (
 )
 from deepfake_nb.evaluation.predictions import (
     check_predictions,
-    column_of,
-    groups_of,
-    mixed,
-    named_columns,
-    one_of_each,
+    choose_column,
+    choose_columns,
+    find_mixed_columns,
+    iterate_groups,
     pool,
-    present,
-    rows_at,
+    require_one_of_each,
+    select_present,
+    select_rows,
     simulated_predictions,
 )
 from deepfake_nb.evaluation.predictions import (
-    doubts_about as doubts_about,
+    list_doubts as list_doubts,
 )
 from deepfake_nb.evaluation.predictions import (
     read_predictions as read_predictions,
 )
 from ..study.files import InputError, UsageError
 
-_all_ = ["KEYS", "check_predictions", "doubts_about", "pool", "read_predictions", "simulated_predictions"]
+_all_ = ["KEYS", "check_predictions", "list_doubts", "pool", "read_predictions", "simulated_predictions"]
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #b10afaae
@@ -205,7 +205,7 @@ def probability_bins(scores, bins):
     return np.minimum((scores * bins).astype(int), bins - 1)
 
 
-def gap_of_sums(n, sum_of_scores, sum_of_labels):
+def compute_calibration_gap(n, sum_of_scores, sum_of_labels):
     """Expected calibration error from sums per bin, over the last axis."""
     return np.abs(sum_of_scores - sum_of_labels).sum(-1) / n.sum(-1)
 
@@ -234,7 +234,7 @@ def expected_calibration_error(labels, scores, bins=10):
     need_probabilities(scores)
     at = probability_bins(scores, bins)
     sums = [np.bincount(at, weights, bins) for weights in (np.ones(len(at)), scores, labels)]
-    return float(gap_of_sums(*sums))
+    return float(compute_calibration_gap(*sums))
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #d273bb14
@@ -318,22 +318,22 @@ def draw_counts(strata, resamples, rng, rows=None):
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #56f1e3f8
-def tail_of(confidence):
+def get_tail(confidence):
     """Tail probability on either side of an interval: 0.025 for a confidence of 0.95."""
     if not 0 < confidence < 1:
         raise UsageError(f"confidence is {confidence}, but must lie between 0 and 1, such as 0.95.")
     return (1 - confidence) / 2
 
 
-def interval_at_the_end(value, trials, confidence):
+def correct_extreme_interval(value, trials, confidence):
     """Clopper-Pearson interval when all independent `trials` had the same outcome, 0 or 1."""
-    reached = tail_of(confidence) ** (1 / trials)
+    reached = get_tail(confidence) ** (1 / trials)
     return (reached, 1.0) if value > 0.5 else (0.0, 1 - reached)
 
 
-def middle(drawn, confidence):
+def central_interval(drawn, confidence):
     """Bounds, shape (2, ...), of the central interval of resampled values (R, ...) along the first axis."""
-    tail = tail_of(confidence)
+    tail = get_tail(confidence)
     return np.quantile(drawn, [tail, 1 - tail], axis=0)
 
 
@@ -348,11 +348,11 @@ def measured(value, drawn, n, confidence, trials=None, turned=False):
         return Measured(value, n=n, reason="Undefined in many resamples: too few files for an interval.")
     if np.ptp(defined) < 1e-12:
         if trials and min(value, 1 - value) < 1e-12:
-            low, high = interval_at_the_end(value, trials, confidence)
+            low, high = correct_extreme_interval(value, trials, confidence)
             reason = f"All resamples agree; exact interval for {trials} independent trials."
             return Measured(value, low, high, n, reason)
         return Measured(value, n=n, reason="All resamples agree, so they cannot tell an interval.")
-    low, high = map(float, middle(defined, confidence))
+    low, high = map(float, central_interval(defined, confidence))
     if turned:
         low, high = max(0.0, 2 * value - high), max(value, 2 * value - low)
     return Measured(value, low, high, n)
@@ -363,7 +363,7 @@ def as_generator(rng):
     return np.random.default_rng(0) if rng is None else rng
 
 
-def within_bounds(mean, drawn, n, confidence, bounds):
+def clip_to_bounds(mean, drawn, n, confidence, bounds):
     """`measured` for values between bounds, rescaled to [0, 1] so that both ends are known."""
     if bounds is None:
         return measured(mean, drawn, n, confidence)
@@ -410,7 +410,7 @@ def bootstrap_mean(values, clusters=None, rng=None, resamples=2000, confidence=0
     total = np.concatenate(
         [counts @ sums for counts in draw_counts(np.zeros(n), resamples, as_generator(rng))]
     )
-    return within_bounds(mean, total[:, 0] / total[:, 1], n, confidence, bounds)
+    return clip_to_bounds(mean, total[:, 0] / total[:, 1], n, confidence, bounds)
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #16046ad0
@@ -490,7 +490,7 @@ def ratio(part, whole):
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole != 0)
 
 
-def auc_of_curve(found, false_alarms):
+def area_under_curve(found, false_alarms):
     pairs = np.einsum("bg,bg->b", np.diff(false_alarms), found[:, 1:] + found[:, :-1]) / 2
     return ratio(pairs, found[:, -1] * false_alarms[:, -1])
 
@@ -501,7 +501,7 @@ def average_precision_of_curve(found, false_alarms):
     return ratio(np.einsum("bg,bg->b", np.diff(found), precision), found[:, -1])
 
 
-def equal_error_rate_of_curve(found, false_alarms):
+def crossing_of_curve(found, false_alarms):
     return crossing(false_alarms / false_alarms[:, -1:], 1 - found / found[:, -1:])
 
 
@@ -541,7 +541,7 @@ def mean_of_classes(of_class):
 WORDS = ("real", "fake")
 
 
-def by_scikit_learn(function, label):
+def call_scikit_learn(function, label):
     """A per-class metric of scikit-learn that raises `Undefined` where it is undefined."""
 
     def plain(labels, scores, threshold):
@@ -556,34 +556,34 @@ def by_scikit_learn(function, label):
     return plain
 
 
-def mean_by_scikit_learn(function):
+def average_by_scikit_learn(function):
     """The mean of a per-class metric over both classes."""
-    real, fake = (by_scikit_learn(function, label) for label in (0, 1))
+    real, fake = (call_scikit_learn(function, label) for label in (0, 1))
     return lambda *arguments: (real(*arguments) + fake(*arguments)) / 2
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #455a02ee
-def trials_of(function, label):
+def count_trials(function, label):
     """Number of media files behind a precision or recall of 0 or 1; F1 is not a proportion."""
     if function is precision_score:
         return lambda labels, called: int((called == label).sum())
     return (lambda labels, called: int((labels == label).sum())) if function is recall_score else None
 
 
-def of_one_class(name, function, of_class, label):
+def make_one_class_column(name, function, of_class, label):
     return Metric(
         f"{name}, {WORDS[label]}",
-        by_scikit_learn(function, label),
+        call_scikit_learn(function, label),
         columns=four_counts,
         finish=lambda counts: of_class(counts, label),
-        trials=trials_of(function, label),
+        trials=count_trials(function, label),
     )
 
 
-def of_both_classes(name, function, of_class):
+def make_two_class_column(name, function, of_class):
     return Metric(
         f"{name}, mean of both classes",
-        mean_by_scikit_learn(function),
+        average_by_scikit_learn(function),
         columns=four_counts,
         finish=mean_of_classes(of_class),
         trials=(lambda labels, called: smaller_class(labels, called)) if function is recall_score else None,
@@ -600,7 +600,7 @@ def log_loss_column(labels, scores, threshold):
     return -np.log(np.clip(np.where(labels == 1, scores, 1 - scores), tiny, 1))[:, None]
 
 
-def of_probabilities(function):
+def make_probability_column(function):
     def plain(labels, scores, threshold):
         labels, scores = as_arrays(labels, scores)
         need_probabilities(scores)
@@ -629,9 +629,9 @@ def ranking(title, plain, from_curve, trials=None):
 
 
 RANKING = {
-    "auc": ranking("AUC", auc, auc_of_curve, smaller_class),
+    "auc": ranking("AUC", auc, area_under_curve, smaller_class),
     "average_precision": ranking("average precision", average_precision, average_precision_of_curve),
-    "equal_error_rate": ranking("equal error rate", equal_error_rate, equal_error_rate_of_curve),
+    "equal_error_rate": ranking("equal error rate", equal_error_rate, crossing_of_curve),
     **{
         f"tpr_at_fpr_{percent}": ranking(
             f"fakes found at {percent} % false alarms",
@@ -662,30 +662,30 @@ DECISIONS = {
         trials=lambda labels, called: len(labels),
     ),
     **{
-        f"{name}_{WORDS[label]}": of_one_class(*parts, label)
+        f"{name}_{WORDS[label]}": make_one_class_column(*parts, label)
         for label in (1, 0)
         for name, parts in PER_CLASS.items()
     },
-    **{f"{name}_macro": of_both_classes(*parts) for name, parts in PER_CLASS.items()},
+    **{f"{name}_macro": make_two_class_column(*parts) for name, parts in PER_CLASS.items()},
 }
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #de46ac13
 PROBABILITIES = {
     "log_loss": Metric(
         "log loss",
-        of_probabilities(lambda labels, scores: log_loss(labels, scores, labels=[0, 1])),
+        make_probability_column(lambda labels, scores: log_loss(labels, scores, labels=[0, 1])),
         **mean_column(log_loss_column),
     ),
     "brier": Metric(
         "Brier score",
-        of_probabilities(lambda labels, scores: brier_score_loss(labels, scores, pos_label=1)),
+        make_probability_column(lambda labels, scores: brier_score_loss(labels, scores, pos_label=1)),
         **mean_column(lambda labels, scores, threshold: ((scores - labels) ** 2)[:, None]),
     ),
     "expected_calibration_error": Metric(
         "calibration error",
-        of_probabilities(expected_calibration_error),
+        make_probability_column(expected_calibration_error),
         columns=calibration_columns,
-        finish=lambda sums: gap_of_sums(*np.split(sums, 3, axis=1)),
+        finish=lambda sums: compute_calibration_gap(*np.split(sums, 3, axis=1)),
         turned=True,
     ),
 }
@@ -715,7 +715,7 @@ class Resampler:
         return found
 
 
-def resampled(samples, names, resamples, rng):
+def resample_metrics(samples, names, resamples, rng):
     """Metrics of samples of the same media on the same resamples: a list of {name: (R,)}."""
     resamplers = [Resampler(sample, names) for sample in samples]
     rows = max(len(sample.code) for sample in samples)
@@ -730,7 +730,7 @@ def resampled(samples, names, resamples, rng):
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #d2a8a79f
-def names_of(metrics):
+def list_metric_names(metrics):
     """Keys of `METRICS` as a list, also for one name; a `UsageError` where none is given or one is unknown."""
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     for name in names:
@@ -773,12 +773,12 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
     Undefined
         A metric needs both classes, or probabilities, and the table lacks them.
     """
-    names = names_of(metrics)
-    rows = one_of_each(check_predictions(predictions))
-    sample = Sample(rows.label, rows.score, column_of(rows, clusters), threshold)
+    names = list_metric_names(metrics)
+    rows = require_one_of_each(check_predictions(predictions))
+    sample = Sample(rows.label, rows.score, choose_column(rows, clusters), threshold)
     for name in names:
         METRICS[name].plain(*sample.parts)
-    return pd.DataFrame(resampled([sample], names, resamples, as_generator(rng))[0])
+    return pd.DataFrame(resample_metrics([sample], names, resamples, as_generator(rng))[0])
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #4ac67761
@@ -820,7 +820,7 @@ def trials_behind(metric, sample):
 def measure_all(sample, resamples, rng, confidence):
     """Every metric of a sample from the same resamples."""
     defined = [name for name in METRICS if is_defined(name, sample)]
-    drawn = resampled([sample], defined, resamples, rng)[0]
+    drawn = resample_metrics([sample], defined, resamples, rng)[0]
     return {name: measure(name, sample, drawn.get(name), confidence) for name in METRICS}
 
 
@@ -847,13 +847,13 @@ def auc_by_person(rows, resamples=2000, rng=None, score="score"):
         missing = "genuine" if (rows.label == 1).any() else "forged"
         return Measured(None, n=files, reason=f"There is no {missing} file.")
     sample = Sample(rows.label, rows[score], rows.person)
-    drawn = resampled([sample], ["auc"], resamples, rng or np.random.default_rng(0))[0]["auc"]
+    drawn = resample_metrics([sample], ["auc"], resamples, rng or np.random.default_rng(0))[0]["auc"]
     found = measure("auc", sample, drawn, 0.95)
     return Measured(found.value, found.low, found.high, files, found.reason)
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #19d50a3b
-def counts_of(sample):
+def count_rows(sample):
     """Row counts, threshold, majority rate and confusion matrix of a sample."""
     if not np.isfinite(sample.threshold):
         raise UsageError(f"The threshold is {sample.threshold}, but must be a finite number.")
@@ -913,7 +913,7 @@ class Evaluation:
 
     def table(self):
         """One row per metric: value, low, high, reason; a missing number is None."""
-        return table_of(self.values)
+        return tabulate_measured(self.values)
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #a827e4cd
@@ -928,7 +928,7 @@ def headline(values):
     }
 
 
-def table_of(values):
+def tabulate_measured(values):
     """Measured metrics as a table that keeps None."""
     numbers = [(number.value, number.low, number.high, number.reason) for number in values.values()]
     titles = [METRICS[name].title for name in values]
@@ -964,12 +964,12 @@ def evaluate(
     InputError
         See `check_predictions`; detectors, sets or splits are mixed; an option is unknown, or out of its range.
     """
-    rows = rows_at(level, one_of_each(check_predictions(predictions)), how)
-    sample = Sample(rows.label, rows.score, column_of(rows, clusters), threshold)
+    rows = select_rows(level, require_one_of_each(check_predictions(predictions)), how)
+    sample = Sample(rows.label, rows.score, choose_column(rows, clusters), threshold)
     values = measure_all(sample, resamples, as_generator(rng), confidence)
     about = {"n_media": rows.media_id.nunique(), "level": level, "confidence": confidence}
-    about["of"] = {column: plain_value(rows[column].iloc[0]) for column in present(rows)}
-    return Evaluation(**counts_of(sample), **about, values=values)
+    about["of"] = {column: plain_value(rows[column].iloc[0]) for column in select_present(rows)}
+    return Evaluation(**count_rows(sample), **about, values=values)
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #02ba5af8
@@ -999,9 +999,9 @@ def evaluate_by(predictions, by=(), **options):
         See `check_predictions`.
     """
     table = check_predictions(predictions)
-    columns = [*dict.fromkeys([*mixed(table), *named_columns(table, by)])]
+    columns = [*dict.fromkeys([*find_mixed_columns(table), *choose_columns(table, by)])]
     evaluations = {}
-    for name, rows in groups_of(table, columns):
+    for name, rows in iterate_groups(table, columns):
         evaluation = evaluate(rows, **options)
         of = {column: plain_value(rows[column].iloc[-1]) for column in columns}
         evaluations[name] = replace(evaluation, of=evaluation.of | of)

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 
-from .decisions import in_six_figures, threshold_for
+from .decisions import round_to_six_figures, threshold_for
 from ..networks.weights import REGISTRY, load_detector
 from ..study.files import InputError, UsageError
 
@@ -75,7 +75,7 @@ def detail_statistics(light):
 
 
 # %% ../../nbs/evaluation/07_out_of_distribution.ipynb #ce97a12e
-def residual(channel):
+def compute_residual(channel):
     """What a slight blur removes from a channel (N, S, S), without the border."""
     border = channel.shape[-1] // 8
     rest = [own - cv2.GaussianBlur(own, (5, 5), 1.0) for own in channel]
@@ -84,10 +84,10 @@ def residual(channel):
 
 def noise_statistics(light, red, blue):
     """Strength of the noise residual in each channel, and its log kurtosis in luminance; columns (N,)."""
-    finest = residual(light)
+    finest = compute_residual(light)
     square = (finest**2).mean((1, 2))
     peaked = np.log((finest**4).mean((1, 2)) / (square**2 + 1e-12) + 1e-3)
-    strengths = [np.log10(residual(channel).std((1, 2)) + 1e-4) for channel in (light, red, blue)]
+    strengths = [np.log10(compute_residual(channel).std((1, 2)) + 1e-4) for channel in (light, red, blue)]
     return strengths[0], peaked, *strengths[1:]
 
 
@@ -140,7 +140,7 @@ def face_statistics(crops, sides):
 LEAST_SPREAD = 0.005  # floor: chance agreement in the third decimal must not exclude other media
 
 
-def fitted_spread(statistics):
+def fit_spread(statistics):
     """Mean, deviations and whitening of statistics (N, F)."""
     from sklearn.covariance import LedoitWolf
 
@@ -149,12 +149,12 @@ def fitted_spread(statistics):
     return mean, scale, np.tril(np.linalg.inv(np.linalg.cholesky(covariance)))
 
 
-def whitened(statistics, mean, scale, whitening):
+def whiten(statistics, mean, scale, whitening):
     """Statistics (N, F) decorrelated, with deviation 1; the first `COARSE` do not depend on texture."""
     return ((np.atleast_2d(statistics) - mean) / scale) @ whitening.T
 
 
-def distances_to(seen, points):
+def measure_distances(seen, points):
     """Distance of whitened points (N, F) to the nearest one seen (M, F), without texture and with it, (2, N)."""
     return np.array(
         [
@@ -200,12 +200,12 @@ class OutOfDistribution:
 
     def distance(self, statistics):
         """Distance of statistics (N, F) to the nearest calibration media; 1 is the limit. Shape (N,)."""
-        points = whitened(statistics, self.mean, self.scale, self.whitening)
-        return np.max(distances_to(self.seen, points) / self.limits[:, None], axis=0)
+        points = whiten(statistics, self.mean, self.scale, self.whitening)
+        return np.max(measure_distances(self.seen, points) / self.limits[:, None], axis=0)
 
     def what_differs(self, statistics, most=2):
         """Names of the groups of `STATISTICS` in which a row (F,) differs most (over 1 deviation) from the nearest media."""
-        point = whitened(statistics, self.mean, self.scale, self.whitening)[0]
+        point = whiten(statistics, self.mean, self.scale, self.whitening)[0]
         nearest = self.seen[np.linalg.norm(self.seen - point, axis=1).argmin()]
         standard = np.abs(np.linalg.solve(self.whitening, point - nearest))
         ends = np.cumsum([len(names) for names in STATISTICS.values()])[:-1]
@@ -215,24 +215,24 @@ class OutOfDistribution:
 
     def as_dict(self):
         """A dict that JSON can encode."""
-        numbers = {name: in_six_figures(getattr(self, name)) for name in ("mean", "scale", "limits")}
-        numbers["whitening"] = [in_six_figures(row[: at + 1]) for at, row in enumerate(self.whitening)]
+        numbers = {name: round_to_six_figures(getattr(self, name)) for name in ("mean", "scale", "limits")}
+        numbers["whitening"] = [round_to_six_figures(row[: at + 1]) for at, row in enumerate(self.whitening)]
         numbers["seen"] = self.seen.round(3).tolist()
         return {field.name: getattr(self, field.name) for field in fields(self)} | numbers
 
 
 # %% ../../nbs/evaluation/07_out_of_distribution.ipynb #9329be34
-def distances_of_others(statistics, folds):
+def measure_other_folds(statistics, folds):
     """Both distances of each fold's rows, from a fit on the other folds, shape (2, N)."""
     distances = np.zeros((2, len(statistics)))
     for fold in np.unique(folds):
         mine, others = statistics[folds == fold], statistics[folds != fold]
-        spread = fitted_spread(others)
-        distances[:, folds == fold] = distances_to(whitened(others, *spread), whitened(mine, *spread))
+        spread = fit_spread(others)
+        distances[:, folds == fold] = measure_distances(whiten(others, *spread), whiten(mine, *spread))
     return distances
 
 
-def limits_of(distances, person, share):
+def find_limits(distances, person, share):
     """The limits on both distances (2, N) within which the given share of people stays."""
     by_person = [np.flatnonzero(person == one) for one in range(person.max() + 1)]
     alone = np.array(
@@ -290,14 +290,14 @@ def fit_out_of_distribution(statistics, people, *, share=0.93, folds=60, rng=Non
             f"What {len(persons)} people look like says little of others; give at least {PEOPLE_NEEDED}."
         )
     order = (rng or np.random.default_rng(0)).permutation(len(persons))
-    distances = distances_of_others(statistics, (order % min(folds, len(persons)))[person])
-    limits = limits_of(distances, person, share)
-    spread = fitted_spread(statistics)
-    return OutOfDistribution(*spread, whitened(statistics, *spread), limits, share, len(persons))
+    distances = measure_other_folds(statistics, (order % min(folds, len(persons)))[person])
+    limits = find_limits(distances, person, share)
+    spread = fit_spread(statistics)
+    return OutOfDistribution(*spread, whiten(statistics, *spread), limits, share, len(persons))
 
 
 # %% ../../nbs/evaluation/07_out_of_distribution.ipynb #cb81f7cd
-def unpacked(value, count):
+def unpack_numbers(value, count):
     """The numbers of a `OutOfDistribution` from JSON, as arrays; raises any kind of error if they are invalid."""
     arrays = {name: np.asarray(value[name], float) for name in ("mean", "scale", "limits", "seen")}
     rows = [np.asarray(row, float) for row in value["whitening"]]
@@ -339,7 +339,7 @@ def read_out_of_distribution(value):
     """
     count = sum(map(len, STATISTICS.values()))
     try:
-        found = OutOfDistribution(**value | unpacked(value, count))
+        found = OutOfDistribution(**value | unpack_numbers(value, count))
         usable = can_be_used(found, count)
     except (TypeError, ValueError, KeyError, IndexError):
         usable = False

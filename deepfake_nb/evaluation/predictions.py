@@ -13,7 +13,7 @@ __all__ = [
     "check_predictions",
     "read_predictions",
     "pool",
-    "doubts_about",
+    "list_doubts",
 ]
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #e2efaa3f
@@ -81,12 +81,12 @@ def first_bad(table, bad, what):
         raise InputError(f"Row {at + 1} (media file {str(media)!r}): {what(at)}{others}.")
 
 
-def present(table, columns=KEYS):
+def select_present(table, columns=KEYS):
     """Those of `columns` that the table has."""
     return [column for column in columns if column in table.columns]
 
 
-def named_columns(table, columns):
+def choose_columns(table, columns):
     """`columns` as a list, also for a single name; a `UsageError` names the first missing from the table."""
     columns = [columns] if isinstance(columns, str) else list(columns)
     for column in columns:
@@ -99,13 +99,13 @@ def named_columns(table, columns):
 
 def check_ids(table):
     """Reject media files with two labels, and duplicate units."""
-    groups = table.groupby(present(table, ("eval_set", "media_id")), sort=False, dropna=False, observed=True)[
-        "label"
-    ]
+    groups = table.groupby(
+        select_present(table, ("eval_set", "media_id")), sort=False, dropna=False, observed=True
+    )["label"]
     several = (groups.transform("min") != groups.transform("max")).to_numpy()
     first_bad(table, several, lambda at: "it is called real in one row and fake in another. Mend its label")
     if "unit" in table.columns and table["unit"].notna().all():
-        twice = table.duplicated([*present(table), "media_id", "unit"]).to_numpy()
+        twice = table.duplicated([*select_present(table), "media_id", "unit"]).to_numpy()
         first_bad(
             table,
             twice,
@@ -200,7 +200,7 @@ def is_records(value):
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
-def table_in_json(value, source):
+def find_table_in_json(value, source):
     """Find the table in the content of a JSON file."""
     if is_records(value):
         return pd.DataFrame(value)
@@ -263,7 +263,7 @@ def read_json_lines(path):
 def read_json(path):
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return table_in_json(json.load(file), f"{str(path)!r}")
+            return find_table_in_json(json.load(file), f"{str(path)!r}")
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise
@@ -344,7 +344,7 @@ def read_predictions(path, label=None, score=None, media_id=None):
     roles = {"media_id": media_id, "label": label, "score": score}
     found = {role: pick_column(table, role, wanted, source) for role, wanted in roles.items()}
     chosen = {role: table[column] for role, column in found.items()}
-    table = table.drop(columns=[*{*found.values()}, *present(table, NEEDED)], errors="ignore")
+    table = table.drop(columns=[*{*found.values()}, *select_present(table, NEEDED)], errors="ignore")
     table = pd.DataFrame({**chosen, **{column: table[column] for column in table.columns}})
     table["label"] = [label_of(value) for value in table["label"]]
     try:
@@ -393,7 +393,7 @@ def pool(predictions, how="mean", by=()):
     if how not in POOLINGS:
         raise UsageError(f"There is no pooling {how!r}. Choose one of: {', '.join(POOLINGS)}.")
     table = check_predictions(predictions)
-    keys = [*dict.fromkeys([*present(table), *named_columns(table, by), "media_id"])]
+    keys = [*dict.fromkeys([*select_present(table), *choose_columns(table, by), "media_id"])]
     groups = table.groupby(keys, sort=False, dropna=False, observed=True)
     pooled = groups.agg(label=("label", "first"), score=("score", POOLINGS[how]), n_units=("score", "size"))
     others = [column for column in table.columns if column not in {*keys, *pooled.columns, "unit"}]
@@ -404,7 +404,7 @@ def pool(predictions, how="mean", by=()):
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #67577b6b
-def rows_at(level, table, how="mean"):
+def select_rows(level, table, how="mean"):
     """The rows to evaluate: media files, or the units themselves."""
     if level not in ("media", "unit"):
         raise UsageError(f"There is no level {level!r}. Choose media or unit.")
@@ -412,14 +412,14 @@ def rows_at(level, table, how="mean"):
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #a940bc9a
-def mixed(table, columns=KEYS):
+def find_mixed_columns(table, columns=KEYS):
     """Columns with several values."""
-    return [column for column in present(table, columns) if table[column].nunique(dropna=False) > 1]
+    return [column for column in select_present(table, columns) if table[column].nunique(dropna=False) > 1]
 
 
-def one_of_each(table):
+def require_one_of_each(table):
     """Reject predictions that mix detectors, training sets, test sets or splits."""
-    for column in mixed(table):
+    for column in find_mixed_columns(table):
         values = ", ".join(map(str, table[column].unique()[:5]))
         raise InputError(
             f"These predictions mix several values of {column} ({values}); a metric of the mixture has no meaning. "
@@ -428,7 +428,7 @@ def one_of_each(table):
     return table
 
 
-def column_of(rows, name):
+def choose_column(rows, name):
     """A column to resample by."""
     if name not in rows.columns or rows[name].isna().any():
         raise UsageError(f"There is no column {name!r} that has one value for each media file.")
@@ -446,7 +446,7 @@ def shares_genuine(table, column):
     return column not in KEYS and bool(real) and real <= GENUINE and not real & fake
 
 
-def genuine_beside(table, values):
+def select_genuine(table, values):
     """The real rows with these values, {column: value}; a missing value counts as a value."""
     beside = table["label"] == 0
     for column, value in values.items():
@@ -454,7 +454,7 @@ def genuine_beside(table, values):
     return table[beside]
 
 
-def groups_of(table, by):
+def iterate_groups(table, by):
     """Yield (name, rows) for each value of the columns in `by`."""
     if not by:
         yield "all", table
@@ -465,7 +465,7 @@ def groups_of(table, by):
             continue
         if shared:
             kept_apart = {column: v for column, v in zip(by, values, strict=True) if column not in shared}
-            rows = pd.concat([genuine_beside(table, kept_apart), rows])
+            rows = pd.concat([select_genuine(table, kept_apart), rows])
         yield ", ".join(map(str, values)), rows
 
 
@@ -502,7 +502,7 @@ def doubt_about_frames(table):
     )
     if {"unit", "folder"} & set(table.columns) or not images.all():
         return None
-    n_media, n_folders = table.media_id.nunique(), folder_of(table).nunique()
+    n_media, n_folders = table.media_id.nunique(), name_folders(table).nunique()
     if n_folders > 1 and n_media >= IMAGES_IN_FOLDER * n_folders:
         return (
             f"{n_media:,} images lie in {n_folders:,} folders. If a folder holds the frames of one video, the intervals are too "
@@ -510,7 +510,7 @@ def doubt_about_frames(table):
         )
 
 
-def folder_of(table):
+def name_folders(table):
     """The folder of each media file."""
     return table.media_id.astype(str).str.replace("\\", "/").str.rpartition("/")[0]
 
@@ -519,7 +519,7 @@ def folder_of(table):
 IMAGES_IN_FOLDER = 4  # mean per folder from which on its images look like frames of a video
 
 
-def doubts_about(table):
+def list_doubts(table):
     """List what looks wrong in a table of predictions.
 
     Parameters

@@ -9,16 +9,16 @@ __all__ = [
     "ALL_AXES",
     "FEWEST_DRAWN",
     "Axis",
-    "thinned",
-    "axes_of",
-    "worsen",
+    "thin_axes",
+    "choose_axes",
+    "degrade_along",
     "robustness_predictions",
-    "at_side",
+    "resize_to",
     "robustness_curves",
     "plot_robustness",
     "area_under_robustness",
     "robustness_gain",
-    "robustness_in_words",
+    "describe_robustness",
     "record_robustness",
 ]
 
@@ -37,7 +37,7 @@ import pandas as pd
 
 from .comparison import delong
 from .curves import COLOURS
-from .metrics import Sample, Undefined, measure, measured, resampled
+from .metrics import Sample, Undefined, measure, measured, resample_metrics
 from .predictions import KEYS
 from deepfake_nb.media.degradations import (
     Line,
@@ -66,7 +66,7 @@ def at_bitrate(crops, strength, rng):
     return conference_channel(crops, rng, line, FRAME_RATE).images
 
 
-def stored_again(crops, strength, rng):
+def encode_again(crops, strength, rng):
     """Encoded with H.264 `strength` times."""
     for _ in range(round(strength)):
         crops = recompress_frames(crops, FRAME_RATE, crf=CRF_OF_A_GENERATION)
@@ -147,7 +147,7 @@ AXES = {
     for axis in (
         Axis("constant quality", "Constant quality", "CRF", (23, 29, 35, 41), at_constant_quality),
         Axis("bitrate", "Bitrate", "kbit/s for 720p", (1000, 500, 300, 200), at_bitrate),
-        Axis("re-encoding", "Re-encoded", "generations", (1, 2, 4, 8), stored_again),
+        Axis("re-encoding", "Re-encoded", "generations", (1, 2, 4, 8), encode_again),
         Axis("resolution", "Resolution", "% of the side", (50, 30, 20, 10), at_resolution),
         Axis("blur", "Blur", "% of the side", (0.5, 1, 2, 4), out_of_focus),
         Axis("noise", "Noise", "grey levels", (5, 10, 20, 40), with_noise),
@@ -160,7 +160,7 @@ AXES = {
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #3b097ec3
-def axis_named(name):
+def find_axis(name):
     """An axis of `AXES` by name; an `Axis` is returned unchanged."""
     if isinstance(name, Axis):
         return name
@@ -170,7 +170,7 @@ def axis_named(name):
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #0a083766
-def thinned(levels, axes=None):
+def thin_axes(levels, axes=None):
     """Axes with fewer strengths, evenly spaced, including the severest.
 
     Parameters
@@ -203,7 +203,7 @@ def thinned(levels, axes=None):
 PROFILE_LEVELS = {"smoke": {"levels": 1}, "demo": {"levels": 2}, "gpu": {"levels": 4}, "paper": {"levels": 4}}
 
 
-def axes_of(profile):
+def choose_axes(profile):
     """The axes, with the number of strengths set by a profile.
 
     Parameters
@@ -214,11 +214,11 @@ def axes_of(profile):
     -------
     dict of str to Axis
     """
-    return thinned(sizes_for(profile, PROFILE_LEVELS)["levels"])
+    return thin_axes(sizes_for(profile, PROFILE_LEVELS)["levels"])
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #eeab3641
-def worsen(crops, axis, strength, rng):
+def degrade_along(crops, axis, strength, rng):
     """Degrade a clip or a still of a face along an axis.
 
     Parameters
@@ -241,7 +241,7 @@ def worsen(crops, axis, strength, rng):
     InputError
         The crops are not 8-bit images.
     """
-    axis, crops = axis_named(axis), np.asarray(crops)
+    axis, crops = find_axis(axis), np.asarray(crops)
     if crops.dtype != np.uint8 or crops.ndim not in (3, 4) or crops.shape[-1] != 3 or not crops.size:
         raise InputError(
             f"Faces must be uint8 (frames, side, side, 3) or (side, side, 3), not {crops.dtype} {crops.shape}."
@@ -286,7 +286,7 @@ def robustness_predictions(score, clips, labels, media_ids, *, detector, train_s
         No axis applies.
     """
     about = media_table(clips, labels, media_ids, people)
-    steps, names = steps_of(axes, is_still=np.ndim(clips[0]) == 3), detector_names(detector, train_set)
+    steps, names = list_steps(axes, is_still=np.ndim(clips[0]) == 3), detector_names(detector, train_set)
     seed = int(rng.integers(2**63))
     scores = Asked(score, clips, about, seed, len(names), batch, threads or os.cpu_count() or 1).along(steps)
     return long_table(about, scores, steps, names, eval_set)
@@ -309,7 +309,7 @@ def long_table(about, scores, steps, names, eval_set):
     tables = [
         about.assign(score=scores[axis, level][:, at], detector=detector, train_set=train_set, eval_set=eval_set,
                      axis=axis, level=level, strength=strength)
-        for at, (detector, train_set) in enumerate(names) for axis, level, strength in rows_of(steps)
+        for at, (detector, train_set) in enumerate(names) for axis, level, strength in list_levels(steps)
     ]  # fmt: skip
     first = ["media_id", "unit", "label", "score"]
     return pd.concat(tables, ignore_index=True)[
@@ -334,7 +334,7 @@ def media_table(clips, labels, media_ids, people=None):
     return table
 
 
-def steps_of(axes, is_still):
+def list_steps(axes, is_still):
     """The axes that apply to such clips."""
     chosen = AXES if axes is None else axes
     steps = {name: axis for name, axis in chosen.items() if not (is_still and axis.needs_motion)}
@@ -345,14 +345,14 @@ def steps_of(axes, is_still):
     return steps
 
 
-def rows_of(steps):
+def list_levels(steps):
     """Axis, level and strength of every step, the untouched level first."""
     for name, axis in steps.items():
         yield from ((name, level, strength) for level, strength in enumerate((np.nan, *axis.levels)))
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #7c90139c
-def of_one_shape(clips):
+def require_one_shape(clips):
     """The clips, if a detector can score them in one batch."""
     shapes = {clip.shape for clip in clips}
     if len(shapes) > 1:
@@ -377,13 +377,13 @@ class Asked:
 
     def along(self, steps):
         """Scores (N, K) per axis and level; every clip is read once."""
-        found = {(axis, level): [] for axis, level, _ in rows_of(steps)}
+        found = {(axis, level): [] for axis, level, _ in list_levels(steps)}
         with ThreadPoolExecutor(self.threads) as pool:
             for start in range(0, len(self.clips), self.batch):
                 places = range(start, min(start + self.batch, len(self.clips)))
-                untouched = of_one_shape([np.asarray(self.clips[place]) for place in places])
+                untouched = require_one_shape([np.asarray(self.clips[place]) for place in places])
                 plain = self.answers(untouched)
-                for name, level, strength in rows_of(steps):
+                for name, level, strength in list_levels(steps):
                     jobs = [
                         (clip, place, steps[name], strength)
                         for clip, place in zip(untouched, places, strict=True)
@@ -397,15 +397,15 @@ class Asked:
         """One clip at one level; its random stream depends on the media file, the clip and the axis."""
         clip, place, axis, strength = job
         media_id, unit = self.about.media_id[place], int(self.about["unit"][place])
-        return worsen(clip, axis, strength, random_stream(self.seed, axis.name, media_id, unit))
+        return degrade_along(clip, axis, strength, random_stream(self.seed, axis.name, media_id, unit))
 
     def answers(self, clips):
         """Scores (B, K) of a batch of clips."""
-        return checked_scores(np.asarray(self.score(np.stack(clips)), float), len(clips), self.n_detectors)
+        return check_scores(np.asarray(self.score(np.stack(clips)), float), len(clips), self.n_detectors)
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #7f3156aa
-def checked_scores(found, n_clips, n_detectors):
+def check_scores(found, n_clips, n_detectors):
     """Scores as (B, K); rejects invalid scores."""
     wanted = (n_clips, n_detectors)
     found = found[:, None] if found.shape == wanted[:1] else found
@@ -419,7 +419,7 @@ def checked_scores(found, n_clips, n_detectors):
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #cc25e359
-def at_side(crops, side):
+def resize_to(crops, side):
     """Stills (B, S, S, 3) or clips (B, T, S, S, 3) resized to a side, by area averages.
 
     Parameters
@@ -460,7 +460,7 @@ def robustness_curves(table, *, resamples=2000, rng=None):
     DataFrame
         One row per detector, training set, test set, axis and level: ``strength, auc, low, high`` (a 95 % interval;
         None if there is none), ``n`` media files, ``n_drawn`` people (or files) resampled for the interval, and
-        ``resampled``, an array (resamples,) of the resampled AUCs.
+        ``resample_metrics``, an array (resamples,) of the resampled AUCs.
 
     Raises
     ------
@@ -476,7 +476,7 @@ def robustness_curves(table, *, resamples=2000, rng=None):
     keys = [*[key for key in KEYS if key in table.columns], "axis"]
     media, points = pooled_media(table, keys), []
     for names, part in media.groupby(keys, sort=False, dropna=False):
-        points += points_of(part, dict(zip(keys, names, strict=True)), resamples, seed)
+        points += measure_points(part, dict(zip(keys, names, strict=True)), resamples, seed)
     return pd.DataFrame(points)
 
 
@@ -494,7 +494,7 @@ def pooled_media(table, keys):
     return pooled.reset_index()
 
 
-def points_of(part, names, resamples, seed):
+def measure_points(part, names, resamples, seed):
     """The points of one curve."""
     levels = {
         level: rows.sort_values("media_id", kind="stable") for level, rows in part.groupby("level")
@@ -507,17 +507,17 @@ def points_of(part, names, resamples, seed):
         )
     drawn_by = "drawn" if part.drawn.notna().all() else "media_id"
     samples = [Sample(rows.label, rows.score, rows[drawn_by]) for rows in levels.values()]
-    drawn = resampled(samples, ("auc",), resamples, np.random.default_rng(seed))
+    drawn = resample_metrics(samples, ("auc",), resamples, np.random.default_rng(seed))
     points = []
     for (level, rows), sample, areas in zip(levels.items(), samples, drawn, strict=True):
-        found = exact_at_the_end(measure("auc", sample, areas["auc"], 0.95), rows, drawn_by)
+        found = correct_extreme_points(measure("auc", sample, areas["auc"], 0.95), rows, drawn_by)
         points.append(names | {"level": level, "strength": rows.strength.iloc[0], "auc": found.value, "low": found.low, "high": found.high,
                                "n": len(rows), "n_drawn": sample.n_clusters, "resampled": areas["auc"]})  # fmt: skip
     return points
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #7076a002
-def exact_at_the_end(found, rows, drawn_by):
+def correct_extreme_points(found, rows, drawn_by):
     """An AUC of 0 or 1, where all resamples agree, with DeLong's exact interval if there are enough media."""
     if found.low is not None or found.value not in (0.0, 1.0):
         return found
@@ -542,7 +542,7 @@ def plot_robustness(curves):
     matplotlib.figure.Figure
         Bands are 95 % intervals; the grey line is chance.
     """
-    lines, names = labelled(curves), list(dict.fromkeys(curves.axis))
+    lines, names = label_curves(curves), list(dict.fromkeys(curves.axis))
     colours = dict(zip(dict.fromkeys(lines.line), cycle(COLOURS), strict=False))
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
@@ -567,18 +567,18 @@ def plot_robustness(curves):
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #f8c760e4
-def row_of(names):
+def name_row(names):
     """Name of a detector with its training and test set in tables."""
     trained = f", {names['train_set']}" if "train_set" in names else ""
     return f"{names['detector']}{trained}" + (f" -> {names['eval_set']}" if "eval_set" in names else "")
 
 
-def labelled(curves):
+def label_curves(curves):
     """Curves with their legend labels: the detector, and its sets if these differ."""
     differ = [
         key for key in KEYS if key in curves.columns and (key == "detector" or curves[key].nunique() > 1)
     ]
-    return curves.assign(line=[row_of(names) for names in curves[differ].to_dict("records")])
+    return curves.assign(line=[name_row(names) for names in curves[differ].to_dict("records")])
 
 
 def draw_axis(axes, curves, colours, axis=None):
@@ -625,7 +625,7 @@ def area_under_robustness(curves):
     rows = []
     for names, part in curves.groupby(keys, sort=False, dropna=False):
         names = dict(zip(keys, names, strict=True))
-        heights = heights_of(part)
+        heights = measure_heights(part)
         untouched, n = part[part.level == 0].iloc[0], int(part.n.iloc[0])
         rows += [
             names | {"axis": axis, "n": n} | area_row(height, untouched, n)
@@ -635,7 +635,7 @@ def area_under_robustness(curves):
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #dc40ce28
-def heights_of(part):
+def measure_heights(part):
     """`mean_height` of each axis of one detector, and of all axes together."""
     heights = {axis: mean_height(curve) for axis, curve in part.groupby("axis", sort=False)}
     return heights | {
@@ -691,12 +691,12 @@ def robustness_gain(a, b, axis=ALL_AXES):
         raise InputError(
             "Two detectors can be compared if both were scored along the same axes on the same media."
         )
-    (of_a, drawn_a), (of_b, drawn_b) = (heights_of(part)[axis] for part in (a, b))
+    (of_a, drawn_a), (of_b, drawn_b) = (measure_heights(part)[axis] for part in (a, b))
     return measured(float(of_b[0] - of_a[0]), drawn_b - drawn_a, int(a.n.iloc[0]), 0.95)
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #130d21a6
-def robustness_in_words(curves):
+def describe_robustness(curves):
     """One or two sentences per detector, by rule.
 
     Parameters
@@ -713,9 +713,9 @@ def robustness_in_words(curves):
     keys = [key for key in KEYS if key in curves.columns]
     areas, words = area_under_robustness(curves), {}
     for names, part in curves.groupby(keys, sort=False, dropna=False):
-        row = row_of(dict(zip(keys, names, strict=True)))
+        row = name_row(dict(zip(keys, names, strict=True)))
         lost = areas[np.all([areas[key] == name for key, name in zip(keys, names, strict=True)], axis=0)]
-        words[row] = sentence_of(part, lost[lost.axis != ALL_AXES])
+        words[row] = describe_curves(part, lost[lost.axis != ALL_AXES])
     return words
 
 
@@ -725,7 +725,7 @@ FEWEST_DRAWN = 10
 
 
 # %% ../../nbs/evaluation/09_robustness.ipynb #acb03fd3
-def sentence_of(part, areas):
+def describe_curves(part, areas):
     """The conclusion from the curves of one detector."""
     start = part[part.level == 0].iloc[0]
     if pd.isna(start.auc):
@@ -782,7 +782,7 @@ def record_robustness(add, curves, table="Robustness"):
             lost += f" [{area['lost_low']:+.3f}, {area['lost_high']:+.3f}]"
         add(
             table,
-            row_of(area),
+            name_row(area),
             f"mean AUC, {area['axis']}",
             value,
             n=int(area["n"]),

@@ -32,7 +32,7 @@ import torch
 from ..data.builds import RESULT_COLUMNS, FaceSet
 from .training import Portion, chooses_bf16, fake_scores, read_ahead
 from ..media.faces import FaceTrack, refit_clip
-from ..media.images import checked_labels
+from ..media.images import check_labels
 from ..networks.video_resnet import normalise_clips
 from ..study.files import InputError, UsageError, write_atomically
 
@@ -133,13 +133,13 @@ def cut_clip(track, start, length=32, *, stride=1, size=None, alignment="clip"):
     """
     if alignment not in ALIGNMENTS:
         raise UsageError(f"Clips are aligned by 'clip' or by 'track', not {alignment!r}.")
-    shown = frames_of(track, clip_rows(len(track), start, length, stride), stride)
+    shown = select_frames(track, clip_rows(len(track), start, length, stride), stride)
     crops = refit_clip(shown, 0, length) if alignment == "clip" else shown.clip(0, length)
-    return reduced(crops, size or track.crop_size)
+    return reduce_crops(crops, size or track.crop_size)
 
 
 # %% ../../nbs/learning/01_clips.ipynb #9c3cc8c4
-def frames_of(track, rows, stride):
+def select_frames(track, rows, stride):
     """A track of selected frames of another; its crops are a view where the frames are evenly spaced."""
     even = rows[0] + stride * (len(rows) - 1) == rows[-1]
     rows = slice(rows[0], rows[-1] + 1, stride) if even else rows
@@ -154,7 +154,7 @@ def too_small(stored, size):
     )
 
 
-def reduced(crops, size):
+def reduce_crops(crops, size):
     """Downsample crops (T, S, S, 3) by area averaging."""
     stored = crops.shape[1]
     if size == stored:
@@ -175,7 +175,7 @@ def spread(starts, most):
     return starts[np.rint(np.linspace(*ends, most)).astype(int)]
 
 
-def checked_size(size, sizes):
+def check_size(size, sizes):
     """Side of a set's clips in pixels, for crops stored at `sizes`."""
     if len(sizes) > 1:
         raise InputError(f"The crops of this build are of several sizes, {sorted(sizes)}. Build it again.")
@@ -254,21 +254,21 @@ class ClipSet(Clips):
 
     def __init__(self, faces, length=32, step=16, *, split=None, manifest=None, size=None, stride=1, most=None,
                  alignment="clip", cache=None):  # fmt: skip
-        self.faces = chosen_faces(faces, split, manifest)
+        self.faces = choose_faces(faces, split, manifest)
         self.length, self.step, self.stride, self.alignment = length, step, stride, alignment
         self.table, self.rows, self.left_out, sizes = clip_table(self.faces, length, step, stride, most)
-        self.size = checked_size(size, sizes)
-        self.labels = checked_labels(self.table.label, len(self.table), "clips")
+        self.size = check_size(size, sizes)
+        self.labels = check_labels(self.table.label, len(self.table), "clips")
         self.media_ids = self.table.media_id.tolist()
         self.first_track = functools.lru_cache(maxsize=32)(lambda row: self.faces.tracks(row)[0])
         self.kept = None
         if cache and len(self):
-            self.kept = kept_file(self, Path(cache))
+            self.kept = cache_clips(self, Path(cache))
             self.first_track.cache_clear()
 
 
 # %% ../../nbs/learning/01_clips.ipynb #a9c620d6
-def chosen_faces(faces, split, manifest):
+def choose_faces(faces, split, manifest):
     """A `FaceSet` of selected rows of a build."""
     chosen = copy.copy(faces if isinstance(faces, FaceSet) else FaceSet(faces))
     rows = chosen.manifest if manifest is None else manifest
@@ -311,7 +311,7 @@ def cache_name(clips):
     return f"clips-{digest.hexdigest()[:16]}.npy"
 
 
-def kept_file(clips, folder):
+def cache_clips(clips, folder):
     """The file of all clips of a set, uint8 (N, T, S, S, 3), written if absent."""
     path = folder / cache_name(clips)
     if not path.is_file():
@@ -384,7 +384,7 @@ def clip_predictions(network, clips, detector, train_set, eval_set, *, batch_siz
 
 # %% ../../nbs/learning/01_clips.ipynb #87c2dbd0
 @contextlib.contextmanager
-def asked(network):
+def evaluate_temporarily(network):
     """Set a network to eval mode without gradients, and restore the mode of every part."""
     modes = [(module, module.training) for module in network.modules()]
     try:
@@ -400,7 +400,7 @@ def clip_logits(network, clips, batch_size, precision):
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     parts = np.split(np.arange(len(clips)), range(batch_size, len(clips), batch_size))
     portions, logits = [Portion(indices, 1.0, True, True) for indices in parts], []
-    with asked(network), inference_precision(precision, device):
+    with evaluate_temporarily(network), inference_precision(precision, device):
         for _, batch in read_ahead(clips, portions):
             logits.append(network(normalise_clips(batch.to(device))).float().cpu())
     return torch.cat(logits)

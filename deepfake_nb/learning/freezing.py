@@ -6,10 +6,10 @@
 __all__ = [
     "AlternateFreezing",
     "GradualUnfreezing",
-    "moved_parameters",
+    "list_moved_parameters",
     "plot_moved_parameters",
-    "stated_settings",
-    "published_settings",
+    "get_stated_settings",
+    "get_published_settings",
     "EpochMetrics",
 ]
 
@@ -190,7 +190,7 @@ class AlternateFreezing(Turns):
 
 
 # %% ../../nbs/learning/03_freezing.ipynb #4e827d19
-def within(name, modules):
+def is_within(name, modules):
     """Whether a parameter or module of a network is inside one of the modules."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
@@ -235,7 +235,7 @@ class Stages(Rule):
         named = list(network.named_parameters())
         factors = self.learning_rates or (1.0,) * len(self.stages)
         return [
-            {"params": [p for name, p in named if within(name, stage)], "lr": factor * learning_rate}
+            {"params": [p for name, p in named if is_within(name, stage)], "lr": factor * learning_rate}
             for stage, factor in zip(self.stages, factors, strict=True)
         ]
 
@@ -306,9 +306,9 @@ class GradualUnfreezing(Stages):
                 "Give the Trainer parameters=rule.parameter_groups(network, learning_rate)."
             )
         modules = self.learning_modules(epoch)
-        set_learning(trainer.network, lambda name: within(name, modules))
+        set_learning(trainer.network, lambda name: is_within(name, modules))
         still = self.frozen_norms == "still"
-        hold_norms(trainer.network, lambda name: still and not within(name, modules))
+        hold_norms(trainer.network, lambda name: still and not is_within(name, modules))
 
 
 # %% ../../nbs/learning/03_freezing.ipynb #c3cfb5d8
@@ -337,7 +337,7 @@ def noise_clips(n, seed=0):
     return ArraySet(rng.integers(0, 256, (n, 4, 32, 32, 3), dtype=np.uint8), np.arange(n) % 2)
 
 
-def awake(network):
+def wake_norms(network):
     """A copy with all norm scales set to one; in a new network the zero scales give branches with zero output."""
     network = copy.deepcopy(network)
     for module in network.modules():
@@ -347,7 +347,7 @@ def awake(network):
 
 
 # %% ../../nbs/learning/03_freezing.ipynb #8d1392d9
-def moved_parameters(rule, network, steps, steps_per_epoch=None, counted_in=None):
+def list_moved_parameters(rule, network, steps, steps_per_epoch=None, counted_in=None):
     """Number of parameters that change in each step, from training a copy on noise and comparing its weights.
 
     Parameters
@@ -371,7 +371,7 @@ def moved_parameters(rule, network, steps, steps_per_epoch=None, counted_in=None
 
     steps_per_epoch = steps_per_epoch or steps
     sizes = {name: parameter.numel() for name, parameter in (counted_in or network).named_parameters()}
-    network, rule, watch = awake(network), rule and replace(rule), Watch()
+    network, rule, watch = wake_norms(network), rule and replace(rule), Watch()
     settings = TrainingSettings(batch_size=2, learning_rate=1e-3, weight_decay=0.005)
     groups = rule.parameter_groups(network, 1e-3) if getattr(rule, "learning_rates", None) else None
     trainer = Trainer(
@@ -392,7 +392,7 @@ def plot_moved_parameters(tables, total=None, axes=None):
     Parameters
     ----------
     tables : dict of str to DataFrame
-        From `moved_parameters`, by name of the rule.
+        From `list_moved_parameters`, by name of the rule.
     total : int, optional
         Parameters of the network, for a reference line.
     axes : sequence of matplotlib Axes, optional
@@ -449,7 +449,7 @@ PUBLISHED = {
 
 
 # %% ../../nbs/learning/03_freezing.ipynb #2f3ff89f
-def stated_settings(**changes):
+def get_stated_settings(**changes):
     """Fine-tuning settings stated in the conferencing paper (section 4.2), for both rules; binary cross-entropy loss.
 
     The maximum number of epochs (10, as in its code) and the patience of its schedule (1) are not stated.
@@ -466,7 +466,7 @@ def stated_settings(**changes):
     return replace(STATED, **changes)
 
 
-def published_settings(rule, **changes):
+def get_published_settings(rule, **changes):
     """Fine-tuning settings of the conferencing paper's code: Adam at 1e-4, no decay, batches of 4, best accuracy kept.
 
     ``ft_zoom_altfrz_stage2.py`` and ``ft_zoom_unfrz_stage2.py`` of github.com/csbrendan/CS229. Neither stops early; only

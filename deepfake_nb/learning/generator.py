@@ -46,7 +46,7 @@ from .perceptual import perceptual_network
 from ..networks.devices import has_bf16
 from ..networks.stylegan import Discriminator, Encoder, Generator, mix_styles, require_same_codes
 from ..networks.vqvae import VQVAE2
-from ..people.portraits import as_inputs, as_pictures, training_pictures
+from ..people.portraits import as_inputs, as_pictures, load_training_images
 from deepfake_nb.study.files import (
     InputError,
     UsageError,
@@ -200,7 +200,7 @@ class StyleGANSettings:
 
 
 # %% ../../nbs/learning/06_generator.ipynb #395aa7dc
-def new_pair(settings, seed):
+def make_pair(settings, seed):
     """An untrained generator and discriminator."""
     sizes = {"channels_base": settings.channels_base, "max_channels": settings.max_channels}
     own = {"style_size": settings.style_size, "mapping_layers": settings.mapping_layers}
@@ -230,7 +230,7 @@ class GANTraining(Learner):
     def __init__(self, pictures, settings, seed=0, device="cpu"):
         super().__init__(pictures, settings, seed, device, "stylegan")
         self.generator, self.discriminator = self.placed(
-            *new_pair(settings, random_seed(seed, "stylegan weights"))
+            *make_pair(settings, random_seed(seed, "stylegan weights"))
         )
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         options = {"lr": settings.learning_rate, "betas": (0.0, 0.99)}
@@ -277,7 +277,7 @@ def check_pictures(pictures, resolution):
         )
 
 
-def identity_of(pictures, settings, seed):
+def describe_training(pictures, settings, seed):
     """What a training must share with the one that it resumes."""
     return {"pictures": pictures_digest(pictures), "settings": json.dumps(asdict(settings)), "seed": seed}
 
@@ -325,7 +325,7 @@ class CheckpointStore:
 LOG_EVERY = 50  # number of steps averaged in one row of the log
 
 
-def summary(learner, reports, seconds):
+def summarise_row(learner, reports, seconds):
     """A row of the log."""
     names = dict.fromkeys(name for report in reports for name in report)
     means = {name: float(np.mean([r[name] for r in reports if name in r])) for name in names}
@@ -356,7 +356,7 @@ def train(learner, steps, checkpoints, *, every_s=180.0, watch=None, progress=No
         reports.append(learner.advance())
         seconds = time.perf_counter() - begun
         if learner.step % LOG_EVERY == 0 or learner.step == steps:
-            log.append(summary(learner, reports, seconds))
+            log.append(summarise_row(learner, reports, seconds))
             reports = []
         if learner.step == steps or (seconds + begun - saved_at > every_s and not reports):
             checkpoints.save(learner, log, seconds)
@@ -405,7 +405,7 @@ def train_stylegan(
     """
     settings = settings or StyleGANSettings()
     check_pictures(pictures, settings.resolution)
-    identity = identity_of(pictures, settings, seed)
+    identity = describe_training(pictures, settings, seed)
     learner = GANTraining(pictures, settings, seed, device or "cpu")
     log = train(learner, steps, CheckpointStore(folder, "stylegan", identity), watch=watch, progress=progress)
     return learner.average.cpu(), log
@@ -447,7 +447,7 @@ def feature_difference(first, second):
     return torch.stack([difference.square().sum(dim=1).mean() for difference in levels]).mean()
 
 
-def new_encoder(settings, of_generator, seed):
+def make_encoder(settings, of_generator, seed):
     """An untrained encoder for a generator of given settings, and a discriminator of its size."""
     resolution = of_generator["resolution"]
     with torch.random.fork_rng(devices=[]):
@@ -476,7 +476,7 @@ class EncoderTraining(Learner):
 
     def __init__(self, pictures, settings, generator, perceptual, seed=0, device="cpu"):
         super().__init__(pictures, settings, seed, device, "encoder")
-        encoder, discriminator = new_encoder(
+        encoder, discriminator = make_encoder(
             settings, generator.settings, random_seed(seed, "encoder weights")
         )
         start_from_codes(encoder, generator, random_seed(seed, "encoder codes"))
@@ -549,7 +549,7 @@ def train_encoder(
     """
     settings = settings or EncoderSettings()
     check_pictures(pictures, generator.resolution)
-    identity = identity_of(pictures, settings, seed) | {"generator": network_digest(generator)}
+    identity = describe_training(pictures, settings, seed) | {"generator": network_digest(generator)}
     learner = EncoderTraining(pictures, settings, generator, perceptual, seed, device or "cpu")
     log = train(learner, steps, CheckpointStore(folder, "encoder", identity), watch=watch, progress=progress)
     return learner.encoder.cpu().eval(), log
@@ -648,7 +648,7 @@ def train_vqvae(
     settings = settings or VQVAESettings()
     check_pictures(pictures, np.shape(pictures)[1] if np.ndim(pictures) == 4 else 8)
     learner = VQVAETraining(pictures, settings, seed, device or "cpu")
-    identity = identity_of(pictures, settings, seed)
+    identity = describe_training(pictures, settings, seed)
     log = train(learner, steps, CheckpointStore(folder, "vqvae", identity), watch=watch, progress=progress)
     return learner.vqvae.cpu().eval(), log
 
@@ -864,13 +864,13 @@ class GeneratorTrainingSettings:
 
 
 # %% ../../nbs/learning/06_generator.ipynb #0d86685e
-def arguments_of(settings):
+def list_arguments(settings):
     """The settings of a training as command-line arguments."""
     return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in asdict(settings).items())
 
 
 # %% ../../nbs/learning/06_generator.ipynb #70759f2c
-def losses_of(log, most=100):
+def sample_losses(log, most=100):
     """Evenly spaced rows of a log, rounded."""
     chosen = log.iloc[np.unique(np.linspace(0, len(log) - 1, min(most, len(log))).round().astype(int))]
     rows = chosen.to_dict("records")
@@ -878,10 +878,10 @@ def losses_of(log, most=100):
 
 
 # %% ../../nbs/learning/06_generator.ipynb #c07ae01f
-def card_of(settings, of_networks, pictures, words, logs, device):
+def write_card(settings, of_networks, pictures, words, logs, device):
     """The model card of the networks, from the settings of the training and of each network."""
     card = {
-        "command": f"deepfake-nb train-generator --out OUT {arguments_of(settings)}",
+        "command": f"deepfake-nb train-generator --out OUT {list_arguments(settings)}",
         "lesson": asdict(settings),
         "data": f"{len(pictures)} pictures of {settings.people} rendered people, domain {settings.domain}, mirrored at random",
         "pictures_digest": pictures_digest(pictures),
@@ -894,7 +894,7 @@ def card_of(settings, of_networks, pictures, words, logs, device):
         last = log.iloc[-1]
         card[kind] = {
             "settings": asdict(of_networks[kind]), "steps": int(last.step), "pictures_seen": int(last.pictures),
-            "hours": round(last.seconds / 3600, 2), "losses": losses_of(log),
+            "hours": round(last.seconds / 3600, 2), "losses": sample_losses(log),
         }  # fmt: skip
     return card
 
@@ -909,7 +909,7 @@ def usual_perceptual():
 # %% ../../nbs/learning/06_generator.ipynb #fc64eab3
 def train_all(settings, folder, perceptual, device, progress):
     """Run the three trainings on the images; returns networks and card."""
-    pictures = training_pictures(
+    pictures = load_training_images(
         settings.people, settings.takes, settings.resolution, domain=settings.domain, seed=settings.seed,
         folder=folder / "pictures", device=device, progress=progress,
     )  # fmt: skip
@@ -923,7 +923,7 @@ def train_all(settings, folder, perceptual, device, progress):
     )
     logs = {"generator": of_generator, "encoder": of_encoder, "vqvae": of_vqvae}
     of_networks = {"generator": stylegan, "encoder": EncoderSettings(), "vqvae": VQVAESettings()}
-    card = card_of(settings, of_networks, pictures, words, logs, device)
+    card = write_card(settings, of_networks, pictures, words, logs, device)
     return Networks(generator, encoder, vqvae, card)
 
 

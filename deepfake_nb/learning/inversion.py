@@ -241,7 +241,7 @@ class Inversion(NamedTuple):
 
 # %% ../../nbs/learning/07_inversion.ipynb #53e57f66
 @contextlib.contextmanager
-def fixed(networks):
+def hold_fixed(networks):
     """Context manager: networks in eval mode, without gradients of their weights."""
     modules = [module for network in networks for module in network.modules()]
     modes = [module.training for module in modules]
@@ -331,7 +331,7 @@ class ReplayedDescent(Descent):
 
 
 # %% ../../nbs/learning/07_inversion.ipynb #e2412d0d
-def descend(descent):
+def run_descent(descent):
     """All steps of a batch: the losses (N, steps + 1), NaN where an image had stopped, codes and steps taken."""
     settings, codes = descent.settings, descent.codes.clone()
     losses = torch.full((len(codes), settings.steps + 1), torch.nan, device=codes.device)
@@ -361,7 +361,7 @@ def check_starts(starts, count, generator):
         raise InputError(f"There are {count} pictures, but {len(starts)} starts. Give one for each.")
 
 
-def no_inversion(generator, settings):
+def make_empty_inversion(generator, settings):
     """The result for no images."""
     side = generator.resolution
     sizes = (0, generator.layer_count, generator.style_size), (0, 3, side, side), (0, settings.steps + 1)
@@ -394,7 +394,7 @@ class BatchSearch:
         """Codes, reconstructions, losses and steps of images on the device; starts from the encoder by default."""
         targets = self.loss.targets(images)
         begin = self.encoder(images) if begin is None else begin.to(images)
-        losses, codes, taken = descend(self.descent(begin, targets))
+        losses, codes, taken = run_descent(self.descent(begin, targets))
         made = self.generator.synthesis(codes)
         losses[torch.arange(len(images)), taken] = self.loss(made, codes, targets)
         return codes.cpu(), made.float().cpu(), losses.cpu(), taken
@@ -433,10 +433,10 @@ def invert(images, generator, encoder, loss, settings=None, *, starts=None):
         raise InputError("A picture holds values that are no numbers. Give RGB in [-1, 1].")
     check_starts(starts, len(images), generator)
     if not len(images):
-        return no_inversion(generator, settings)
+        return make_empty_inversion(generator, settings)
     networks = [generator, encoder, *loss.networks()]
     device = next(generator.parameters()).device
-    with torch.no_grad(), fixed(networks):
+    with torch.no_grad(), hold_fixed(networks):
         for network in networks:
             network.to(device)
         search = BatchSearch(generator, encoder, loss, settings, device)
@@ -588,7 +588,7 @@ def read_kept(path, digest, steps):
 
 
 # %% ../../nbs/learning/07_inversion.ipynb #eab486ba
-def searched(pictures, missing, networks, jobs, scheduler):
+def search_missing(pictures, missing, networks, jobs, scheduler):
     """The codes of missing images, batch by batch as they finish."""
     if not missing:
         return
@@ -599,11 +599,11 @@ def searched(pictures, missing, networks, jobs, scheduler):
         yield from run(tasks)
 
 
-def joined(kept, generator, settings):
+def join_inversions(kept, generator, settings):
     """Codes, losses, steps and seconds of all images as tensors."""
     if kept:
         return [torch.stack(values) for values in zip(*kept, strict=True)]
-    nothing = no_inversion(generator, settings)
+    nothing = make_empty_inversion(generator, settings)
     return [nothing.codes, nothing.losses, nothing.steps, torch.zeros(0)]
 
 
@@ -658,18 +658,20 @@ def find_codes(
     missing = [place for place, found in enumerate(kept) if found is None]
     before = len(pictures) - len(missing)
     task = progress.add_task("inversion", total=len(missing)) if progress is not None else None
-    for places, found in searched(pictures, missing, (generator, encoder, loss, settings), jobs, scheduler):
+    for places, found in search_missing(
+        pictures, missing, (generator, encoder, loss, settings), jobs, scheduler
+    ):
         for place, *values in zip(places, *found, strict=True):
             kept[place] = tuple(values)
             if folder is not None:
                 write_codes(paths[place], values[0], digest, **dict(zip(KEPT[1:], values[1:], strict=True)))
         if progress is not None:
             progress.advance(task, len(places))
-    return FoundCodes(*joined(kept, generator, settings), before)
+    return FoundCodes(*join_inversions(kept, generator, settings), before)
 
 
 # %% ../../nbs/learning/07_inversion.ipynb #6f80fbc2
-def tensors_of(path):
+def read_tensors(path):
     """The tensors of a file; an error with a remedy if it holds objects."""
     try:
         return read_state_dict(path)
@@ -700,7 +702,7 @@ def networks_from_files(generator_file, encoder_file):
     InputError
         A file cannot be used, or the two networks do not match.
     """
-    generator = restore_generator(tensors_of(generator_file))
-    encoder = restore_encoder(tensors_of(encoder_file))
+    generator = restore_generator(read_tensors(generator_file))
+    encoder = restore_encoder(read_tensors(encoder_file))
     require_same_codes(generator, encoder)
     return generator, encoder

@@ -15,14 +15,14 @@ __all__ = [
 # %% ../../nbs/learning/04_joint_training.ipynb #2785eb3a
 import torch
 
-from .training import Tally, Trainer, batches, binary_cross_entropy, judge
+from .training import Tally, Trainer, binary_cross_entropy, iterate_batches, judge
 
 
 # %% ../../nbs/learning/04_joint_training.ipynb #158b778b
 def train_epoch_together(trainers, train, epoch):
     """Train several networks for one epoch on the same batches: one `EpochResult` each."""
     tallies = [Tally(trainer, f"in epoch {epoch}") for trainer in trainers]
-    for batch in batches(trainers[0], train, epoch):
+    for batch in iterate_batches(trainers[0], train, epoch):
         for trainer, tally in zip(trainers, tallies, strict=True):
             trainer.step += 1
             trainer.model.train()
@@ -42,7 +42,7 @@ def train_epoch_together(trainers, train, epoch):
 def predict_together(trainers, pictures):
     """Logits (N,) of several networks in float32, reading every image once."""
     found = [[] for _ in trainers]
-    for batch in batches(trainers[0], pictures):
+    for batch in iterate_batches(trainers[0], pictures):
         for trainer, logits in zip(trainers, found, strict=True):
             trainer.network.eval()
             logits.append(trainer.network(batch.inputs).float().cpu())

@@ -451,7 +451,7 @@ def watched(self: Trainer, batches, n, epoch):
 @patch
 def what_is_safe(self: Trainer):
     """Name the checkpoint that remains when training fails."""
-    kept = self.folder and newest(self.folder)
+    kept = self.folder and find_newest(self.folder)
     return f"The last good checkpoint is {str(kept)!r}." if kept else "No checkpoint was written yet."
 
 
@@ -487,7 +487,7 @@ class Batch(NamedTuple):
 
 
 # %% ../../nbs/learning/00_training.ipynb #e087cf01
-def batches(trainer, dataset, epoch=None):
+def iterate_batches(trainer, dataset, epoch=None):
     """The batches of this process: in the order of a training epoch, or in the data set's order without one."""
     n, learning = len(dataset), epoch is not None
     if n == 0:
@@ -592,7 +592,7 @@ def train_one_epoch(self: Trainer, dataset, epoch):
     self.model.train()
     self.tell_hooks("on_epoch_start", epoch)
     with self.reproducible("epoch", epoch):
-        for batch in batches(self, dataset, epoch):
+        for batch in iterate_batches(self, dataset, epoch):
             if batch.portion.opens_step:
                 self.step += 1
                 self.optimizer.zero_grad()
@@ -627,7 +627,7 @@ def evaluate(self: Trainer, dataset):
     tally, outputs = Tally(self, "in a test"), []
     self.network.eval()
     with self.reproducible("test"):
-        for batch in batches(self, dataset):
+        for batch in iterate_batches(self, dataset):
             with self.precision():
                 logits = self.network(batch.inputs)
             outputs.append(logits.float())
@@ -654,7 +654,7 @@ def predict(self: Trainer, dataset):
     self.network.eval()
     outputs = []
     with self.reproducible("test"):
-        for batch in batches(self, dataset):
+        for batch in iterate_batches(self, dataset):
             outputs.append(self.network(batch.inputs).float().cpu())
     return torch.cat(gather_object(outputs))
 
@@ -750,20 +750,20 @@ def read_checkpoint(path):
 
 
 # %% ../../nbs/learning/00_training.ipynb #3a0f8622
-def checkpoints(folder):
+def list_checkpoints(folder):
     """The checkpoint files of a folder, the newest first."""
     return sorted(Path(folder).glob("epoch_*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
 
 
-def newest(folder):
+def find_newest(folder):
     """The newest checkpoint file of a folder, or None."""
-    return next(iter(checkpoints(folder)), None)
+    return next(iter(list_checkpoints(folder)), None)
 
 
-def newest_whole_checkpoint(folder):
+def find_newest_checkpoint(folder):
     """The path and content of the newest checkpoint that can be read; None if there is none."""
     failure = None
-    for path in checkpoints(folder):
+    for path in list_checkpoints(folder):
         try:
             content = read_checkpoint(path)
         except DamagedCheckpoint as error:
@@ -787,7 +787,7 @@ def save_checkpoint(trainer):
     }  # fmt: skip
     with write_atomically(trainer.folder / f"epoch_{len(trainer.log.records):03}.pt") as file:
         torch.save(content, file)
-    for old in checkpoints(trainer.folder)[trainer.settings.keep :]:
+    for old in list_checkpoints(trainer.folder)[trainer.settings.keep :]:
         old.unlink()
 
 
@@ -820,19 +820,23 @@ def fingerprint(dataset):
     return f"{len(dataset)} pictures, digest {digest.hexdigest()[:12]}"
 
 
-def named(way):
+def describe_object(way):
     """A description of a function or parametrised object that is the same in every process."""
     described = repr(way)
     return getattr(way, "__qualname__", type(way).__qualname__) if " at 0x" in described else described
 
 
-def identity(trainer, sets):
+def describe_run(trainer, sets):
     """What must match to resume a run: settings except its length, loss, transform, hooks, data."""
     settings = asdict(trainer.settings)
     for name in ("epochs", "checkpoint_every", "keep"):
         del settings[name]
     settings["batch_size"] *= trainer.processes
-    settings |= {"loss": named(trainer.loss), "transform": named(trainer.transform), "groups": trainer.groups}
+    settings |= {
+        "loss": describe_object(trainer.loss),
+        "transform": describe_object(trainer.transform),
+        "groups": trainer.groups,
+    }
     settings["hooks"] = [type(hook).__qualname__ for hook in trainer.hooks]
     return settings | {f"{name} set": fingerprint(dataset) for name, dataset in sets.items()}
 
@@ -884,14 +888,14 @@ def clear(folder, everything):
     for path in folder.glob(".*.part.*"):
         path.unlink()
     if everything:
-        for path in [*checkpoints(folder), folder / "best.pt"]:
+        for path in [*list_checkpoints(folder), folder / "best.pt"]:
             path.unlink(missing_ok=True)
 
 
 # %% ../../nbs/learning/00_training.ipynb #3def86ca
 def start(trainer, sets, resume):
     """Start, or resume from the newest checkpoint."""
-    trainer.identity = identity(trainer, sets)
+    trainer.identity = describe_run(trainer, sets)
     if not resume and trainer.log.records:
         raise UsageError("This trainer has been trained already. Make a new one to start again.")
     if trainer.folder is None:
@@ -899,7 +903,7 @@ def start(trainer, sets, resume):
     if trainer.accelerator.is_main_process:
         clear(trainer.folder, everything=not resume)
     trainer.accelerator.wait_for_everyone()
-    if found := newest_whole_checkpoint(trainer.folder):
+    if found := find_newest_checkpoint(trainer.folder):
         restore(trainer, *found)
         if trainer.accelerator.is_main_process:
             write_best(trainer)

@@ -370,7 +370,7 @@ def _placement(inner, corner, size):
     return np.column_stack([np.diag(factor), np.asarray(corner) + factor / 2 - 0.5])
 
 
-def _reduced_mask(mask, matrix):
+def reduce_mask(mask, matrix):
     """A mask reduced by area and placed by a matrix of `_placement`."""
     height, width = mask.shape
     inner = (max(1, round(width * matrix[0, 0])), max(1, round(height * matrix[1, 1])))
@@ -382,14 +382,14 @@ def _reduced_mask(mask, matrix):
 
 
 # %% ../../nbs/media/02_degradations.ipynb #8c90b0a2
-def _moved(images, matrix, landmarks, masks, interpolation):
+def move_image(images, matrix, landmarks, masks, interpolation):
     """Bundle images with landmarks and masks moved by a 2x3 matrix."""
     if landmarks is not None:
         landmarks = transform_points(matrix, landmarks).astype(np.float32)
     if masks is not None:
         size, masks = images.shape[2:0:-1], np.asarray(masks, np.float32)
         if interpolation == cv2.INTER_AREA:
-            moved = [_reduced_mask(mask, matrix) for mask in masks]
+            moved = [reduce_mask(mask, matrix) for mask in masks]
         else:
             moved = [cv2.warpAffine(mask, matrix, size, flags=interpolation) for mask in masks]
         masks = np.stack(moved) if moved else np.zeros((0, *images.shape[1:3]), np.float32)
@@ -444,7 +444,7 @@ def far_subject(images, scale, landmarks=None, masks=None):
         for index, image in enumerate(images):
             result[index] = _reduce_in_room(image, inner, borders, near)
     matrix = _placement(inner, (left, top), (width, height))
-    return _moved(result, matrix, landmarks, masks, cv2.INTER_AREA)
+    return move_image(result, matrix, landmarks, masks, cv2.INTER_AREA)
 
 
 # %% ../../nbs/media/02_degradations.ipynb #2a15d09e
@@ -486,7 +486,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     height, width = images.shape[1:3]
     if width < height:
         result, matrix = _reduce_in_frame(images, 1 - strength * (1 - 9 / 16))
-        return _moved(result, matrix, landmarks, masks, cv2.INTER_AREA)
+        return move_image(result, matrix, landmarks, masks, cv2.INTER_AREA)
     window, middle = max(1, round(width + strength * (height * 9 / 16 - width))), width / 2
     if landmarks is not None and np.isfinite(landmarks).any():
         middle = float(np.nanmean(np.asarray(landmarks)[..., 0]))
@@ -494,7 +494,7 @@ def portrait_borders(images, strength=1.0, landmarks=None, masks=None):
     result = np.zeros_like(images)
     result[:, :, left : left + window] = images[:, :, start : start + window]
     matrix = np.array([[1.0, 0, left - start], [0, 1.0, 0]])
-    moved = _moved(result, matrix, landmarks, masks, cv2.INTER_NEAREST)
+    moved = move_image(result, matrix, landmarks, masks, cv2.INTER_NEAREST)
     if moved.masks is not None:
         moved.masks[:, :, :left] = moved.masks[:, :, left + window :] = 0
     return moved
@@ -620,7 +620,7 @@ def conference_line(strength):
 
 
 # %% ../../nbs/media/02_degradations.ipynb #06820b18
-def _to_and_fro(place, count):
+def fold_back(place, count):
     """Fold any whole number into 0 .. count - 1 by going back and forth."""
     place = abs(place) % max(1, 2 * count - 2)
     return min(place, 2 * count - 2 - place) if count > 1 else 0
@@ -641,7 +641,7 @@ def _transmit(images, line, frame_rate):
     height, width = images.shape[1:3]
     small, bitrate = _sent_format(line, width, height, frame_rate)
     frames = [cv2.resize(image, small, interpolation=cv2.INTER_AREA) for image in images]
-    lead = [frames[_to_and_fro(place, len(frames))] for place in range(-round(frame_rate), 0)]
+    lead = [frames[fold_back(place, len(frames))] for place in range(-round(frame_rate), 0)]
     decoded = recompress_frames(lead + frames, frame_rate, bitrate=bitrate)[len(lead) :]
     return np.stack([cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR) for image in decoded])
 

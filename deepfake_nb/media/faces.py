@@ -54,7 +54,7 @@ import onnxruntime
 from fastcore.basics import patch
 from scipy.optimize import linear_sum_assignment
 
-from .video import Frame, media_kind, read_frames, read_image, reduced
+from .video import Frame, media_kind, read_frames, read_image, reduce_image
 from ..study.files import InputError, atomic_path, sha256_of
 
 # %% ../../nbs/media/01_faces.ipynb #c362e006
@@ -258,7 +258,7 @@ def detect(self: CenterFace, image) -> Detections:
         )
     if self._session is None:
         self._session = _load_centerface(self.model_path, self.providers, self.threads)
-    small = reduced(image, self.working_size)
+    small = reduce_image(image, self.working_size)
     below, beside = -small.shape[0] % 32, -small.shape[1] % 32
     padded = cv2.copyMakeBorder(small, 0, below, 0, beside, cv2.BORDER_CONSTANT, value=0)
     maps = self._session.run(["537", "538", "539", "540"], {"input.1": cv2.dnn.blobFromImage(padded)})
@@ -1124,7 +1124,7 @@ def _search_still(image, detector):
     if not len(found) and max(image.shape[:2]) > size:
         found = _detect_in_tiles(image, detector, size)
     if not len(found) and min(image.shape[:2]) >= 16:
-        small = reduced(image, size // 2)
+        small = reduce_image(image, size // 2)
         border = max(small.shape[:2]) // 2
         framed = cv2.copyMakeBorder(
             small, border, border, border, border, cv2.BORDER_CONSTANT, value=(127,) * 3
@@ -1137,7 +1137,7 @@ def _search_still(image, detector):
 # %% ../../nbs/media/01_faces.ipynb #397daba8
 def _detect_in_tiles(image, detector, size):
     """Search an image of twice the working size in overlapping tiles."""
-    large = reduced(image, 2 * size)
+    large = reduce_image(image, 2 * size)
     height, width = large.shape[:2]
     starts = [sorted({0, max(0, (side - size) // 2), max(0, side - size)}) for side in (height, width)]
     parts = [

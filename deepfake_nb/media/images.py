@@ -45,7 +45,7 @@ def clouds(n, seed, size=32):
 
 
 # %% ../../nbs/media/03_images.ipynb #e06b1cb5
-def checked_labels(labels, n, what):
+def check_labels(labels, n, what):
     """Labels as int64 (n,), each 0 or 1."""
     labels = np.asarray(labels)
     if labels.shape != (n,):
@@ -60,7 +60,7 @@ def checked_labels(labels, n, what):
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def checked_ids(media_ids, default):
+def check_ids(media_ids, default):
     """One media id of type str for each image."""
     ids = [str(media_id) for media_id in (default if media_ids is None else media_ids)]
     if len(ids) != len(default):
@@ -94,8 +94,8 @@ class ArraySet:
                 f"Give uint8 of shape (N, H, W, 3), or (N, T, H, W, 3) for clips."
             )
         self.pictures = pictures
-        self.labels = checked_labels(labels, len(pictures), "images")
-        self.media_ids = checked_ids(media_ids, range(len(pictures)))
+        self.labels = check_labels(labels, len(pictures), "images")
+        self.media_ids = check_ids(media_ids, range(len(pictures)))
 
     def __len__(self):
         return len(self.labels)
@@ -177,10 +177,10 @@ class ImageSet:
                  threads=None, memory_budget=2 << 30):  # fmt: skip
         self.paths, self.left_out = [Path(path) for path in paths], []
         self.size, self.threads = size, threads or os.cpu_count() or 1
-        self.labels = checked_labels(labels, len(self.paths), "images")
-        self.media_ids = checked_ids(media_ids, self.paths)
+        self.labels = check_labels(labels, len(self.paths), "images")
+        self.media_ids = check_ids(media_ids, self.paths)
         if leave_out_unreadable:
-            leave_out(self, unreadable(self))
+            leave_out(self, find_unreadable(self))
         self.kept, self.is_kept = make_room(self, cache, memory_budget)
 
     def __len__(self):
@@ -230,7 +230,7 @@ def read_kept(pictures, indices):
 
 
 # %% ../../nbs/media/03_images.ipynb #15013376
-def unreadable(pictures):
+def find_unreadable(pictures):
     """Index and reason of each image that cannot be read."""
 
     def problem(path):

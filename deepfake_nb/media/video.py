@@ -10,7 +10,7 @@ __all__ = [
     "media_kind",
     "read_image",
     "is_animated",
-    "reduced",
+    "reduce_image",
     "Frame",
     "write_video",
     "VideoInfo",
@@ -481,7 +481,7 @@ def _upright(self: _DecodedImage, width, height):
 
 
 # %% ../../nbs/media/00_video.ipynb #eda59763
-def reduced(image, longest_side):
+def reduce_image(image, longest_side):
     """An image reduced by area averaging.
 
     Parameters
@@ -551,7 +551,7 @@ def shape(self: Frame):
 
 @patch
 def resized(self: Frame, longest_side):
-    """The image as `reduced` returns it, without converting all its pixels.
+    """The image as `reduce_image` returns it, without converting all its pixels.
 
     Parameters
     ----------

@@ -143,7 +143,7 @@ def initial_tensors(graph):
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
-def dequantised(tensors, name):
+def dequantise(tensors, name):
     """A quantised weight matrix as float32, with the axes in the order of PyTorch."""
     base = name.removesuffix("_quantized")
     values = tensors[name].astype(np.float32) - tensors[f"{base}_zero_point"].astype(np.float32)
@@ -158,7 +158,7 @@ def float_tensors(graph):
     for node in graph.node:
         if node.op_type == "MatMulInteger":
             layer = node.name.strip("/").removesuffix("/MatMul_quant").replace("/", ".")
-            named[f"{layer}.weight"] = dequantised(tensors, node.input[1])
+            named[f"{layer}.weight"] = dequantise(tensors, node.input[1])
     return {name.removeprefix("vision_model."): torch.tensor(array) for name, array in named.items()}
 
 
@@ -184,11 +184,11 @@ def clip_names(tensors):
     named["head.bias"] = torch.zeros(len(named["head.weight"]))
     for name in [name for name in tensors if ".q_proj." in name]:
         parts = [tensors.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        named[in_timm(name.replace("self_attn.q_proj", "attn.qkv"))] = torch.cat(parts)
-    return named | {in_timm(name): tensor for name, tensor in tensors.items()}
+        named[translate_name(name.replace("self_attn.q_proj", "attn.qkv"))] = torch.cat(parts)
+    return named | {translate_name(name): tensor for name, tensor in tensors.items()}
 
 
-def in_timm(name):
+def translate_name(name):
     """The name of one tensor in timm; an unknown name is kept."""
     layer, _, leaf = name.rpartition(".")
     block = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", layer)

@@ -9,7 +9,7 @@ __all__ = [
     "DEPTH",
     "MixedLayerNorm",
     "with_mixed_precision",
-    "in_precision",
+    "set_precision",
     "FaceEncoder",
     "freeze_all_but_norms",
     "tuned_tensors",
@@ -63,7 +63,7 @@ def with_mixed_precision(network):
     return network
 
 
-def in_precision(network, precision, device="cpu"):
+def set_precision(network, precision, device="cpu"):
     """Convert a network in place to "float32", "mixed" or, with "auto", mixed precision where a device is fast at it."""
     if precision == "mixed" or (precision == "auto" and has_bf16(torch.device(device))):
         return with_mixed_precision(network)
@@ -207,7 +207,7 @@ class OnClip(nn.Module):
 
     def attach(self, encoder, precision):
         """Attach an encoder, in bfloat16 where that is requested and fast."""
-        self.encoder = in_precision(encoder, precision).requires_grad_(False).eval()
+        self.encoder = set_precision(encoder, precision).requires_grad_(False).eval()
         for name, values in (("mean", CLIP_MEAN), ("std", CLIP_STD)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         return self.eval()
@@ -331,7 +331,7 @@ def load_face_encoder(clip_file, tensors=None, precision="float32", device="cpu"
     network = FaceEncoder(load_clip(clip_file))
     if tensors is not None:
         load_tuned(network, tensors)
-    in_precision(network.encoder, precision, device)
+    set_precision(network.encoder, precision, device)
     return network.to(device).eval()
 
 

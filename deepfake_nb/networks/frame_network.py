@@ -93,7 +93,9 @@ class FrameNetwork(nn.Module):
     def __init__(self, backbone="resnet10t", channels=None, stem_width=None, size=112):
         super().__init__()
         widths = {"channels": channels and tuple(channels), "stem_width": stem_width}
-        self.backbone = new_backbone(backbone, {name: w for name, w in widths.items() if w is not None}, size)
+        self.backbone = make_backbone(
+            backbone, {name: w for name, w in widths.items() if w is not None}, size
+        )
         self.num_features, self.size = self.backbone.num_features, size
         scale = self.backbone.pretrained_cfg
         for name in ("mean", "std"):
@@ -112,7 +114,7 @@ class FrameNetwork(nn.Module):
 
 
 # %% ../../nbs/networks/10_frame_network.ipynb #cc4166ab
-def new_backbone(name, options, size):
+def make_backbone(name, options, size):
     """A backbone of timm with one output and random weights; it receives the input size if it requires one."""
     if name not in backbone_names():
         raise InputError(f"timm has no backbone {name!r}. timm.list_models() gives their names.")

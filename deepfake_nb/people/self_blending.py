@@ -8,11 +8,11 @@ __all__ = [
     "BLENDING_RATIOS",
     "TEXTURE_CHANGES",
     "HANDLING",
-    "axes_of",
-    "outline_between",
+    "find_axes",
+    "draw_outline",
     "random_outline",
-    "displacement",
-    "displaced",
+    "random_displacement",
+    "displace",
     "random_mask",
     "shift_colours",
     "reduce_and_enlarge",
@@ -27,11 +27,11 @@ __all__ = [
     "match_colours",
     "BlendSettings",
     "Blend",
-    "changes_of",
-    "applied",
+    "choose_changes",
+    "apply_changes",
     "self_blend",
     "random_view",
-    "picture_changes",
+    "choose_handling",
     "shift_light",
     "soften",
     "as_video_frame",
@@ -39,7 +39,7 @@ __all__ = [
     "as_poor_video_frame",
     "reduce_a_little",
     "compress_lightly",
-    "through_changes",
+    "apply_handling",
 ]
 
 # %% ../../nbs/people/04_self_blending.ipynb #0288a0ab
@@ -68,7 +68,7 @@ REGIONS = (
 )
 
 
-def axes_of(landmarks):
+def find_axes(landmarks):
     """Middle of the eyes, unit vectors across and down the face, and the distance from eyes to mouth."""
     landmarks = np.asarray(landmarks, np.float64)
     eyes, mouth = landmarks[:2].mean(0), landmarks[3:5].mean(0)
@@ -77,9 +77,9 @@ def axes_of(landmarks):
     return eyes, np.array([down[1], -down[0]]), down, height
 
 
-def outline_between(landmarks, top, bottom, width=1.3):
+def draw_outline(landmarks, top, bottom, width=1.3):
     """A rounded quadrilateral across the face; `top`, `bottom` and `width` in distances from eyes to mouth, 0 at the eyes."""
-    eyes, across, down, height = axes_of(landmarks)
+    eyes, across, down, height = find_axes(landmarks)
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     x, y = (np.sign(wave) * np.abs(wave) ** 0.6 for wave in (np.cos(angles), np.sin(angles)))
     middle, half = (top + bottom) / 2, (bottom - top) / 2
@@ -104,17 +104,17 @@ def random_outline(landmarks, rng, region=None):
         Points in pixels.
     """
     region = region or REGIONS[rng.integers(len(REGIONS))]
-    eyes, across, _, height = axes_of(landmarks)
+    eyes, across, _, height = find_axes(landmarks)
     if region == "eyes and nose":
-        points = outline_between(
+        points = draw_outline(
             landmarks, rng.uniform(-0.6, -0.3), rng.uniform(0.35, 0.8), rng.uniform(0.9, 1.3)
         )
     elif region == "mouth and chin":
-        points = outline_between(
+        points = draw_outline(
             landmarks, rng.uniform(0.45, 0.8), rng.uniform(1.2, 1.75), rng.uniform(0.5, 1.0)
         )
     elif region == "ellipse":
-        points = outline_between(
+        points = draw_outline(
             landmarks, rng.uniform(-0.9, -0.4), rng.uniform(1.3, 1.8), rng.uniform(0.85, 1.25)
         )
     elif region == "hull":
@@ -138,7 +138,7 @@ def random_outline(landmarks, rng, region=None):
 BLENDING_RATIOS = (0.5, 0.75, 1.0, 1.0, 1.0, 1.0)
 
 
-def displacement(shape, rng, strength, smoothness):
+def random_displacement(shape, rng, strength, smoothness):
     """A smooth random displacement field, float32 (H, W, 2), of at most about `strength` pixels."""
     height, width = shape[:2]
     coarse = rng.normal(0, 1, (max(3, int(height / smoothness)), max(3, int(width / smoothness)), 2)).astype(
@@ -147,7 +147,7 @@ def displacement(shape, rng, strength, smoothness):
     return strength / 2 * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def displaced(image, field, border=cv2.BORDER_REFLECT_101):
+def displace(image, field, border=cv2.BORDER_REFLECT_101):
     """An image (H, W) or (H, W, C) with its pixels moved by a field (H, W, 2)."""
     y, x = np.indices(image.shape[:2], np.float32)
     return cv2.remap(image, x + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR, borderMode=border)
@@ -175,10 +175,12 @@ def random_mask(landmarks, size, rng, region=None, ratio=None):
     """
     mask = np.zeros((size, size), np.float32)
     cv2.fillPoly(mask, [np.round(random_outline(landmarks, rng, region) * 16).astype(np.int32)], 1.0, shift=4)
-    height = axes_of(landmarks)[3]
+    height = find_axes(landmarks)[3]
     if rng.random() < 0.7:
-        field = displacement(mask.shape, rng, rng.uniform(0.05, 0.3) * height, rng.uniform(0.3, 1.0) * height)
-        mask = displaced(mask, field, cv2.BORDER_CONSTANT)
+        field = random_displacement(
+            mask.shape, rng, rng.uniform(0.05, 0.3) * height, rng.uniform(0.3, 1.0) * height
+        )
+        mask = displace(mask, field, cv2.BORDER_CONSTANT)
     if rng.random() < 0.5:
         mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.02, 0.12) * height)
         mask = (mask > rng.uniform(0.2, 0.8)).astype(np.float32)
@@ -258,7 +260,7 @@ class Donor(NamedTuple):
 
 def nudge(image, landmarks, rng):
     """A face moved by up to 3 % of its size, scaled by up to 5 %, rotated by up to 3 degrees, and perhaps distorted."""
-    height = axes_of(landmarks)[3]
+    height = find_axes(landmarks)[3]
     centre = np.asarray(landmarks, float).mean(0)
     matrix = cv2.getRotationMatrix2D(tuple(centre), rng.uniform(-3, 3), 1.0)
     matrix[:, :2] *= rng.uniform(0.95, 1.05, (2, 1))
@@ -267,7 +269,9 @@ def nudge(image, landmarks, rng):
         image, matrix, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
     )
     if rng.random() < 0.4:
-        moved = displaced(moved, displacement(image.shape, rng, rng.uniform(0.02, 0.08) * height, height))
+        moved = displace(
+            moved, random_displacement(image.shape, rng, rng.uniform(0.02, 0.08) * height, height)
+        )
     return moved
 
 
@@ -321,7 +325,7 @@ class Blend(NamedTuple):
 
 
 # %% ../../nbs/people/04_self_blending.ipynb #aa087c08
-def changes_of(settings, rng, weaker=False):
+def choose_changes(settings, rng, weaker=False):
     """The changes that one blend applies, in a random order; at least one where any is allowed."""
     wanted = [
         change for change, on in ((shift_colours, settings.colours), (change_texture, settings.texture)) if on
@@ -332,7 +336,7 @@ def changes_of(settings, rng, weaker=False):
     return [keep[place] for place in rng.permutation(len(keep))]
 
 
-def applied(changes, image, rng):
+def apply_changes(changes, image, rng):
     """An image after some changes."""
     for change in changes:
         image = change(image, rng)
@@ -371,11 +375,11 @@ def self_blend(face, landmarks, rng, donor=None, settings=BlendSettings()):
     pasted, around = (face if donor is None else fit_donor(donor, landmarks, face.shape)), face
     if donor is not None:
         pasted = match_colours(pasted, face, mask, rng.uniform(0.6, 1.0))
-    changes = changes_of(settings, rng, weaker=donor is not None)
+    changes = choose_changes(settings, rng, weaker=donor is not None)
     if rng.random() < 0.7:
-        pasted = applied(changes, pasted, rng)
+        pasted = apply_changes(changes, pasted, rng)
     else:
-        around = applied(changes, around, rng)
+        around = apply_changes(changes, around, rng)
     if settings.movement and donor is None:
         pasted = nudge(pasted, landmarks, rng)
     weight = mask[..., None]
@@ -394,7 +398,7 @@ def random_view(rng, stored, size):
 
 
 # %% ../../nbs/people/04_self_blending.ipynb #8dfbef97
-def picture_changes(rng):
+def choose_handling(rng):
     """The changes of an image by its handling, sampled once: a list of (function, seed)."""
     chances = HANDLING[rng.choice(3, p=(0.45, 0.35, 0.2))]
     return [(change, int(rng.integers(2**31))) for change, chance in chances.items() if rng.random() < chance]
@@ -453,7 +457,7 @@ HANDLING = (  # light, fair, heavy
 
 
 # %% ../../nbs/people/04_self_blending.ipynb #4c254c3d
-def through_changes(image, view, changes, size):
+def apply_handling(image, view, changes, size):
     """A stored crop, cut by a view and changed, uint8 (size, size, 3)."""
     image = cv2.warpAffine(
         image, view, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101

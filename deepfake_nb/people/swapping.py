@@ -527,7 +527,7 @@ def _has_shape(node, wanted):
     )
 
 
-def _inputs_of(session):
+def list_inputs(session):
     return ", ".join(f"{node.name} {tuple(node.shape)}" for node in session.get_inputs())
 
 
@@ -541,7 +541,7 @@ def _check_swapper(path, session, emap, where):
     )
     if not fits:
         raise InputError(
-            f"{str(path)!r} is not inswapper_128: it takes {_inputs_of(session)}, "
+            f"{str(path)!r} is not inswapper_128: it takes {list_inputs(session)}, "
             f"not target (1, 3, 128, 128), source (1, 512). {where}"
         )
     if len(session.get_outputs()) != 1 or not _has_shape(session.get_outputs()[0], (1, 3, 128, 128)):
@@ -562,7 +562,7 @@ def _check_arcface(path, session, where):
         or not _has_shape(outputs[0], (1, 512))
     ):
         raise InputError(
-            f"{str(path)!r} is not ArcFace: it takes {_inputs_of(session)}, "
+            f"{str(path)!r} is not ArcFace: it takes {list_inputs(session)}, "
             f"not one (1, 3, 112, 112) image to (1, 512). {where}"
         )
 
@@ -812,7 +812,7 @@ def _paste(image, face, mask, matrix, grain, rng):
 
 
 # %% ../../nbs/people/03_swapping.ipynb #32587065
-def _prepared(replacer, source, landmarks):
+def prepare_face(replacer, source, landmarks):
     return replacer.prepare(source, landmarks) if hasattr(replacer, "prepare") else source
 
 
@@ -865,7 +865,7 @@ def swap_face(image, landmarks, source, replacer=None, *, quality="live", size=N
     """
     image, landmarks = _checked_image(image, "The image"), _checked_landmarks(landmarks, "The landmarks")
     replacer = replacer or LandmarkWarp()
-    source = _prepared(replacer, source, landmarks[None])
+    source = prepare_face(replacer, source, landmarks[None])
     return _swap_one(image, landmarks, source, replacer, swap_settings(quality), size, rng, None)
 
 
@@ -922,7 +922,7 @@ def _sources_by_place(source, replacer, filled, is_track):
     """One source face per entry of the landmarks."""
     if isinstance(source, SourceFace):
         known = np.isfinite(filled).all((1, 2))
-        source = _prepared(replacer, source, filled[known]) if known.any() else source
+        source = prepare_face(replacer, source, filled[known]) if known.any() else source
         return [source] * len(filled)
     if is_track or len(source) != len(filled):
         raise InputError(
@@ -986,7 +986,7 @@ def swap_video(frames, landmarks, source, replacer=None, *, quality="live", size
 
 
 # %% ../../nbs/people/03_swapping.ipynb #4973060c
-def _splits_of(identities, splits):
+def find_splits(identities, splits):
     """The split of each identity, or an error about the one that is wrong."""
     if len(set(identities)) != len(identities):
         twice = next(name for name in identities if identities.count(name) > 1)
@@ -1010,7 +1010,7 @@ def _splits_of(identities, splits):
 
 
 # %% ../../nbs/people/03_swapping.ipynb #3f7214d0
-def _circle_of_pairs(members, split, rounds, rng):
+def pair_in_circle(members, split, rounds, rng):
     """Pairs of source and target among the people of one split, `rounds` for each."""
     if rounds >= len(members):
         where = f"Split {split!r} has" if split else "There are"
@@ -1053,11 +1053,11 @@ def pair_identities(identities, rng, *, splits=None, rounds=1):
         raise InputError(
             "There are no identities to pair." if rounds >= 1 else "Pairing takes at least one round."
         )
-    split_of = _splits_of(identities, splits)
+    split_of = find_splits(identities, splits)
     rows = []
     for split in sorted(set(split_of.values())):
         members = sorted(name for name in identities if split_of[name] == split)
-        rows += [(source, target, split) for source, target in _circle_of_pairs(members, split, rounds, rng)]
+        rows += [(source, target, split) for source, target in pair_in_circle(members, split, rounds, rng)]
     table = pd.DataFrame(rows, columns=["source_id", "target_id", "split"])
     return table.sort_values(["split", "target_id", "source_id"], ignore_index=True)
 

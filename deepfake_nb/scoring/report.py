@@ -8,11 +8,11 @@ __all__ = [
     "NO_PROOF",
     "MOST_HEATMAPS",
     "make_visible",
-    "moves_text",
+    "has_moving_marks",
     "escape_character",
     "mark_commands",
     "name_page",
-    "smoothed_saliency",
+    "smooth_saliency",
     "gather_evidence",
     "ReportWriter",
 ]
@@ -39,8 +39,8 @@ import numpy as np
 import torch
 from markupsafe import Markup, escape
 
-from ..evaluation.explain import COLOURS, overlay, saliency, scaled
-from ..media.video import reduced
+from ..evaluation.explain import COLOURS, overlay, saliency, scale_maps
+from ..media.video import reduce_image
 from .score import recommend_detectors
 from .verdict import TASKS, describe_task, format_interval, format_percent
 from ..study.files import InputError, sha256_of, write_atomically
@@ -64,10 +64,10 @@ def make_visible(text):
     text = os.fspath(text).encode("utf-8", "backslashreplace").decode("utf-8")
     if text.isprintable():
         return text
-    return "".join(escape_character(sign) if moves_text(sign) else sign for sign in text)
+    return "".join(escape_character(sign) if has_moving_marks(sign) else sign for sign in text)
 
 
-def moves_text(sign):
+def has_moving_marks(sign):
     """Whether a character breaks lines, is invisible, or changes direction; joiners of letters or emoji do not count."""
     kind = unicodedata.category(sign)
     return kind in ("Cc", "Zl", "Zp") or (kind == "Cf" and sign not in "\u200c\u200d")
@@ -154,7 +154,7 @@ def explain_threshold(false_alarm_rate):
 
 
 # %% ../../nbs/75_report.ipynb #b5e582fa
-def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
+def smooth_saliency(network, inputs, share=1 / 48, batch_size=2):
     """Saliency for "fake", summed over time and smoothed, with each map scaled to a maximum of 1.
 
     Parameters
@@ -174,7 +174,7 @@ def smoothed_saliency(network, inputs, share=1 / 48, batch_size=2):
     if maps.ndim == 4:
         maps = maps.sum(1)
     width = share * maps.shape[-1]
-    return scaled(np.stack([cv2.GaussianBlur(map, (0, 0), width) for map in maps]))
+    return scale_maps(np.stack([cv2.GaussianBlur(map, (0, 0), width) for map in maps]))
 
 
 # %% ../../nbs/75_report.ipynb #1ec44b7e
@@ -390,7 +390,7 @@ def map_or_explain(loaded, pixels):
     """Maps of a list of views, or none and the reason: a page without a map is better than no page."""
     try:
         inputs = loaded.detector.prepare(pixels).to(loaded.device)
-        return smoothed_saliency(loaded.network, inputs), ""
+        return smooth_saliency(loaded.network, inputs), ""
     except Exception as error:
         return [None] * len(pixels), f"There is no heatmap: {make_visible(take_first_line(error))}"
 
@@ -446,7 +446,7 @@ def lay_out_person(face, pieces, span):
         "number": face.track + 1,
         "face": face,
         "what": describe_task(face.task),
-        "portrait": encode_image(reduced(mine[0]["picture"], 192)) if mine else None,
+        "portrait": encode_image(reduce_image(mine[0]["picture"], 192)) if mine else None,
         "timeline": lay_out_timeline(face, span),
         "suspicious": describe_intervals(face.suspicious),
         "figures": [lay_out_figure(piece) for piece in mine],
@@ -604,7 +604,7 @@ def rank_verdict(verdict):
 
 def make_thumbnail(pieces):
     """The most suspicious face as a thumbnail; None if there is none."""
-    return encode_image(reduced(pieces[0]["picture"], 96)) if pieces else None
+    return encode_image(reduce_image(pieces[0]["picture"], 96)) if pieces else None
 
 
 # %% ../../nbs/75_report.ipynb #56262049

@@ -46,7 +46,7 @@ from ..evaluation.out_of_distribution import FACE_SIZE, face_statistics
 from ..learning.clips import SHORTEST_TRACK, inference_precision
 from ..media.faces import CenterFace
 from ..media.video import media_kind
-from ..networks.weights import REGISTRY, WeightFile, load_detector, shipped_file, whereabouts
+from ..networks.weights import REGISTRY, WeightFile, load_detector, locate_weights, shipped_file
 from ..networks.xception import cut_as_deepfakebench, half_range
 from deepfake_nb.scoring.verdict import (
     DetectorScores,
@@ -71,8 +71,8 @@ from deepfake_nb.scoring.views import (
     cut_upright,
     extract_views,
     find_media,
-    rounded,
-    sides_of,
+    measure_sides,
+    round_score,
     unit_range,
 )
 from ..study.files import InputError, UsageError, write_atomically
@@ -176,7 +176,7 @@ def choose_default_detectors():
     -------
     tuple of str
     """
-    return ON_CLIP if whereabouts(ENCODER).is_there else SMALL
+    return ON_CLIP if locate_weights(ENCODER).is_there else SMALL
 
 
 def recommend_detectors(names):
@@ -190,7 +190,7 @@ def recommend_detectors(names):
     -------
     str
     """
-    if not {*SMALL} & {*names} or whereabouts(ENCODER).is_there:
+    if not {*SMALL} & {*names} or locate_weights(ENCODER).is_there:
         return ""
     return (
         f"This was the small network. `deepfake-nb weights fetch {ENCODER}` (78 MB, once) brings better detectors, which are "
@@ -369,7 +369,7 @@ class HighestViews:
             moment = round(float(tracks[view.track].times_s[view.row]), 3)
             name = detectors[view.detector].name
             found[view.detector, view.track, view.row] = KeptView(
-                name, view.track, moment, rounded(score), view.pixels
+                name, view.track, moment, round_score(score), view.pixels
             )
         return sorted(found.values(), key=lambda kept: (kept.detector, -kept.score))
 
@@ -393,7 +393,7 @@ def run_detectors(views, detectors, keep=0):
     scores, statistics, highest = {}, {}, HighestViews(keep)
     for view, score in predict_views(views.views, detectors):
         if view.detector == PORTRAIT:
-            side = sides_of(views.tracks[view.track])[view.row]
+            side = measure_sides(views.tracks[view.track])[view.row]
             statistics.setdefault(view.track, []).append(face_statistics(view.pixels[None], [side])[0])
         else:
             scores.setdefault((view.detector, view.track), []).append((view.row, score))

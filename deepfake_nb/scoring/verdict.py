@@ -40,7 +40,7 @@ import numpy as np
 
 from ..evaluation.calibration import Decision
 from ..media.video import media_kind, probe
-from .views import MediaViews, how_many, large_enough, rounded, sides_of
+from .views import MediaViews, count_in_words, is_large_enough, measure_sides, round_score
 
 
 # %% ../../nbs/scoring/01_verdict.ipynb #21c9a722
@@ -281,7 +281,7 @@ class DetectorScores:
     def pool(self, place, track):
         """The score of one detector for one track; None if it has none."""
         detector = self.detectors[place]
-        return rounded(
+        return round_score(
             detector.pool(self.scores.get((place, track), []), self.views.minimum_frames(detector))
         )
 
@@ -476,19 +476,19 @@ def score_face_for_task(scores, track, group, own, n_tests):
     calibration = group.calibration
     times, values = join_timelines(scores, track, own, calibration)
     timeline = [
-        {"time_s": round(float(time), 3), "score": None if math.isnan(value) else rounded(value)}
+        {"time_s": round(float(time), 3), "score": None if math.isnan(value) else round_score(value)}
         for time, value in zip(times, values, strict=True)
     ]
     if not own:
         return ScoredFace(FaceScore(track, len(timeline), None, timeline), None, group)
-    score, decision = rounded(calibration.combine(own)), calibration.decision(list(own), n_tests)
+    score, decision = round_score(calibration.combine(own)), calibration.decision(list(own), n_tests)
     face = FaceScore(track, len(timeline), score, timeline, own, threshold=decision.fake_from)
     face.real_below, face.task = decision.real_below, group.task
     face.distance = calibration.distance(scores.statistics.get(track))
     if not face.unlike:
         found = calibration.probability(own)
-        face.probability = found and rounded(found.value)
-        face.interval = found and [rounded(found.low), rounded(found.high)]
+        face.probability = found and round_score(found.value)
+        face.interval = found and [round_score(found.low), round_score(found.high)]
         face.suspicious = find_suspicious_parts(times, values, decision.fake_from)
     return ScoredFace(face, decision, group)
 
@@ -508,14 +508,14 @@ def rank_suspicion(face):
 # %% ../../nbs/scoring/01_verdict.ipynb #289cfaa6
 def explain_missing_score(views, detector):
     """Why a detector has no score for a file: a `ReasonCode` and a sentence."""
-    looked_at = f"{how_many(views.stream.count, 'frame')} looked at" if views.stream else "the picture"
+    looked_at = f"{count_in_words(views.stream.count, 'frame')} looked at" if views.stream else "the picture"
     if not views.tracks:
         return ReasonCode.NO_FACE, f"No face was found in {looked_at}."
-    side = max(float(sides_of(track).max()) for track in views.tracks)
+    side = max(float(measure_sides(track).max()) for track in views.tracks)
     if side < detector.smallest_face:
         words = f"The faces are too small: {side:.0f} pixels at most, {detector.smallest_face} are needed."
         return ReasonCode.FACE_TOO_SMALL, words
-    longest = max(int(large_enough(track, detector).sum()) for track in views.tracks)
+    longest = max(int(is_large_enough(track, detector).sum()) for track in views.tracks)
     if longest < views.minimum_frames(detector):
         needed = f"{views.minimum_frames(detector)} are needed"
         words = f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
@@ -678,7 +678,7 @@ def score_detectors(scores, groups, faces):
         found = None
         if score is not None and not any(face.unlike for face in faces):
             found = calibration.probability({name: score})
-        own[name] = {"score": score, "probability": found and rounded(found.value)}
+        own[name] = {"score": score, "probability": found and round_score(found.value)}
     return own
 
 

@@ -70,7 +70,7 @@ def find_media(paths, skipped=None):
     for path in paths:
         path = os.fspath(path)
         if os.path.isdir(path):
-            yield from media_below(path, skipped)
+            yield from list_media(path, skipped)
         elif os.path.lexists(path) or not glob.has_magic(path):
             yield Source(path, None if media_kind(path) else not_media(path))
         else:
@@ -101,7 +101,7 @@ def counts_as_media(path, skipped):
 
 
 # %% ../../nbs/scoring/00_views.ipynb #20a35940
-def media_below(folder, skipped):
+def list_media(folder, skipped):
     """The media files in a folder and its subfolders, sorted, then a problem for each folder that cannot be listed."""
     problems, found = [], False
     for here, folders, files in os.walk(folder, onerror=problems.append):
@@ -303,7 +303,7 @@ class Ready(NamedTuple):
 
 
 # %% ../../nbs/scoring/00_views.ipynb #ef5fecfb
-def rounded(score):
+def round_score(score):
     """A score rounded to six decimals."""
     return None if score is None else round(float(score), 6)
 
@@ -493,7 +493,7 @@ class MediaViews:
 
 
 # %% ../../nbs/scoring/00_views.ipynb #29703157
-def how_many(count, noun):
+def count_in_words(count, noun):
     """A number and what it counts: ``"1 frame"``, ``"2 frames"``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
@@ -510,28 +510,28 @@ class Counted:
             yield frame
 
 
-def sides_of(track):
+def measure_sides(track):
     """Longer side of the face's box in each frame of a track, in pixels."""
     return (track.boxes[:, 2:] - track.boxes[:, :2]).max(1)
 
 
-def large_enough(track, detector):
+def is_large_enough(track, detector):
     """Which frames of a track have a large enough face."""
-    return sides_of(track) >= detector.smallest_face
+    return measure_sides(track) >= detector.smallest_face
 
 
 # %% ../../nbs/scoring/00_views.ipynb #b38a50ec
 PORTRAITS = 8
 
 
-def evenly_spaced(rows, most=None):
+def space_evenly(rows, most=None):
     """At most `most` rows, evenly spaced, including the first and the last; None keeps all."""
     if most is None or len(rows) <= most:
         return rows
     return rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
 
 
-def wanted_frames(tracks, detectors, stride, portraits):
+def choose_frames(tracks, detectors, stride, portraits):
     """For each frame index, the requested views: triples of detector, track and row."""
     wanted = {}
 
@@ -543,12 +543,12 @@ def wanted_frames(tracks, detectors, stride, portraits):
         looked_at = track.frame_indices % stride == 0
         for place, detector in enumerate(detectors):
             if not isinstance(detector, OverClips):
-                rows = np.flatnonzero(large_enough(track, detector) & looked_at)
-                ask(place, number, evenly_spaced(rows, detector.most_faces))
+                rows = np.flatnonzero(is_large_enough(track, detector) & looked_at)
+                ask(place, number, space_evenly(rows, detector.most_faces))
         if portraits:
             smallest = min((detector.smallest_face for detector in detectors), default=0)
-            rows = np.flatnonzero((sides_of(track) >= smallest) & looked_at)
-            ask(PORTRAIT, number, evenly_spaced(rows, PORTRAITS))
+            rows = np.flatnonzero((measure_sides(track) >= smallest) & looked_at)
+            ask(PORTRAIT, number, space_evenly(rows, PORTRAITS))
     return wanted
 
 
@@ -568,7 +568,7 @@ def clip_views(tracks, place, detector):
     """Cut the clips of all tracks that are long enough; at least half of a clip's frames have a large enough face."""
     how = {"stride": detector.stride, "size": detector.input_size}
     for number, track in enumerate(tracks):
-        large = large_enough(track, detector)
+        large = is_large_enough(track, detector)
         if large.sum() < detector.minimum_frames:
             continue
         for start in clip_starts(len(track), detector.clip_length, detector.step, detector.stride):
@@ -602,7 +602,7 @@ def extract_views(path, detectors, face_detector, sampling, portrait_size=None):
         return extract_video_views(path, detectors, face_detector, sampling, portrait_size)
     frame = Frame(0, 0.0, read_image(path))
     tracks = face_tracks(frame.image, face_detector, crop_size=None)
-    wanted = wanted_frames(tracks, detectors, 1, portrait_size)
+    wanted = choose_frames(tracks, detectors, 1, portrait_size)
     views = frame_views([frame] if wanted else (), wanted, tracks, detectors, portrait_size)
     return MediaViews("picture", tracks, views, passed_over=FIRST_FRAME if is_animated(path) else "")
 
@@ -615,15 +615,15 @@ def extract_video_views(path, detectors, face_detector, sampling, portrait_size)
     stride = sampling.stride(rate, info.frame_count or int((info.duration_s or 0) * rate))
     clips = [(place, detector) for place, detector in enumerate(detectors) if isinstance(detector, OverClips)]
     stream = Counted(read_frames(path, stride=1 if clips else stride))
-    tracks = track_faces(stream, face_detector, **how_to_track(clips, stride, rate))
-    wanted = wanted_frames(tracks, detectors, stride, portrait_size)
+    tracks = track_faces(stream, face_detector, **choose_tracking(clips, stride, rate))
+    wanted = choose_frames(tracks, detectors, stride, portrait_size)
     again = read_frames(path, indices=wanted) if wanted else ()
     views = [frame_views(again, wanted, tracks, detectors, portrait_size)]
     views += [clip_views(tracks, place, detector) for place, detector in clips]
     return MediaViews("video", tracks, itertools.chain(*views), stream)
 
 
-def how_to_track(clips, stride, rate):
+def choose_tracking(clips, stride, rate):
     """Options of `track_faces` for a set of clip detectors, or for none."""
     if not clips:
         gap_s = max(0.5, 3 * stride / rate)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = [
-    "rule_of",
-    "videos_needed",
+    "make_rule",
+    "count_needed_videos",
     "frame_features",
     "video_features",
     "split_scores",
     "clips_after",
-    "self_swapped",
+    "swap_with_self",
 ]
 
 # %% ../../nbs/40_altfreezing.ipynb #717d17e4
@@ -21,7 +21,7 @@ from ..study.files import InputError
 
 
 # %% ../../nbs/40_altfreezing.ipynb #02dcab15
-def rule_of(rule, protocol="stated", steps=(20, 1), epochs=(0, 1, 2)):
+def make_rule(rule, protocol="stated", steps=(20, 1), epochs=(0, 1, 2)):
     """One of the paper's two rules, as a hook of the trainer.
 
     Parameters
@@ -53,7 +53,7 @@ def rule_of(rule, protocol="stated", steps=(20, 1), epochs=(0, 1, 2)):
 from scipy.stats import norm
 
 
-def videos_needed(difference, standard_error, n, level=0.05, power=0.8):
+def count_needed_videos(difference, standard_error, n, level=0.05, power=0.8):
     """The number of videos needed to detect a difference of this size.
 
     Parameters
@@ -191,7 +191,7 @@ def clips_after(path, change=None, *, length=32, size=224, frames=None, bitrate=
 
 
 # %% ../../nbs/40_altfreezing.ipynb #dd05d07c
-def self_swapped(images, landmarks, rng, quality="live"):
+def swap_with_self(images, landmarks, rng, quality="live"):
     """Swap a person's face from one frame of a video onto the same person in all frames.
 
     Murphy 2024, section 10.2.

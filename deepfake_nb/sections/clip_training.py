@@ -237,7 +237,7 @@ def fine_tune(base, rule, train_set, clips, settings, hooks, folder=None):
         For training, and for choosing the epoch.
     settings : training.TrainingSettings
     hooks : sequence
-        The rule (see `altfreezing.rule_of`), and others; the metrics hook is added.
+        The rule (see `altfreezing.make_rule`), and others; the metrics hook is added.
     folder : Path, optional
         For checkpoints.
 

@@ -23,7 +23,7 @@ from ..media.degradations import conference_channel
 from ..media.faces import CenterFace, face_tracks
 from ..media.video import probe, read_frames, read_image, write_video
 from ..people.heads import random_identity
-from ..people.portraits import portraits
+from ..people.portraits import render_portraits
 from ..people.rendering import render_stills, render_video
 from deepfake_nb.people.swapping import (
     InSwapper,
@@ -308,7 +308,7 @@ def _enlarged(image, side):
 def _portray(camera, shots, media, masks):
     people = [_person(camera, shot.person) for shot in shots]
     seed = random_seed(camera.seed, "portraits", camera.cast, shots[0].real)
-    small = portraits(people, shipped_networks().generator.resolution, camera.domain, seed, _device())
+    small = render_portraits(people, shipped_networks().generator.resolution, camera.domain, seed, _device())
     for shot, image in zip(shots, small, strict=True):
         _write_image(media / shot.real, _enlarged(image, camera.side))
 

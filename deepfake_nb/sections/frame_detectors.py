@@ -14,7 +14,7 @@ __all__ = [
     "predict_split",
     "both_areas",
     "Collapse",
-    "collapse_of",
+    "detect_collapse",
     "xception_head",
     "load_xception",
     "xception_detector",
@@ -243,7 +243,7 @@ class Collapse(NamedTuple):
 
 
 # %% ../../nbs/20_frame_detectors.ipynb #794b11d7
-def collapse_of(labels, scores, threshold=0.5, share=0.99):
+def detect_collapse(labels, scores, threshold=0.5, share=0.99):
     """Whether a detector predicts one class for (nearly) all images although both labels are present.
 
     Geva and Naftali 2022, question 16.

@@ -13,9 +13,9 @@ __all__ = [
     "network_maker",
     "paper_tables",
     "paper_titles",
-    "title_of",
+    "make_title",
     "feasible_confusions",
-    "agrees",
+    "agree_when_rounded",
 ]
 
 # %% ../../nbs/30_fusion.ipynb #8c1f0049
@@ -30,7 +30,7 @@ from ..learning.training import TrainingSettings
 from ..media.images import Augmentation, Normalise
 from ..networks.backbones import TITLES, make_backbone, name_combination, parse_combination
 from ..networks.devices import seeded
-from ..study.records import number_of, published_lines
+from ..study.records import parse_number, published_lines
 
 
 # %% ../../nbs/30_fusion.ipynb #e7b4eb9e
@@ -139,7 +139,7 @@ def paper_tables():
     for line in published_lines():
         if line["paper"] == "nurgozhin2025" and line["table"].startswith("Table"):
             row = tables.setdefault(line["table"], {}).setdefault(line["row"], {})
-            row[line["column"]] = number_of(line["value"])
+            row[line["column"]] = parse_number(line["value"])
     return tables
 
 
@@ -152,7 +152,7 @@ def paper_titles():
     }
 
 
-def title_of(combination):
+def make_title(combination):
     """The paper's title of a combination, or one in its style."""
     ours = " + ".join(TITLES[name].removesuffix("-121") for name in combination)
     return paper_titles().get(combination, ours)
@@ -182,23 +182,23 @@ def feasible_confusions(
         True negatives, false positives, false negatives, true positives (fake is positive); empty when infeasible.
     """
     right_real, right_fake = (
-        np.flatnonzero(agrees(np.arange(n + 1) / n, rate, decimals[1], slack))
+        np.flatnonzero(agree_when_rounded(np.arange(n + 1) / n, rate, decimals[1], slack))
         for n, rate in ((n_real, recall[0]), (n_fake, recall[1]))
     )
     found = []
     for real in right_real:
-        fake = right_fake[agrees((real + right_fake) / (n_real + n_fake), accuracy, decimals[0])]
+        fake = right_fake[agree_when_rounded((real + right_fake) / (n_real + n_fake), accuracy, decimals[0])]
         called_real, called_fake = real + n_fake - fake, n_real - real + fake
         with np.errstate(invalid="ignore", divide="ignore"):
-            fits = agrees(real / called_real, precision[0], decimals[1], slack) & agrees(
-                fake / called_fake, precision[1], decimals[1], slack
-            )
+            fits = agree_when_rounded(
+                real / called_real, precision[0], decimals[1], slack
+            ) & agree_when_rounded(fake / called_fake, precision[1], decimals[1], slack)
         found += [(real, n_real - real, n_fake - right, right) for right in fake[fits]]
     return np.array(found, dtype=int).reshape(-1, 4)
 
 
 # %% ../../nbs/30_fusion.ipynb #331730d3
-def agrees(rates, printed, decimals, slack=0.0):
+def agree_when_rounded(rates, printed, decimals, slack=0.0):
     """Whether each of an array of rates rounds to the printed value; all do if none is printed."""
     if printed is None:
         return np.ones(len(rates), bool)

@@ -12,7 +12,7 @@ __all__ = [
     "latent_networks",
     "AlignedFaces",
     "aligned_faces",
-    "first_frames",
+    "select_first_frames",
     "validation_people",
     "Projection",
     "resize_images",
@@ -125,7 +125,7 @@ class AlignedFaces(NamedTuple):
 ALIGNED = "ffhq, first track"
 
 
-def json_of(values):
+def serialise(values):
     """Values as bytes, for a digest."""
     return repr([str(value) for value in values]).encode()
 
@@ -165,7 +165,7 @@ def aligned_faces(made, size, folder):
     """
     faces, manifest = FaceSet(made.folder), made.manifest
     named = hashlib.sha256(
-        json_of([size, ALIGNED, *manifest.tracks_sha256, *manifest.media_sha256])
+        serialise([size, ALIGNED, *manifest.tracks_sha256, *manifest.media_sha256])
     ).hexdigest()[:16]
     path = Path(folder) / f"{made.name}-{size}-{named}.npy"
     tracks = [faces.tracks(row)[0] for row in range(len(faces))]
@@ -217,7 +217,7 @@ def frames_without(made, manifest, tracks):
 
 
 # %% ../../nbs/50_latent.ipynb #107d2bcc
-def first_frames(faces, count, split="train"):
+def select_first_frames(faces, count, split="train"):
     """Keep the first frames of each video of a split, and all frames of the other splits.
 
     Parameters
@@ -684,7 +684,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
         track = faces.tracks(places[row.media_id])[0]
         every = np.arange(track.frame_indices[-1] + 1)
         images = np.stack(frames_at(made.media / row.path, every))
-        points = between(track, every)
+        points = interpolate_landmarks(track, every)
         seen = degrade(
             name, images, strength, random_stream(seed, "ladder", row.media_id, strength), landmarks=points
         )
@@ -695,7 +695,7 @@ def faces_after(made, rows, name, strength, size, seed=0):
 
 
 # %% ../../nbs/50_latent.ipynb #acd5f653
-def between(track, indices):
+def interpolate_landmarks(track, indices):
     """Landmarks (T, 5, 2) at frame indices, linearly interpolated between those of a track."""
     flat = track.landmarks.reshape(len(track), -1)
     return np.stack([np.interp(indices, track.frame_indices, column) for column in flat.T], 1).reshape(

@@ -11,17 +11,17 @@ __all__ = [
     "Reports",
     "read_reports",
     "is_home",
-    "drawn_by",
+    "choose_resampling",
     "measure_entry",
     "measure_detectors",
     "paired_differences",
     "ranks_with_ties",
     "with_ranks",
     "format_interval",
-    "readable",
+    "format_table",
     "table_to_read",
     "entry_names",
-    "learnt_from",
+    "describe_training_set",
     "draw_ranks",
     "plot_ranks",
     "draw_matrix",
@@ -30,7 +30,7 @@ __all__ = [
     "detector_costs",
     "draw_cost",
     "plot_costs",
-    "robustness_of",
+    "gather_robustness",
     "areas_to_read",
     "plot_areas",
     "plot_best_curves",
@@ -49,9 +49,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..evaluation.comparison import bootstrap_test, delong_test, holm
+from ..evaluation.comparison import bootstrap_test, correct_by_holm, delong_test
 from ..evaluation.curves import COLOURS
-from ..evaluation.metrics import Sample, Undefined, measure, resampled
+from ..evaluation.metrics import Sample, Undefined, measure, resample_metrics
 from ..evaluation.predictions import pool, read_predictions
 from deepfake_nb.evaluation.robustness import (
     ALL_AXES,
@@ -64,13 +64,13 @@ from ..study.records import BEYOND_THE_PAPERS, SECTIONS, load_results
 
 
 # %% ../../nbs/60_leaderboard.ipynb #4c1378e3
-def escaped(text):
+def escape_markdown(text):
     """Any text, escaped for a Markdown cell."""
     marks = {ord(mark): f"&#{ord(mark)};" for mark in "|*_`[]\\~"}
     return " ".join(html.escape(str(text)).split()).translate(marks)
 
 
-def in_figure(text):
+def escape_for_figure(text):
     """Text for Matplotlib, escaped so that it is not parsed as formulas."""
     return str(text).replace("$", r"\$")
 
@@ -185,14 +185,14 @@ def look_into(folder, run):
 
 # %% ../../nbs/60_leaderboard.ipynb #a821c4e9
 PREDICTION_FILES = {
-    "predictions": ("predictions.parquet", lambda path: pool(completed(read_predictions(path)))),
-    "robustness": ("robustness.parquet", lambda path: completed(pd.read_parquet(path))),
+    "predictions": ("predictions.parquet", lambda path: pool(complete_names(read_predictions(path)))),
+    "robustness": ("robustness.parquet", lambda path: complete_names(pd.read_parquet(path))),
 }
 ENTRY = ["section", "test_set", "detector", "train_set"]
 NOT_TUNED = "not tuned here"
 
 
-def completed(table):
+def complete_names(table):
     """Predictions with a name for every set."""
     missing = {"train_set": NOT_TUNED, "eval_set": "its own", "detector": "unnamed"}
     for column, word in missing.items():
@@ -240,16 +240,16 @@ METRIC_TITLES = {
 }
 
 
-def drawn_by(rows):
+def choose_resampling(rows):
     """The column to resample by: people if every file has one, else files."""
     return "person" if "person" in rows and rows.person.notna().all() else "media_id"
 
 
 def measure_entry(rows, resamples, rng):
     """One detector on one test set: `METRIC_TITLES` with intervals, and the AUC in each resample."""
-    by = drawn_by(rows)
+    by = choose_resampling(rows)
     sample = Sample(rows.label, rows.score, rows[by])
-    drawn = resampled([sample], list(METRIC_TITLES), resamples, rng)[0]
+    drawn = resample_metrics([sample], list(METRIC_TITLES), resamples, rng)[0]
     share = rows.label.mean()
     row = {
         "n": len(rows),
@@ -280,7 +280,7 @@ def measure_detectors(predictions, resamples=2000, seed=0):
     DataFrame
         One row per detector and test set: ``section, test_set, detector, train_set, at_home, n, n_fake, majority_rate,
         drawn_by``, then ``auc, auc_low, auc_high`` and likewise average precision, equal error rate and accuracy
-        (missing numbers are NaN), and ``resampled``, the AUC in each resample, shape (resamples,).
+        (missing numbers are NaN), and ``resample_metrics``, the AUC in each resample, shape (resamples,).
 
     Raises
     ------
@@ -321,11 +321,16 @@ def paired_differences(predictions, resamples=2000):
         scores = part.pivot(index="media_id", columns=["detector", "train_set"], values="score")
         media = part.drop_duplicates("media_id").set_index("media_id").loc[scores.index]
         rows = [
-            {"test_set": test_set, "a": a, "b": b, **difference_of(media, scores[a], scores[b], resamples)}
+            {
+                "test_set": test_set,
+                "a": a,
+                "b": b,
+                **measure_difference(media, scores[a], scores[b], resamples),
+            }
             for a, b in itertools.combinations(scores.columns, 2)
         ]
         table = pd.DataFrame(rows, columns=["test_set", "a", "b", *TOLD])
-        tables.append(table.assign(p_holm=holm(table.p_value)))
+        tables.append(table.assign(p_holm=correct_by_holm(table.p_value)))
     return pd.concat(tables, ignore_index=True).astype(dict.fromkeys([*TOLD, "p_holm"], float))
 
 
@@ -333,11 +338,11 @@ def paired_differences(predictions, resamples=2000):
 TOLD = ("difference", "low", "high", "p_value", "n")
 
 
-def difference_of(media, a, b, resamples):
+def measure_difference(media, a, b, resamples):
     """AUC of scores b minus that of scores a on the media with both, as a dict of `TOLD`."""
     both = (a.notna() & b.notna()).to_numpy()
     media, scores = media[both], (a[both], b[both])
-    clusters = media.person if drawn_by(media) == "person" else media.index
+    clusters = media.person if choose_resampling(media) == "person" else media.index
     try:
         test = delong_test(media.label, *scores, clusters=clusters)
         if test.p_value is None:
@@ -414,7 +419,7 @@ def format_interval(value, low=None, high=None):
     return f"{value:.2f}" + ("" if pd.isna(low) or pd.isna(high) else f" [{low:.2f}, {high:.2f}]")
 
 
-def readable(table, formats=None):
+def format_table(table, formats=None):
     """A table for display: rounded numbers, missing ones as a dash, and escaped text."""
     styler = table.style.format(formats, precision=2, na_rep="–", escape="html").hide(axis="index")
     left = {"white-space": "nowrap", "text-align": "left", "font-size": "85%"}
@@ -441,7 +446,7 @@ def table_to_read(board):
         ends = (board[metric + end] for end in ("", "_low", "_high"))
         shown[title] = [format_interval(*numbers) for numbers in zip(*ends, strict=True)]
     shown["majority rate"], shown["files"] = board.majority_rate, board.n
-    return readable(shown.rename(columns={"test_set": "test set", "train_set": "trained on"}))
+    return format_table(shown.rename(columns={"test_set": "test set", "train_set": "trained on"}))
 
 
 # %% ../../nbs/60_leaderboard.ipynb #a30467b4
@@ -449,12 +454,19 @@ def entry_names(part):
     """A label per row of the board: its detector, and its training set if these differ."""
     several = part.train_set.nunique() > 1
     pairs = zip(part.detector, part.train_set, strict=True)
-    return [in_figure(f"{detector} ← {train_set}" if several else detector) for detector, train_set in pairs]
+    return [
+        escape_for_figure(f"{detector} ← {train_set}" if several else detector)
+        for detector, train_set in pairs
+    ]
 
 
-def learnt_from(part):
+def describe_training_set(part):
     """The subtitle if all detectors share a training set."""
-    return f"\nall trained on {in_figure(part.train_set.iloc[0])}" if part.train_set.nunique() == 1 else ""
+    return (
+        f"\nall trained on {escape_for_figure(part.train_set.iloc[0])}"
+        if part.train_set.nunique() == 1
+        else ""
+    )
 
 
 # %% ../../nbs/60_leaderboard.ipynb #25a9c45e
@@ -475,7 +487,10 @@ def draw_ranks(axes, part):
         )
     axes.axvline(0.5, color="0.6", linewidth=0.8)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.7, len(part) - 0.3))
-    axes.set_title(f"{in_figure(part.test_set.iloc[0])}, {part.n.max()} files{learnt_from(part)}", fontsize=9)
+    axes.set_title(
+        f"{escape_for_figure(part.test_set.iloc[0])}, {part.n.max()} files{describe_training_set(part)}",
+        fontsize=9,
+    )
     axes.set_yticks(places, entry_names(part), fontsize=7)
     axes.tick_params(axis="x", labelsize=8)
 
@@ -533,9 +548,9 @@ def draw_matrix(axes, part):
             axes.add_patch(
                 plt.Rectangle((x - 0.48, y - 0.44), 0.96, 0.88, fill=False, edgecolor="black", linewidth=1.6)
             )
-    axes.set_xticks(range(len(sets)), map(in_figure, sets), fontsize=8)
+    axes.set_xticks(range(len(sets)), map(escape_for_figure, sets), fontsize=8)
     axes.set_yticks(range(len(rows)), entry_names(rows), fontsize=7)
-    axes.set_title(part.section.iloc[0] + learnt_from(rows), fontsize=10)
+    axes.set_title(part.section.iloc[0] + describe_training_set(rows), fontsize=10)
 
 
 # %% ../../nbs/60_leaderboard.ipynb #bc97c2cd
@@ -597,7 +612,7 @@ from deepfake_nb.evaluation.complementarity import find_pareto_front
 from deepfake_nb.networks.backbones import count_parameters, measure_milliseconds, parse_combination
 from deepfake_nb.networks.video_resnet import VideoResNet
 from deepfake_nb.sections.frame_detectors import SimpleNet, xception_detector
-from deepfake_nb.sections.fusion import title_of
+from deepfake_nb.sections.fusion import make_title
 from deepfake_nb.study.records import device_name
 from deepfake_nb.study.runner import section_notebook
 
@@ -635,10 +650,10 @@ RECORDED = {
 
 def fusion_title(detector):
     """The fusion section's name for a configuration in its table of costs."""
-    return title_of(parse_combination(detector.partition(",")[0].replace(" ", "")))
+    return make_title(parse_combination(detector.partition(",")[0].replace(" ", "")))
 
 
-def recorded_costs(results, section, detector):
+def read_costs(results, section, detector):
     """Costs that a section recorded for a detector, by column of `detector_costs`."""
     row = {"fusion": fusion_title, "altfreezing": lambda name: "video ResNet"}.get(section, str)(detector)
     mine = results[(results.section == section) & (results.row == row)]
@@ -674,7 +689,7 @@ def detector_costs(reports, turns=3, device="cpu"):
     pairs = reports.predictions[["section", "detector"]].drop_duplicates()
     for section, detector in pairs.itertuples(index=False):
         run = reports.runs[section]
-        row = {"section": section, "detector": detector} | recorded_costs(reports.results, section, detector)
+        row = {"section": section, "detector": detector} | read_costs(reports.results, section, detector)
         row["measured"] = (
             f"in the section, {run.get('device', 'device unknown')}"
             if "milliseconds" in row
@@ -716,11 +731,11 @@ def draw_cost(axes, part, middle):
     axes.step(front.milliseconds, front.auc, where="post", color=COLOURS[1], linewidth=1)
     for at, row in enumerate(front.iloc[[-1, 0]].drop_duplicates("detector").itertuples()):
         right = row.milliseconds > middle
-        axes.annotate(in_figure(row.detector.partition(",")[0]), (row.milliseconds, row.auc), fontsize=6.5, textcoords="offset points",
+        axes.annotate(escape_for_figure(row.detector.partition(",")[0]), (row.milliseconds, row.auc), fontsize=6.5, textcoords="offset points",
                       xytext=(-3 if right else 3, -10 if at else 4), ha="right" if right else "left")  # fmt: skip
     axes.axhline(0.5, color="0.6", linewidth=0.8)
     axes.set(xscale="log", ylim=(-0.02, 1.08), xlabel=f"milliseconds a {part.of.iloc[0]}")
-    axes.set_title(in_figure(part.test_set.iloc[0]), fontsize=10)
+    axes.set_title(escape_for_figure(part.test_set.iloc[0]), fontsize=10)
 
 
 # %% ../../nbs/60_leaderboard.ipynb #2b7bab33
@@ -758,7 +773,7 @@ def plot_costs(board, costs):
 
 
 # %% ../../nbs/60_leaderboard.ipynb #566fb8b0
-def robustness_of(reports, resamples=2000, rng=None):
+def gather_robustness(reports, resamples=2000, rng=None):
     """Curves and mean AUCs of every detector tested on degraded images.
 
     Parameters
@@ -790,7 +805,7 @@ def areas_to_read(areas):
     Parameters
     ----------
     areas : DataFrame
-        See `robustness_of`.
+        See `gather_robustness`.
 
     Returns
     -------
@@ -816,7 +831,7 @@ def plot_areas(areas):
     Parameters
     ----------
     areas : DataFrame
-        See `robustness_of`.
+        See `gather_robustness`.
 
     Returns
     -------
@@ -841,7 +856,9 @@ def plot_areas(areas):
             colour = "white" if abs(value - 0.5) > 0.42 else "black"
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(heights.shape[1]), heights.columns, rotation=35, ha="right", fontsize=8)
-    names = [in_figure(f"{detector} ← {train} → {test}") for _, detector, train, test in heights.index]
+    names = [
+        escape_for_figure(f"{detector} ← {train} → {test}") for _, detector, train, test in heights.index
+    ]
     axes.set_yticks(range(len(heights)), names, fontsize=7)
     return figure
 
@@ -853,7 +870,7 @@ def plot_best_curves(curves, most=6):
     Parameters
     ----------
     curves : DataFrame
-        See `robustness_of`.
+        See `gather_robustness`.
     most : int
         Maximum number of curves, the highest ones.
 
@@ -870,7 +887,7 @@ def plot_best_curves(curves, most=6):
     figure = plot_robustness(best[keys].merge(curves, on=keys))
     lines, names = figure.axes[0].get_legend_handles_labels()
     figure.legends[0].remove()
-    figure.legend(lines, map(in_figure, names), loc="outside upper center", ncols=2, fontsize="small")
+    figure.legend(lines, map(escape_for_figure, names), loc="outside upper center", ncols=2, fontsize="small")
     return figure
 
 
@@ -951,7 +968,7 @@ def as_markdown(mine):
 # %% ../../nbs/60_leaderboard.ipynb #09a5e30d
 def headline_cells(test_set, part):
     """The cells of one test set."""
-    cells = [escaped(test_set), f"{int(part.loc['majority rate'].n)}"]
+    cells = [escape_markdown(test_set), f"{int(part.loc['majority rate'].n)}"]
     for side in SIDES.values():
         if f"best {side}" not in part.index:
             cells.append("none")
@@ -959,7 +976,9 @@ def headline_cells(test_set, part):
         auc = part.loc[f"AUC, best {side}"]
         ends = "" if pd.isna(auc.low) else f" [{float(auc.low):.2f}, {float(auc.high):.2f}]"
         among = int(part.loc[f"best {side}", "n"])
-        name = escaped(part.loc[f"best {side}", "value"]) + (f" (best of {among})" if among > 1 else "")
+        name = escape_markdown(part.loc[f"best {side}", "value"]) + (
+            f" (best of {among})" if among > 1 else ""
+        )
         cells.append(f"{name}: {float(auc.value):.2f}{ends}")
     return cells
 
@@ -970,6 +989,6 @@ def words_below(mine):
         name: ", ".join(sorted(set(map(str, mine[name])))) for name in ("data", "profile", "protocol", "seed")
     }
     return (
-        f"Measured on {escaped(parts['data'])}; profile {parts['profile']}, protocol {parts['protocol']}, seed {parts['seed']}. "
+        f"Measured on {escape_markdown(parts['data'])}; profile {parts['profile']}, protocol {parts['protocol']}, seed {parts['seed']}. "
         "An AUC of 0.5 is chance. After each detector stands what it was trained on. The best of several, chosen on these same files, is a little optimistic."
     )

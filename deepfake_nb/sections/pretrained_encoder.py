@@ -11,9 +11,9 @@ __all__ = [
     "Encoder",
     "load_encoder",
     "embed",
-    "wider",
-    "features_of",
-    "kept_features",
+    "crop_wider",
+    "compute_block_features",
+    "cache_features",
     "read_features",
     "embed_files",
     "generated_faces",
@@ -26,7 +26,7 @@ __all__ = [
     "store_pair",
     "read_held_out",
     "check_held_out",
-    "in_words",
+    "describe_row",
     "trained_detectors",
 ]
 
@@ -44,13 +44,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ..detectors.corpus import MARGIN, SIZE, STORED, crop_with_margin, read_crops, stable_number
+from ..detectors.corpus import MARGIN, SIZE, STORED, crop_with_margin, hash_to_number, read_crops
 from ..detectors.detector_training import as_input
 from ..learning.generator import draw_faces, shipped_networks
 from ..learning.inversion import weights_digest
 from ..media.faces import align_ffhq, ffhq_transform, transform_points
 from ..networks.encoders import clip_input, load_clip
-from ..networks.face_encoder import in_precision
+from ..networks.face_encoder import set_precision
 from ..networks.weights import fetch, load_detector
 from ..people.portraits import as_inputs, as_pictures
 from ..people.self_blending import self_blend
@@ -108,7 +108,7 @@ def load_encoder(name, device="cpu"):
         CLIP's file is not in the cache and cannot be downloaded.
     """
     if name == "clip-vit-b16":
-        network = in_precision(load_clip(fetch(name)).requires_grad_(False), "auto", device)
+        network = set_precision(load_clip(fetch(name)).requires_grad_(False), "auto", device)
         blocks = tuple(f"block {number}" for number in range(1, 1 + len(network.blocks)))
         words = "images with captions from the web"
     elif name == "rendered-faces":
@@ -146,14 +146,14 @@ def embed(encoder, faces):
             pixels, return_prefix_tokens=True, intermediates_only=True
         )
         return [tokens[:, 0].float().cpu().numpy() for _, tokens in found]
-    pixels = as_input(wider(faces), weight.device)
+    pixels = as_input(crop_wider(faces), weight.device)
     scale = encoder.network.pretrained_cfg
     mean, std = (torch.tensor(scale[n], device=weight.device).view(3, 1, 1) for n in ("mean", "std"))
     maps = encoder.network.forward_intermediates((pixels - mean) / std, intermediates_only=True)
     return [part.mean((2, 3)).float().cpu().numpy() for part in maps]
 
 
-def wider(faces, share=1.2, side=112):
+def crop_wider(faces, share=1.2, side=112):
     """Centre crops of stored faces as the small network was trained on: `share` times `corpus.SIZE`, at `side` pixels."""
     edge = (STORED - round(share * SIZE)) // 2
     inner = faces[:, edge : STORED - edge, edge : STORED - edge]
@@ -161,7 +161,7 @@ def wider(faces, share=1.2, side=112):
 
 
 # %% ../../nbs/55_pretrained_encoder.ipynb #d5bea7c7
-def features_of(encoder, files, most=1, folder=None, batch_size=32):
+def compute_block_features(encoder, files, most=1, folder=None, batch_size=32):
     """The features of media files, block by block: means over up to `most` evenly spaced faces each.
 
     Parameters
@@ -180,7 +180,7 @@ def features_of(encoder, files, most=1, folder=None, batch_size=32):
     list of float32 array, shape (files, channels), one per block
     """
     folder = Path(folder or cache_dir() / "encoder_features")
-    kept = [kept_features(encoder, file, most, folder) for file in files]
+    kept = [cache_features(encoder, file, most, folder) for file in files]
     missing = [(file, path) for file, path in zip(files, kept, strict=True) if read_features(path) is None]
     for start in range(0, len(missing), batch_size):
         embed_files(encoder, missing[start : start + batch_size], most)
@@ -188,11 +188,11 @@ def features_of(encoder, files, most=1, folder=None, batch_size=32):
 
 
 # %% ../../nbs/55_pretrained_encoder.ipynb #77c096a7
-def kept_features(encoder, file, most, folder):
+def cache_features(encoder, file, most, folder):
     """The cache path of a file's features, from the encoder and from path, size and time of the file."""
     stat = Path(file).stat()
     about = (encoder.digest, str(Path(file).absolute()), str(stat.st_size), str(stat.st_mtime_ns), str(most))
-    return folder / f"{stable_number(*about):016x}.npz"
+    return folder / f"{hash_to_number(*about):016x}.npz"
 
 
 def read_features(path):
@@ -246,7 +246,7 @@ def generated_source(genuine, seed=0, root=None):
     DataFrame
         Columns of `corpus.read_corpus`, and ``crops``; task "generated", source "portraits".
     """
-    about = stable_number(str(seed), *genuine.person, *map(str, genuine.crops))
+    about = hash_to_number(str(seed), *genuine.person, *map(str, genuine.crops))
     folder = Path(root or cache_dir() / "sets") / f"generated-portraits-{about:016x}"
     with locked_folder(folder):
         if not (folder / "done").is_file():
@@ -351,7 +351,7 @@ def blended_source(genuine, seed=0, root=None):
         Two rows per file: its face (label 0; with the blend's changes around the mask) and the blend (label 1),
         with ``person, source, crops``.
     """
-    about = stable_number(str(seed), *map(str, genuine.crops))
+    about = hash_to_number(str(seed), *map(str, genuine.crops))
     folder, rows = Path(root or cache_dir() / "sets") / f"self-blended-{about:016x}", []
     with locked_folder(folder):
         for number, row in enumerate(genuine.itertuples()):
@@ -453,7 +453,7 @@ SOURCE_WORDS = {
 }
 
 
-def in_words(row):
+def describe_row(row):
     """The title of a row with its source in words: ``"ffpp_c23: Deepfakes"`` becomes ``"FF++ c23: Deepfakes"``."""
     source, colon, method = row.partition(": ")
     return SOURCE_WORDS.get(source, source.replace("_", " ")) + colon + method.replace("_", " ")

@@ -10,19 +10,19 @@ __all__ = [
     "rendered_source",
     "store_face",
     "rendered_table",
-    "some_of",
+    "sample_some",
     "with_faces",
-    "reduced",
-    "faces_of",
+    "reduce_faces",
+    "read_faces",
     "BlendedPairs",
-    "chosen_backbone",
-    "new_network",
+    "choose_backbone",
+    "make_network",
     "batches_ahead",
     "train_on_blends",
     "score_files",
     "sources_and_methods",
     "mean_auc",
-    "interval_of",
+    "make_interval",
 ]
 
 # %% ../../nbs/45_self_blending.ipynb #b9047159
@@ -39,21 +39,21 @@ import torch.nn.functional as F
 
 from ..detectors.corpus import MARGIN, SIZE, STORED, crop_with_margin, prepare_crops, read_crops
 from ..detectors.detector_training import as_input
-from ..evaluation.metrics import Sample, auc, resampled
+from ..evaluation.metrics import Sample, auc, resample_metrics
 from ..learning.training import lay_channels_last
 from ..media.degradations import jpeg
 from ..networks.devices import seeded
 from ..networks.frame_network import FrameNetwork
-from ..networks.weights import fetch, import_state_dict, read_state_dict, whereabouts
+from ..networks.weights import fetch, import_state_dict, locate_weights, read_state_dict
 from ..people.heads import random_identity
 from ..people.portraits import renderer_digest
 from ..people.rendering import render_stills
 from deepfake_nb.people.self_blending import (
     BlendSettings,
-    picture_changes,
+    apply_handling,
+    choose_handling,
     random_view,
     self_blend,
-    through_changes,
 )
 from ..people.swapping import SourceFace, swap_face
 from deepfake_nb.study.files import (
@@ -137,7 +137,7 @@ def rendered_table(files, scene):
 
 
 # %% ../../nbs/45_self_blending.ipynb #18422667
-def some_of(table, most, rng):
+def sample_some(table, most, rng):
     """At most `most` files per source, method and label, spread over people.
 
     Parameters
@@ -185,7 +185,7 @@ def with_faces(table, folder=None, jobs=None):
 
 
 # %% ../../nbs/45_self_blending.ipynb #1409d441
-def reduced(faces, landmarks, side):
+def reduce_faces(faces, landmarks, side):
     """Resize stored faces and their landmarks for a detector with an input of `side` pixels, not `corpus.SIZE`.
 
     Parameters
@@ -209,11 +209,11 @@ def reduced(faces, landmarks, side):
     return np.stack(smaller), ((landmarks + 0.5) * scale - 0.5).astype(np.float32)
 
 
-def faces_of(file, most, side):
-    """Evenly spaced faces of a media file, and their landmarks; see `reduced`."""
+def read_faces(file, most, side):
+    """Evenly spaced faces of a media file, and their landmarks; see `reduce_faces`."""
     crops = read_crops(file)
     rows = np.unique(np.linspace(0, len(crops) - 1, most).astype(int))
-    return reduced(crops.faces[rows], crops.landmarks[rows], side)
+    return reduce_faces(crops.faces[rows], crops.landmarks[rows], side)
 
 
 # %% ../../nbs/45_self_blending.ipynb #f74f8075
@@ -232,7 +232,7 @@ class BlendedPairs:
 
     def __init__(self, files, side, seed, settings=BlendSettings()):
         self.side, self.seed, self.settings = side, seed, settings
-        middle = [faces_of(file, 3, side) for file in files]
+        middle = [read_faces(file, 3, side) for file in files]
         self.faces = [(faces[len(faces) // 2], points[len(faces) // 2]) for faces, points in middle]
 
     def batch(self, step, pairs):
@@ -245,23 +245,25 @@ class BlendedPairs:
     def pair(self, face, landmarks, rng):
         """A genuine face and its blend, with the same crop and augmentation."""
         blend = self_blend(face, landmarks, rng, settings=self.settings)
-        view, changes = random_view(rng, len(face), self.side), picture_changes(rng)
-        return [through_changes(image, view, changes, self.side) for image in (blend.genuine, blend.forged)]
+        view, changes = random_view(rng, len(face), self.side), choose_handling(rng)
+        return [apply_handling(image, view, changes, self.side) for image in (blend.genuine, blend.forged)]
 
 
 # %% ../../nbs/45_self_blending.ipynb #87be0b16
 SLIM = {"backbone": "resnet10t", "channels": (32, 64, 128, 192), "stem_width": 16}
 
 
-def chosen_backbone(backbone, is_large):
+def choose_backbone(backbone, is_large):
     """The backbone that "auto" stands for."""
     if backbone != "auto":
         return backbone
-    return "tf_efficientnet_lite0" if is_large and whereabouts("efficientnet-lite0").is_there else "resnet10t"
+    return (
+        "tf_efficientnet_lite0" if is_large and locate_weights("efficientnet-lite0").is_there else "resnet10t"
+    )
 
 
 # %% ../../nbs/45_self_blending.ipynb #c0e373d9
-def new_network(backbone, side, seed):
+def make_network(backbone, side, seed):
     """An untrained detector, with ImageNet weights if the backbone has some.
 
     Parameters
@@ -366,7 +368,7 @@ def score_files(network, files, side, most, device="cpu", batch_size=64):
     """
     scores, files = [], list(files)
     for start in range(0, len(files), batch_size):
-        found = [faces_of(file, most, side)[0] for file in files[start : start + batch_size]]
+        found = [read_faces(file, most, side)[0] for file in files[start : start + batch_size]]
         margin = (found[0].shape[1] - side) // 2
         faces = np.concatenate(found)[:, margin : margin + side, margin : margin + side]
         parts = [
@@ -422,13 +424,13 @@ def mean_auc(rows, columns, resamples, rng):
         if part.label.nunique() == 2:
             samples = [Sample(part.label, part[column], part.person) for column in columns]
             values.append([auc(part.label, part[column]) for column in columns])
-            drawn.append([found["auc"] for found in resampled(samples, ["auc"], resamples, rng)])
+            drawn.append([found["auc"] for found in resample_metrics(samples, ["auc"], resamples, rng)])
     if not values:
         raise InputError("No source has both genuine and forged files, so that there is no AUC.")
     return np.mean(values, axis=0), np.nanmean(drawn, axis=0)
 
 
-def interval_of(drawn):
+def make_interval(drawn):
     """The 95 % interval of resampled values, as ``low`` and ``high``."""
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return {"low": float(low), "high": float(high)}

@@ -37,7 +37,7 @@ class Essence(ast.NodeTransformer):
     visit_Import = visit_ImportFrom = visit_import
 
 
-def essence_of(tree):
+def strip_definition(tree):
     """The text of a definition without comments, formatting, docstrings and imports; the tree loses them too."""
     return ast.unparse(Essence().visit(tree))
 
@@ -115,7 +115,7 @@ def is_module(name):
 
 # %% ../../nbs/study/04_provenance.ipynb #a0db0c82
 @cache
-def neighbours(module, node):
+def list_references(module, node):
     """The (module, name) of everything that a statement of a module refers to."""
     package = "deepfake_nb" if module == "__main__" else module.rpartition(".")[0]
     names, local = {}, {}
@@ -125,10 +125,10 @@ def neighbours(module, node):
             names.setdefault(part.id, set())
         elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
             names.setdefault(part.value.id, set()).add(part.attr)
-    return [place for name in names for place in places_of(module, name, names[name], local)]
+    return [place for name in names for place in locate_name(module, name, names[name], local)]
 
 
-def places_of(module, name, attributes, local):
+def locate_name(module, name, attributes, local):
     """The (module, name) of a name that is used in a module, or of its attributes if it is a module."""
     found = local.get(name) or find_definition(module, name)
     if not isinstance(found, tuple):
@@ -163,8 +163,8 @@ def code_behind(*objects):
         if isinstance(definition, tuple):
             waiting.append(definition)
         elif definition:
-            waiting += [place for node in definition for place in neighbours(module, node)]
-            found[f"{module}.{name}"] = "\n".join(map(essence_of, definition))
+            waiting += [place for node in definition for place in list_references(module, node)]
+            found[f"{module}.{name}"] = "\n".join(map(strip_definition, definition))
     return dict(sorted(found.items()))
 
 

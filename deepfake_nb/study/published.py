@@ -8,15 +8,15 @@ __all__ = [
     "OBSTACLES",
     "load_published",
     "half_digit",
-    "equals_as_printed",
-    "obstacles",
+    "equal_when_printed",
+    "list_obstacles",
     "compare_with_published",
-    "summary",
-    "styled",
+    "count_verdicts",
+    "style_comparison",
     "plot_verdicts",
     "Span",
-    "reach",
-    "overlap",
+    "compute_reach",
+    "spans_overlap",
     "papers_arithmetic",
 ]
 
@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from .files import InputError
-from .records import CITED_AS, Result, number_of, published_lines
+from .records import CITED_AS, Result, parse_number, published_lines
 
 
 # %% ../../nbs/study/05_published.ipynb #74e456cf
@@ -49,7 +49,7 @@ def load_published():
     """
     table = pd.DataFrame(published_lines())
     table["page"] = pd.to_numeric(table.page).astype("Int64")
-    meanings = pd.Series([number_of(text) for text in table.value], dtype=object)
+    meanings = pd.Series([parse_number(text) for text in table.value], dtype=object)
     table.insert(table.columns.get_loc("value") + 1, "published", meanings)
     return table
 
@@ -75,7 +75,7 @@ def half_digit(value, printed=""):
     return 0.5 * 10.0 ** number.as_tuple().exponent
 
 
-def equals_as_printed(ours, value, printed=""):
+def equal_when_printed(ours, value, printed=""):
     """Whether a number of ours equals the published one at its printed precision.
 
     Parameters
@@ -102,7 +102,7 @@ OBSTACLES = (
 )
 
 
-def obstacles(found):
+def list_obstacles(found):
     """Why a result of ours cannot be compared with a published number.
 
     Parameters
@@ -131,7 +131,7 @@ def beside_the_interval(number, found):
         return (
             ("reproduced", "the same") if found["value"] == number.published else ("differs", "the contrary")
         )
-    if equals_as_printed(found["value"], number.value, number.printed):
+    if equal_when_printed(found["value"], number.value, number.printed):
         return "reproduced", "equal as printed"
     if is_missing(low) or is_missing(high):
         return "differs", "ours has no interval, and is not equal as printed"
@@ -144,7 +144,7 @@ def beside_the_interval(number, found):
 
 
 # %% ../../nbs/study/05_published.ipynb #669a5023
-def verdict_of(number, found):
+def decide_verdict(number, found):
     """Verdict and reason for a published number and our result, which may be None."""
     if found is None:
         return "not measured", number.why_not or "these results hold no such number"
@@ -153,7 +153,7 @@ def verdict_of(number, found):
     if isinstance(number.published, str) or isinstance(found["value"], str):
         return "not comparable", "words, not a number"
     if number.kind == "fact":
-        if equals_as_printed(found["value"], number.value, number.printed):
+        if equal_when_printed(found["value"], number.value, number.printed):
             return "reproduced", "equal, and the same on any data"
         if is_missing(found["published"]):
             return (
@@ -161,13 +161,13 @@ def verdict_of(number, found):
                 f"our network has another size here ({found['note'] or found['profile']})",
             )
         return "differs", "not equal, though it does not depend on the data"
-    if blocked := obstacles(found):
+    if blocked := list_obstacles(found):
         return "not comparable", "; ".join(blocked)
     return beside_the_interval(number, found)
 
 
 # %% ../../nbs/study/05_published.ipynb #01c52ce6
-def choices(number, tables):
+def list_choices(number, tables):
     """All places (section, table, row, metric) that a line of the file allows, in order of preference."""
     for pattern, row in itertools.product(number.our_table.split(" | "), number.our_row.split(" | ")):
         for table in tables.get(number.section, ()):
@@ -180,14 +180,14 @@ PLACE = ("section", "our_table", "our_row", "our_metric")
 MEASURED = ("low", "high", "n", "data", "profile")
 
 
-def one_comparison(lines, recorded, tables):
+def compare_number(lines, recorded, tables):
     """A row of the comparison, from the lines of one published number."""
     number, found = lines[0], None
-    places = (place for line in lines if line.section for place in choices(line, tables))
+    places = (place for line in lines if line.section for place in list_choices(line, tables))
     place = next((place for place in places if place in recorded), None)
     if place is not None:
         found = {**recorded[place], "our_row": place[2]}
-    verdict, why = verdict_of(number, found)
+    verdict, why = decide_verdict(number, found)
     if found is None and number.section and number.section not in tables:
         why = f"the section {number.section!r} is not among these results"
     published = {
@@ -237,12 +237,12 @@ def compare_with_published(results, numbers=None):
     lines = {}
     for number in numbers[numbers.repeats == ""].itertuples():
         lines.setdefault((number.paper, number.table, number.row, number.column), []).append(number)
-    rows = [one_comparison(places, recorded, tables) for places in lines.values()]
+    rows = [compare_number(places, recorded, tables) for places in lines.values()]
     return pd.DataFrame(rows).astype({"page": "Int64", "n": "Int64"})
 
 
 # %% ../../nbs/study/05_published.ipynb #dc902702
-def summary(comparison):
+def count_verdicts(comparison):
     """Counts of each verdict.
 
     Parameters
@@ -276,13 +276,13 @@ def as_text(value):
 def as_published(number):
     """The number as printed, followed by its value if that is not obvious."""
     plain = number.printed.strip("~").replace(",", "")
-    if "%" in plain or number_of(plain) == number.published:
+    if "%" in plain or parse_number(plain) == number.published:
         return number.printed
     return f"{number.printed} = {number.published}"
 
 
 # %% ../../nbs/study/05_published.ipynb #822aad2e
-def styled(comparison, caption=""):
+def style_comparison(comparison, caption=""):
     """A comparison as a complete table for a notebook, with shaded verdicts and escaped text.
 
     Parameters
@@ -331,7 +331,7 @@ def plot_verdicts(comparison, axes=None):
     -------
     matplotlib Axes
     """
-    counts = summary(comparison)
+    counts = count_verdicts(comparison)
     if axes is None:
         axes = figure_axes(counts)
     shares = counts[list(VERDICTS)].div(counts.numbers, axis=0).to_numpy()
@@ -365,7 +365,7 @@ class Span(NamedTuple):
     text: str = ""
 
 
-def reach(function, *spans):
+def compute_reach(function, *spans):
     """The range of a function when each input lies anywhere in its span.
 
     Parameters
@@ -383,7 +383,7 @@ def reach(function, *spans):
 
 
 # %% ../../nbs/study/05_published.ipynb #31281b33
-def overlap(one, other, slack=1e-9):
+def spans_overlap(one, other, slack=1e-9):
     """Whether two spans have a number in common.
 
     Parameters
@@ -403,18 +403,18 @@ def overlap(one, other, slack=1e-9):
 
 
 # %% ../../nbs/study/05_published.ipynb #341a66a5
-def f1_of(precision, recall):
+def combine_f1(precision, recall):
     """The harmonic mean of precision and recall."""
     return 2 * precision * recall / (precision + recall)
 
 
-def mean_of(one, other):
+def average_two(one, other):
     """The arithmetic mean of two numbers."""
     return (one + other) / 2
 
 
 # %% ../../nbs/study/05_published.ipynb #f7face6e
-def spans_of(numbers):
+def collect_spans(numbers):
     """The span of every number that is printed for the first time, by (paper, table, row, column)."""
     spans = {}
     for number in numbers[numbers.repeats == ""].itertuples():
@@ -434,7 +434,7 @@ def check(place, question, printed, allowed):
     """One row of the table of `papers_arithmetic`."""
     paper, table, row, _ = place
     return {"paper": paper, "table": table, "row": row, "check": question, "printed": printed.text,
-            "low": allowed.low, "high": allowed.high, "holds": overlap(printed, allowed)}  # fmt: skip
+            "low": allowed.low, "high": allowed.high, "holds": spans_overlap(printed, allowed)}  # fmt: skip
 
 
 def whole_share(span, n):
@@ -448,7 +448,7 @@ def whole_share(span, n):
 RECALLS = ("Rec. (0)", "Rec. (1)")
 
 
-def followers(n_real, n_fake):
+def list_followers(n_real, n_fake):
     """The numbers of a row that follow from others: (number, question, inputs, function)."""
 
     def accuracy(real, fake):
@@ -464,9 +464,19 @@ def followers(n_real, n_fake):
     yield "Prec. (0)", "precision from the recalls", RECALLS, precision_real
     yield "Prec. (1)", "precision from the recalls", RECALLS, precision_fake
     for label in "01":
-        yield f"F1 ({label})", "F1 from precision and recall", (f"Prec. ({label})", f"Rec. ({label})"), f1_of
+        yield (
+            f"F1 ({label})",
+            "F1 from precision and recall",
+            (f"Prec. ({label})", f"Rec. ({label})"),
+            combine_f1,
+        )
     for name in ("Prec.", "Rec.", "F1"):
-        yield f"Macro Avg {name}", "macro average from its two parts", (f"{name} (0)", f"{name} (1)"), mean_of
+        yield (
+            f"Macro Avg {name}",
+            "macro average from its two parts",
+            (f"{name} (0)", f"{name} (1)"),
+            average_two,
+        )
 
 
 # %% ../../nbs/study/05_published.ipynb #a8d9d7e3
@@ -492,9 +502,12 @@ def fusion_checks(spans):
                 accuracy,
                 whole_share(accuracy, sum(sizes)),
             )
-            for column, question, inputs, how in followers(*sizes):
+            for column, question, inputs, how in list_followers(*sizes):
                 yield check(
-                    at[column], question, spans[at[column]], reach(how, *(spans[at[name]] for name in inputs))
+                    at[column],
+                    question,
+                    spans[at[column]],
+                    compute_reach(how, *(spans[at[name]] for name in inputs)),
                 )
 
 
@@ -554,14 +567,14 @@ DIFFERENCES = {
 def simple_checks(spans):
     """Sums, differences and a ratio that the papers print together with their parts."""
     for place, parts in SUMS.items():
-        allowed = reach(lambda *numbers: sum(numbers), *(spans[place[0], *part] for part in parts))
+        allowed = compute_reach(lambda *numbers: sum(numbers), *(spans[place[0], *part] for part in parts))
         yield check(place, "sum of its parts", spans[place], allowed)
     for place, parts in DIFFERENCES.items():
-        allowed = reach(lambda a, b: a - b, *(spans[place[0], *part] for part in parts))
+        allowed = compute_reach(lambda a, b: a - b, *(spans[place[0], *part] for part in parts))
         yield check(place, "difference of its two numbers", spans[place], allowed)
     place = ("latentforensics", "section 4.2.3", "DFDC over DFDC Preview", "# Videos")
     counts = (spans["latentforensics", "Table 1", row, "# Videos"] for row in ("DFDC", "DFDC Preview"))
-    yield check(place, "ratio of the counts", spans[place], reach(lambda a, b: a / b, *counts))
+    yield check(place, "ratio of the counts", spans[place], compute_reach(lambda a, b: a / b, *counts))
 
 
 def repeat_checks(spans, numbers):
@@ -594,7 +607,7 @@ def papers_arithmetic(numbers=None):
         printed numbers, rounding allowed for, and whether it ``holds``.
     """
     numbers = load_published() if numbers is None else numbers
-    spans = spans_of(numbers)
+    spans = collect_spans(numbers)
     found = [
         *video_checks(spans),
         *fusion_checks(spans),

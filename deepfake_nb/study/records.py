@@ -12,13 +12,15 @@ __all__ = [
     "CITED_AS",
     "Result",
     "published_lines",
-    "number_of",
+    "parse_number",
     "Published",
     "published_at",
     "commit_id",
     "installed_versions",
     "package_version",
     "device_name",
+    "simplify_result",
+    "format_results",
     "RunRecord",
     "save_figure",
     "load_results",
@@ -134,7 +136,7 @@ def published_lines():
 
 
 # %% ../../nbs/study/01_records.ipynb #f2fee1cf
-def number_of(text):
+def parse_number(text):
     """Parse a value of the file: an integer, a decimal, a Boolean, or text.
 
     Parameters
@@ -177,7 +179,7 @@ def published_at(section, table, row, metric):
     for line in published_lines():
         if (line["section"], line["our_metric"]) == (section, metric) and row in line["our_row"].split(" | "):
             if any(fnmatchcase(table, pattern) for pattern in line["our_table"].split(" | ")):
-                return Published(number_of(line["value"]), f"{CITED_AS[line['paper']]}, {line['table']}")
+                return Published(parse_number(line["value"]), f"{CITED_AS[line['paper']]}, {line['table']}")
     return Published()
 
 
@@ -261,7 +263,7 @@ def _circumstances():
 
 
 # %% ../../nbs/study/01_records.ipynb #d21188be
-def _plain(fields, place):
+def simplify_result(fields, place):
     """Fields of a result without NumPy's types; a value that is not finite raises an error that names its place."""
     plain = {name: part.item() if hasattr(part, "item") else part for name, part in fields.items()}
     for name, part in plain.items():
@@ -270,7 +272,7 @@ def _plain(fields, place):
     return plain
 
 
-def _to_read(results):
+def format_results(results):
     """Results as a pandas frame, ours beside the paper's; a column that is empty in all rows is left out."""
     import pandas as pd
 
@@ -311,7 +313,7 @@ class RunRecord:
         here = {"profile": self.profile, "seed": self.seed, "protocol": self.protocol, "data": self.data}
         if "published" not in fields:
             here["published"], here["source"] = published_at(self.section, table, row, metric)
-        plain = _plain({**here, "value": value, **fields}, (table, row, metric))
+        plain = simplify_result({**here, "value": value, **fields}, (table, row, metric))
         self.results.append(Result(self.section, table, row, metric, **plain))
 
     def add_measured(self, table, row, measured, *, note="", **fields):
@@ -334,7 +336,7 @@ class RunRecord:
 
     def table(self, name):
         """The rows of one table as a pandas frame: ours beside the paper's."""
-        return _to_read([result for result in self.results if result.table == name])
+        return format_results([result for result in self.results if result.table == name])
 
     def write(self, folder):
         """Write ``results.json`` and ``run.json`` into `folder`, atomically."""

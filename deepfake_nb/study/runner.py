@@ -17,13 +17,13 @@ __all__ = [
     "execute_notebook",
     "default_jobs",
     "threads_for",
-    "memory_of",
+    "measure_memory",
     "StudyFailure",
-    "section_run",
+    "check_section",
     "run_section",
     "run_study",
     "run_benchmarks",
-    "installation",
+    "describe_installation",
 ]
 
 # %% ../../nbs/study/02_runner.ipynb #571dc80e
@@ -413,7 +413,7 @@ def _seconds_before(section):
 
 
 # %% ../../nbs/study/02_runner.ipynb #6f5c7fcd
-def memory_of(process_ids):
+def measure_memory(process_ids):
     """Memory of processes and all their children, in bytes.
 
     Parameters
@@ -460,7 +460,7 @@ def _run_stage(runs, jobs, threads, tell):
                 running[process.sentinel] = (process, run, answer, time.time())
                 tell(run.section, "starts", None)
             ended = connection.wait(list(running), timeout=2)
-            peak = max(peak, memory_of([os.getpid()]))
+            peak = max(peak, measure_memory([os.getpid()]))
             for process, run, answer, started in [running.pop(sentinel) for sentinel in ended]:
                 failure = _answer_of(process, answer)
                 if failure:
@@ -489,7 +489,7 @@ def _raise_failures(failures):
 
 
 # %% ../../nbs/study/02_runner.ipynb #f4ec226d
-def section_run(section, profile="demo", out=None, data_root=None, settings=None):
+def check_section(section, profile="demo", out=None, data_root=None, settings=None):
     """A section with its parameters checked.
 
     Parameters
@@ -531,14 +531,14 @@ def section_run(section, profile="demo", out=None, data_root=None, settings=None
 
 # %% ../../nbs/study/02_runner.ipynb #e36b6f5c
 def run_section(section, *arguments, **options):
-    """Run one section, even if it has been run before; arguments and errors are those of `section_run`.
+    """Run one section, even if it has been run before; arguments and errors are those of `check_section`.
 
     Returns
     -------
     Path
         The report's folder, with ``run.ipynb``, ``results.json``, ``run.json`` and ``figures``.
     """
-    run = section_run(section, *arguments, **options)
+    run = check_section(section, *arguments, **options)
     run.run()
     return run.folder
 
@@ -588,7 +588,7 @@ def run_study(
     ----------
     sections : list of str, by default all that have notebooks
     profile, out, data_root, settings
-        See `section_run`; every section that runs must know each of the settings.
+        See `check_section`; every section that runs must know each of the settings.
     fresh : bool
         Run even sections that have been run with the same inputs.
     tell : callable, optional
@@ -611,7 +611,7 @@ def run_study(
         A section failed in another way; as after an `InputError`, the others have been run.
     """
     chosen = sections or available_sections() or list(SECTIONS)
-    runs = {name: section_run(name, profile, out, data_root, settings) for name in chosen}
+    runs = {name: check_section(name, profile, out, data_root, settings) for name in chosen}
     jobs, folder = _checked_jobs(jobs, profile), next(iter(runs.values())).folder.parent
     with locked_folder(folder, wait=False):
         remove_half_written(folder)
@@ -672,7 +672,7 @@ def _rows_of_benchmarks(root, names, media):
 
 
 # %% ../../nbs/study/02_runner.ipynb #e1469c02
-def installation():
+def describe_installation():
     """What is installed and what this machine has, for bug reports.
 
     Returns

@@ -54,12 +54,14 @@ def worker_pool(work, jobs=1, scheduler=None, threads=1):
         parallel = joblib.Parallel(return_as="generator_unordered")
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", message=r"\d+ tasks")  # joblib's, about work cancelled by a stop
-        job = joblib.delayed(functools.partial(_at_work, work, os.getpid()) if scheduler is None else work)
+        job = joblib.delayed(
+            functools.partial(run_in_process, work, os.getpid()) if scheduler is None else work
+        )
         yield lambda tasks: _living(parallel(job(task) for task in tasks))
 
 
 # %% ../../nbs/study/03_workers.ipynb #9e1f1879
-def _at_work(work, asker, task):
+def run_in_process(work, asker, task):
     """Run one task in another process, which ends when its parent ends."""
     _end_with(asker)
     return work(task)
