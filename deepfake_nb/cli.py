@@ -400,6 +400,7 @@ def _format_line(verdict):
     return _in_one_line(f"{verdict.verdict:8}{verdict.path}  {'. '.join(said)}")
 
 
+# %% ../nbs/80_cli.ipynb #a48fda75
 def _in_one_line(text):
     """Text with line breaks, control characters and direction marks escaped."""
     return "".join(

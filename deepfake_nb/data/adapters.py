@@ -209,6 +209,7 @@ def find_file(root, name):
     )
 
 
+# %% ../../nbs/data/00_adapters.ipynb #be540636
 def _on_disk(root, path, known):
     """A listed path with the case that its file has; `known` keeps the names of each folder that was read."""
     if (Path(root) / path).is_file():
@@ -416,6 +417,7 @@ def _ffpp_identities(stem, label):
     return None
 
 
+# %% ../../nbs/data/00_adapters.ipynb #5eab9826
 def _ffpp_splits(root, scan):
     split_of = {}
     for split in ("train", "val", "test"):
@@ -912,6 +914,7 @@ WITH_THEIR_OWN_MEDIA = (
 ).split()
 
 
+# %% ../../nbs/data/00_adapters.ipynb #baf6084e
 def _df40_method(folder):
     """The method that a folder is named after, such as ``simswap`` for ``SimSwap_test``; None for others."""
     name = _letters(re.sub("_(ff|cdf|train|test|new|processed)$", "", folder.lower()))
@@ -939,6 +942,7 @@ DF40_NAMES += (
 )
 
 
+# %% ../../nbs/data/00_adapters.ipynb #6a17bfe4
 def _df40_people(folders, path, method):
     """Target and source, as FaceForensics++ and Celeb-DF number them, from the folder of the frames or a video's name."""
     is_video = media_kind(path) == "video"
@@ -1012,6 +1016,7 @@ def _recording_problem(folder, path, entry, seen):
     return None if (folder / path).is_file() else "listed, but the file is absent"
 
 
+# %% ../../nbs/data/00_adapters.ipynb #4813ec6a
 def _recordings_table(root):
     tables = [root] if root.is_file() else [path for path in _entries(root) if path.suffix.lower() == ".csv"]
     named = [path for path in tables if path.name.lower() == "recordings.csv"]

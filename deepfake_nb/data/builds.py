@@ -126,6 +126,7 @@ def _check_settings(settings):
     read_shares(settings.shares)
 
 
+# %% ../../nbs/data/01_builds.ipynb #b88f5dcd
 def _truth(value):
     words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if str(value).lower() not in words:
@@ -236,6 +237,7 @@ def _trouble(error):
     return {"rejected": f"failed unexpectedly ({type(error).__name__}: {error})", "again": True}
 
 
+# %% ../../nbs/data/01_builds.ipynb #117236b4
 def _causes(error):
     while error is not None:
         yield error

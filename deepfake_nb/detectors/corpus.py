@@ -115,6 +115,7 @@ def read_ffpp(folder):
         }
 
 
+# %% ../../nbs/detectors/00_corpus.ipynb #dc55fd9e
 def read_celeb_df(folder):
     """The videos of a copy of Celeb-DF; the person is the target of the swap."""
     for row in scan_celeb_df(folder, {}).rows:

@@ -343,6 +343,7 @@ def select_portraits(table):
     return table[portrait & ((table.split == "train") | (table.split.isna() & free))]
 
 
+# %% ../../nbs/detectors/01_detector_training.ipynb #256cfb5f
 def select_training_media(table, fold=None):
     """Training data of the second stage: portraits, and edited and genuine media of a fold; all media for None."""
     edited = table[(table.task == "edited") & (table.source != "real_faces")]

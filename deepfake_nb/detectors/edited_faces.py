@@ -67,6 +67,7 @@ def compile_where_possible(network):
 SOURCE_WEIGHTS = {"openforensics": 0.7, "dfdc": 0.3, "video_calls": 1.5, "modern_swap": 1.5}
 
 
+# %% ../../nbs/detectors/05_edited_faces.ipynb #b950fef9
 def tune_clip(table, settings, folder, start=None, tell=None):
     """Tune CLIP on a table of media, or take what an earlier call left.
 

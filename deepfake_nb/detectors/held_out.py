@@ -141,6 +141,7 @@ def rename_for_calibration(predictions):
     ].replace({"kind": {"image": "picture"}})
 
 
+# %% ../../nbs/detectors/03_held_out.ipynb #6058643d
 def decide_left_out(predictions, by="source", rate=0.05, miss_rate=MISS_RATE, ladder=None):
     """Decide on each group with a calibration that was fitted on the others.
 

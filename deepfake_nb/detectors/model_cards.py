@@ -161,6 +161,7 @@ def summarize_losses(folder):
     }  # fmt: skip
 
 
+# %% ../../nbs/detectors/04_model_cards.ipynb #e560d1ec
 def describe_training(name, made):
     """How a detector was made, from its ``training.json``."""
     effort = made.get("effort", 1)

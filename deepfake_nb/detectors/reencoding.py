@@ -62,6 +62,7 @@ def encode_as_h264(frames, crf=28, share=1.0):
     return recompress_frames(frames, crf=crf)
 
 
+# %% ../../nbs/detectors/02_reencoding.ipynb #12d03e72
 def encode_as_motion_jpeg(frames, quality=60):
     """Frames through a second codec: JPEG, picture by picture, as webcams and old cameras send them."""
     return [jpeg(frame, quality) for frame in frames]
@@ -219,6 +220,7 @@ def read_tokens(network, files, changed=False, seed=0, tell=None):
     return compute_tokens(network, faces, tell)
 
 
+# %% ../../nbs/detectors/02_reencoding.ipynb #ee67c412
 def compute_tokens(network, faces, tell=None):
     """Class tokens of faces uint8 (SIZE, SIZE, 3), float32 (N, blocks, width)."""
     found = []

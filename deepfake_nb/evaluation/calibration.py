@@ -94,6 +94,7 @@ def merged_score(calibrations, scores):
     return expit(np.mean(lines, 0))
 
 
+# %% ../../nbs/evaluation/08_calibration.ipynb #8949f1b2
 def combine_lines(calibrations, last):
     """Weights of the detectors' log-odds and the constant, from their lines and the final line on top."""
     if len(calibrations) == 1:
@@ -115,6 +116,7 @@ def fit_lines(names, scores, labels):
     return dict(zip(names, own, strict=True)), last
 
 
+# %% ../../nbs/evaluation/08_calibration.ipynb #3f9984e6
 def fit_bootstrap_lines(names, scores, labels, people, draws, rng):
     """The lines for `draws` bootstrap draws of people, shape (draws, D + 1)."""
     persons, person = np.unique(people, return_inverse=True)
@@ -169,6 +171,7 @@ class Decision(NamedTuple):
     words: str
 
 
+# %% ../../nbs/evaluation/08_calibration.ipynb #c72505bf
 def decision_for(combination, rate, miss_rate=MISS_RATE):
     """The `Decision` of a `Combination` for a false-alarm rate and a miss rate; its margin raises the upper threshold."""
     upper = threshold_for(combination.genuine, rate)

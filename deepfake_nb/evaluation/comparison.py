@@ -253,6 +253,7 @@ def measure_differences(pair, names, resamples, rng, confidence):
     return {name: measure_difference(name, pair, drawn.get(name), confidence) for name in names}
 
 
+# %% ../../nbs/evaluation/02_comparison.ipynb #7d0cec43
 def measure_difference(name, pair, drawn, confidence):
     """The difference in one metric, from its resampled values, shape (R,)."""
     found = Difference(name, "bootstrap", n=pair[0].n_clusters)

@@ -65,6 +65,7 @@ def make_axes(axes, size=(4.8, 4.2)):
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
+# %% ../../nbs/evaluation/04_curves.ipynb #7cb99d20
 def name_samples(predictions, level, threshold=0.5):
     """(name, `Sample`) of each detector in a table, or of each table under its name."""
     if isinstance(predictions, pd.DataFrame):

@@ -59,6 +59,7 @@ def check_logits(logits, count):
     return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
 
 
+# %% ../../nbs/evaluation/06_explain.ipynb #7e6d2dee
 def class_scores(logits, classes=None, score="logit"):
     """The score of each input's class, (N,); the class with the highest score when `classes` is None."""
     single = logits.ndim == 1
@@ -364,6 +365,7 @@ def raw_grad_cams(network, inputs, layer, classes, score, batch_size):
         cam.activations_and_grads.release()
 
 
+# %% ../../nbs/evaluation/06_explain.ipynb #68f59517
 def find_layer(network, layer):
     """Find a module of the network, given the module or its dotted name."""
     if isinstance(layer, str):
@@ -394,6 +396,7 @@ def forward_hook(modules, hook):
             handle.remove()
 
 
+# %% ../../nbs/evaluation/06_explain.ipynb #a35a3929
 def list_layers(network, batch):
     """The modules with output maps of more than one cell, in order of execution."""
     finished = []

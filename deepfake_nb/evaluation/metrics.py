@@ -286,6 +286,7 @@ def cluster_codes(clusters, n):
     return code, len(names)
 
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #fff144f9
 def draw_counts(strata, resamples, rng, rows=None):
     """Draw counts per media file of a stratified bootstrap, in blocks that fit a CPU cache.
 
@@ -580,6 +581,7 @@ def make_one_class_column(name, function, of_class, label):
     )
 
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #e5801b56
 def make_two_class_column(name, function, of_class):
     return Metric(
         f"{name}, mean of both classes",
@@ -609,6 +611,7 @@ def make_probability_column(function):
     return plain
 
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #04d67cac
 def calibration_columns(labels, scores, threshold, bins=10):
     """For each bin: membership, score and label; (N, 3 * bins)."""
     inside = probability_bins(scores, bins)[:, None] == np.arange(bins)
@@ -715,6 +718,7 @@ class Resampler:
         return found
 
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #678cee19
 def resample_metrics(samples, names, resamples, rng):
     """Metrics of samples of the same media on the same resamples: a list of {name: (R,)}."""
     resamplers = [Resampler(sample, names) for sample in samples]
@@ -808,6 +812,7 @@ def measure(name, sample, drawn, confidence):
     return measured(value, drawn, n, confidence, trials_behind(metric, sample), metric.turned)
 
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c1c0edf8
 def trials_behind(metric, sample):
     """Independent trials behind a value of 0 or 1; None where unknown."""
     if metric.trials is None or (sample.strata == 2).any():

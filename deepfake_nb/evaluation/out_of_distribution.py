@@ -61,6 +61,7 @@ def spectrum(light):
     return power, np.fft.rfftfreq(side)[None] * side, np.fft.fftfreq(side)[:, None] * side
 
 
+# %% ../../nbs/evaluation/07_out_of_distribution.ipynb #d95fbbf1
 def detail_statistics(light):
     """Energy per frequency band, and the log ratio of vertical to horizontal structures; columns (N,)."""
     power, across, along = spectrum(light)
@@ -305,6 +306,7 @@ def unpack_numbers(value, count):
     return arrays | {"share": float(value["share"])}
 
 
+# %% ../../nbs/evaluation/07_out_of_distribution.ipynb #fb3ef098
 def can_be_used(found, count):
     """Whether a `OutOfDistribution` from a file uses these statistics, and its numbers are valid."""
     shapes = {"mean": (count,), "scale": (count,), "whitening": (count, count), "limits": (2,)}

@@ -454,6 +454,7 @@ def select_genuine(table, values):
     return table[beside]
 
 
+# %% ../../nbs/evaluation/00_predictions.ipynb #e1eb79ba
 def iterate_groups(table, by):
     """Yield (name, rows) for each value of the columns in `by`."""
     if not by:

@@ -654,6 +654,7 @@ def mean_height(curve):
     return plain, weights @ np.stack(curve.resampled.to_numpy())
 
 
+# %% ../../nbs/evaluation/09_robustness.ipynb #61108e44
 def area_row(height, untouched, n):
     """Mean AUC and loss of one axis with their intervals."""
     (area, low, high), drawn = height

@@ -154,6 +154,7 @@ def too_small(stored, size):
     )
 
 
+# %% ../../nbs/learning/01_clips.ipynb #c690764d
 def reduce_crops(crops, size):
     """Downsample crops (T, S, S, 3) by area averaging."""
     stored = crops.shape[1]
@@ -175,6 +176,7 @@ def spread(starts, most):
     return starts[np.rint(np.linspace(*ends, most)).astype(int)]
 
 
+# %% ../../nbs/learning/01_clips.ipynb #0108eb62
 def check_size(size, sizes):
     """Side of a set's clips in pixels, for crops stored at `sizes`."""
     if len(sizes) > 1:
@@ -311,6 +313,7 @@ def cache_name(clips):
     return f"clips-{digest.hexdigest()[:16]}.npy"
 
 
+# %% ../../nbs/learning/01_clips.ipynb #a80e274c
 def cache_clips(clips, folder):
     """The file of all clips of a set, uint8 (N, T, S, S, 3), written if absent."""
     path = folder / cache_name(clips)

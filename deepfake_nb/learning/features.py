@@ -130,6 +130,7 @@ def find_features(folder, name, key):
     return file, "not in the cache"
 
 
+# %% ../../nbs/learning/02_features.ipynb #6f541724
 def remove_older_features(folder, name, file, key):
     """Record what the newest features depend on, and remove those they replace."""
     for older in folder.glob(f"{name}-" + "[0-9a-f]" * 16 + ".npy"):
@@ -348,6 +349,7 @@ def find_rows(stack, combinations):
     return {name: places for name, places in rows.items() if places}
 
 
+# %% ../../nbs/learning/02_features.ipynb #cd054136
 def extract_head(stack, combination):
     """One head of a stack as a `make_head`, for a network of its own."""
     rows = find_rows(stack, [combination])
@@ -519,6 +521,7 @@ def train_heads(train, train_labels, validation, validation_labels, combinations
     return training.best, training.logs
 
 
+# %% ../../nbs/learning/02_features.ipynb #6c88f1c6
 def iterate_views(train, epochs, device):
     """Yield each epoch, from 1, and the view of the features used for training."""
     views, shown = len(next(iter(train.arrays.values()))), None

@@ -599,6 +599,7 @@ def search_missing(pictures, missing, networks, jobs, scheduler):
         yield from run(tasks)
 
 
+# %% ../../nbs/learning/07_inversion.ipynb #68b585dd
 def join_inversions(kept, generator, settings):
     """Codes, losses, steps and seconds of all images as tensors."""
     if kept:

@@ -278,6 +278,7 @@ def distance_to_units(maps, units, epsilon=1e-3):
     return (squares / lengths.square() + units.square().sum(dim=1) - 2 * along / lengths).mean(dim=(1, 2))
 
 
+# %% ../../nbs/learning/05_perceptual.ipynb #d42c7534
 def perceptual_distance(perceptual, first, second, batch_size=64):
     """Perceptual distance of images: LPIPS without fitted channel weights (Zhang et al. 2018, equation 1).
 

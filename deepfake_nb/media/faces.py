@@ -737,6 +737,7 @@ def add(self: _Cropper, frame, box, landmarks):
         self._finish_one(position)
 
 
+# %% ../../nbs/media/01_faces.ipynb #b86e2d1a
 @patch
 def _finish_one(self: _Cropper, position):
     start = window_start(position, len(self.landmarks), self.window)

@@ -60,6 +60,7 @@ def check_labels(labels, n, what):
     return torch.from_numpy(labels.astype(np.int64))
 
 
+# %% ../../nbs/media/03_images.ipynb #85e1763a
 def check_ids(media_ids, default):
     """One media id of type str for each image."""
     ids = [str(media_id) for media_id in (default if media_ids is None else media_ids)]

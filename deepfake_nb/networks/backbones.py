@@ -136,6 +136,7 @@ def responds(url, timeout=4.0):
     return True
 
 
+# %% ../../nbs/networks/05_backbones.ipynb #bb72457a
 def find_in_cache(published):
     """The file of timm's published weights if already downloaded, or None."""
     from huggingface_hub import try_to_load_from_cache

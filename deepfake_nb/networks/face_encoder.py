@@ -150,6 +150,7 @@ def tuned_tensors(network):
     return norms | head
 
 
+# %% ../../nbs/networks/01_face_encoder.ipynb #071d7a78
 def load_tuned(network, tensors):
     """Load tuned tensors into a network in place.
 

@@ -222,6 +222,7 @@ def refuse_other_input(clips):
         raise InputError(f"The clips hold {clips.dtype}, not normalised values. Use `normalise_clips` first.")
 
 
+# %% ../../nbs/networks/07_video_resnet.ipynb #15ed5b57
 def build_head(head, channels, width, pooling, dropout):
     """Build a head by its name."""
     if pooling not in ("mean", "class"):

@@ -748,6 +748,7 @@ OLDER_LAYOUT = (
 )
 
 
+# %% ../../nbs/networks/04_weights.ipynb #afe335f7
 def keras_root(file, path):
     """The group of an HDF5 file that lists Keras' layers; other layouts are named in the error."""
     if "layer_names" in file.attrs:
@@ -818,6 +819,7 @@ TENSOR_NAMES = {
 }
 
 
+# %% ../../nbs/networks/04_weights.ipynb #054c2d91
 def layer_type(layer):
     """The PyTorch type of a Keras layer, from its tensors; None when there is none."""
     dimensions = {name: len(shape) for name, shape in layer.shapes.items()}
@@ -857,6 +859,7 @@ def keras_state_dict(layers, network):
     return None if describe_differences(state_dict, expected) else state_dict
 
 
+# %% ../../nbs/networks/04_weights.ipynb #b543e0e7
 def keras_kind(layers):
     """The kind of network that Keras layers fit; None when there is none."""
     networks = {"meso4": Meso4, "mesoinception4": MesoInception4}
@@ -1070,6 +1073,7 @@ def is_onnx(path, head):
     return bool(re.match(rb"\x08[\x01-\x1f][\x12\x1a\"(2:Br]", head)) and onnx_model(path) is not None
 
 
+# %% ../../nbs/networks/04_weights.ipynb #e4e80581
 def other_format(path, head):
     """The format of a file that is not read here; None for a format that is."""
     for place, sign, other in SIGNS:

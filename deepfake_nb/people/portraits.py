@@ -62,6 +62,7 @@ def render_portion(start, people, takes, size, domain, seed, device):
     return render_portraits(some, size, domain, random_seed(seed, "generator takes", start), device)
 
 
+# %% ../../nbs/people/05_portraits.ipynb #4821336c
 def load_portion(folder, start, about, device):
     """A portion of the training images, read from its file if that is complete."""
     if folder is None:

@@ -193,6 +193,7 @@ def classify_scores(calibration, scores, statistics, n_tests):
     return score, found and found.value, classify_score(score, calibration.decision(list(scores), n_tests))
 
 
+# %% ../../nbs/scoring/02_camera.ipynb #ff7bf770
 def classify_window(window, groups):
     """Score, probability and word of a window, by its most suspicious `TaskGroup`."""
     scores = window.scores()
@@ -299,6 +300,7 @@ class Pace:
         return (len(self.times) - 1) / max(self.times[-1] - self.times[0], 1e-6)
 
 
+# %% ../../nbs/scoring/02_camera.ipynb #1aa121c6
 def watch_frames(frames, scorer, length_s):
     """A `Moment` for each frame, from pairs of time and image."""
     detectors = [loaded for loaded in scorer.detectors if loaded.detector.takes("video")]

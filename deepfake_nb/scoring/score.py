@@ -86,6 +86,7 @@ USAGE = {
 }
 
 
+# %% ../../nbs/70_score.ipynb #5c23b106
 def read_rules(file: WeightFile):
     """The fields of a detector that a weight file overrides."""
     rules = {}
@@ -286,6 +287,7 @@ def load_on_device(detector, weights=None, device=None, **rules):
     return LoadedDetector(detector, ready._replace(network=ready.network.to(device)), device)
 
 
+# %% ../../nbs/70_score.ipynb #21946247
 def describe_detector(loaded):
     """What a verdict states of a detector, see `Verdict.detectors`."""
     ready = loaded.ready
@@ -423,6 +425,7 @@ def load_shipped_calibrations():
     return tuple(found)
 
 
+# %% ../../nbs/70_score.ipynb #fe6a1de6
 def load_calibrations(calibration):
     """The calibrations from a file, a list, or a single one; None and False give none."""
     if calibration is None or calibration is False:

@@ -414,6 +414,7 @@ def join_timelines(scores, track, names, calibration):
     return times, np.atleast_1d(calibration.combine(table))
 
 
+# %% ../../nbs/scoring/01_verdict.ipynb #39c467ab
 def find_unscored_timeline(scores, track):
     """The timeline of a track without a score from any detector: that of the first detector used."""
     for place, detector in enumerate(scores.detectors):
@@ -456,6 +457,7 @@ class ScoredFace(NamedTuple):
     group: TaskGroup
 
 
+# %% ../../nbs/scoring/01_verdict.ipynb #04a15dfb
 def score_face(scores, track, groups, n_tests):
     """The `ScoredFace` of one track, by its most suspicious `TaskGroup`."""
     every = scores.of_track(track)

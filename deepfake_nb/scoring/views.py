@@ -472,6 +472,7 @@ class View(NamedTuple):
 PORTRAIT = -1
 
 
+# %% ../../nbs/scoring/00_views.ipynb #c021fc01
 @dataclass
 class MediaViews:
     """The people in a file, a stream of their views, and how the file was sampled."""

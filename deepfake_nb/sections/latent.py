@@ -62,6 +62,7 @@ class LatentNetworks(NamedTuple):
     words: str
 
 
+# %% ../../nbs/50_latent.ipynb #96703052
 def latent_networks(generator_file="", encoder_file="", device="cpu"):
     """The networks of the package, or a generator and an encoder from files with its VQ-VAE-2.
 
@@ -354,6 +355,7 @@ def project_vqvae(network, pictures, batch_size=64):
     return Projection("VAE", np.concatenate(codes), np.concatenate(drawn), seconds / len(pictures))
 
 
+# %% ../../nbs/50_latent.ipynb #fa645bba
 @torch.no_grad()
 def project_encoder(networks, pictures, batch_size=64):
     """Faces as the encoder's prediction of their code, without optimisation steps: a `Projection`."""
@@ -420,6 +422,7 @@ class Scale(NamedTuple):
         return torch.from_numpy(((codes - self.mean) / self.deviation).astype(np.float32))
 
 
+# %% ../../nbs/50_latent.ipynb #267089d8
 class Ranks(NamedTuple):
     """Quantiles (levels - 1, D) of training codes, which map each dimension of a code to a rank."""
 

@@ -202,6 +202,7 @@ def complete_names(table):
     return table
 
 
+# %% ../../nbs/60_leaderboard.ipynb #e93d1ec7
 def with_test_sets(tables):
     """The tables of all sections in one; a test set name shared by two sections gets the section added."""
     if not tables:
@@ -245,6 +246,7 @@ def choose_resampling(rows):
     return "person" if "person" in rows and rows.person.notna().all() else "media_id"
 
 
+# %% ../../nbs/60_leaderboard.ipynb #1638535c
 def measure_entry(rows, resamples, rng):
     """One detector on one test set: `METRIC_TITLES` with intervals, and the AUC in each resample."""
     by = choose_resampling(rows)

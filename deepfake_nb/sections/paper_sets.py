@@ -152,6 +152,7 @@ def _plan_ffpp_dlc(sizes, seed, media, takes):
     return shots
 
 
+# %% ../../nbs/sections/02_paper_sets.ipynb #fa7b005e
 def _plan_zoom_dlc(sizes, seed, media, takes):
     split_of, source_of = _cast_people(sizes, seed, "zoom-dlc")
     shots, lines = [], ["path,label,identity,target_id,method,split"]
@@ -181,6 +182,7 @@ def _plan_celeb_df(sizes, seed, media, takes):
     return _write_test_list(shots, media)
 
 
+# %% ../../nbs/sections/02_paper_sets.ipynb #745f7593
 def _plan_celeb_df_published(sizes, seed, media, takes):
     real, fake = sizes["test"]
     people = ("id0", "id10", "id11", "id12", "id13")
@@ -246,6 +248,7 @@ def _plan_stills(sizes, seed, media, name, folders, takes, synthetic=False):
     return shots
 
 
+# %% ../../nbs/sections/02_paper_sets.ipynb #283229b9
 def _pair_stills(count, takes, seed, name):
     """Person and take of each of `count` images, and the person whose face is swapped onto each: one of a few neighbours."""
     people = max(2, -(-count // takes))
@@ -382,6 +385,7 @@ def _choose_camera(name, recipe, profile, seed, protocol):
     return Camera(**{**about, **recipe.camera, **published})
 
 
+# %% ../../nbs/sections/02_paper_sets.ipynb #e3419932
 def _choose_plan(name, camera):
     """The function that plans the shots of a set."""
     return _plan_celeb_df_published if camera.cast == "celeb-df published" else RECIPES[name].shots
@@ -414,6 +418,7 @@ def _render_set(name, profile, camera, root, progress=None):
     return folder
 
 
+# %% ../../nbs/sections/02_paper_sets.ipynb #c3befc96
 def _shoot_set(name, sizes, takes, camera, folder, progress):
     shots = _choose_plan(name, camera)(sizes, camera.seed, folder / "media", takes)
     shots = [Shot(*shot) for shot in shots]

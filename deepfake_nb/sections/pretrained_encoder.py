@@ -153,6 +153,7 @@ def embed(encoder, faces):
     return [part.mean((2, 3)).float().cpu().numpy() for part in maps]
 
 
+# %% ../../nbs/55_pretrained_encoder.ipynb #4ebc351c
 def crop_wider(faces, share=1.2, side=112):
     """Centre crops of stored faces as the small network was trained on: `share` times `corpus.SIZE`, at `side` pixels."""
     edge = (STORED - round(share * SIZE)) // 2
@@ -362,6 +363,7 @@ def blended_source(genuine, seed=0, root=None):
     return pd.DataFrame(rows, columns=["crops", "label", "person", "source"])
 
 
+# %% ../../nbs/55_pretrained_encoder.ipynb #f332cc8f
 def store_pair(file, paths, rng):
     """Store a genuine face from a file and its blend."""
     crops = read_crops(file)
@@ -453,6 +455,7 @@ SOURCE_WORDS = {
 }
 
 
+# %% ../../nbs/55_pretrained_encoder.ipynb #b92b49c0
 def describe_row(row):
     """The title of a row with its source in words: ``"ffpp_c23: Deepfakes"`` becomes ``"FF++ c23: Deepfakes"``."""
     source, colon, method = row.partition(": ")

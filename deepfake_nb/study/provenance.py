@@ -75,6 +75,7 @@ def imported_names(node, package):
     return []
 
 
+# %% ../../nbs/study/04_provenance.ipynb #680933e3
 def assigned_names(node):
     """Names that a statement defines or changes; a function that is patched into a class counts as part of it."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -104,6 +105,7 @@ def find_definition(module, name):
         return []
 
 
+# %% ../../nbs/study/04_provenance.ipynb #5e3ca14d
 @cache
 def is_module(name):
     """Whether a dotted name is that of a module."""
@@ -128,6 +130,7 @@ def list_references(module, node):
     return [place for name in names for place in locate_name(module, name, names[name], local)]
 
 
+# %% ../../nbs/study/04_provenance.ipynb #2044c6e3
 def locate_name(module, name, attributes, local):
     """The (module, name) of a name that is used in a module, or of its attributes if it is a module."""
     found = local.get(name) or find_definition(module, name)

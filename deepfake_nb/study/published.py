@@ -430,6 +430,7 @@ def collect_spans(numbers):
     return spans
 
 
+# %% ../../nbs/study/05_published.ipynb #258809fc
 def check(place, question, printed, allowed):
     """One row of the table of `papers_arithmetic`."""
     paper, table, row, _ = place

@@ -204,6 +204,7 @@ def commit_id():
     return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
+# %% ../../nbs/study/01_records.ipynb #d12f53e7
 def installed_versions(
     packages=("torch", "torchvision", "timm", "av", "onnxruntime", "numpy", "scikit-learn"),
 ):
