@@ -3208,10 +3208,6 @@ d = {
                 "learning/perceptual.html#fit_patch_network",
                 "deepfake_nb/learning/perceptual.py",
             ),
-            "deepfake_nb.learning.perceptual.hub_responds": (
-                "learning/perceptual.html#hub_responds",
-                "deepfake_nb/learning/perceptual.py",
-            ),
             "deepfake_nb.learning.perceptual.hub_vgg16": (
                 "learning/perceptual.html#hub_vgg16",
                 "deepfake_nb/learning/perceptual.py",
@@ -4580,10 +4576,6 @@ d = {
                 "networks/backbones.html#parse_combination",
                 "deepfake_nb/networks/backbones.py",
             ),
-            "deepfake_nb.networks.backbones.responds": (
-                "networks/backbones.html#responds",
-                "deepfake_nb/networks/backbones.py",
-            ),
         },
         "deepfake_nb.networks.devices": {
             "deepfake_nb.networks.devices.device_of": (
@@ -4827,6 +4819,20 @@ d = {
             "deepfake_nb.networks.frame_network.standard_points": (
                 "networks/frame_network.html#standard_points",
                 "deepfake_nb/networks/frame_network.py",
+            ),
+        },
+        "deepfake_nb.networks.hub": {
+            "deepfake_nb.networks.hub.find_in_hub_cache": (
+                "networks/hub.html#find_in_hub_cache",
+                "deepfake_nb/networks/hub.py",
+            ),
+            "deepfake_nb.networks.hub.find_in_torch_cache": (
+                "networks/hub.html#find_in_torch_cache",
+                "deepfake_nb/networks/hub.py",
+            ),
+            "deepfake_nb.networks.hub.hub_responds": (
+                "networks/hub.html#hub_responds",
+                "deepfake_nb/networks/hub.py",
             ),
         },
         "deepfake_nb.networks.mesonet": {

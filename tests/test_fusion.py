@@ -320,7 +320,7 @@ def test_a_hub_that_fails_on_the_way_is_no_end(monkeypatch):
 
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", failing)
-    monkeypatch.setattr(backbones, "responds", lambda url: True)
+    monkeypatch.setattr(backbones, "hub_responds", lambda url: True)
     monkeypatch.setattr(backbones, "find_in_cache", lambda published: None)
     assert make_backbone("resnet50", "hub").weights.endswith("could not be reached (OSError)")
 
@@ -330,7 +330,7 @@ def test_downloaded_weights_are_used_without_asking_the_hub(monkeypatch, tmp_pat
     network = timm.create_model("resnet50")
     torch.save(network.state_dict(), tmp_path / "kept.pth")
     monkeypatch.setattr(backbones, "find_in_cache", lambda published: tmp_path / "kept.pth")
-    monkeypatch.setattr(backbones, "responds", lambda url: pytest.fail("asked"))
+    monkeypatch.setattr(backbones, "hub_responds", lambda url: pytest.fail("asked"))
     backbone = make_backbone("resnet50", "hub")
     assert backbone.is_pretrained and torch.equal(backbone.network.conv1.weight, network.conv1.weight)
 

@@ -22,7 +22,6 @@ __all__ = [
 
 # %% ../../nbs/learning/05_perceptual.ipynb #c50aa701
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +33,7 @@ from torch.nn import functional
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from ..media.images import IMAGENET_NORMALISATION
+from ..networks.hub import find_in_torch_cache, hub_responds
 from ..networks.weights import read_state_dict, shipped_file
 from ..people.portraits import as_inputs, rendered_faces
 from ..study.files import UsageError, write_atomically
@@ -208,17 +208,6 @@ def ship_patch_network(path, count=240, size=64, seed=0):
 
 
 # %% ../../nbs/learning/05_perceptual.ipynb #fb6046ec
-def hub_responds(url, timeout=4.0):
-    """Whether a server responds at an address."""
-    import urllib.request
-
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
-    except OSError:
-        return False
-    return True
-
-
 def hub_vgg16(use):
     """VGG16 with the weights a use needs, from torch's cache or its hub; None if they are not available."""
     published = torchvision.models.VGG16_Weights
@@ -226,8 +215,7 @@ def hub_vgg16(use):
         "lpips": (published.IMAGENET1K_V1, LPIPS_NORMALISATION, "VGG16 (torchvision, ImageNet)"),
         "idinvert": (published.IMAGENET1K_FEATURES, FIRST_NORMALISATION, "the first VGG16 (features alone)"),
     }[use]
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    if not kept.is_file() and not hub_responds(weights.url):
+    if not find_in_torch_cache(weights.url) and not hub_responds(weights.url):
         return None
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True)

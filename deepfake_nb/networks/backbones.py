@@ -17,7 +17,6 @@ __all__ = [
     "list_combinations",
     "parse_combination",
     "name_combination",
-    "responds",
     "find_in_cache",
     "load_from_hub",
     "load_mesonet",
@@ -31,8 +30,6 @@ __all__ = [
 # %% ../../nbs/networks/05_backbones.ipynb #4a06ed2e
 import itertools
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +38,7 @@ import torch
 from torch import nn
 
 from .devices import seeded
+from .hub import find_in_hub_cache, find_in_torch_cache, hub_responds
 from .mesonet import Meso4, MesoInception4
 from .weights import fetch, import_mesonet, read_state_dict
 from ..study.files import InputError, UsageError
@@ -124,29 +122,12 @@ def name_combination(combination):
     return " + ".join(combination)
 
 
-# %% ../../nbs/networks/05_backbones.ipynb #34338e54
-def responds(url, timeout=4.0):
-    """Whether a server responds at an address, even with an error."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 # %% ../../nbs/networks/05_backbones.ipynb #bb72457a
 def find_in_cache(published):
     """The file of timm's published weights if already downloaded, or None."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = None
     if published.hf_hub_id:
-        found = try_to_load_from_cache(published.hf_hub_id, "model.safetensors")
-    elif published.url:
-        found = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
-    return Path(found) if isinstance(found, (str, Path)) and Path(found).is_file() else None
+        return find_in_hub_cache(published.hf_hub_id)
+    return find_in_torch_cache(published.url) if published.url else None
 
 
 # %% ../../nbs/networks/05_backbones.ipynb #734fb74b
@@ -178,7 +159,7 @@ def load_from_hub(name, check_first=True, **options):
         if file := find_in_cache(published):
             options_of_file = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
             return build_headless_network(name, **options, **options_of_file), ON_IMAGENET
-        if not check_first or responds(constants.ENDPOINT if published.hf_hub_id else published.url):
+        if not check_first or hub_responds(constants.ENDPOINT if published.hf_hub_id else published.url):
             return build_headless_network(name, **options, pretrained=True), ON_IMAGENET
     except (OSError, RuntimeError) as error:
         reason = type(error).__name__
