@@ -4395,10 +4395,6 @@ d = {
                 "deepfake_nb/media/video.py",
             ),
             "deepfake_nb.media.video._image_of": ("media/video.html#_image_of", "deepfake_nb/media/video.py"),
-            "deepfake_nb.media.video._know_heic": (
-                "media/video.html#_know_heic",
-                "deepfake_nb/media/video.py",
-            ),
             "deepfake_nb.media.video._letterbox": (
                 "media/video.html#_letterbox",
                 "deepfake_nb/media/video.py",
@@ -4495,6 +4491,10 @@ d = {
             ),
             "deepfake_nb.media.video.reduce_image": (
                 "media/video.html#reduce_image",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.register_heic": (
+                "media/video.html#register_heic",
                 "deepfake_nb/media/video.py",
             ),
             "deepfake_nb.media.video.write_video": (
@@ -7195,6 +7195,77 @@ d = {
             "deepfake_nb.scoring.fit_calibration.tabulate_scores": (
                 "scoring/fit_calibration.html#tabulate_scores",
                 "deepfake_nb/scoring/fit_calibration.py",
+            ),
+        },
+        "deepfake_nb.scoring.origin": {
+            "deepfake_nb.scoring.origin.Credentials": (
+                "scoring/origin.html#credentials",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.Credentials.meaning": (
+                "scoring/origin.html#credentials.meaning",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.Fact": ("scoring/origin.html#fact", "deepfake_nb/scoring/origin.py"),
+            "deepfake_nb.scoring.origin.Fact.meaning": (
+                "scoring/origin.html#fact.meaning",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.Origin": (
+                "scoring/origin.html#origin",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.Origin.as_dict": (
+                "scoring/origin.html#origin.as_dict",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.describe_jpeg_quality": (
+                "scoring/origin.html#describe_jpeg_quality",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.describe_manifest": (
+                "scoring/origin.html#describe_manifest",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.describe_x264": (
+                "scoring/origin.html#describe_x264",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.make_fact": (
+                "scoring/origin.html#make_fact",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.open_credentials": (
+                "scoring/origin.html#open_credentials",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.read_credentials": (
+                "scoring/origin.html#read_credentials",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.read_exif_facts": (
+                "scoring/origin.html#read_exif_facts",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.read_image_facts": (
+                "scoring/origin.html#read_image_facts",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.read_origin": (
+                "scoring/origin.html#read_origin",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.read_video_facts": (
+                "scoring/origin.html#read_video_facts",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.read_xmp_facts": (
+                "scoring/origin.html#read_xmp_facts",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.scale_table": (
+                "scoring/origin.html#scale_table",
+                "deepfake_nb/scoring/origin.py",
             ),
         },
         "deepfake_nb.scoring.report": {

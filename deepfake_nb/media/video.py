@@ -144,7 +144,7 @@ def _rgb_of_image(image):
 
 # %% ../../nbs/media/00_video.ipynb #f663639f
 @functools.cache
-def _know_heic():
+def register_heic():
     """Let Pillow open HEIC, the photo format of many phones, where pillow-heif is installed."""
     with contextlib.suppress(ImportError):
         import pillow_heif
@@ -182,7 +182,7 @@ def read_image(path):
         about 179 million pixels.
     """
     path = _ordinary_file(path)
-    _know_heic()
+    register_heic()
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             image.load()

@@ -576,6 +576,7 @@ def lay_out_page(verdict, pieces, scorer):
         "folded": count_unscored(verdict.faces),
         "people": [lay_out_person(face, pieces, span) for face in verdict.faces],
         "scale": draw_colour_bar(),
+        "origin": verdict.origin,
         "facts": list_facts(verdict, scorer),
     }
 

@@ -48,6 +48,7 @@ from ..media.faces import CenterFace
 from ..media.video import media_kind
 from ..networks.weights import REGISTRY, WeightFile, load_detector, locate_weights, shipped_file
 from ..networks.xception import cut_as_deepfakebench, half_range
+from .origin import read_origin
 from deepfake_nb.scoring.verdict import (
     DetectorScores,
     FaceScore,
@@ -633,7 +634,12 @@ class Verdicts:
         for path, problem in self._sources:
             if tell:
                 tell(path)
-            yield (self.scorer.abstain(path, problem), []) if problem else self.scorer.examine(path, keep)
+            verdict, kept = (
+                (self.scorer.abstain(path, problem), []) if problem else self.scorer.examine(path, keep)
+            )
+            if os.path.isfile(path):
+                verdict.origin = read_origin(path).as_dict()
+            yield verdict, kept
 
 
 # %% ../../nbs/70_score.ipynb #c2ee0dae

@@ -208,6 +208,8 @@ class Verdict:
         How to interpret the score; the same for all files with the same calibration.
     advice : str
         What would help if there is no verdict; empty if no remedy is known.
+    origin : dict, optional
+        What the file says about where it comes from, see `origin.Origin.as_dict`; no part of the verdict.
     """
 
     path: str
@@ -230,6 +232,7 @@ class Verdict:
     reason_code: str | None = None
     footnote: str = ""
     advice: str = ""
+    origin: dict | None = None
 
     @property
     def own_reason(self):
