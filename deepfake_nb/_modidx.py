@@ -7389,6 +7389,10 @@ d = {
                 "report.html#list_facts",
                 "deepfake_nb/scoring/report.py",
             ),
+            "deepfake_nb.scoring.report.list_unexamined": (
+                "report.html#list_unexamined",
+                "deepfake_nb/scoring/report.py",
+            ),
             "deepfake_nb.scoring.report.load_templates": (
                 "report.html#load_templates",
                 "deepfake_nb/scoring/report.py",

@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 import urllib.error
+import urllib.request
 
 import layouts
 import numpy as np
@@ -300,7 +301,7 @@ def test_without_a_hub_backbones_are_random_at_once_and_say_so(monkeypatch):
     def unreachable(request, timeout):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(backbones.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     monkeypatch.setattr(backbones, "find_in_cache", lambda published: None)
     started = time.perf_counter()
     for name in ("densenet121", "xception", "resnet50"):

@@ -233,11 +233,11 @@ def test_who_decides_is_named_and_who_has_no_score_is_counted(ensemble, tmp_path
         text = report.add(verdict, [], ensemble).read_text()
         alone = report.add(Verdict(**vars(verdict) | {"faces": faces[1:2]}), [], ensemble).read_text()
     assert (
-        'This is said of <a href="#person-2">person 2</a>, one of 9 people' in text
+        'The verdict is about <a href="#person-2">person 2</a>, one of 9 people' in text
         and 'id="person-2"' in text
     )
-    assert "7 more were seen too briefly" in text and text.count("<h2>Person") == 2
-    assert "This is said of" not in alone
+    assert "7 more were visible too briefly" in text and text.count("<h2>Person") == 2
+    assert "The verdict is about" not in alone
 
 
 def test_a_suspicious_stretch_stays_within_its_drawing():
@@ -284,7 +284,7 @@ def test_a_person_without_a_score_and_one_without_a_view_are_there(ensemble, tmp
     )  # fmt: skip
     with ReportWriter(tmp_path) as report:
         text = report.add(verdict, [], ensemble).read_text()
-    assert text.count("No score: too little was seen of this person.") == 2 and "A longer piece" in text
+    assert text.count("No score: this person was visible too briefly.") == 2 and "A longer piece" in text
     assert "<svg" not in text
 
 
@@ -383,7 +383,7 @@ def test_a_score_without_a_calibration_is_shown_with_the_reason(ensemble, video,
 def test_after_the_small_network_the_page_ends_with_what_is_better(
     ensemble, tmp_path, monkeypatch, name, is_there, hints
 ):
-    monkeypatch.setattr(score_module, "whereabouts", lambda _: Whereabouts("cache", is_there))
+    monkeypatch.setattr(score_module, "locate_weights", lambda _: Whereabouts("cache", is_there))
     own = {
         "name": name,
         "score": 0.9,

@@ -93,7 +93,7 @@ def test_after_the_small_network_the_better_detectors_are_named_once(
 
     small = replace(DETECTORS["test"], name="small-faces")
     monkeypatch.setitem(DETECTORS, "small-faces", small)
-    monkeypatch.setattr(score, "whereabouts", lambda _: Whereabouts("cache", is_there))
+    monkeypatch.setattr(score, "locate_weights", lambda _: Whereabouts("cache", is_there))
     for number in range(2):
         save(tmp_path / "media" / f"{number}.png", patches(230))
     assert status_of("score", tmp_path / "media", "--detector", "small-faces") == 0

@@ -186,7 +186,7 @@ def test_who_judges_where_nobody_is_named_depends_on_what_is_cached(monkeypatch,
 
     asked, opened = [], []
     monkeypatch.setattr(
-        score, "whereabouts", lambda name: asked.append(name) or Whereabouts("cache", is_there)
+        score, "locate_weights", lambda name: asked.append(name) or Whereabouts("cache", is_there)
     )
     monkeypatch.setattr(score, "MediaScorer", lambda detectors, *_, **__: opened.extend(detectors))
     assert score.choose_default_detectors() == names and asked == ["clip-vit-b16"]

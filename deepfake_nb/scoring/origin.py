@@ -327,7 +327,8 @@ class Origin:
     def as_dict(self):
         """As JSON has it, with the meaning of each part."""
         facts = [asdict(fact) | {"meaning": fact.meaning} for fact in self.facts]
-        credentials = asdict(self.credentials) | {"meaning": self.credentials.meaning}
+        said = self.credentials
+        credentials = asdict(said) | {"actions": list(said.actions), "meaning": said.meaning}
         return {"content_credentials": credentials, "metadata": facts}
 
 

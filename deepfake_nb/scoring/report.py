@@ -416,7 +416,7 @@ def lay_out_figure(piece):
     if map is None:
         return figure
     if not map.any():
-        return {**figure, "problem": "The answer does not depend on the picture."}
+        return {**figure, "problem": "The score does not depend on the image."}
     words = f"Heatmap of the same view: most of it lies in the {locate_brightest(map)}."
     return {**figure, "map": encode_image(overlay(piece["picture"], map)), "map_alt": words}
 
@@ -555,6 +555,23 @@ def list_facts(verdict, scorer):
 
 
 # %% ../../nbs/75_report.ipynb #6a5c60e3
+def list_unexamined(verdict):
+    """What no detector looked at, as sentences."""
+    frames = max((face.n_frames for face in verdict.faces if face.score is not None), default=0)
+    is_video, unscored = verdict.kind == "video", sum(face.score is None for face in verdict.faces)
+    return [
+        *(["Sound: no detector listens to it."] if is_video else []),
+        *(
+            [f"Frames: all but at most {frames} per person, evenly spaced in time."]
+            if is_video and frames
+            else []
+        ),
+        *([f"People: {unscored}, visible too briefly or too small."] if unscored else []),
+        "Everything outside the faces: background, bodies, hands, text.",
+        "Whether the scene was staged, or a genuine recording is shown with a false story.",
+    ]
+
+
 def lay_out_page(verdict, pieces, scorer):
     """The content of a file's page, by the names used in the templates."""
     name, span = os.path.basename(verdict.path) or verdict.path, measure_time_span(verdict.faces)
@@ -577,6 +594,7 @@ def lay_out_page(verdict, pieces, scorer):
         "people": [lay_out_person(face, pieces, span) for face in verdict.faces],
         "scale": draw_colour_bar(),
         "origin": verdict.origin,
+        "unexamined": list_unexamined(verdict),
         "facts": list_facts(verdict, scorer),
     }
 
