@@ -166,7 +166,11 @@ def api_pages() -> list[str]:
     for module in sorted((ROOT / "deepfake_nb").rglob("[a-z]*.py")):
         path = module.relative_to(ROOT / "deepfake_nb").with_suffix("").as_posix()
         title = f"deepfake_nb.{path.replace('/', '.')}"
-        directives = f"```{{eval-rst}}\n.. automodule:: {title}\n   :members:\n```\n"
+        short = "import *" in module.read_text(
+            encoding="utf-8"
+        )  # what it names is documented where it is defined
+        members = "" if short else "\n   :members:"
+        directives = f"```{{eval-rst}}\n.. automodule:: {title}{members}\n```\n"
         write_if_changed(PAGES / "api" / f"{path}.md", f"# {path}\n\n`{title}`\n\n{directives}")
         names.append(f"api/{path}")
     return names
