@@ -19,6 +19,7 @@ d = {
             "deepfake_nb.cli._Outcome": ("cli.html#_outcome", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._Outcome.__init__": ("cli.html#_outcome.__init__", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._Outcome.add": ("cli.html#_outcome.add", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._Outcome.recall": ("cli.html#_outcome.recall", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._Outcome.summarise": ("cli.html#_outcome.summarise", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._check_score_options": ("cli.html#_check_score_options", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._common": ("cli.html#_common", "deepfake_nb/cli.py"),
@@ -39,6 +40,7 @@ d = {
             "deepfake_nb.cli._read_rows": ("cli.html#_read_rows", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._score_files": ("cli.html#_score_files", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._show_version": ("cli.html#_show_version", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._tell_interruption": ("cli.html#_tell_interruption", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._watch": ("cli.html#_watch", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.bench": ("cli.html#bench", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.calibrate": ("cli.html#calibrate", "deepfake_nb/cli.py"),
@@ -72,6 +74,22 @@ d = {
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters.Source": ("data/adapters.html#source", "deepfake_nb/data/adapters.py"),
+            "deepfake_nb.data.adapters._Joined": (
+                "data/adapters.html#_joined",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters._Joined.__init__": (
+                "data/adapters.html#_joined.__init__",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters._Joined.find": (
+                "data/adapters.html#_joined.find",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters._Joined.join": (
+                "data/adapters.html#_joined.join",
+                "deepfake_nb/data/adapters.py",
+            ),
             "deepfake_nb.data.adapters._add_celeb_df_video": (
                 "data/adapters.html#_add_celeb_df_video",
                 "deepfake_nb/data/adapters.py",
@@ -86,6 +104,10 @@ d = {
             ),
             "deepfake_nb.data.adapters._as_text": (
                 "data/adapters.html#_as_text",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters._below_label": (
+                "data/adapters.html#_below_label",
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters._celeb_df": (
@@ -181,6 +203,10 @@ d = {
                 "data/adapters.html#_letters",
                 "deepfake_nb/data/adapters.py",
             ),
+            "deepfake_nb.data.adapters._members": (
+                "data/adapters.html#_members",
+                "deepfake_nb/data/adapters.py",
+            ),
             "deepfake_nb.data.adapters._named_people": (
                 "data/adapters.html#_named_people",
                 "deepfake_nb/data/adapters.py",
@@ -246,12 +272,24 @@ d = {
                 "data/adapters.html#find_leaks",
                 "deepfake_nb/data/adapters.py",
             ),
+            "deepfake_nb.data.adapters.find_method": (
+                "data/adapters.html#find_method",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.find_person": (
+                "data/adapters.html#find_person",
+                "deepfake_nb/data/adapters.py",
+            ),
             "deepfake_nb.data.adapters.identity_components": (
                 "data/adapters.html#identity_components",
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters.is_outside": (
                 "data/adapters.html#is_outside",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.keep_one_side": (
+                "data/adapters.html#keep_one_side",
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters.keep_some": (
@@ -272,6 +310,14 @@ d = {
             ),
             "deepfake_nb.data.adapters.media_files": (
                 "data/adapters.html#media_files",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.name_copies": (
+                "data/adapters.html#name_copies",
+                "deepfake_nb/data/adapters.py",
+            ),
+            "deepfake_nb.data.adapters.printable": (
+                "data/adapters.html#printable",
                 "deepfake_nb/data/adapters.py",
             ),
             "deepfake_nb.data.adapters.read_shares": (
@@ -495,6 +541,10 @@ d = {
                 "data/stills.html#check_stills",
                 "deepfake_nb/data/stills.py",
             ),
+            "deepfake_nb.data.stills.describe_stills": (
+                "data/stills.html#describe_stills",
+                "deepfake_nb/data/stills.py",
+            ),
             "deepfake_nb.data.stills.list_people": (
                 "data/stills.html#list_people",
                 "deepfake_nb/data/stills.py",
@@ -563,10 +613,6 @@ d = {
             ),
             "deepfake_nb.detectors.corpus.face_points": (
                 "detectors/corpus.html#face_points",
-                "deepfake_nb/detectors/corpus.py",
-            ),
-            "deepfake_nb.detectors.corpus.find_inner_folder": (
-                "detectors/corpus.html#find_inner_folder",
                 "deepfake_nb/detectors/corpus.py",
             ),
             "deepfake_nb.detectors.corpus.group_of_source": (
@@ -1963,6 +2009,10 @@ d = {
                 "evaluation/predictions.html#choose_columns",
                 "deepfake_nb/evaluation/predictions.py",
             ),
+            "deepfake_nb.evaluation.predictions.describe_counts": (
+                "evaluation/predictions.html#describe_counts",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
             "deepfake_nb.evaluation.predictions.doubt_about_decisions": (
                 "evaluation/predictions.html#doubt_about_decisions",
                 "deepfake_nb/evaluation/predictions.py",
@@ -2009,6 +2059,10 @@ d = {
             ),
             "deepfake_nb.evaluation.predictions.name_folders": (
                 "evaluation/predictions.html#name_folders",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.people_of": (
+                "evaluation/predictions.html#people_of",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.pick_column": (
@@ -4435,6 +4489,10 @@ d = {
             "deepfake_nb.media.video._positive": ("media/video.html#_positive", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._prepare": ("media/video.html#_prepare", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._rate": ("media/video.html#_rate", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._read_cut_jpeg": (
+                "media/video.html#_read_cut_jpeg",
+                "deepfake_nb/media/video.py",
+            ),
             "deepfake_nb.media.video._resize": ("media/video.html#_resize", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._retimed": ("media/video.html#_retimed", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._rgb_from_yuv": (
@@ -4464,6 +4522,10 @@ d = {
                 "deepfake_nb/media/video.py",
             ),
             "deepfake_nb.media.video._write": ("media/video.html#_write", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video.image_damage": (
+                "media/video.html#image_damage",
+                "deepfake_nb/media/video.py",
+            ),
             "deepfake_nb.media.video.is_animated": (
                 "media/video.html#is_animated",
                 "deepfake_nb/media/video.py",
@@ -7468,6 +7530,26 @@ d = {
             ),
         },
         "deepfake_nb.scoring.score": {
+            "deepfake_nb.scoring.score.GrowingFile": (
+                "score.html#growingfile",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.GrowingFile.__init__": (
+                "score.html#growingfile.__init__",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.GrowingFile._write_end": (
+                "score.html#growingfile._write_end",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.GrowingFile.add": (
+                "score.html#growingfile.add",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.GrowingFile.close": (
+                "score.html#growingfile.close",
+                "deepfake_nb/scoring/score.py",
+            ),
             "deepfake_nb.scoring.score.HighestViews": (
                 "score.html#highestviews",
                 "deepfake_nb/scoring/score.py",
@@ -7578,6 +7660,10 @@ d = {
                 "score.html#check_options",
                 "deepfake_nb/scoring/score.py",
             ),
+            "deepfake_nb.scoring.score.check_same_detectors": (
+                "score.html#check_same_detectors",
+                "deepfake_nb/scoring/score.py",
+            ),
             "deepfake_nb.scoring.score.choose_calibration": (
                 "score.html#choose_calibration",
                 "deepfake_nb/scoring/score.py",
@@ -7602,6 +7688,11 @@ d = {
                 "score.html#explain_failure",
                 "deepfake_nb/scoring/score.py",
             ),
+            "deepfake_nb.scoring.score.format_record": (
+                "score.html#format_record",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.format_row": ("score.html#format_row", "deepfake_nb/scoring/score.py"),
             "deepfake_nb.scoring.score.group_by_task": (
                 "score.html#group_by_task",
                 "deepfake_nb/scoring/score.py",
@@ -7634,11 +7725,20 @@ d = {
                 "score.html#override_rules",
                 "deepfake_nb/scoring/score.py",
             ),
+            "deepfake_nb.scoring.score.parse_items": (
+                "score.html#parse_items",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.parse_rows": ("score.html#parse_rows", "deepfake_nb/scoring/score.py"),
             "deepfake_nb.scoring.score.predict_views": (
                 "score.html#predict_views",
                 "deepfake_nb/scoring/score.py",
             ),
             "deepfake_nb.scoring.score.read_rules": ("score.html#read_rules", "deepfake_nb/scoring/score.py"),
+            "deepfake_nb.scoring.score.read_verdicts": (
+                "score.html#read_verdicts",
+                "deepfake_nb/scoring/score.py",
+            ),
             "deepfake_nb.scoring.score.recommend_detectors": (
                 "score.html#recommend_detectors",
                 "deepfake_nb/scoring/score.py",
@@ -7661,6 +7761,10 @@ d = {
             ),
             "deepfake_nb.scoring.score.select_detectors": (
                 "score.html#select_detectors",
+                "deepfake_nb/scoring/score.py",
+            ),
+            "deepfake_nb.scoring.score.tabulate_record": (
+                "score.html#tabulate_record",
                 "deepfake_nb/scoring/score.py",
             ),
             "deepfake_nb.scoring.score.write_verdicts": (
@@ -9032,11 +9136,16 @@ d = {
                 "study/files.html#usageerror",
                 "deepfake_nb/study/files.py",
             ),
-            "deepfake_nb.study.files._acquire": ("study/files.html#_acquire", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files._group_by": ("study/files.html#_group_by", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files._head_of": ("study/files.html#_head_of", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files._is_link": ("study/files.html#_is_link", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files._leads_up": ("study/files.html#_leads_up", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files._lock": ("study/files.html#_lock", "deepfake_nb/study/files.py"),
             "deepfake_nb.study.files._locked_new_file": (
                 "study/files.html#_locked_new_file",
                 "deepfake_nb/study/files.py",
             ),
+            "deepfake_nb.study.files._size_of": ("study/files.html#_size_of", "deepfake_nb/study/files.py"),
             "deepfake_nb.study.files._take_name": (
                 "study/files.html#_take_name",
                 "deepfake_nb/study/files.py",
@@ -9046,6 +9155,22 @@ d = {
                 "deepfake_nb/study/files.py",
             ),
             "deepfake_nb.study.files.cache_dir": ("study/files.html#cache_dir", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files.check_ordinary": (
+                "study/files.html#check_ordinary",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.explain_absence": (
+                "study/files.html#explain_absence",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.find_address": (
+                "study/files.html#find_address",
+                "deepfake_nb/study/files.py",
+            ),
+            "deepfake_nb.study.files.find_copies": (
+                "study/files.html#find_copies",
+                "deepfake_nb/study/files.py",
+            ),
             "deepfake_nb.study.files.locked_folder": (
                 "study/files.html#locked_folder",
                 "deepfake_nb/study/files.py",
@@ -9068,6 +9193,10 @@ d = {
             ),
             "deepfake_nb.study.files.sha256_of": ("study/files.html#sha256_of", "deepfake_nb/study/files.py"),
             "deepfake_nb.study.files.sizes_for": ("study/files.html#sizes_for", "deepfake_nb/study/files.py"),
+            "deepfake_nb.study.files.walk_folder": (
+                "study/files.html#walk_folder",
+                "deepfake_nb/study/files.py",
+            ),
             "deepfake_nb.study.files.write_atomically": (
                 "study/files.html#write_atomically",
                 "deepfake_nb/study/files.py",
@@ -9295,6 +9424,10 @@ d = {
                 "study/records.html#_circumstances",
                 "deepfake_nb/study/records.py",
             ),
+            "deepfake_nb.study.records.choose_device": (
+                "study/records.html#choose_device",
+                "deepfake_nb/study/records.py",
+            ),
             "deepfake_nb.study.records.commit_id": (
                 "study/records.html#commit_id",
                 "deepfake_nb/study/records.py",
@@ -9485,6 +9618,10 @@ d = {
             ),
             "deepfake_nb.study.workers._end_with": (
                 "study/workers.html#_end_with",
+                "deepfake_nb/study/workers.py",
+            ),
+            "deepfake_nb.study.workers._is_parent": (
+                "study/workers.html#_is_parent",
                 "deepfake_nb/study/workers.py",
             ),
             "deepfake_nb.study.workers._living": (

@@ -28,6 +28,8 @@ __all__ = [
 
 # %% ../nbs/80_cli.ipynb #c566d42b
 import contextlib
+import io
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -168,6 +170,10 @@ def data_build(
     typer.echo(
         f"{report.built} media files built, {report.kept} kept from before, {report.rejected} rejected."
     )
+    if copies := int(report.manifest.media_sha256.duplicated().sum()):
+        typer.echo(
+            f"{copies} of them hold the content of another one and count twice; `data check` names one."
+        )
     if report.rejected:
         typer.echo(f"Why some were rejected: {out / 'rejected.csv'}")
     typer.echo(f"Manifest: {out / 'manifest.csv'}")
@@ -320,20 +326,23 @@ def evaluate(
     where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only these rows.")] = None,
     level: Annotated[str, typer.Option(help="media: frames are pooled; unit: as they are.")] = "media",
     clusters: Annotated[
-        str, typer.Option(help="Column that is resampled for the intervals; folder is that of each file.")
+        str,
+        typer.Option(help="Column resampled for the intervals; folder and person are known from paths too."),
     ] = "media_id",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
 ):
     """Compute metrics with intervals from a file of predictions."""
     from deepfake_nb.evaluation.comparison import compare as compare_detectors
     from deepfake_nb.evaluation.metrics import evaluate_by, record_of
-    from deepfake_nb.evaluation.predictions import list_doubts, name_folders
+    from deepfake_nb.evaluation.predictions import describe_counts, list_doubts, name_folders, people_of
     from deepfake_nb.study.files import write_json
 
     names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _parse_settings(where, "--where")
     table = _read_rows(predictions, names, rows_wanted)
-    if clusters == "folder" and clusters not in table:
-        table = table.assign(folder=name_folders(table))
+    if clusters in (known := {"folder": name_folders, "person": people_of}) and clusters not in table:
+        table[clusters] = known[clusters](table)
+    if clusters in table:
+        typer.echo(describe_counts(table, clusters))
     for doubt in list_doubts(table):
         typer.echo(f"Note: {doubt}", err=True)
     options = {"threshold": threshold, "level": level, "clusters": clusters}
@@ -428,6 +437,11 @@ class _Outcome:
         if verdict.advice:
             self.advice[ReasonCode(verdict.reason_code).words] = verdict.advice
 
+    def recall(self, records):
+        """Add verdicts of an earlier run, as read from its file."""
+        self.words.update(record["verdict"] for record in records)
+        self.scored += sum(record["score"] not in (None, "") for record in records)
+
     def summarise(self):
         """The remarks on all files, one sentence per line."""
         from deepfake_nb.scoring.verdict import describe_task
@@ -478,6 +492,14 @@ def _score_files(scoring, files, report, live):
     return outcome
 
 
+def _tell_interruption(count, json_file, csv_file):
+    """Say what an interrupted run leaves."""
+    names = " and ".join(str(path) for path in (json_file, csv_file) if path)
+    typer.echo("Interrupted.", err=True)
+    if names:
+        typer.echo(f"Verdicts in {names}: {count}. The same command with --resume goes on.", err=True)
+
+
 def _open_report(folder):
     if folder is None:
         return contextlib.nullcontext()
@@ -487,13 +509,15 @@ def _open_report(folder):
 
 
 # %% ../nbs/80_cli.ipynb #3cb7b63c
-def _check_score_options(paths, camera, frames, report, csv_file):
+def _check_score_options(paths, camera, frames, report, json_file, csv_file, resume):
     if camera is None and not paths:
         raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
     if camera is not None and (paths or report or csv_file):
         raise UsageError("A camera is watched alone: leave out the paths, --report and --csv.")
     if frames is not None and camera is None:
         raise UsageError("--frames goes with --camera.")
+    if resume and (camera is not None or report or not (json_file or csv_file)):
+        raise UsageError("--resume goes on with a --json or --csv file, and with no camera or --report.")
 
 
 # %% ../nbs/80_cli.ipynb #a5042f0a
@@ -554,6 +578,9 @@ def score(
     precision: Annotated[str | None, typer.Option(help="float32, bf16 or auto; else the detector's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the verdicts as JSON.")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the verdicts as CSV.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the verdicts of these files, and score the others.")
+    ] = False,
 ):
     """Classify each image or video as fake or real, or give the reason for an abstention.
 
@@ -562,20 +589,29 @@ def score(
     abstain: no face, too little of it, a file out of the calibration's distribution, a score between the two
     thresholds, or a score without a calibration.
 
-    Exit status: 0 for any verdicts, 2 for invalid options, 3 if no file got a score.
+    Ctrl-C or a kill leaves the files of --json and --csv with all verdicts so far; --resume goes on.
+
+    Exit status: 0 for any verdicts, 2 for invalid options, 3 if no file got a score, 130 after Ctrl-C.
     """
-    _check_score_options(paths, camera, frames, report, csv_file)
+    _check_score_options(paths, camera, frames, report, json_file, csv_file, resume)
 
     how = {"clip_step": stride, "precision": precision, "false_alarm_rate": false_alarm_rate}
     with _LiveLine() as live:
         live.show("loading the detectors")
-        from deepfake_nb.scoring.score import VerdictFiles, Verdicts, open_scorer
+        from deepfake_nb.scoring.score import VerdictFiles, Verdicts, open_scorer, read_verdicts
 
         scorer = open_scorer(detector or "default", weights, calibration=calibration, **how)
     if camera is not None:
         return _watch(camera, scorer, frames, json_file)
-    with VerdictFiles(json_file, csv_file) as files, _open_report(report) as pages, live:
-        outcome = _score_files(Verdicts(scorer, paths), files, pages, live)
+    kept = read_verdicts(scorer, json_file, csv_file) if resume else []
+    files, scoring = VerdictFiles(json_file, csv_file, kept), Verdicts(scorer, paths, kept)
+    try:
+        with files, _open_report(report) as pages, live:
+            outcome = _score_files(scoring, files, pages, live)
+    except KeyboardInterrupt:
+        _tell_interruption(files.count, json_file, csv_file)
+        raise typer.Exit(130) from None
+    outcome.recall(kept)
     if pages:
         typer.echo(f"Report: {pages.close()}")
     if not outcome.scored:
@@ -796,6 +832,12 @@ def main(arguments=None):
         as its own exception, with status 1.
     """
     wait_without_spinning()
+    os.environ.setdefault(
+        "PYTORCH_ENABLE_MPS_FALLBACK", "1"
+    )  # what Apple's GPU cannot do, its processor does
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file name need not fit the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="deepfake-nb")
     except UsageError as error:

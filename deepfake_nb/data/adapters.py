@@ -11,6 +11,7 @@ __all__ = [
     "CELEB_DF_PP_LAYOUT",
     "SOURCES",
     "Scan",
+    "printable",
     "make_media_id",
     "as_manifest",
     "media_files",
@@ -22,6 +23,8 @@ __all__ = [
     "scan_dfdc",
     "scan_dfdc_preview",
     "scan_folders",
+    "find_person",
+    "find_method",
     "scan_wild_deepfake",
     "scan_df40",
     "scan_table",
@@ -34,6 +37,8 @@ __all__ = [
     "list_people",
     "split_by_identity",
     "read_shares",
+    "name_copies",
+    "keep_one_side",
     "limit_manifest",
 ]
 
@@ -41,7 +46,6 @@ __all__ = [
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,7 +56,14 @@ import numpy as np
 import pandas as pd
 
 from ..media.video import media_kind
-from ..study.files import InputError, UsageError
+from deepfake_nb.study.files import (
+    InputError,
+    UsageError,
+    explain_absence,
+    find_address,
+    find_copies,
+    walk_folder,
+)
 
 # %% ../../nbs/data/00_adapters.ipynb #3a2267cd
 COLUMNS = ("media_id", "path", "label", "dataset", "method", "source_id", "target_id", "split", "kind")
@@ -93,6 +104,9 @@ class Scan:
         if kind is None:
             self.reject(path, "its ending is neither that of an image nor of a video")
             return
+        if printable(path) != str(path):
+            self.reject(path, "its name is no UTF-8 text. Rename it, with its folders")
+            return
         method = method or ("original" if label == 0 else "unknown")
         row = {"media_id": make_media_id(name or path), "path": str(path), "label": label}
         row |= {"dataset": dataset or self.dataset, "method": method, "source_id": source_id}
@@ -100,7 +114,13 @@ class Scan:
 
     def reject(self, path, reason):
         """Exclude one file, with the reason."""
-        self.rejected.append({"path": str(PurePosixPath(path)), "reason": reason})
+        self.rejected.append({"path": printable(PurePosixPath(path)), "reason": reason})
+
+
+def printable(path):
+    r"""A path as text that any file can hold; bytes that are no UTF-8 are written as in ``caf\xe9.png``."""
+    text = re.sub("[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", str(path))
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # %% ../../nbs/data/00_adapters.ipynb #ad2471ec
@@ -169,22 +189,16 @@ def media_files(root, below=".", scan=None):
 # %% ../../nbs/data/00_adapters.ipynb #349f7776
 def _walk(root, below=".", scan=None):
     """Each folder below `below`, relative to `root`, and the names of its files."""
-    root, seen = Path(root), set()
+    root = Path(root)
 
     def unreadable(error):
         if scan is not None:
             where = Path(error.filename).relative_to(root)
             scan.reject(where.as_posix(), f"the folder cannot be read ({error.strerror})")
 
-    for folder, folders, files in os.walk(root / below, followlinks=True, onerror=unreadable):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders[:] = []
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, names in walk_folder(root / below, unreadable):
         relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        yield relative, sorted(name for name in files if not name.startswith("."))
+        yield relative, [name for name in names if not name.startswith(".")]
 
 
 # %% ../../nbs/data/00_adapters.ipynb #e542e1cf
@@ -741,9 +755,10 @@ def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_s
     Parameters
     ----------
     root : Path
-        May hold ``index.csv`` with ``file`` and any of ``label, method, source_id, target_id``.
+        May hold ``index.csv`` with ``file`` and any of ``label, method, person, source_id, target_id``.
     options : dict
-        ``identity_pattern``: a regular expression for file stems with groups ``source`` and ``target``.
+        ``identity_pattern``: a regular expression with groups ``source`` and ``target``, for file stems or else for the
+        folder that `find_person` finds.
     dataset : str
     identity_pattern : str, optional
         Used where `options` has none.
@@ -753,6 +768,7 @@ def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_s
     Returns
     -------
     Scan
+        The person is that of the index, else of the pattern, else of the folder; see `find_person`.
     """
     scan = Scan(dataset)
     index = _folder_index(Path(root), scan)
@@ -772,8 +788,53 @@ def scan_folders(root, options, dataset="folder", identity_pattern=None, needs_s
         else:
             (label,) = labels
             people = _named_people(path, label, entry, pattern)
-            scan.add(path, label, method=entry.get("method"), split=split, **people)
+            method = entry.get("method") or (find_method(path) if label else None)
+            scan.add(path, label, method=method, split=split, **people)
     return scan
+
+
+# %% ../../nbs/data/00_adapters.ipynb #99e6d2a6
+OF_BOTH_SETS = (
+    "fsgan faceswap simswap inswap inswapper blendface uniface mobileswap e4s facedancer fomm facevid2vid wav2lip mraa "
+    "oneshot oneshotfree pirender tpsm lia dagan danet sadtalker mcnet hyperreenact vqgan stylegan2 stylegan3 styleganxl "
+    "sd21 ddim ddpm rddm pixart dit sit e4e"
+).split()
+KNOWN_METHODS = {name.lower() for name in FFPP_METHODS} | {
+    name for name in OF_BOTH_SETS if len(name) > 4
+}  # "lia" is a name
+
+
+# %% ../../nbs/data/00_adapters.ipynb #e5742c2a
+def find_person(path):
+    """The person whom the folders of a file name: the folder below the innermost real or fake.
+
+    Parameters
+    ----------
+    path : str or PurePath
+        Its last part is the file.
+
+    Returns
+    -------
+    str or None
+        None for a file right below real or fake, or with neither above it. Folders of splits, and those below fake that
+        are named after a known method, name nobody.
+    """
+    below = _below_label(path)
+    return next((name for name in below if not _split_named(name) and name != find_method(path)), None)
+
+
+def find_method(path):
+    """The folder below fake that is named after a known method, such as ``Deepfakes``; None where there is none."""
+    return next((name for name in _below_label(path, 1) if _letters(name) in KNOWN_METHODS), None)
+
+
+def _below_label(path, wanted=None):
+    """The folders between the innermost folder with a label and the file; none where another label is `wanted`."""
+    folders = PurePosixPath(str(path).replace("\\", "/")).parts[:-1]
+    places = [place for place, name in enumerate(folders) if name.lower() in LABEL_NAMES]
+    if not places or wanted not in (None, LABEL_NAMES[folders[places[-1]].lower()]):
+        return ()
+    return folders[places[-1] + 1 :]
 
 
 # %% ../../nbs/data/00_adapters.ipynb #dc92e351
@@ -801,10 +862,16 @@ def _folder_index(root, scan):
 
 
 def _named_people(path, label, entry, pattern):
-    """Person shown, from the index, else from the file name; for a real file always the source."""
+    """Person shown, from the index, else from a name, else from the folder; for a real file always the source."""
+    folder = find_person(path)
     people = {"source": entry.get("source_id") or None, "target": entry.get("target_id") or None}
-    if pattern is not None and not any(people.values()) and (match := pattern.fullmatch(path.stem)):
-        people |= match.groupdict()
+    if not any(people.values()):
+        people["source"] = entry.get("person") or None
+    if pattern is not None and not any(people.values()):
+        found = filter(None, (pattern.fullmatch(name) for name in (path.stem, folder) if name))
+        people |= next((match.groupdict() for match in found), {})
+    if not any(people.values()):
+        people["source"] = folder
     source, target = people.get("source"), people.get("target")
     if label == 0:
         return {"source_id": source or target, "target_id": None}
@@ -904,11 +971,6 @@ def scan_df40(root, options):
 
 # %% ../../nbs/data/00_adapters.ipynb #a4895735
 OF_OTHER_SETS = ("manipulated_sequences", "celeb-synthesis", "masks", "landmarks")
-OF_BOTH_SETS = (
-    "fsgan faceswap simswap inswap inswapper blendface uniface mobileswap e4s facedancer fomm facevid2vid wav2lip mraa "
-    "oneshot oneshotfree pirender tpsm lia dagan danet sadtalker mcnet hyperreenact vqgan stylegan2 stylegan3 styleganxl "
-    "sd21 ddim ddpm rddm pixart dit sit e4e"
-).split()
 WITH_THEIR_OWN_MEDIA = (
     "deepfacelab heygen midjourney whichisreal whichfaceisreal collabdiff stargan starganv2 styleclip"
 ).split()
@@ -1196,7 +1258,7 @@ SOURCES |= {
         "Your own media",
         "your own disk",
         "yours",
-        "folders named real and fake, at any depth, with images or videos below them.",
+        "folders named real and fake, at any depth, with images or videos below them, best in a folder per person.",
         _folders("folder"),
     ),
     "zoom": Source(
@@ -1252,6 +1314,8 @@ def scan_source(name, root, options=None):
         raise UsageError(f"There is no data set {name!r}. Choose one of: {', '.join(SOURCES)}.")
     source, root = SOURCES[name], Path(root)
     if not root.is_dir() and not (root.is_file() and source.scan is scan_table):
+        if find_address(root):
+            raise InputError(explain_absence(root))
         raise InputError(f"{str(root)!r} is not a folder. Give the folder of {source.title} with --root.")
     scan = source.scan(root, options or {})
     if scan.rows:
@@ -1328,25 +1392,47 @@ def identity_components(manifest):
     Parameters
     ----------
     manifest : DataFrame
+        A column ``content`` with one value for all files of equal content, see `name_copies`, groups these too.
 
     Returns
     -------
     list of str
         Name of the component of each row: its first identity, or the ``media_id`` of a row without identity.
     """
-    parent = {}
+    components, members = _Joined(), _members(manifest)
+    for people in members:
+        components.join(people)
+    return [components.find(people[0]) for people in members]
 
-    def find(item):
-        while parent.setdefault(item, item) != item:
-            parent[item] = item = parent[parent[item]]
+
+class _Joined:
+    """Names in groups, each called by the first of its names."""
+
+    def __init__(self):
+        self.parent = {}
+
+    def find(self, item):
+        while self.parent.setdefault(item, item) != item:
+            self.parent[item] = item = self.parent[self.parent[item]]
         return item
 
-    people = [list_people(row) for row in manifest[["source_id", "target_id"]].itertuples(index=False)]
-    for members in people:
-        for member in members[1:]:
-            first, second = sorted((find(members[0]), find(member)))
-            parent[second] = first
-    return [find(p[0]) if p else f"file {i}" for p, i in zip(people, manifest.media_id, strict=True)]
+    def join(self, items):
+        for other in items[1:]:
+            first, second = sorted((self.find(items[0]), self.find(other)))
+            self.parent[second] = first
+
+
+def _members(manifest):
+    """The people of each row, or the row itself; those whom equal content joins have one name."""
+    people = [
+        list_people((row.source_id, row.target_id)) or [f"file {row.media_id}"]
+        for row in manifest[["media_id", "source_id", "target_id"]].itertuples(index=False)
+    ]
+    same = _Joined()
+    if "content" in manifest:
+        for rows in pd.Series(people).groupby(manifest.content.to_numpy()):
+            same.join([person for members in rows[1] for person in members])
+    return [[same.find(person) for person in members] for members in people]
 
 
 def list_people(row):
@@ -1360,7 +1446,7 @@ def split_by_identity(manifest, ratios=(0.7, 0.15, 0.15), rng=None):
     Parameters
     ----------
     manifest : DataFrame
-        Existing splits are kept, and apply to their whole component.
+        Existing splits are kept, and apply to their whole component; see `identity_components`.
     ratios : tuple of three float
         Shares of train, val and test; a share of 0 leaves that split empty.
     rng : numpy.random.Generator
@@ -1431,6 +1517,7 @@ def check_shares(shares):
 
 # %% ../../nbs/data/00_adapters.ipynb #d033248f
 ACROSS = "across"  # group of the files between people in different splits
+ACROSS_SPLITS = "its two people came to stand on different sides of the identity split"
 
 
 def _deal(groups, labels, given, shares, rng):
@@ -1453,13 +1540,61 @@ def _deal(groups, labels, given, shares, rng):
 
 def _cut_component(rows, shares, rng):
     """Groups of an oversized component: its people are distributed, rows between splits form a separate group."""
-    pairs = [list_people(row) for row in rows[["source_id", "target_id"]].itertuples(index=False)]
+    pairs = _members(rows)
     people = sorted({person for pair in pairs for person in pair})
     order = rng.permutation(len(people)) if rng is not None else range(len(people))
     edges = np.cumsum(list(shares.values()))[:-1] * len(people)
     side = {people[p]: int(np.searchsorted(edges, rank, side="right")) for rank, p in enumerate(order)}
     sides = [sorted({side[person] for person in pair}) for pair in pairs]
     return [f"{pairs[0][0]} side {s[0]}" if len(s) == 1 else ACROSS for s in sides]
+
+
+# %% ../../nbs/data/00_adapters.ipynb #e2eb94c3
+def name_copies(manifest, root):
+    """A column of names for `split_by_identity`: the first path with the content of a file.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+    root : str or Path
+        The folder that its paths are relative to.
+
+    Returns
+    -------
+    Series of str or None
+        None for content that stands once.
+    """
+    paths = [Path(root) / path for path in manifest.path]
+    first = {path: copy.relative_to(root).as_posix() for path, copy in find_copies(paths).items()}
+    return pd.Series([first.get(path) for path in paths], index=manifest.index, dtype=object)
+
+
+def keep_one_side(manifest):
+    """Leave out rows whose content stands in another split too: of test, val and train the first keeps it.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        With a column ``content``, see `name_copies`. Content that is called real and fake is kept, for `builds.check`.
+
+    Returns
+    -------
+    manifest : DataFrame
+    left_out : list of dict
+        Rows ``path``, ``reason``.
+    """
+    left_out, drop = [], []
+    for _, rows in manifest[manifest.content.notna()].groupby("content"):
+        splits = [split for split in ("test", "val", "train") if (rows.split == split).any()]
+        if len(splits) < 2 or rows.label.nunique() > 1:
+            continue
+        there = rows[rows.split == splits[0]].path.iloc[0]
+        for row in rows[rows.split != splits[0]].itertuples():
+            drop.append(row.Index)
+            left_out.append(
+                {"path": row.path, "reason": f"its content stands in {splits[0]} too, as {there}"}
+            )
+    return manifest.drop(index=drop), left_out
 
 
 # %% ../../nbs/data/00_adapters.ipynb #5f7fa3b9

@@ -33,10 +33,14 @@ import numpy as np
 import pandas as pd
 
 from deepfake_nb.data.adapters import (
+    ACROSS_SPLITS,
     COLUMNS,
     find_leaks,
     is_outside,
+    keep_one_side,
     limit_manifest,
+    name_copies,
+    printable,
     read_shares,
     scan_source,
     split_by_identity,
@@ -45,6 +49,9 @@ from deepfake_nb.study.files import (
     InputError,
     UsageError,
     atomic_path,
+    check_ordinary,
+    explain_absence,
+    find_address,
     locked_folder,
     random_stream,
     sha256_of,
@@ -169,9 +176,6 @@ def read_settings(values=None):
 
 
 # %% ../../nbs/data/01_builds.ipynb #30edd139
-ACROSS_SPLITS = "its two people came to stand on different sides of the identity split"
-
-
 def _check_splits(splits):
     if splits not in ("official", "identity"):
         raise UsageError(f"splits={splits!r} is neither official nor identity.")
@@ -213,15 +217,19 @@ def plan(source, root, limit=None, splits="official", settings=None):
     settings = settings or BuildSettings()
     scan = scan_source(source, root, asdict(settings))
     manifest, rejected = _drop_duplicates(scan.manifest, scan.rejected)
-    manifest = limit_manifest(manifest, limit, settings.limit_order, random_stream(settings.seed, "limit"))
+    manifest = limit_manifest(
+        manifest, limit, settings.limit_order, random_stream(settings.seed, "limit")
+    ).copy()
     if splits == "identity":
         manifest = manifest.assign(split=None)
+    manifest["content"] = name_copies(manifest, root)
     manifest = split_by_identity(
         manifest, read_shares(settings.shares), random_stream(settings.seed, "split")
     )
     across = manifest.split.isna()
     rejected += [{"path": path, "reason": ACROSS_SPLITS} for path in manifest.path[across]]
-    return manifest[~across].reset_index(drop=True), rejected
+    manifest, copies = keep_one_side(manifest[~across])
+    return manifest.drop(columns="content").reset_index(drop=True), [*rejected, *copies]
 
 
 # %% ../../nbs/data/01_builds.ipynb #9d439bd5
@@ -248,6 +256,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def _source_state(path):
+    check_ordinary(path)
     status = os.stat(path)
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
@@ -265,7 +274,7 @@ def _detector(working_size, threshold):
 def _find_tracks(job):
     """Face tracks of an image, or of every k-th frame of a video read as a stream; and any damage found."""
     from deepfake_nb.media.faces import face_tracks
-    from deepfake_nb.media.video import media_kind, read_frames
+    from deepfake_nb.media.video import image_damage, media_kind, read_frames
 
     options, source = job.settings, job.media_file
     detector = _detector(options.working_size, options.threshold)
@@ -276,7 +285,7 @@ def _find_tracks(job):
     every = max(1, options.detect_every // options.frame_stride)
     gap = max(0.5, 0.1 * options.frame_stride)
     tracks = face_tracks(source, detector, crop_size=options.crop_size, every=every, max_gap_s=gap)
-    return tracks, getattr(source, "damage", "") or ""
+    return tracks, source.damage if media_kind(job.media_file) == "video" else image_damage(source)
 
 
 def _store_tracks(job, tracks):
@@ -363,7 +372,7 @@ class _Journal:
         entry = self.entries.get(media_id)
         if entry is None or entry["digest"] != self.digest or entry.get("again"):
             return False
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, InputError):
             state = _source_state(media_file)
             if any(state[key] != entry.get(key) for key in state):
                 return False
@@ -544,7 +553,12 @@ def build(
     """
     started = time.perf_counter()
     settings = settings if isinstance(settings, BuildSettings) else read_settings(settings)
+    if find_address(root):
+        raise InputError(explain_absence(root))
     root, out = Path(root).absolute(), Path(out).absolute()
+    for folder in (root, out):
+        if printable(folder) != str(folder):
+            raise InputError(f"The name of the folder '{printable(folder)}' is no UTF-8 text. Rename it.")
     _check_splits(splits)
     check_makers(source, makers or {})
     if source not in MADE_HERE:
@@ -579,11 +593,12 @@ class CheckReport:
     Parameters
     ----------
     counts : DataFrame
-        One row per split: ``split``, ``real``, ``fake``, ``share of fake``, ``frames``, ``people``.
+        One row per split: ``split``, ``real``, ``fake``, ``share of fake``, ``frames``, ``people``, and how many of these
+        people are ``in other splits`` too.
     problems : list of str
         Reasons why the build is unusable; empty when it is sound.
     warnings : list of str
-        Notes for the user: one class only, identities unknown.
+        Notes for the user: one class only, identities unknown, content that stands twice.
     """
 
     counts: pd.DataFrame
@@ -598,8 +613,11 @@ def _counts(manifest):
     table = pd.DataFrame({"real": groups.size() - groups.fake.sum(), "fake": groups.fake.sum()}).astype(int)
     table["share of fake"] = (table.fake / groups.size()).round(3)
     table["frames"] = groups.n_frames.sum()
-    people = manifest.melt("split", ["source_id", "target_id"], value_name="person")
-    table["people"] = people.groupby("split").person.nunique()
+    people = manifest.melt("split", ["source_id", "target_id"], value_name="person").dropna(subset="person")
+    people = people.drop_duplicates(["split", "person"])
+    table["people"] = people.groupby("split").size()
+    table["in other splits"] = people[people.person.duplicated(keep=False)].groupby("split").size()
+    table = table.fillna({"people": 0, "in other splits": 0}).astype({"people": int, "in other splits": int})
     order = [split for split in ("train", "val", "test") if split in table.index]
     return table.loc[[*order, *(s for s in table.index if s not in order)]].reset_index()
 
@@ -682,6 +700,13 @@ def _warnings(manifest):
     damaged = int((manifest.damage != "").sum())
     if damaged:
         found.append(f"{damaged} files are cut or damaged and were used as far as they go (column damage)")
+    copies = manifest[manifest.media_sha256.duplicated()]
+    if len(copies):
+        first = manifest.path[manifest.media_sha256 == copies.media_sha256.iloc[0]].iloc[0]
+        found.append(
+            f"{len(copies)} files hold the content of another one, such as {copies.path.iloc[0]} that of {first}: it counts "
+            f"twice"
+        )
     unknown = int(manifest[["source_id", "target_id"]].isna().all(axis=1).sum())
     if unknown:
         found.append(f"{unknown} of {len(manifest)} files name no person, so leaks among them cannot be seen")

@@ -6,6 +6,7 @@
 __all__ = [
     "Stills",
     "scan_images",
+    "describe_stills",
     "check_stills",
     "list_people",
     "select_validation_rows",
@@ -22,7 +23,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .adapters import find_leaks, scan_source, split_by_identity
+from deepfake_nb.data.adapters import (
+    ACROSS_SPLITS,
+    find_leaks,
+    keep_one_side,
+    name_copies,
+    scan_source,
+    split_by_identity,
+)
 from ..media.images import ImageSet
 from ..media.video import media_kind
 from ..study.files import InputError, random_stream
@@ -30,26 +38,36 @@ from ..study.files import InputError, random_stream
 
 # %% ../../nbs/data/02_stills.ipynb #d07df339
 class Stills(NamedTuple):
-    """A set of images: name, manifest, folder of the files, folder of forgery masks or None, and a description."""
+    """A set of images: name, manifest, folder of the files, folder of forgery masks or None, a description, and the files that
+    are left out as (path, reason)."""
 
     name: str
     manifest: pd.DataFrame
     media: Path
     masks: Path | None
     data: str
+    left_out: tuple = ()
 
 
 # %% ../../nbs/data/02_stills.ipynb #b677b180
 def scan_images(folder):
-    """The manifest of the images in a folder; videos are ignored."""
+    """The manifest of the images in a folder, and rows ``path``, ``reason`` of those left out; videos are ignored."""
     if not folder.is_dir():
         there = ", ".join(sorted(path.name for path in folder.parent.glob("*/"))) or "nothing"
         raise InputError(
             f"There is no folder {str(folder)!r}. Beside it: {there}. Name one of them by fakes_set or "
             f"synthetic_set, or in the section fusion by train_set or cross_set."
         )
-    manifest = scan_source("folder", folder).manifest
-    return manifest[[media_kind(path) == "image" for path in manifest.path]]
+    scan = scan_source("folder", folder)
+    left_out = [row for row in scan.rejected if media_kind(row["path"]) == "image"]
+    return scan.manifest[scan.manifest.kind == "image"].reset_index(drop=True), left_out
+
+
+def describe_stills(folder, manifest, left_out):
+    """The `Stills` of a user's folder; the description says how many images are left out."""
+    lost = f" ({len(left_out)} left out)" if left_out else ""
+    reasons = tuple((row["path"], row["reason"]) for row in left_out)
+    return Stills(folder.name, manifest, folder, None, f"the pictures in {folder.name!r}{lost}", reasons)
 
 
 # %% ../../nbs/data/02_stills.ipynb #1204418e
@@ -67,7 +85,8 @@ def check_stills(stills):
         first = crossing.iloc[0]
         raise InputError(
             f"In the set {stills.name!r} {len(crossing)} identities stand on both sides of a split, "
-            f"such as {first.identity!r} in {first.splits}. Split it by identity."
+            f"such as {first.identity!r} in {first.splits}. Split it by identity. If the folders below real and fake are no "
+            f"people, name the people in index.csv."
         )
     return stills
 
@@ -149,6 +168,7 @@ def load_own_stills(folder, seed=0):
     Returns
     -------
     Stills
+        Where the folder has splits, ``left_out`` names the images outside them.
 
     Raises
     ------
@@ -156,15 +176,18 @@ def load_own_stills(folder, seed=0):
         The folder is absent, has no images of both labels in train and test, or leaks an identity.
     """
     folder = Path(folder)
-    manifest = scan_images(folder)
-    if manifest.split.isna().any():
-        manifest = split_by_identity(manifest.assign(split=None), rng=random_stream(seed, "split"))
-    manifest = manifest[manifest.split.notna()].reset_index(drop=True)
+    manifest, left_out = scan_images(folder)
+    manifest["content"], why = name_copies(manifest, folder), "it lies outside train, val and test"
+    if manifest.split.isna().all():
+        manifest, why = split_by_identity(manifest, rng=random_stream(seed, "split")), ACROSS_SPLITS
+    left_out += [{"path": path, "reason": why} for path in manifest.path[manifest.split.isna()]]
+    manifest, copies = keep_one_side(manifest[manifest.split.notna()])
+    manifest = manifest.reset_index(drop=True)
     validated = select_validation_rows(manifest, rng=random_stream(seed, "validation"))
     trained = select_training_rows(manifest, validated)
     manifest.loc[validated, "split"] = "val"
-    manifest = manifest[trained | (manifest.split != "train")].reset_index(drop=True)
-    return check_stills(Stills(folder.name, manifest, folder, None, f"the pictures in {folder.name!r}"))
+    manifest = manifest[trained | (manifest.split != "train")].drop(columns="content").reset_index(drop=True)
+    return check_stills(describe_stills(folder, manifest, left_out + copies))
 
 
 # %% ../../nbs/data/02_stills.ipynb #bfadd426
@@ -187,7 +210,7 @@ def load_cross_stills(folder):
         The folder is absent, or a label has no images.
     """
     folder = Path(folder)
-    manifest = scan_images(folder)
+    manifest, left_out = scan_images(folder)
     if (manifest.split == "test").any():
         manifest = manifest[manifest.split == "test"]
     if set(manifest.label) != {0, 1}:
@@ -195,7 +218,7 @@ def load_cross_stills(folder):
             f"The set {folder.name!r} needs test pictures of both labels, in folders named real and fake."
         )
     manifest = manifest.assign(split="test").reset_index(drop=True)
-    return Stills(folder.name, manifest, folder, None, f"the pictures in {folder.name!r}")
+    return describe_stills(folder, manifest, left_out)
 
 
 # %% ../../nbs/data/02_stills.ipynb #047a4ed2

@@ -24,7 +24,6 @@ __all__ = [
     "read_celeb_df",
     "read_dfdc",
     "read_index",
-    "find_inner_folder",
     "name_in_call",
     "read_folder",
     "read_swap_stills",
@@ -67,7 +66,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ..data.adapters import scan_celeb_df, scan_dfdc, scan_ffpp, scan_folders
+from ..data.adapters import find_person, scan_celeb_df, scan_dfdc, scan_ffpp, scan_folders
 from ..media.faces import CenterFace, face_tracks, fit_similarity, transform_points, warp
 from ..media.video import probe, read_frames, read_image
 from ..networks.frame_network import standard_points
@@ -143,13 +142,6 @@ def read_index(folder):
         return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}
 
 
-def find_inner_folder(path):
-    """The folder below ``real`` or ``fake``; None for a file directly in them."""
-    parts = Path(path).parts
-    at = max(place for place, part in enumerate(parts) if part.lower() in ("real", "fake"))
-    return parts[at + 1] if at + 2 < len(parts) else None
-
-
 def name_in_call(stem):
     """The streamer in a file name such as ``02_Ava_Example_1``, without numbers and underscores at its ends."""
     return stem.strip("0123456789_") or stem
@@ -165,7 +157,7 @@ def read_folder(folder):
         method = entry.get("method") or entry.get("generator") or GENERATORS.get(name, name)
         source = name if generated or name in SWAPPED_FROM_FFPP else entry.get("source") or name
         stem = Path(row["path"]).stem
-        person = entry.get("person") or find_inner_folder(row["path"])
+        person = entry.get("person") or find_person(row["path"])
         person = person or (f"{name}-{stem}" if row["kind"] == "image" else name_in_call(stem))
         task = "generated" if generated or "generator" in entry else "edited"
         yield row | {

@@ -44,7 +44,7 @@ from deepfake_nb.evaluation.decisions import (
 )
 from .metrics import draw_counts
 from .out_of_distribution import OutOfDistribution, read_out_of_distribution
-from ..study.files import InputError, UsageError, write_atomically
+from ..study.files import InputError, UsageError, check_ordinary, write_atomically
 
 
 # %% ../../nbs/evaluation/08_calibration.ipynb #56f68ba7
@@ -572,6 +572,7 @@ def read_calibrations(path):
     InputError
         The file cannot be read, or holds something else.
     """
+    check_ordinary(path)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

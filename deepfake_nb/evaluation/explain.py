@@ -787,7 +787,7 @@ def fake_margins(network, inputs, batch_size):
         for batch, _ in device_batches(network, inputs, None, batch_size):
             logits = check_logits(network(batch.detach()), len(batch))
             fake = torch.ones(len(batch), dtype=torch.long, device=logits.device)
-            margins.append(class_scores(logits, fake, "margin").double().cpu().numpy())
+            margins.append(class_scores(logits, fake, "margin").cpu().double().numpy())
     return np.concatenate(margins)
 
 

@@ -27,7 +27,7 @@ import pandas as pd
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from ..study.files import InputError, UsageError
+from ..study.files import InputError, UsageError, explain_absence, find_address
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #f19a6f63
 NEEDED = ("media_id", "label", "score")
@@ -289,10 +289,12 @@ READERS = {
 # %% ../../nbs/evaluation/00_predictions.ipynb #9b175db6
 def read_any(path, source):
     """Read a file by its extension; any failure of a reader becomes an error message."""
+    if find_address(path):
+        raise InputError(explain_absence(path))
     if path.suffix.lower() not in READERS:
         raise InputError(f"{source} is not one of {', '.join(READERS)}: predictions are read from these.")
     if not path.is_file():
-        raise InputError(f"There is no file {source}. Check the path.")
+        raise InputError(explain_absence(path))
     try:
         return READERS[path.suffix.lower()](path)
     except InputError:
@@ -501,19 +503,51 @@ def doubt_about_frames(table):
     images = table.media_id.astype(str).str.contains(
         r"[/\\\\].+\.(?:png|jpe?g|bmp|webp)$", case=False, regex=True
     )
-    if {"unit", "folder"} & set(table.columns) or not images.all():
+    if {"unit", "folder", "person"} & set(table.columns) or not images.all():
         return None
     n_media, n_folders = table.media_id.nunique(), name_folders(table).nunique()
     if n_folders > 1 and n_media >= IMAGES_IN_FOLDER * n_folders:
         return (
-            f"{n_media:,} images lie in {n_folders:,} folders. If a folder holds the frames of one video, the intervals are too "
-            f"narrow: give --clusters folder, or the column that names the video as --id."
+            f"{n_media:,} images lie in {n_folders:,} folders. If a folder holds the frames of one video or the images of one "
+            f"person, the intervals are too narrow: give --clusters folder, or the column that names the video as --id."
         )
 
 
 def name_folders(table):
-    """The folder of each media file."""
-    return table.media_id.astype(str).str.replace("\\", "/").str.rpartition("/")[0]
+    """The folder of each media file; the file itself where its folder names a label, such as ``real``, or there is none."""
+    paths = table.media_id.astype(str).str.replace("\\", "/")
+    folders = paths.str.rpartition("/")[0]
+    names_a_label = folders.str.rpartition("/")[2].str.lower().isin([*LABEL_WORDS, ""])
+    return folders.where(~names_a_label, paths)
+
+
+def people_of(table):
+    """The person in each media file: that of a column ``person``, else of its folders, else the file itself."""
+    if "person" in table.columns:
+        return table.person
+    from deepfake_nb.data.adapters import find_person
+
+    folders = pd.Series(
+        [str(name).replace("\\", "/").rpartition("/")[0] for name in table.media_id],
+        table.index,
+        dtype=object,
+    )
+    named = {folder: find_person(f"{folder}/file") for folder in folders.unique()}
+    return folders.map(named).fillna(table.media_id)
+
+
+def describe_counts(table, clusters="media_id"):
+    """Which columns of the file were used, and how many media files, people and resampled groups there are: a sentence."""
+    columns = table.attrs.get("columns", {})
+    roles = {"media_id": "media file", "label": "label", "score": "score"}
+    named = ", ".join(f"{columns.get(role, role)} ({what})" for role, what in roles.items())
+    n_media, people = table.media_id.nunique(), people_of(table)
+    n_people = people[people.notna() & (people != table.media_id)].nunique()
+    who = f"of {people.nunique():,} people" if n_people else "and nothing names the people in them"
+    resampled = (
+        "media files" if clusters == "media_id" else f"the {table[clusters].nunique():,} values of {clusters}"
+    )
+    return f"Columns: {named}. {n_media:,} media files, {who}. The intervals resample {resampled}."
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #7d00b702

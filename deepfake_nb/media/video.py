@@ -9,6 +9,7 @@ __all__ = [
     "UnreadableMedia",
     "media_kind",
     "read_image",
+    "image_damage",
     "is_animated",
     "reduce_image",
     "Frame",
@@ -25,6 +26,7 @@ __all__ = [
 import contextlib
 import functools
 import heapq
+import io
 import math
 import os
 import re
@@ -52,7 +54,7 @@ from av.video.reformatter import (
 from fastcore.basics import patch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..study.files import InputError, atomic_path
+from ..study.files import InputError, atomic_path, explain_absence
 
 
 # %% ../../nbs/media/00_video.ipynb #38843447
@@ -106,7 +108,7 @@ def _ordinary_file(path):
             with open(path, "rb"):
                 return path
     except FileNotFoundError as error:
-        raise UnreadableMedia(f"There is no file {str(path)!r}. Check the path.") from error
+        raise UnreadableMedia(explain_absence(path)) from error
     except PermissionError as error:
         raise UnreadableMedia(f"No permission to read {str(path)!r}. Change its permissions.") from error
     except (OSError, ValueError) as error:
@@ -167,7 +169,8 @@ def read_image(path):
     Parameters
     ----------
     path : str or Path
-        Anything Pillow decodes, and HEIC. The first frame of an animation is read.
+        Anything Pillow decodes, and HEIC. The first frame of an animation is read, and a JPEG whose last bytes are
+        missing; see `image_damage`.
 
     Returns
     -------
@@ -198,9 +201,66 @@ def read_image(path):
     except MemoryError as error:
         raise UnreadableMedia(f"{str(path)!r} does not fit into memory. Make it smaller first.") from error
     except Exception as error:  # a Pillow decoder may raise anything on damaged bytes
+        if found := _read_cut_jpeg(path):
+            return found[0]
         raise UnreadableMedia(
             f"The image {str(path)!r} is cut or damaged ({error}). Copy or download it again."
         ) from error
+
+
+# %% ../../nbs/media/00_video.ipynb #f0ecac1d
+_FEWEST_ROWS = 0.95  # share of the rows of a cut JPEG that have to be there
+
+
+def _read_cut_jpeg(path):
+    """Pixels of a JPEG whose end is missing, and the share of its rows that are there; None for any other file.
+
+    After the last byte, the decoder goes on with whatever follows: two images with other bytes there agree as far as
+    the file goes.
+    """
+    with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+        content = Path(path).read_bytes()
+        if content[:2] != b"\xff\xd8":
+            return None
+        written = content.rstrip(b"\x00")  # a broken download may end in zeros
+        content = (written if len(written) < len(content) - 16 else content).removesuffix(b"\xff")
+        stored = []
+        for more in (bytes(range(1, 255)), b""):
+            with Image.open(io.BytesIO(content + more + b"\xff\xd9")) as image:
+                image.load()
+                stored.append(np.asarray(image))
+                pixels = _rgb_of_image(_upright(image))
+        differs = (stored[0] != stored[1]).reshape(len(stored[0]), -1).any(1)
+        share = int(differs.argmax()) / len(differs) if differs.any() else 1.0
+        return (pixels, share) if share >= _FEWEST_ROWS else None
+
+
+def image_damage(path):
+    """What is missing in an image that `read_image` reads, as a sentence; empty if nothing.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    str
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+            file.seek(-2, os.SEEK_END)
+            if start != b"\xff\xd8" or file.read(2) == b"\xff\xd9":
+                return ""
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            image.load()
+            return ""
+    except Exception:  # a Pillow decoder may raise anything on damaged bytes
+        found = _read_cut_jpeg(path)
+    if found is None:
+        return ""
+    missing = "" if found[1] == 1 else f" The lowest {1 - found[1]:.1%} of it is missing."
+    return f"{str(path)!r} has no end mark, as a JPEG has that was copied whole.{missing}"
 
 
 # %% ../../nbs/media/00_video.ipynb #bc56a8ad

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 import torch
 
 from ..study.files import random_seed
+from ..study.records import choose_device
 
 
 # %% ../../nbs/networks/00_devices.ipynb #59d15be0
 def training_device():
     """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(choose_device())
 
 
 def device_of(network):

@@ -47,7 +47,14 @@ from torch import nn
 
 from .mesonet import Meso4, MesoInception4
 from .wheels import WheelMember, fetch_wheel_member
-from ..study.files import InputError, UsageError, cache_dir, sha256_of, write_atomically
+from deepfake_nb.study.files import (
+    InputError,
+    UsageError,
+    cache_dir,
+    check_ordinary,
+    sha256_of,
+    write_atomically,
+)
 
 
 # %% ../../nbs/networks/04_weights.ipynb #781c0798
@@ -1096,6 +1103,7 @@ def other_format(path, head):
 def file_format(path):
     """The format of a weight file, from its content; a file that is not read here is named in the error."""
     path = Path(path)
+    check_ordinary(path)
     try:
         with open(path, "rb") as file:
             head = file.read(512)

@@ -22,7 +22,7 @@ from ..media.faces import align_clip, box_overlap
 from .score import logits_to_scores
 from .verdict import join_once
 from .views import ClipDetector, cut_upright
-from ..study.files import InputError, UsageError
+from ..study.files import InputError, UsageError, explain_absence, find_address
 
 
 # %% ../../nbs/scoring/02_camera.ipynb #c6a73452
@@ -59,10 +59,14 @@ class Camera:
 
     def __init__(self, source=0):
         text = os.fspath(source) if not isinstance(source, int) else str(source)
-        number = int(text) if text.isdecimal() else None
+        number = int(text) if text.isdecimal() and len(text) < 10 else None
+        if text.isdecimal() and number is None:
+            raise InputError(f"There is no camera with a number of {len(text)} digits: the first one is 0.")
         if number is None and not Path(text).is_file():
             raise InputError(
-                f"There is no file {text!r} to stand in for a camera. Give a file, or the number of a camera."
+                explain_absence(text)
+                if find_address(text)
+                else f"There is no file {text!r} to stand in for a camera. Give a file, or the number of a camera."
             )
         with quiet_opencv():
             self._capture = cv2.VideoCapture(text if number is None else number)

@@ -12,50 +12,51 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.adapters import scan_folders
 from ..evaluation.calibration import fit_media_calibration
 from ..evaluation.out_of_distribution import fit_out_of_distribution
-from ..evaluation.predictions import pool, read_predictions
+from ..evaluation.predictions import people_of, pool, read_predictions
 from .verdict import explain_missing_score, pool_people
-from .views import find_media
 from ..study.files import InputError, UsageError
 
 
 # %% ../../nbs/scoring/03_fit_calibration.ipynb #5f2f5517
 def find_labelled_media(folder):
-    """The media in ``real/`` and ``fake/`` of a folder, in the format of `gather`.
+    """The media below folders named real and fake, in the format of `gather`.
 
     Parameters
     ----------
     folder : str or Path
-        A person is a folder in ``real`` or ``fake``; each file outside such a folder counts as a person.
+        Its layout and people are those of `adapters.scan_folders`; a file that names nobody counts as a person.
 
     Returns
     -------
     DataFrame
-        ``path, label, person``.
+        ``path, label, person``; ``attrs["left_out"]`` lists the media that are not used as (path, reason).
 
     Raises
     ------
     InputError
-        One of the two folders is missing or has no media.
+        There are no media of a label.
     """
-    rows = []
+    scan = scan_folders(folder, {})
+    manifest = scan.manifest.sort_values("label", kind="stable", ignore_index=True)
     for label, name in enumerate(("real", "fake")):
-        here = Path(folder) / name
-        found = (
-            [Path(source.path) for source in find_media([here]) if not source.problem]
-            if here.is_dir()
-            else []
-        )
-        if not found:
+        if not (manifest.label == label).any():
             raise InputError(
-                f"There is no media file in {str(here)!r}. A calibration needs a folder with genuine media in real/ and "
-                f"forged ones in fake/."
+                f"There is no media file in {str(Path(folder) / name)!r}. A calibration needs a folder with genuine media in "
+                f"real/ and forged ones in fake/."
             )
-        inner = [path.relative_to(here).parts for path in found]
-        people = [parts[0] if len(parts) > 1 else f"{name}/{parts[0]}" for parts in inner]
-        rows += [(str(path), label, person) for path, person in zip(found, people, strict=True)]
-    return pd.DataFrame(rows, columns=["path", "label", "person"])
+    shown = manifest.target_id.fillna(manifest.source_id).fillna(manifest.path)
+    table = pd.DataFrame(
+        {
+            "path": [str(Path(folder) / path) for path in manifest.path],
+            "label": manifest.label,
+            "person": shown,
+        }
+    )
+    table.attrs["left_out"] = [(str(Path(folder) / row["path"]), row["reason"]) for row in scan.rejected]
+    return table
 
 
 # %% ../../nbs/scoring/03_fit_calibration.ipynb #3c81ffa5
@@ -94,9 +95,9 @@ def gather(media, scorer, progress=None):
         ``media_id, label, score, detector, kind, person, statistics``, one row per file and detector; statistics are
         those of the most prominent person with a score (`out_of_distribution.face_statistics`).
     list of (path, reason)
-        Files without a score.
+        Files without a score, and those that `find_labelled_media` left out.
     """
-    rows, left_out = [], []
+    rows, left_out = [], [*media.attrs.get("left_out", ())]
     task = progress.add_task("looking", total=len(media)) if progress else None
     for row in media.itertuples():
         try:
@@ -173,7 +174,8 @@ def read_scores_to_calibrate(path, detectors, kind=None):
     ----------
     path : str or Path
         See `deepfake_nb.evaluation.metrics.read_predictions`; a file's frames or clips are pooled by their mean. A column
-        ``person`` identifies the person, a column ``kind`` whether it is a picture or a video.
+        ``person`` identifies the person, else the folders of a path do (`adapters.find_person`); a column ``kind`` says
+        whether it is a picture or a video.
     detectors : sequence of str
         Detectors of the scores. A single name applies to all rows if the file names no detector.
     kind : {"picture", "video"}, optional
@@ -206,4 +208,4 @@ def read_scores_to_calibrate(path, detectors, kind=None):
         there = ", ".join(sorted(set(table.detector)))
         raise InputError(f"{str(path)!r} holds no scores of {', '.join(absent)}, only of {there}.")
     table = table[table.detector.isin(detectors)]
-    return table.assign(person=table.person if "person" in table else table.media_id)
+    return table.assign(person=people_of(table))

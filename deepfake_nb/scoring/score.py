@@ -9,6 +9,7 @@ __all__ = [
     "ON_CLIP",
     "SMALL",
     "CSV_COLUMNS",
+    "TO_REPEAT",
     "build_detector",
     "choose_default_detectors",
     "recommend_detectors",
@@ -19,7 +20,14 @@ __all__ = [
     "open_scorer",
     "score_paths",
     "VerdictFiles",
+    "format_record",
+    "tabulate_record",
+    "format_row",
     "write_verdicts",
+    "read_verdicts",
+    "parse_items",
+    "parse_rows",
+    "check_same_detectors",
     "FaceScore",
     "ReasonCode",
     "Verdict",
@@ -29,10 +37,13 @@ __all__ = [
 # %% ../../nbs/70_score.ipynb #13c7d02c
 import contextlib
 import csv
+import errno
 import functools
+import io
 import json
 import math
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -59,6 +70,7 @@ from deepfake_nb.scoring.verdict import (
     Verdict,
     advise,
     draw_timeline,
+    make_printable,
     sign_verdict,
     write_verdict,
 )
@@ -76,7 +88,8 @@ from deepfake_nb.scoring.views import (
     round_score,
     unit_range,
 )
-from ..study.files import InputError, UsageError, write_atomically
+from ..study.files import InputError, UsageError, atomic_path, write_atomically
+from ..study.records import choose_device
 
 # %% ../../nbs/70_score.ipynb #5d81fc79
 USAGE = {
@@ -280,10 +293,10 @@ def override_rules(detector, rules):
 
 
 def load_on_device(detector, weights=None, device=None, **rules):
-    """The `LoadedDetector` of a detector; by default on a GPU if there is one."""
+    """The `LoadedDetector` of a detector; by default on that of `records.choose_device`."""
     ready = detector.load(weights)
     detector = override_rules(override_rules(detector, ready.rules or {}), rules)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or choose_device())
     inference_precision(detector.precision, device)  # an invalid name is reported before any file is opened
     return LoadedDetector(detector, ready._replace(network=ready.network.to(device)), device)
 
@@ -608,6 +621,8 @@ class Verdicts:
     ----------
     scorer : MediaScorer
     paths : iterable of str or Path
+    kept : iterable of dict
+        Verdicts of an earlier run, see `read_verdicts`; their files are passed over.
 
     Attributes
     ----------
@@ -616,8 +631,9 @@ class Verdicts:
         Files skipped in folders so far, by reason.
     """
 
-    def __init__(self, scorer, paths):
+    def __init__(self, scorer, paths, kept=()):
         self.skipped, self.scorer = Counter(), scorer
+        self._kept = {record["path"] for record in kept}
         self._sources = find_media(paths, self.skipped)
 
     def __iter__(self):
@@ -632,6 +648,8 @@ class Verdicts:
         Each path is passed to `tell`, if given, before it is scored.
         """
         for path, problem in self._sources:
+            if make_printable(path) in self._kept:
+                continue
             if tell:
                 tell(path)
             verdict, kept = (
@@ -703,18 +721,62 @@ def score_paths(paths, detector="default", weights=None, **options):
 
 
 # %% ../../nbs/70_score.ipynb #5a464f05
+class GrowingFile:
+    """A file that is complete after every addition; a context manager.
+
+    Parameters
+    ----------
+    path : str or Path
+        Replaced at once.
+    content, end : bytes
+        What stands in it first, and what closes it after every addition.
+    """
+
+    def __init__(self, path, content=b"", end=b""):
+        with write_atomically(path) as file:
+            file.write(content + end)
+        self.path, self.size, self.end = path, len(content), end
+        self.file = open(path, "r+b", buffering=0)
+
+    def add(self, content):
+        """Add to the content, before the end."""
+        try:
+            self._write_end(content + self.end)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._write_end(self.end)
+                self.file.truncate()
+            reason = error.strerror or error
+            raise InputError(
+                f"Cannot write {str(self.path)!r}: {reason}. Choose another folder or free some space."
+            ) from error
+        self.size += len(content)
+
+    def _write_end(self, content):
+        self.file.seek(self.size)
+        if self.file.write(content) < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self):
+        """Close the file."""
+        self.file.close()
+
+
+# %% ../../nbs/70_score.ipynb #bcb45a07
 CSV_COLUMNS = ("path", "verdict", "score", "probability", "interval_low", "interval_high", "reason", "detector",
                "weights", "trained_on", "faces", "kind", "threshold", "false_alarm_rate", "calibration", "real_below",
                "task", "reason_code", "footnote", "advice")  # fmt: skip
 
 
 class VerdictFiles(contextlib.ExitStack):
-    """Writes verdicts incrementally; each file is complete if the block ends without error, else not written.
+    """Writes verdicts as they are taken; each file is complete after every one, also for a run that is killed.
 
     Parameters
     ----------
     json_file, csv_file : str or Path, optional
         A list of all fields; a table with one row per media file, where `faces` is their number.
+    kept : list of dict
+        Verdicts of an earlier run to begin with, see `read_verdicts`.
 
     Raises
     ------
@@ -722,33 +784,51 @@ class VerdictFiles(contextlib.ExitStack):
         A file cannot be written.
     """
 
-    def __init__(self, json_file=None, csv_file=None):
+    def __init__(self, json_file=None, csv_file=None, kept=()):
         super().__init__()
-        self.json = self.enter_context(write_atomically(json_file, "w")) if json_file else None
-        if self.json:
-            self.callback(lambda: self.json.write("\n]\n" if self.count else "[]\n"))
-        self.csv = self.enter_context(write_atomically(csv_file, "w")) if csv_file else None
-        self.count = 0
-        if self.csv:
-            self.table = csv.DictWriter(self.csv, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-            self.table.writeheader()
+        self.count, self.json, self.csv = len(kept), None, None
+        if json_file:
+            items = ",".join("\n" + format_record(record) for record in kept)
+            self.json = GrowingFile(json_file, f"[{items}".encode(), b"\n]\n")
+            self.callback(self.json.close)
+        if csv_file:
+            rows = format_row(CSV_COLUMNS) + "".join(format_row(tabulate_record(record)) for record in kept)
+            self.csv = GrowingFile(csv_file, rows.encode())
+            self.callback(self.csv.close)
 
     def add(self, verdict):
         """Write one more verdict."""
         record = verdict.as_dict()
         if self.json:
-            text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-            self.json.write(("," if self.count else "[") + "\n" + text)
+            self.json.add((("," if self.count else "") + "\n" + format_record(record)).encode())
         if self.csv:
-            low, high = record["interval"] or (None, None)
-            ends = {"interval_low": low, "interval_high": high, "faces": len(record["faces"])}
-            self.table.writerow(record | ends)
+            self.csv.add(format_row(tabulate_record(record)).encode())
         self.count += 1
+
+
+def format_record(record):
+    """A verdict as JSON."""
+    return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def tabulate_record(record):
+    """A verdict in the order of `CSV_COLUMNS`; one that was read from a table is a row already."""
+    if "interval" in record:
+        low, high = record["interval"] or (None, None)
+        record = record | {"interval_low": low, "interval_high": high, "faces": len(record["faces"])}
+    return [record.get(column) for column in CSV_COLUMNS]
+
+
+def format_row(cells):
+    """A row of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
 
 
 # %% ../../nbs/70_score.ipynb #824ce582
 def write_verdicts(verdicts, json_file=None, csv_file=None):
-    """Write verdicts; see `VerdictFiles`.
+    """Write verdicts to files that appear when all are written; see `VerdictFiles`.
 
     Parameters
     ----------
@@ -760,9 +840,86 @@ def write_verdicts(verdicts, json_file=None, csv_file=None):
     InputError
         A file cannot be written.
     """
-    with VerdictFiles(json_file, csv_file) as files:
+    with contextlib.ExitStack() as stack:
+        paths = [path and stack.enter_context(atomic_path(path)) for path in (json_file, csv_file)]
+        files = stack.enter_context(VerdictFiles(*paths))
         for verdict in verdicts:
             files.add(verdict)
+
+
+# %% ../../nbs/70_score.ipynb #13ef558f
+TO_REPEAT = (ReasonCode.FAULT, ReasonCode.OUT_OF_MEMORY)
+
+
+def read_verdicts(scorer, json_file=None, csv_file=None):
+    """Read the verdicts of an earlier run, to go on with it.
+
+    Parameters
+    ----------
+    scorer : MediaScorer
+        The scorer of the other files.
+    json_file, csv_file : str or Path, optional
+        Of `VerdictFiles`; the table is read where no list is named.
+
+    Returns
+    -------
+    list of dict
+        Empty if there is no such file yet. Files that a fault of this program or a lack of memory kept from being scored
+        are left out, and so is a last verdict that was not written to its end.
+
+    Raises
+    ------
+    InputError
+        A file holds no verdicts, or those of other detectors.
+    """
+    path = json_file or csv_file
+    if not os.path.lexists(path):
+        return []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            records = (parse_items if json_file else parse_rows)(file.read())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({error}). Leave --resume out to write it anew."
+        ) from None
+    if any(not {"path", "detector", "verdict", "score", "reason_code"} <= {*record} for record in records):
+        raise InputError(f"{str(path)!r} holds no verdicts. Leave --resume out, or name another file.")
+    check_same_detectors(records, scorer, path)
+    return [record for record in records if record["reason_code"] not in TO_REPEAT]
+
+
+def parse_items(text):
+    """The objects of a JSON list, as far as they are whole."""
+    decoder, items, gap = json.JSONDecoder(), [], re.compile(r"[\s,\[]*")
+    with contextlib.suppress(json.JSONDecodeError):
+        at = gap.match(text).end()
+        while at < len(text):
+            item, at = decoder.raw_decode(text, at)
+            items.append(item)
+            at = gap.match(text, at).end()
+    if not all(isinstance(item, dict) for item in items):
+        raise ValueError("it is no list of verdicts")
+    return items
+
+
+def parse_rows(text):
+    """The rows of a CSV file, as far as they are whole."""
+    rows = [*csv.DictReader(io.StringIO(text))]
+    whole = rows if text.endswith("\n") else rows[:-1]
+    return [row for row in whole if None not in row and None not in row.values()]
+
+
+def check_same_detectors(records, scorer, path):
+    """Reject verdicts by a detector, or with weights, that the scorer does not have."""
+    own = {loaded.name: loaded.ready.sha256 for loaded in scorer.detectors}
+    for record in records:
+        digests = {one["name"]: one["sha256"] for one in record.get("detectors", ())}
+        names = record["detector"].split(" + ")
+        if not {*names} <= {*own} or any(own[name] != digest for name, digest in digests.items()):
+            raise InputError(
+                f"{str(path)!r} holds verdicts of {record['detector']}, with other weights than those in use or by other "
+                f"detectors than {', '.join(own)}. Leave --resume out, or name another file."
+            )
 
 
 # %% ../../nbs/70_score.ipynb #1188b559

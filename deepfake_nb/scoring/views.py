@@ -40,8 +40,17 @@ from deepfake_nb.learning.clips import (
     pool_clips,
 )
 from ..media.faces import face_tracks, track_faces
-from ..media.video import Frame, is_animated, media_kind, probe, read_frames, read_image
+from deepfake_nb.media.video import (
+    Frame,
+    image_damage,
+    is_animated,
+    media_kind,
+    probe,
+    read_frames,
+    read_image,
+)
 from ..networks.video_resnet import normalise_clips
+from ..study.files import explain_absence, find_address, walk_folder
 
 
 # %% ../../nbs/scoring/00_views.ipynb #6459f8d7
@@ -58,7 +67,7 @@ def find_media(paths, skipped=None):
     Parameters
     ----------
     paths : iterable of str or Path
-        Files, folders (searched recursively) and patterns such as ``clips/**/*.mp4``.
+        Files, folders (searched recursively, see `files.walk_folder`) and patterns such as ``clips/**/*.mp4``.
     skipped : collections.Counter, optional
         Counts the files skipped in folders, by reason.
 
@@ -71,8 +80,8 @@ def find_media(paths, skipped=None):
         path = os.fspath(path)
         if os.path.isdir(path):
             yield from list_media(path, skipped)
-        elif os.path.lexists(path) or not glob.has_magic(path):
-            yield Source(path, None if media_kind(path) else not_media(path))
+        elif find_address(path) or os.path.lexists(path) or not glob.has_magic(path):
+            yield Source(path, None if media_kind(path) and not find_address(path) else not_media(path))
         else:
             matches = sorted(match for match in glob.iglob(path, recursive=True) if not os.path.isdir(match))
             yield from (Source(match) for match in matches if counts_as_media(match, skipped))
@@ -84,7 +93,7 @@ def find_media(paths, skipped=None):
 def not_media(path):
     """Why a named file is not a media file; None if it does not exist, which is reported on reading."""
     if not os.path.lexists(path):
-        return f"There is no file {path!r}. Check the path."
+        return explain_absence(path)
     return "By its ending this is neither a picture nor a video; if it is one, give it the right ending."
 
 
@@ -102,11 +111,10 @@ def counts_as_media(path, skipped):
 
 # %% ../../nbs/scoring/00_views.ipynb #20a35940
 def list_media(folder, skipped):
-    """The media files in a folder and its subfolders, sorted, then a problem for each folder that cannot be listed."""
+    """The media files in a folder and its subfolders, then a problem for each folder that cannot be listed."""
     problems, found = [], False
-    for here, folders, files in os.walk(folder, onerror=problems.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (os.path.join(here, name) for name in sorted(files)):
+    for here, names in walk_folder(folder, problems.append):
+        for path in (os.path.join(here, name) for name in names):
             if counts_as_media(path, skipped):
                 found = True
                 yield Source(path)
@@ -605,7 +613,8 @@ def extract_views(path, detectors, face_detector, sampling, portrait_size=None):
     tracks = face_tracks(frame.image, face_detector, crop_size=None)
     wanted = choose_frames(tracks, detectors, 1, portrait_size)
     views = frame_views([frame] if wanted else (), wanted, tracks, detectors, portrait_size)
-    return MediaViews("picture", tracks, views, passed_over=FIRST_FRAME if is_animated(path) else "")
+    remarks = [FIRST_FRAME if is_animated(path) else "", image_damage(path)]
+    return MediaViews("picture", tracks, views, passed_over=" ".join(filter(None, remarks)))
 
 
 # %% ../../nbs/scoring/00_views.ipynb #c5ddf63d

@@ -8,13 +8,18 @@ __all__ = [
     "WAIT_FOR_FOLDERS",
     "InputError",
     "UsageError",
+    "explain_absence",
+    "find_address",
+    "check_ordinary",
     "atomic_path",
     "write_atomically",
     "write_json",
     "remove_half_written",
+    "walk_folder",
     "project_root",
     "cache_dir",
     "sha256_of",
+    "find_copies",
     "sizes_for",
     "random_stream",
     "random_seed",
@@ -28,9 +33,8 @@ import hashlib
 import json
 import os
 import re
+import stat
 from pathlib import Path
-
-import filelock
 
 
 # %% ../../nbs/study/00_files.ipynb #075b8d41
@@ -42,27 +46,73 @@ class UsageError(InputError):
     """A name, option or parameter that does not exist; the sentence lists those that do."""
 
 
+# %% ../../nbs/study/00_files.ipynb #26296cc2
+def explain_absence(path):
+    """Why there is no file with this name: a sentence. An address of the web is recognised.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    str
+    """
+    if address := find_address(path):
+        return f"{address!r} is an address, and files are needed. Download it, and give the file."
+    return f"There is no file {os.fspath(path)!r}. Check the path."
+
+
+def find_address(path):
+    """The address that a path is, such as ``https://...``, of which `Path` leaves one slash; None for other paths."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):[/\\]+(.*)", os.fspath(path), re.S)
+    return f"{match[1]}://{match[2]}" if match and not os.path.lexists(path) else None
+
+
+def check_ordinary(path):
+    """Raise for a pipe, a device or the like, which would be waited for without end; no error where there is nothing.
+
+    Parameters
+    ----------
+    path : str or Path
+
+    Raises
+    ------
+    InputError
+    """
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise InputError(f"{os.fspath(path)!r} is not an ordinary file. Use one in its place.")
+
+
 # %% ../../nbs/study/00_files.ipynb #261917b4
 _HALF_WRITTEN = re.compile(r"\..*\.\d+\.[0-9a-f]{8}\.part(\..*)?", re.S)
 
 
 def _locked_new_file(path):
-    """An open, empty file dated 1970; its lock tells `remove_half_written` that its writer is running."""
+    """An empty file dated 1970; its lock tells `remove_half_written` that its writer is running.
+
+    Windows has no such locks and renames no open file: the file is closed there.
+    """
     while True:
         file = open(path, "xb")
-        with contextlib.suppress(ImportError, OSError):  # no locks here: then nothing is ever removed
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:  # else it was removed between the two steps
-            os.utime(file.fileno(), (0, 0))
+        with contextlib.suppress(OSError):  # no locks on this disk: then nothing is ever removed
+            try:
+                import fcntl
+            except ImportError:
+                file.close()
+            else:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if file.closed or os.fstat(file.fileno()).st_nlink:  # else it was removed between the two steps
+            os.utime(path, (0, 0))
             return file
         file.close()
 
 
 def _take_name(temporary, path, untouched):
     """Flush a file to disk and rename it to `path`; fail if nothing was written (its time is still `untouched`)."""
-    with open(temporary, "rb") as written:
+    with open(temporary, "r+b") as written:
         if os.fstat(written.fileno()).st_mtime_ns == untouched:
             raise FileNotFoundError(errno.ENOENT, "nothing was written", str(temporary))
         os.fsync(written.fileno())
@@ -88,17 +138,18 @@ def atomic_path(path):
     Raises
     ------
     InputError
-        The folder cannot be written, the disk is full, or nothing was written.
+        The folder cannot be written, the disk is full, nothing was written, or `path` is a device or a pipe.
     """
     path = Path(path)
+    check_ordinary(path)
     if _HALF_WRITTEN.fullmatch(path.name):
         yield path
         return
     temporary = path.with_name(f".{path.stem[:80]}.{os.getpid()}.{os.urandom(4).hex()}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked_new_file(temporary) as file:
-            untouched = os.fstat(file.fileno()).st_mtime_ns
+        with contextlib.closing(_locked_new_file(temporary)):
+            untouched = os.stat(temporary).st_mtime_ns
             yield temporary
             _take_name(temporary, path, untouched)
     except OSError as error:
@@ -185,6 +236,50 @@ def remove_half_written(folder):
     return removed
 
 
+# %% ../../nbs/study/00_files.ipynb #c5c80110
+def walk_folder(folder, onerror=None):
+    """Walk a folder and its subfolders, each once; links to folders are followed last, and never upwards.
+
+    Parameters
+    ----------
+    folder : str or Path
+    onerror : callable, optional
+        Called with the `OSError` of a folder that cannot be read.
+
+    Yields
+    ------
+    (str, list of str)
+        A folder, and the names of its files, sorted; hidden folders are left out, hidden files are not.
+    """
+    seen, waiting, root = set(), [os.fspath(folder)], os.path.realpath(folder)
+    while waiting:
+        start = waiting.pop(0)
+        if start != os.fspath(folder) and _leads_up(start, root):
+            continue
+        for here, folders, names in os.walk(start, onerror=onerror):
+            if os.path.realpath(here) in seen:
+                folders[:] = []
+                continue
+            seen.add(os.path.realpath(here))
+            paths = {name: os.path.join(here, name) for name in sorted(folders) if not name.startswith(".")}
+            waiting += [path for path in paths.values() if _is_link(path)]
+            folders[:] = [name for name, path in paths.items() if not _is_link(path)]
+            yield here, sorted(names)
+
+
+def _is_link(path):
+    """Whether a folder is a link to one, or a junction of Windows."""
+    return os.path.islink(path) or getattr(os.path, "isjunction", lambda path: False)(path)
+
+
+def _leads_up(link, root):
+    """Whether a link leads to a folder that holds the link or the folder that is walked."""
+    target = Path(os.path.realpath(link))
+    return any(
+        Path(place).is_relative_to(target) for place in (os.path.realpath(os.path.dirname(link)), root)
+    )
+
+
 # %% ../../nbs/study/00_files.ipynb #e44c79d8
 def project_root():
     """The checkout that holds ``settings.ini`` and ``nbs/``.
@@ -230,6 +325,45 @@ def sha256_of(path):
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# %% ../../nbs/study/00_files.ipynb #76b7760f
+def find_copies(paths):
+    """Find the files whose content other files have too.
+
+    Parameters
+    ----------
+    paths : iterable of str or Path
+
+    Returns
+    -------
+    dict of str or Path to str or Path
+        For each such file the first of those with its content, which may be itself. Files that are empty, no ordinary
+        files, or cannot be read are left out.
+    """
+    groups = [list(paths)]
+    for what in (_size_of, _head_of, sha256_of):
+        groups = [alike for group in groups for alike in _group_by(what, group)]
+    return {path: group[0] for group in groups for path in group}
+
+
+def _group_by(what, paths):
+    """Lists of at least two paths with the same value; None counts as no value."""
+    groups = {}
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            groups.setdefault(what(path), []).append(path)
+    return [alike for value, alike in groups.items() if len(alike) > 1 and value is not None]
+
+
+def _size_of(path):
+    status = os.stat(path)
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None
+
+
+def _head_of(path):
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read(2**16)).digest()
 
 
 # %% ../../nbs/study/00_files.ipynb #c35bfaae
@@ -310,10 +444,15 @@ def random_seed(seed, *names):
 WAIT_FOR_FOLDERS = "DEEPFAKE_NB_WAIT_FOR_FOLDERS"  # set to 1 for the sections of a study
 
 
-def _acquire(lock, folder):
+def _lock(path, folder, wait):
+    """The lock of a file, taken."""
+    from filelock import FileLock, Timeout
+
     try:
-        lock.acquire()
-    except filelock.Timeout:
+        lock = FileLock(path)
+        lock.acquire(timeout=-1 if wait else 0)
+        return lock
+    except Timeout:
         raise InputError(
             f"Another run is writing to {str(folder)!r}. Wait until it ends, or choose another folder."
         ) from None
@@ -342,15 +481,16 @@ def locked_folder(folder, wait=None):
         Another process holds it, or it cannot be written or locked.
     """
     wait = os.environ.get(WAIT_FOR_FOLDERS) == "1" if wait is None else wait
-    lock = filelock.FileLock(Path(folder) / ".lock", timeout=-1 if wait else 0)
+    lock = Path(folder) / ".lock"
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        open(lock, "ab").close()
     except OSError as error:
         raise InputError(
             f"Cannot write in {str(folder)!r}: {error.strerror}. Choose another folder."
         ) from error
-    _acquire(lock, folder)
+    taken = _lock(lock, folder, wait)
     try:
         yield
     finally:
-        lock.release()
+        taken.release()

@@ -18,6 +18,7 @@ __all__ = [
     "commit_id",
     "installed_versions",
     "package_version",
+    "choose_device",
     "device_name",
     "simplify_result",
     "format_results",
@@ -239,18 +240,35 @@ def package_version():
     return __version__
 
 
+def choose_device():
+    """The device that networks run on where none is given.
+
+    Returns
+    -------
+    {"cuda", "mps", "cpu"}
+        A GPU of NVIDIA or AMD, else that of an Apple computer, which knows no float64, else the processor.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def device_name():
     """The device that training and scoring would use.
 
     Returns
     -------
     str
-        Such as ``"cpu (2 cores)"`` or the GPU's own name.
+        Such as ``"cpu (2 cores)"``, ``"mps (GPU of an Apple computer)"`` or the GPU's own name.
     """
-    import torch
+    if (device := choose_device()) == "cuda":
+        import torch
 
-    if torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    if device == "mps":
+        return "mps (GPU of an Apple computer)"
     return f"cpu ({os.cpu_count()} cores)"
 
 

@@ -681,10 +681,12 @@ def describe_installation():
     """
     import shutil
 
+    import psutil
+
     root = project_root()
     cache = cache_dir()
     cache_parent = next(parent for parent in (cache, *cache.parents) if parent.exists())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = psutil.virtual_memory().total / 2**30
     facts = {"platform": platform.platform(), "device": device_name(), "memory": f"{memory:.0f} GiB"}
     facts |= {"disk free at the cache": f"{shutil.disk_usage(cache_parent).free / 2**30:.0f} GiB"}
     facts |= {"cache": str(cache), "notebooks": str(root) if root else "not here (installed package)"}

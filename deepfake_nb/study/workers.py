@@ -70,11 +70,22 @@ def run_in_process(work, asker, task):
 @functools.cache
 def _end_with(asker):
     def watch():
-        while os.getppid() == asker:
+        while _is_parent(asker):
             time.sleep(1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_parent(asker):
+    """Whether the process that asked is alive; Windows keeps its number as that of the parent after its end."""
+    if os.getppid() != asker:
+        return False
+    if os.name != "nt":
+        return True
+    import psutil
+
+    return psutil.pid_exists(asker)
 
 
 # %% ../../nbs/study/03_workers.ipynb #be9aba97
