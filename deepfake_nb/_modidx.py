@@ -26,6 +26,8 @@ d = {
             "deepfake_nb.cli._console": ("cli.html#_console", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._format_line": ("cli.html#_format_line", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._format_number": ("cli.html#_format_number", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._format_p_value": ("cli.html#_format_p_value", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._format_rates": ("cli.html#_format_rates", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._format_summary": ("cli.html#_format_summary", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._gather_table": ("cli.html#_gather_table", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._in_one_line": ("cli.html#_in_one_line", "deepfake_nb/cli.py"),
@@ -36,11 +38,16 @@ d = {
             "deepfake_nb.cli._print_detectors": ("cli.html#_print_detectors", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._print_evaluation": ("cli.html#_print_evaluation", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._print_groups": ("cli.html#_print_groups", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._print_leaderboard": ("cli.html#_print_leaderboard", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._print_table": ("cli.html#_print_table", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._print_undefined": ("cli.html#_print_undefined", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._read_rows": ("cli.html#_read_rows", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._save_groups": ("cli.html#_save_groups", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._score_columns": ("cli.html#_score_columns", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._score_files": ("cli.html#_score_files", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._show_version": ("cli.html#_show_version", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._tell_interruption": ("cli.html#_tell_interruption", "deepfake_nb/cli.py"),
+            "deepfake_nb.cli._tests_with": ("cli.html#_tests_with", "deepfake_nb/cli.py"),
             "deepfake_nb.cli._watch": ("cli.html#_watch", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.bench": ("cli.html#bench", "deepfake_nb/cli.py"),
             "deepfake_nb.cli.calibrate": ("cli.html#calibrate", "deepfake_nb/cli.py"),
@@ -1239,6 +1246,10 @@ d = {
                 "evaluation/comparison.html#delong_test",
                 "deepfake_nb/evaluation/comparison.py",
             ),
+            "deepfake_nb.evaluation.comparison.difference_of_areas": (
+                "evaluation/comparison.html#difference_of_areas",
+                "deepfake_nb/evaluation/comparison.py",
+            ),
             "deepfake_nb.evaluation.comparison.match_media": (
                 "evaluation/comparison.html#match_media",
                 "deepfake_nb/evaluation/comparison.py",
@@ -1609,6 +1620,22 @@ d = {
             ),
         },
         "deepfake_nb.evaluation.metrics": {
+            "deepfake_nb.evaluation.metrics.Cells": (
+                "evaluation/metrics.html#cells",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Cells.__init__": (
+                "evaluation/metrics.html#cells.__init__",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Cells.metrics": (
+                "evaluation/metrics.html#cells.metrics",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.Cells.of_curves": (
+                "evaluation/metrics.html#cells.of_curves",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
             "deepfake_nb.evaluation.metrics.Evaluation": (
                 "evaluation/metrics.html#evaluation",
                 "deepfake_nb/evaluation/metrics.py",
@@ -1659,10 +1686,6 @@ d = {
             ),
             "deepfake_nb.evaluation.metrics.Sample.curve": (
                 "evaluation/metrics.html#sample.curve",
-                "deepfake_nb/evaluation/metrics.py",
-            ),
-            "deepfake_nb.evaluation.metrics.Sample.sums": (
-                "evaluation/metrics.html#sample.sums",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.Undefined": (
@@ -1733,6 +1756,10 @@ d = {
                 "evaluation/metrics.html#cluster_codes",
                 "deepfake_nb/evaluation/metrics.py",
             ),
+            "deepfake_nb.evaluation.metrics.column_sums": (
+                "evaluation/metrics.html#column_sums",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
             "deepfake_nb.evaluation.metrics.compute_calibration_gap": (
                 "evaluation/metrics.html#compute_calibration_gap",
                 "deepfake_nb/evaluation/metrics.py",
@@ -1773,6 +1800,10 @@ d = {
                 "evaluation/metrics.html#evaluate_by",
                 "deepfake_nb/evaluation/metrics.py",
             ),
+            "deepfake_nb.evaluation.metrics.evaluate_checked": (
+                "evaluation/metrics.html#evaluate_checked",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
             "deepfake_nb.evaluation.metrics.expected_calibration_error": (
                 "evaluation/metrics.html#expected_calibration_error",
                 "deepfake_nb/evaluation/metrics.py",
@@ -1787,6 +1818,10 @@ d = {
             ),
             "deepfake_nb.evaluation.metrics.get_tail": (
                 "evaluation/metrics.html#get_tail",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.groups_of_clusters": (
+                "evaluation/metrics.html#groups_of_clusters",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.headline": (
@@ -1807,6 +1842,10 @@ d = {
             ),
             "deepfake_nb.evaluation.metrics.log_loss_column": (
                 "evaluation/metrics.html#log_loss_column",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.low_auc_first": (
+                "evaluation/metrics.html#low_auc_first",
                 "deepfake_nb/evaluation/metrics.py",
             ),
             "deepfake_nb.evaluation.metrics.make_one_class_column": (
@@ -1903,6 +1942,10 @@ d = {
             ),
             "deepfake_nb.evaluation.metrics.true_positive_rate_of_curve": (
                 "evaluation/metrics.html#true_positive_rate_of_curve",
+                "deepfake_nb/evaluation/metrics.py",
+            ),
+            "deepfake_nb.evaluation.metrics.value_of": (
+                "evaluation/metrics.html#value_of",
                 "deepfake_nb/evaluation/metrics.py",
             ),
         },
@@ -2009,6 +2052,10 @@ d = {
                 "evaluation/predictions.html#choose_columns",
                 "deepfake_nb/evaluation/predictions.py",
             ),
+            "deepfake_nb.evaluation.predictions.decode": (
+                "evaluation/predictions.html#decode",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
             "deepfake_nb.evaluation.predictions.describe_counts": (
                 "evaluation/predictions.html#describe_counts",
                 "deepfake_nb/evaluation/predictions.py",
@@ -2041,6 +2088,10 @@ d = {
                 "evaluation/predictions.html#first_bad",
                 "deepfake_nb/evaluation/predictions.py",
             ),
+            "deepfake_nb.evaluation.predictions.is_comment": (
+                "evaluation/predictions.html#is_comment",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
             "deepfake_nb.evaluation.predictions.is_records": (
                 "evaluation/predictions.html#is_records",
                 "deepfake_nb/evaluation/predictions.py",
@@ -2053,12 +2104,20 @@ d = {
                 "evaluation/predictions.html#label_of",
                 "deepfake_nb/evaluation/predictions.py",
             ),
+            "deepfake_nb.evaluation.predictions.labels_of": (
+                "evaluation/predictions.html#labels_of",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
             "deepfake_nb.evaluation.predictions.list_doubts": (
                 "evaluation/predictions.html#list_doubts",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.name_folders": (
                 "evaluation/predictions.html#name_folders",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.one_row_per_score": (
+                "evaluation/predictions.html#one_row_per_score",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.people_of": (
@@ -2069,12 +2128,24 @@ d = {
                 "evaluation/predictions.html#pick_column",
                 "deepfake_nb/evaluation/predictions.py",
             ),
+            "deepfake_nb.evaluation.predictions.pick_scores": (
+                "evaluation/predictions.html#pick_scores",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
             "deepfake_nb.evaluation.predictions.pool": (
                 "evaluation/predictions.html#pool",
                 "deepfake_nb/evaluation/predictions.py",
             ),
+            "deepfake_nb.evaluation.predictions.pool_checked": (
+                "evaluation/predictions.html#pool_checked",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
             "deepfake_nb.evaluation.predictions.read_any": (
                 "evaluation/predictions.html#read_any",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
+            "deepfake_nb.evaluation.predictions.read_bytes": (
+                "evaluation/predictions.html#read_bytes",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.read_json": (
@@ -2083,10 +2154,6 @@ d = {
             ),
             "deepfake_nb.evaluation.predictions.read_json_lines": (
                 "evaluation/predictions.html#read_json_lines",
-                "deepfake_nb/evaluation/predictions.py",
-            ),
-            "deepfake_nb.evaluation.predictions.read_parquet": (
-                "evaluation/predictions.html#read_parquet",
                 "deepfake_nb/evaluation/predictions.py",
             ),
             "deepfake_nb.evaluation.predictions.read_predictions": (
@@ -2129,9 +2196,91 @@ d = {
                 "evaluation/predictions.html#with_decimal_points",
                 "deepfake_nb/evaluation/predictions.py",
             ),
+            "deepfake_nb.evaluation.predictions.with_named_index": (
+                "evaluation/predictions.html#with_named_index",
+                "deepfake_nb/evaluation/predictions.py",
+            ),
             "deepfake_nb.evaluation.predictions.with_numbers": (
                 "evaluation/predictions.html#with_numbers",
                 "deepfake_nb/evaluation/predictions.py",
+            ),
+        },
+        "deepfake_nb.evaluation.ranking": {
+            "deepfake_nb.evaluation.ranking.Leaderboard": (
+                "evaluation/ranking.html#leaderboard",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.Leaderboard.as_dict": (
+                "evaluation/ranking.html#leaderboard.as_dict",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.Leaderboard.table": (
+                "evaluation/ranking.html#leaderboard.table",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.compare_pairs": (
+                "evaluation/ranking.html#compare_pairs",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.evaluate_groups": (
+                "evaluation/ranking.html#evaluate_groups",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.figure_for": (
+                "evaluation/ranking.html#figure_for",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.holm_or_none": (
+                "evaluation/ranking.html#holm_or_none",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.most_frequent": (
+                "evaluation/ranking.html#most_frequent",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.pairs_by_common_media": (
+                "evaluation/ranking.html#pairs_by_common_media",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.pairwise_tests": (
+                "evaluation/ranking.html#pairwise_tests",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.plot_groups": (
+                "evaluation/ranking.html#plot_groups",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.rank_detectors": (
+                "evaluation/ranking.html#rank_detectors",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.ranks": (
+                "evaluation/ranking.html#ranks",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.says_by_name": (
+                "evaluation/ranking.html#says_by_name",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.says_directly": (
+                "evaluation/ranking.html#says_directly",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.score_matrix": (
+                "evaluation/ranking.html#score_matrix",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.shortened": (
+                "evaluation/ranking.html#shortened",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.training_of": (
+                "evaluation/ranking.html#training_of",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.with_delong": (
+                "evaluation/ranking.html#with_delong",
+                "deepfake_nb/evaluation/ranking.py",
             ),
         },
         "deepfake_nb.evaluation.robustness": {
@@ -4273,6 +4422,10 @@ d = {
                 "media/video.html#framestream.lost_packets",
                 "deepfake_nb/media/video.py",
             ),
+            "deepfake_nb.media.video.FrameStream.remark": (
+                "media/video.html#framestream.remark",
+                "deepfake_nb/media/video.py",
+            ),
             "deepfake_nb.media.video.UnreadableMedia": (
                 "media/video.html#unreadablemedia",
                 "deepfake_nb/media/video.py",
@@ -4449,8 +4602,16 @@ d = {
                 "deepfake_nb/media/video.py",
             ),
             "deepfake_nb.media.video._image_of": ("media/video.html#_image_of", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._kind_of_content": (
+                "media/video.html#_kind_of_content",
+                "deepfake_nb/media/video.py",
+            ),
             "deepfake_nb.media.video._letterbox": (
                 "media/video.html#_letterbox",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video._light_of_codes": (
+                "media/video.html#_light_of_codes",
                 "deepfake_nb/media/video.py",
             ),
             "deepfake_nb.media.video._like": ("media/video.html#_like", "deepfake_nb/media/video.py"),
@@ -4493,6 +4654,7 @@ d = {
                 "media/video.html#_read_cut_jpeg",
                 "deepfake_nb/media/video.py",
             ),
+            "deepfake_nb.media.video._readable": ("media/video.html#_readable", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._resize": ("media/video.html#_resize", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._retimed": ("media/video.html#_retimed", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._rgb_from_yuv": (
@@ -4504,6 +4666,10 @@ d = {
                 "deepfake_nb/media/video.py",
             ),
             "deepfake_nb.media.video._seconds": ("media/video.html#_seconds", "deepfake_nb/media/video.py"),
+            "deepfake_nb.media.video._standard_range": (
+                "media/video.html#_standard_range",
+                "deepfake_nb/media/video.py",
+            ),
             "deepfake_nb.media.video._starts_clean": (
                 "media/video.html#_starts_clean",
                 "deepfake_nb/media/video.py",
@@ -4541,6 +4707,10 @@ d = {
             ),
             "deepfake_nb.media.video.read_image": (
                 "media/video.html#read_image",
+                "deepfake_nb/media/video.py",
+            ),
+            "deepfake_nb.media.video.read_pages": (
+                "media/video.html#read_pages",
                 "deepfake_nb/media/video.py",
             ),
             "deepfake_nb.media.video.recompress": (
@@ -7949,6 +8119,10 @@ d = {
                 "scoring/verdict.html#list_remarks",
                 "deepfake_nb/scoring/verdict.py",
             ),
+            "deepfake_nb.scoring.verdict.list_silent": (
+                "scoring/verdict.html#list_silent",
+                "deepfake_nb/scoring/verdict.py",
+            ),
             "deepfake_nb.scoring.verdict.make_printable": (
                 "scoring/verdict.html#make_printable",
                 "deepfake_nb/scoring/verdict.py",
@@ -8017,6 +8191,10 @@ d = {
             ),
             "deepfake_nb.scoring.views.MediaViews.minimum_frames": (
                 "scoring/views.html#mediaviews.minimum_frames",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.MediaViews.remark": (
+                "scoring/views.html#mediaviews.remark",
                 "deepfake_nb/scoring/views.py",
             ),
             "deepfake_nb.scoring.views.OverClips": (
@@ -8102,6 +8280,14 @@ d = {
                 "scoring/views.html#cut_upright",
                 "deepfake_nb/scoring/views.py",
             ),
+            "deepfake_nb.scoring.views.describe_pages": (
+                "scoring/views.html#describe_pages",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.describe_turn": (
+                "scoring/views.html#describe_turn",
+                "deepfake_nb/scoring/views.py",
+            ),
             "deepfake_nb.scoring.views.extract_video_views": (
                 "scoring/views.html#extract_video_views",
                 "deepfake_nb/scoring/views.py",
@@ -8122,6 +8308,10 @@ d = {
                 "scoring/views.html#frame_views",
                 "deepfake_nb/scoring/views.py",
             ),
+            "deepfake_nb.scoring.views.has_pages": (
+                "scoring/views.html#has_pages",
+                "deepfake_nb/scoring/views.py",
+            ),
             "deepfake_nb.scoring.views.is_large_enough": (
                 "scoring/views.html#is_large_enough",
                 "deepfake_nb/scoring/views.py",
@@ -8138,6 +8328,10 @@ d = {
                 "scoring/views.html#not_media",
                 "deepfake_nb/scoring/views.py",
             ),
+            "deepfake_nb.scoring.views.page_of": (
+                "scoring/views.html#page_of",
+                "deepfake_nb/scoring/views.py",
+            ),
             "deepfake_nb.scoring.views.round_score": (
                 "scoring/views.html#round_score",
                 "deepfake_nb/scoring/views.py",
@@ -8150,6 +8344,15 @@ d = {
                 "scoring/views.html#space_evenly",
                 "deepfake_nb/scoring/views.py",
             ),
+            "deepfake_nb.scoring.views.tracks_of_still": (
+                "scoring/views.html#tracks_of_still",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.turn_of": (
+                "scoring/views.html#turn_of",
+                "deepfake_nb/scoring/views.py",
+            ),
+            "deepfake_nb.scoring.views.turned": ("scoring/views.html#turned", "deepfake_nb/scoring/views.py"),
             "deepfake_nb.scoring.views.unit_range": (
                 "scoring/views.html#unit_range",
                 "deepfake_nb/scoring/views.py",

@@ -32,6 +32,7 @@ import io
 import os
 import sys
 from collections import Counter
+from itertools import chain, islice
 from pathlib import Path
 from textwrap import shorten
 from typing import Annotated
@@ -252,26 +253,50 @@ def _format_number(cell):
 
 
 # %% ../nbs/80_cli.ipynb #500aead7
+_ROWS_SHOWN = 25
+
+
 def _print_groups(evaluations):
+    if len(evaluations) > _ROWS_SHOWN:
+        columns = ("group", "n", "fake", "AUC", "EER", "accuracy")
+        rows = [
+            (name, found.n, found.n_fake, found.values["auc"], *(_format_summary(found)[1:3]))
+            for name, found in islice(evaluations.items(), _ROWS_SHOWN)
+        ]
+    else:
+        columns = ("group", "n", "fake", "majority", "AUC", *SUMMARY.values())
+        rows = [
+            (
+                name,
+                found.n,
+                found.n_fake,
+                _format_number(found.majority_rate),
+                found.values["auc"],
+                *_format_summary(found),
+            )
+            for name, found in evaluations.items()
+        ]
+    _print_table(None, columns, rows)
+    if len(evaluations) > _ROWS_SHOWN:
+        typer.echo(
+            f"{len(evaluations) - _ROWS_SHOWN} more groups: --json FILE holds all, --figure FILE draws them."
+        )
+    _print_undefined(evaluations)
+
+
+def _print_undefined(evaluations):
+    """One line for each reason why metrics are undefined."""
     from deepfake_nb.evaluation.metrics import METRICS
 
-    columns = ("group", "n", "fake", "majority", "AUC", *SUMMARY.values())
-    rows = [
-        (
-            name,
-            found.n,
-            found.n_fake,
-            _format_number(found.majority_rate),
-            found.values["auc"],
-            *_format_summary(found),
-        )
-        for name, found in evaluations.items()
-    ]
-    _print_table(None, columns, rows)
+    groups = {}
     for name, found in evaluations.items():
-        undefined = {METRICS[key].title: n.reason for key, n in found.values.items() if n.value is None}
-        for metric, reason in undefined.items():
-            typer.echo(f"{name}, {metric}: undefined. {reason}")
+        for key, number in found.values.items():
+            if number.value is None:
+                groups.setdefault(number.reason, {}).setdefault(name, []).append(METRICS[key].title)
+    for reason, names in groups.items():
+        where = ", ".join(islice(names, 3)) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        metrics = dict.fromkeys(chain.from_iterable(names.values()))
+        typer.echo(f"{where}: {', '.join(metrics)}: undefined. {reason}")
 
 
 def _format_summary(found):
@@ -286,7 +311,7 @@ def _print_comparison(comparison, first, second):
     rows = [
         (
             *map(_format_number, row[:-2]),
-            "<0.001" if row[-2] is not None and row[-2] < 0.001 else _format_number(row[-2]),
+            _format_p_value(row[-2]),
             row[-1],
         )
         for row in comparison.table().itertuples(name=None)
@@ -294,7 +319,66 @@ def _print_comparison(comparison, first, second):
     _print_table(None, ("metric", "method", "a", "b", "difference", "low", "high", "p", "note"), rows)
 
 
+# %% ../nbs/80_cli.ipynb #5f959973
+_TESTS_SHOWN = 15
+
+
+def _print_leaderboard(name, board):
+    table = board.table()
+    columns = ("rank", "detector", "scored", "n", "AUC", "EER", "accuracy")
+    rows = [
+        (row["rank"], row["detector"], f"{row['coverage']:.0%}", row["n"], row["auc"], *_format_rates(row))
+        for row in table.to_dict("records")
+    ]
+    _print_table(f"{name}: {board.n_media:,} media files", columns, rows)
+    alike = [f"{row.detector} {row.note}" for row in table[table.note != ""].itertuples()]
+    if alike:
+        typer.echo(f"Given the same score: {', '.join(alike)}.")
+    _print_undefined(board.evaluations)
+    tests = board.tests[board.tests.p_value.notna()]
+    shown, of = (tests, "") if len(tests) <= _TESTS_SHOWN else _tests_with(tests, rows[0][1])
+    cells = [
+        (
+            row.a,
+            row.b,
+            row.n,
+            *map(_format_number, (row.difference, row.low, row.high)),
+            _format_p_value(row.p_holm),
+        )
+        for row in shown.itertuples()
+    ]
+    columns = ("a", "b", "n", "difference", "low", "high", "Holm's p")
+    _print_table(f"AUC of b - a on the n media of both, DeLong's paired test{of}", columns, cells)
+    if len(tests) < len(board.tests):
+        typer.echo(
+            f"{len(board.tests) - len(tests)} of {len(board.tests)} pairs could not be tested: too few media in common. Compare ranks "
+            f"only among detectors of the same media (--by)."
+        )
+    typer.echo("Detectors share a rank unless Holm's p is below 0.05.")
+
+
+def _format_rates(row):
+    return [_format_number(row[metric].value) for metric in ("equal_error_rate", "accuracy")]
+
+
+def _tests_with(tests, best):
+    """The tests of one detector, and the words that say so."""
+    return tests[
+        (tests.a == best) | (tests.b == best)
+    ], f" with {best} ({len(tests)} pairs in all: --json FILE)"
+
+
+def _format_p_value(p_value):
+    return "<0.001" if p_value is not None and p_value < 0.001 else _format_number(p_value)
+
+
 # %% ../nbs/80_cli.ipynb #5b0424bf
+def _score_columns(wanted):
+    """One column or none, or a list of several columns and patterns: one per detector."""
+    several = wanted and (len(wanted) > 1 or any(sign in wanted[0] for sign in "*?["))
+    return list(wanted) if several else wanted[0] if wanted else None
+
+
 def _read_rows(path, names, where, lenient=False):
     from deepfake_nb.evaluation.predictions import read_predictions
 
@@ -321,7 +405,12 @@ def evaluate(
     by: Annotated[list[str] | None, typer.Option(help="Evaluate each value of this column.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Another detector's file, on the same media.")] = None,
     label: Annotated[str | None, typer.Option(help="The file's column that has 1 for fake.")] = None,
-    score: Annotated[str | None, typer.Option(help="The file's column with the score.")] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The file's column with the score; several, or a pattern such as 'prob_*', are several detectors."
+        ),
+    ] = None,
     id_: Annotated[str | None, typer.Option("--id", help="The file's column that names the media.")] = None,
     where: Annotated[list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Only these rows.")] = None,
     level: Annotated[str, typer.Option(help="media: frames are pooled; unit: as they are.")] = "media",
@@ -329,36 +418,100 @@ def evaluate(
         str,
         typer.Option(help="Column resampled for the intervals; folder and person are known from paths too."),
     ] = "media_id",
+    within: Annotated[
+        list[str] | None,
+        typer.Option(help="Groups of fakes are compared with genuine media that are alike in this column."),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Evaluate apart what was trained on and what was held out: a column that says so or names groups."
+        ),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw the groups of --by, or the detectors, to this file.")
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers as JSON.")] = None,
 ):
     """Compute metrics with intervals from a file of predictions."""
-    from deepfake_nb.evaluation.comparison import compare as compare_detectors
-    from deepfake_nb.evaluation.metrics import evaluate_by, record_of
+    from deepfake_nb.evaluation.metrics import record_of
     from deepfake_nb.evaluation.predictions import describe_counts, list_doubts, name_folders, people_of
+    from deepfake_nb.evaluation.ranking import evaluate_groups, rank_detectors, training_of
     from deepfake_nb.study.files import write_json
 
-    names, rows_wanted = {"label": label, "score": score, "media_id": id_}, _parse_settings(where, "--where")
-    table = _read_rows(predictions, names, rows_wanted)
+    names, rows_wanted = (
+        {"label": label, "score": _score_columns(score), "media_id": id_},
+        _parse_settings(where, "--where"),
+    )
+    with _LiveLine() as live:
+        live.show(f"reading {predictions}")
+        table = _read_rows(predictions, names, rows_wanted)
     if clusters in (known := {"folder": name_folders, "person": people_of}) and clusters not in table:
-        table[clusters] = known[clusters](table)
+        table = table.assign(**{clusters: known[clusters](table)})
     if clusters in table:
         typer.echo(describe_counts(table, clusters))
-    for doubt in list_doubts(table):
-        typer.echo(f"Note: {doubt}", err=True)
+    several = "detector" in table.columns and table["detector"].nunique() > 1
+    for detector, rows in table.groupby("detector", sort=False) if several else [("", table)]:
+        for doubt in list_doubts(rows, threshold):
+            typer.echo(f"Note: {detector}{': ' if several else ''}{doubt}", err=True)
+    for column in table.attrs.get("without_scores", ()):
+        typer.echo(f"Note: {column} has no score at all.", err=True)
     options = {"threshold": threshold, "level": level, "clusters": clusters}
-    found = evaluate_by(table, **options)
-    parts = evaluate_by(table, by, **options) if by else {}
+    parts, boards = {}, {}
+    with _LiveLine() as live:
+        if several:
+            boards = rank_detectors(table, tell=live.show, **options)
+            if by:
+                boards |= rank_detectors(table, by, within or (), tell=live.show, **options)
+            found = {
+                detector if name == "all" else f"{detector}, {name}": one
+                for name, board in boards.items()
+                for detector, one in board.evaluations.items()
+            }
+        else:
+            found = evaluate_groups(table, tell=live.show, **options)
+            parts = evaluate_groups(table, by, within or (), live.show, **options) if by else {}
+        if held_out:
+            told = table.assign(training=training_of(table, held_out))
+            parts = evaluate_groups(told, ["training"], within or (), live.show, **options) | parts
     if len(found) == 1:
         _print_evaluation(predictions, *found.values())
-    if len(found) > 1 or parts:
-        _print_groups((found if len(found) > 1 else {}) | parts)
+    for name, board in islice(boards.items(), _BOARDS_SHOWN):
+        _print_leaderboard(name, board)
+    if len(boards) > _BOARDS_SHOWN:
+        typer.echo(f"{len(boards) - _BOARDS_SHOWN} more leaderboards: --json FILE holds all.")
+    if parts or (len(found) > 1 and not boards):
+        _print_groups((found if len(found) > 1 and not boards else {}) | parts)
+    if figure:
+        _save_groups(figure, parts or found)
     comparison = None
     if compare:
+        from deepfake_nb.evaluation.comparison import compare as compare_detectors
+
         other = _read_rows(compare, names, rows_wanted, lenient=True)
         comparison = compare_detectors(table, other, threshold=threshold)
         _print_comparison(comparison, predictions, compare)
     if json_file:
-        write_json(json_file, record_of(found, parts, comparison))
+        record = record_of(found, parts, comparison)
+        if boards:
+            record["leaderboards"] = {name: board.as_dict() for name, board in boards.items()}
+        write_json(json_file, record)
+
+
+_BOARDS_SHOWN = 6
+
+
+def _save_groups(path, evaluations):
+    import matplotlib
+
+    matplotlib.use("agg")
+    from deepfake_nb.evaluation.ranking import plot_groups
+
+    axes = plot_groups(evaluations)
+    try:
+        axes.figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(path)!r} cannot be drawn: {error}.") from None
 
 
 # %% ../nbs/80_cli.ipynb #0cd4fe30

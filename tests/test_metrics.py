@@ -1,6 +1,9 @@
 """Metrics: bad input gets a sentence, the command line reads what others publish, and formulas meet brute force."""
 
+import bz2
+import gzip
 import json
+import lzma
 import math
 
 import matplotlib
@@ -13,6 +16,7 @@ import pytest
 from commands import status_of
 from scipy.stats import norm
 
+from deepfake_nb.evaluation import metrics
 from deepfake_nb.evaluation.comparison import (
     bootstrap_test,
     compare,
@@ -158,15 +162,49 @@ EXPORTS = {
     "a comma behind each row": "media_id,label,score\n007,1,0.75,\nb,0,1,\n",
     "comment lines": "# run 3\n# 2 files\nmedia_id,label,score\n007,1,0.75\nb,0,1\n",
     "tabs in a CSV file": "media_id\tlabel\tscore\n007\t1\t0,75\nb\t0\t1\n",
+    "decimal commas in quotes": 'media_id,label,score\n007,1,"0,75"\nb,0,1\n',
+    "a quoted line that names the separator": '"sep=;"\nmedia_id;label;score\n007;1;0,75\nb;0;1\n',
+    "comment lines below": "media_id,label,score\n007,1,0.75\n# from here, as said, run 4\nb,0,1\n# end\n",
+    "percentages": 'media_id,label,score\n007,1,"75,0 %"\nb,0,100%\n',
+    "bars": "media_id|label|score\n007|1|0.75\nb|0|1\n",
 }
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("text", EXPORTS.values(), ids=EXPORTS)
 def test_what_spreadsheets_export_is_read(tmp_path, text, encoding):
     (tmp_path / "p.csv").write_bytes(text.encode(encoding))
     found = read_predictions(tmp_path / "p.csv")
     assert found[["media_id", "label", "score"]].values.tolist() == [["007", 1, 0.75], ["b", 0, 1.0]]
+
+
+def test_windows_letters_hashes_in_names_and_compressed_tables_are_read(tmp_path):
+    text = "media_id;label;score;note\n#caf\xe9,1.mp4;1;0,75;\n#b;0;1;\n"
+    (tmp_path / "p.csv").write_bytes(text.encode("cp1252"))
+    for name, opened in (("p.csv.gz", gzip.open), ("p.txt.xz", lzma.open), ("p.TSV.bz2", bz2.open)):
+        with opened(tmp_path / name, "wb") as file:
+            file.write(text.encode("cp1252"))
+    for path in sorted(tmp_path.iterdir()):
+        found = read_predictions(path)
+        assert (found.media_id.tolist(), found.score.tolist()) == (["#caf\xe9,1.mp4", "#b"], [0.75, 1]), path
+
+
+@pytest.mark.parametrize("orient", ["columns", "split", "index", "records", "table"])
+def test_what_pandas_writes_as_json_is_read(tmp_path, orient):
+    rows = table(6)[["media_id", "label", "score"]].set_index("media_id")
+    (rows if orient != "records" else rows.reset_index()).to_json(tmp_path / "p.json", orient=orient)
+    found = read_predictions(tmp_path / "p.json")
+    assert found.media_id.tolist() == list(rows.index) and found.score.tolist() == pytest.approx(
+        list(rows.score)
+    )
+
+
+def test_a_parquet_index_without_a_name_holds_the_ids(tmp_path):
+    rows = table(6).set_index("media_id").rename_axis(None)
+    rows.to_parquet(tmp_path / "p.parquet")
+    assert read_predictions(tmp_path / "p.parquet").media_id.tolist() == list(rows.index)
+    rows.reset_index(drop=True).assign(name=list("abcdef"))[::-1].to_parquet(tmp_path / "p.parquet")
+    assert read_predictions(tmp_path / "p.parquet").media_id.tolist() == list("fedcba")
 
 
 def test_a_comma_in_a_name_is_no_decimal_comma(tmp_path):
@@ -265,7 +303,7 @@ def test_a_named_column_wins_over_one_with_the_standard_name(tmp_path):
     ("name", "content", "sentence"),
     [
         ("nothing.csv", None, "There is no file"),
-        ("p.txt", "a", "is not one of .csv"),
+        ("p.doc", "a", "is not one of .csv"),
         ("p.csv", "", "is empty"),
         ("p.csv", "media_id,label,score\n", "no rows"),
         ("p.csv", "media_id,label\na,1\n", "looks like the score"),
@@ -732,3 +770,191 @@ def test_paired_tests_find_a_difference_and_correct_for_many():
         tests[(tests.row == row) & (tests.metric == "AUC")].iloc[0] for row in (("better",), ("same",))
     )
     assert better.difference > 0.3 and better.p_holm < 0.001 and same.difference == 0 and same.p_holm == 1
+
+
+# Large tables
+
+
+def large_table(n=24_000, **columns):
+    rng = np.random.default_rng(5)
+    label = rng.integers(0, 2, n)
+    score = np.round(1 / (1 + np.exp(-1.2 * label - rng.standard_normal(n))), 4)
+    return pd.DataFrame(
+        {"media_id": [f"{i:06d}" for i in range(n)], "label": label, "score": score, **columns}
+    )
+
+
+@pytest.mark.parametrize(("n", "n_clusters"), [(24_000, None), (12_000, None), (24_000, 300)])
+def test_large_tables_get_the_intervals_of_small_ones(monkeypatch, n, n_clusters):
+    rows = large_table(n)
+    clusters = None if n_clusters is None else np.arange(len(rows)) % n_clusters
+    sample = metrics.Sample(rows.label, rows.score, clusters, 0.6)
+    fast = metrics.resample_metrics([sample], list(METRICS), 300, np.random.default_rng(0))[0]
+    monkeypatch.setattr(metrics, "MANY_ROWS", 10**9)
+    monkeypatch.setattr(metrics.groups_of_clusters, "__defaults__", (10**9,))
+    slow = metrics.resample_metrics([sample], list(METRICS), 300, np.random.default_rng(1))[0]
+    for name in METRICS:
+        width = slow[name].std()
+        assert fast[name].std() == pytest.approx(width, rel=0.2), name
+        assert abs(fast[name].mean() - slow[name].mean()) < 0.4 * width, name
+
+
+def test_a_large_table_that_is_told_apart_perfectly_has_the_exact_interval():
+    rows = large_table().assign(score=lambda t: (1 + t.label + 0.9 * t.score) / 3)
+    found = evaluate(rows, threshold=0.66, resamples=20).values
+    assert found["auc"].value == found["accuracy"].value == 1
+    assert 0.9995 < found["auc"].low < 1 and found["auc"].high == 1
+
+
+def test_rare_errors_of_a_large_table_keep_their_interval():
+    rows = large_table().assign(score=lambda t: t.label.astype(float))
+    rows.loc[rows.index[rows.label == 0][:4], "score"] = 0.7
+    found = evaluate(rows, resamples=500).values["recall_real"]
+    n_real = (rows.label == 0).sum()
+    assert found.low == pytest.approx(1 - 8.5 / n_real, abs=2 / n_real) and 1 - found.high < 1.5 / n_real
+
+
+def test_memory_and_work_of_a_large_table_are_bounded():
+    strata = np.repeat([0, 1], [200_000, 30])
+    group, strata_of_groups = metrics.groups_of_clusters(strata, np.random.default_rng(0))
+    assert np.bincount(strata_of_groups).tolist() == [metrics.GROUPS, 30]
+    assert (
+        set(np.bincount(group)[: metrics.GROUPS]) == {80}
+        and (np.bincount(group)[metrics.GROUPS :] == 1).all()
+    )
+
+
+# Many detectors, many groups
+
+
+def leaderboard_file(path):
+    """Four detectors as columns with gaps: two good ones, one that guesses, one that scored nothing."""
+    rng = np.random.default_rng(2)
+    n = 240
+    label = np.arange(n) % 2
+    kind = np.where(np.arange(n) % 4 < 2, "image", "video")
+    good = 1 / (1 + np.exp(1 - 2 * label - rng.standard_normal(n)))
+    wide = pd.DataFrame({
+        "id": [f"f{i}" for i in range(n)],
+        "label": np.where(label, "fake", "real"),
+        "modality": kind,
+        "generator": np.where(label, [f"gan{i % 40}" for i in range(n)], np.where(kind == "image", "coco", "msrvtt")),
+        "prob_a": np.where(np.arange(n) < 180, good ** rng.uniform(0.95, 1.05, n), np.nan),
+        "prob_b": good ** rng.uniform(0.95, 1.05, n),
+        "prob_guess": np.where(kind == "image", rng.uniform(size=n), np.nan),
+        "prob_none": np.nan,
+        "lat_a": 1.0,
+    })  # fmt: skip
+    wide.to_csv(path, index=False)
+    return wide
+
+
+def test_a_matrix_of_detectors_with_gaps_is_ranked(tmp_path, capsys):
+    wide = leaderboard_file(tmp_path / "p.csv.gz")
+    command = ("evaluate", tmp_path / "p.csv.gz", "--label", "label", "--id", "id", "--score", "prob_*")
+    assert status_of(*command, "--by", "modality", "--json", tmp_path / "e.json") == 0
+    board = json.loads((tmp_path / "e.json").read_text(), parse_constant=pytest.fail)["leaderboards"]
+    assert list(board) == ["all", "image", "video"]
+    rows = {row["detector"]: row for row in board["all"]["detectors"]}
+    assert {name: row["coverage"] for name, row in rows.items()} == {
+        "prob_a": 0.75,
+        "prob_b": 1,
+        "prob_guess": 0.5,
+    }
+    assert {name: row["rank"] for name, row in rows.items()} == {"prob_a": 1, "prob_b": 1, "prob_guess": 3}
+    scored = wide[wide.prob_a.notna()]
+    assert rows["prob_a"]["auc"]["value"] == pytest.approx(auc(scored.label == "fake", scored.prob_a))
+    pair = board["all"]["pairwise"][0]
+    expected = delong_test(scored.label == "fake", scored.prob_a, scored.prob_b)
+    assert (pair["a"], pair["b"], pair["n"]) == ("prob_a", "prob_b", 180)
+    assert (pair["difference"], pair["p_value"]) == pytest.approx((expected.difference, expected.p_value))
+    assert [row["p_holm"] for row in board["all"]["pairwise"]] == pytest.approx(
+        correct_by_holm([row["p_value"] for row in board["all"]["pairwise"]])
+    )
+    assert {row["detector"] for row in board["video"]["detectors"]} == {"prob_a", "prob_b"}
+    said = capsys.readouterr()
+    assert (
+        "prob_none has no score at all" in said.err
+        and "share a rank" in said.out
+        and "nan" not in said.out.lower()
+    )
+
+
+def test_two_named_columns_are_two_detectors(tmp_path):
+    leaderboard_file(tmp_path / "p.csv")
+    command = (
+        "evaluate",
+        tmp_path / "p.csv",
+        "--score",
+        "prob_b",
+        "--score",
+        "prob_a",
+        "--json",
+        tmp_path / "e.json",
+    )
+    assert status_of(*command) == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert [group["of"]["detector"] for group in found["groups"]] == ["prob_a", "prob_b"]
+    assert status_of("evaluate", tmp_path / "p.csv", "--score", "q_*") == 2
+
+
+def test_groups_of_fakes_meet_all_genuine_media_or_those_of_their_kind(tmp_path, capsys):
+    wide = leaderboard_file(tmp_path / "p.csv")
+    command = (
+        "evaluate",
+        tmp_path / "p.csv",
+        "--score",
+        "prob_b",
+        "--by",
+        "generator",
+        "--json",
+        tmp_path / "e.json",
+    )
+    for more, n_real in (((), 120), (("--within", "modality", "--figure", tmp_path / "g.png"), 60)):
+        assert status_of(*command, *more) == 0
+        groups = json.loads((tmp_path / "e.json").read_text())["groups"]
+        assert len(groups) == 20 and {group["n"] - group["n_fake"] for group in groups} == {n_real}
+        areas = [group["auc"]["value"] for group in groups]
+        assert areas == sorted(areas)
+        worst = wide[(wide.generator == groups[0]["group"]) | (wide.label == "real")]
+        beside = worst[worst.modality == worst[worst.label == "fake"].modality.iloc[0]] if more else worst
+        assert areas[0] == pytest.approx(auc(beside.label == "fake", beside.prob_b))
+        assert "undefined" not in capsys.readouterr().out
+    assert (tmp_path / "g.png").stat().st_size > 10_000
+
+
+def test_hundreds_of_groups_are_quick_and_cut_on_the_terminal(capsys, monkeypatch, tmp_path):
+    rows = table(400).assign(
+        method=lambda t: np.where(t.label == 1, [f"m{i % 100}" for i in range(400)], "camera")
+    )
+    rows.to_csv(tmp_path / "p.csv", index=False)
+    drawn = []
+    monkeypatch.setattr(
+        metrics, "resample_metrics", lambda *a, kept=metrics.resample_metrics: drawn.append(1) or kept(*a)
+    )
+    assert status_of("evaluate", tmp_path / "p.csv", "--by", "method") == 0
+    assert len(drawn) == 1 and "75 more groups" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "says",
+    [{"trained_on": "m0, m1"}, {"seen": lambda t: t.method.isin(["m0", "m1"])}, {"training": lambda t: np.where(t.method.isin(["m0", "m1"]), "seen", "unseen")}],
+)  # fmt: skip
+def test_what_was_trained_on_is_reported_apart(tmp_path, says):
+    rows = table(80).assign(
+        method=lambda t: np.where(t.label == 1, [f"m{i % 4}" for i in range(80)], "camera")
+    )
+    rows.assign(**says).to_csv(tmp_path / "p.csv", index=False)
+    column = "training" if "training" in says else "method"
+    assert status_of("evaluate", tmp_path / "p.csv", "--held-out", column, "--json", tmp_path / "e.json") == 0
+    groups = json.loads((tmp_path / "e.json").read_text())["groups"]
+    assert {group["group"]: (group["n"], group["n_fake"]) for group in groups} == {
+        "trained on": (60, 20),
+        "held out": (60, 20),
+    }
+
+
+def test_held_out_without_a_column_that_says_so(tmp_path, capsys):
+    table(20, method="m").to_csv(tmp_path / "p.csv", index=False)
+    assert status_of("evaluate", tmp_path / "p.csv", "--held-out", "method") == 2
+    assert "Add one of trained_on" in capsys.readouterr().err

@@ -8,6 +8,7 @@ __all__ = [
     "delong",
     "Difference",
     "delong_test",
+    "difference_of_areas",
     "bootstrap_test",
     "Comparison",
     "compare",
@@ -41,6 +42,7 @@ from deepfake_nb.evaluation.metrics import (
     need,
     resample_metrics,
     smallest_stratum,
+    value_of,
 )
 from .predictions import NEEDED, check_predictions, first_bad, pool, require_one_of_each
 from ..study.files import InputError
@@ -192,6 +194,11 @@ def delong_test(labels, scores_a, scores_b, clusters=None, confidence=0.95):
         labels, np.column_stack([scores_a, scores_b]), clusters
     )
     _, n = cluster_codes(clusters, len(labels))
+    return difference_of_areas(a, b, covariance, n, confidence)
+
+
+def difference_of_areas(a, b, covariance, n, confidence):
+    """DeLong's test from two AUCs and their covariance (2, 2)."""
     found = Difference("auc", "DeLong", float(a), float(b), float(b - a), n=n)
     error = np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0))
     if error < 1e-12:
@@ -258,7 +265,7 @@ def measure_difference(name, pair, drawn, confidence):
     """The difference in one metric, from its resampled values, shape (R,)."""
     found = Difference(name, "bootstrap", n=pair[0].n_clusters)
     try:
-        a, b = (METRICS[name].plain(*one.parts) for one in pair)
+        a, b = (value_of(name, one) for one in pair)
     except Undefined as undefined:
         return replace(found, reason=str(undefined))
     found = replace(found, a=a, b=b, difference=b - a)

@@ -18,7 +18,9 @@ __all__ = [
     "auc_by_person",
     "Evaluation",
     "evaluate",
+    "evaluate_checked",
     "evaluate_by",
+    "low_auc_first",
     "record_of",
     "KEYS",
     "check_predictions",
@@ -34,11 +36,11 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     brier_score_loss,
-    confusion_matrix,
     f1_score,
     log_loss,
     precision_score,
@@ -60,6 +62,7 @@ from deepfake_nb.evaluation.predictions import (
     require_one_of_each,
     select_present,
     select_rows,
+    shares_genuine,
     simulated_predictions,
 )
 from deepfake_nb.evaluation.predictions import (
@@ -436,6 +439,7 @@ class Sample:
         order = np.argsort(-scores, kind="stable")
         self.labels, self.scores, self.code = labels[order], scores[order], code[order]
         self.parts = self.labels, self.scores, threshold  # arguments of a metric's plain form
+        self.known = {}  # its values by name, or why there is none
         last_of_ties = np.append(np.diff(self.scores) != 0, True)
         self.ends = np.append(0, np.flatnonzero(last_of_ties) + 1)
 
@@ -448,10 +452,6 @@ class Sample:
         if len(self.ends) == found.shape[1]:
             return found, false_alarms
         return found[:, self.ends], false_alarms[:, self.ends]
-
-    def sums(self, columns):
-        """Sums over the rows of each cluster, (M, K), of columns (N, K)."""
-        return np.column_stack([np.bincount(self.code, column, self.n_clusters) for column in columns.T])
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #13c98809
@@ -547,12 +547,15 @@ def call_scikit_learn(function, label):
 
     def plain(labels, scores, threshold):
         labels, scores = as_arrays(labels, scores)
-        called = (scores >= threshold).astype(int)
+        called = scores >= threshold
         if function is not precision_score:
             need(labels, label)
         elif not (called == label).any():
             raise Undefined(f"Nothing is called {WORDS[label]} at threshold {threshold:g}.")
-        return float(function(labels, called, pos_label=label, zero_division=0))
+        counts = np.bincount(2 * labels + called, minlength=4)  # as `four_counts` orders them
+        return float(
+            function([0, 0, 1, 1], [0, 1, 0, 1], pos_label=label, zero_division=0, sample_weight=counts)
+        )
 
     return plain
 
@@ -696,36 +699,115 @@ PROBABILITIES = {
 # %% ../../nbs/evaluation/01_metrics.ipynb #66ce58b8
 METRICS = RANKING | DECISIONS | PROBABILITIES
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #5d406778
+MANY_CLUSTERS = 5_000  # of a class
+MANY_ROWS = 20_000
+GROUPS = 2_500
+
+
+def groups_of_clusters(strata, rng, most=MANY_CLUSTERS):
+    """The group of each cluster and the stratum of each group; (None, `strata`) where clusters are few."""
+    sizes = np.bincount(strata)
+    if sizes.max() <= most:
+        return None, strata
+    group, strata_of_groups = np.empty(len(strata), np.int64), []
+    for stratum, size in enumerate(sizes):
+        together = 1 if size <= most else size // GROUPS
+        group[strata == stratum] = len(strata_of_groups) + rng.permutation(size) // together
+        strata_of_groups += [stratum] * -(-size // together)
+    return group, np.array(strata_of_groups)
+
+
+class Cells:
+    """Neighbouring rows of a large sample joined to cells, each a step of the curve."""
+
+    def __init__(self, sample, code, n_codes, names):
+        labels, n_rows = sample.labels, len(sample.labels)
+        step = np.sqrt(n_rows) / 12
+        of_rank = np.searchsorted(sample.ends, np.arange(0, n_rows, step))
+        pure = (
+            np.flatnonzero(labels == 0)[:1],
+            np.flatnonzero(labels == 1)[-1:] + 1,
+        )  # above all real, below all fake
+        at_ends = [np.searchsorted(sample.ends, pure[0], "right") - 1, np.searchsorted(sample.ends, pure[1])]
+        ends = sample.ends[np.unique(np.concatenate([[0, len(sample.ends) - 1], of_rank, *at_ends]))]
+        self.n = len(ends) - 1
+        cell = np.repeat(np.arange(self.n), np.diff(ends))
+        self.weights = [
+            csr_array((np.ones(of_class.sum()), (cell[of_class], code[of_class])), (self.n, n_codes))
+            for of_class in (labels == 1, labels == 0)
+        ]
+        self.names = names
+        exact = {
+            name: METRICS[name].from_curve(*sample.curve(np.ones((1, sample.n_clusters)))) for name in names
+        }
+        here = self.of_curves(np.ones((1, n_codes)))
+        self.shift = {name: exact[name] - here[name] for name in names}
+
+    def of_curves(self, counts):
+        """{name: (B,)} from the steps of the curve."""
+        counts = np.ascontiguousarray(counts.T)
+        curve = [np.zeros((self.n + 1, counts.shape[1])) for _ in self.weights]
+        for steps, weights in zip(curve, self.weights, strict=True):
+            np.cumsum(weights @ counts, axis=0, out=steps[1:])
+        return {name: METRICS[name].from_curve(*(steps.T for steps in curve)) for name in self.names}
+
+    def metrics(self, counts):
+        """{name: (B,)} for weights (B, M), with the value of all rows where all weights are equal."""
+        return {
+            name: np.clip(drawn + self.shift[name], 0, 1) for name, drawn in self.of_curves(counts).items()
+        }
+
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #cb22791b
-class Resampler:
-    """Metrics of one sample for many weightings of its media at once."""
+def column_sums(sample, columns, code, n, rows=100_000):
+    """Sums (n, K) of a metric's columns over the rows of each code, in parts that fit the memory."""
+    total = 0
+    for start in range(0, len(code), rows):
+        part = slice(start, start + rows)
+        values = columns(sample.labels[part], sample.scores[part], sample.threshold)
+        total = total + np.column_stack([np.bincount(code[part], column, n) for column in values.T])
+    return total
 
-    def __init__(self, sample, names):
+
+class Resampler:
+    """Metrics of one sample for many weightings of its media, or of groups of them, at once."""
+
+    def __init__(self, sample, names, group=None):
         self.sample = sample
+        code = sample.code if group is None else group[sample.code]
+        n = code.max() + 1
         self.of_curve = [name for name in names if METRICS[name].from_curve]
-        columns = {name: METRICS[name].columns(*sample.parts) for name in names if name not in self.of_curve}
-        self.widths = {name: part.shape[1] for name, part in columns.items()}
-        self.sums = sample.sums(np.hstack(list(columns.values()))) if columns else None
+        of_sums = [name for name in names if name not in self.of_curve]
+        functions = {METRICS[name].columns for name in of_sums}
+        sums = {function: column_sums(sample, function, code, n) for function in functions}
+        self.parts = [
+            (part, {name: METRICS[name].finish for name in of_sums if METRICS[name].columns is function})
+            for function, part in sums.items()
+        ]
+        is_large = group is not None or len(sample.code) > MANY_ROWS
+        self.cells = Cells(sample, code, n, self.of_curve) if is_large else None
 
     def metrics(self, counts):
         """{name: (B,)} for weights (B, M)."""
+        found = {}
+        for part, finishes in self.parts:
+            sums = counts @ part
+            found |= {name: finish(sums) for name, finish in finishes.items()}
+        if self.cells is not None:
+            return found | self.cells.metrics(counts)
         curve = self.sample.curve(counts) if self.of_curve else None
-        found = {name: METRICS[name].from_curve(*curve) for name in self.of_curve}
-        if self.sums is not None:
-            parts = np.split(counts @ self.sums, np.cumsum(list(self.widths.values()))[:-1], axis=1)
-            found |= {name: METRICS[name].finish(part) for name, part in zip(self.widths, parts, strict=True)}
-        return found
+        return found | {name: METRICS[name].from_curve(*curve) for name in self.of_curve}
 
 
-# %% ../../nbs/evaluation/01_metrics.ipynb #678cee19
 def resample_metrics(samples, names, resamples, rng):
     """Metrics of samples of the same media on the same resamples: a list of {name: (R,)}."""
-    resamplers = [Resampler(sample, names) for sample in samples]
-    rows = max(len(sample.code) for sample in samples)
+    group, strata = groups_of_clusters(samples[0].strata, rng)
+    resamplers = [Resampler(sample, names, group) for sample in samples]
+    rows = max(len(one.sample.code) if one.cells is None else 10 * one.cells.n for one in resamplers)
     drawn = [
         [resampler.metrics(counts) for resampler in resamplers]
-        for counts in draw_counts(samples[0].strata, resamples, rng, rows)
+        for counts in draw_counts(strata, resamples, rng, rows)
     ]
     return [
         {name: np.concatenate([block[name] for block in blocks]) for name in names}
@@ -743,6 +825,18 @@ def list_metric_names(metrics):
     if not names:
         raise UsageError("Name at least one metric.")
     return names
+
+
+def value_of(name, sample):
+    """A metric of a sample, computed once; raises `Undefined`."""
+    if name not in sample.known:
+        try:
+            sample.known[name] = METRICS[name].plain(*sample.parts)
+        except Undefined as undefined:
+            sample.known[name] = undefined
+    if isinstance(sample.known[name], Undefined):
+        raise sample.known[name]
+    return sample.known[name]
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #2e9a5b59
@@ -781,14 +875,14 @@ def bootstrap(predictions, metrics=("auc",), threshold=0.5, resamples=2000, rng=
     rows = require_one_of_each(check_predictions(predictions))
     sample = Sample(rows.label, rows.score, choose_column(rows, clusters), threshold)
     for name in names:
-        METRICS[name].plain(*sample.parts)
+        value_of(name, sample)
     return pd.DataFrame(resample_metrics([sample], names, resamples, as_generator(rng))[0])
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #4ac67761
 def is_defined(name, sample):
     try:
-        METRICS[name].plain(*sample.parts)
+        value_of(name, sample)
     except Undefined:
         return False
     return True
@@ -796,7 +890,8 @@ def is_defined(name, sample):
 
 def smallest_stratum(strata):
     """Number of clusters in the smallest stratum."""
-    return int(np.unique(strata, return_counts=True)[1].min())
+    sizes = np.bincount(strata)
+    return int(sizes[sizes > 0].min())
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #b1bd8f65
@@ -804,15 +899,17 @@ def measure(name, sample, drawn, confidence):
     """One metric of a sample: value and interval, or the reason for their absence."""
     metric, n = METRICS[name], sample.n_clusters
     try:
-        value = metric.plain(*sample.parts)
+        value = value_of(name, sample)
     except Undefined as undefined:
         return Measured(None, n=n, reason=str(undefined))
     if smallest_stratum(sample.strata) < 2:
         return Measured(value, n=n, reason="One media file of a class: no interval.")
-    return measured(value, drawn, n, confidence, trials_behind(metric, sample), metric.turned)
+    if drawn is None:
+        return Measured(value, n=n)
+    trials = trials_behind(metric, sample) if min(value, 1 - value) < 1e-12 else None
+    return measured(value, drawn, n, confidence, trials, metric.turned)
 
 
-# %% ../../nbs/evaluation/01_metrics.ipynb #c1c0edf8
 def trials_behind(metric, sample):
     """Independent trials behind a value of 0 or 1; None where unknown."""
     if metric.trials is None or (sample.strata == 2).any():
@@ -822,11 +919,11 @@ def trials_behind(metric, sample):
     return metric.trials(sample.strata, called)
 
 
-def measure_all(sample, resamples, rng, confidence):
-    """Every metric of a sample from the same resamples."""
-    defined = [name for name in METRICS if is_defined(name, sample)]
-    drawn = resample_metrics([sample], defined, resamples, rng)[0]
-    return {name: measure(name, sample, drawn.get(name), confidence) for name in METRICS}
+def measure_all(sample, resamples, rng, confidence, names=tuple(METRICS)):
+    """Metrics of a sample from the same resamples; without intervals where `resamples` is None."""
+    defined = [name for name in names if is_defined(name, sample)]
+    drawn = {} if resamples is None else resample_metrics([sample], defined, resamples, rng)[0]
+    return {name: measure(name, sample, drawn.get(name), confidence) for name in names}
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #d0efeb4d
@@ -868,7 +965,7 @@ def count_rows(sample):
         "n_fake": int(sample.labels.sum()),
         "threshold": float(sample.threshold),
         "majority_rate": float(np.bincount(sample.labels).max() / len(sample.labels)),
-        "confusion_matrix": confusion_matrix(sample.labels, called, labels=[0, 1]).tolist(),
+        "confusion_matrix": np.bincount(2 * sample.labels + called, minlength=4).reshape(2, 2).tolist(),
     }
 
 
@@ -969,16 +1066,26 @@ def evaluate(
     InputError
         See `check_predictions`; detectors, sets or splits are mixed; an option is unknown, or out of its range.
     """
-    rows = select_rows(level, require_one_of_each(check_predictions(predictions)), how)
+    return evaluate_checked(
+        check_predictions(predictions), threshold, level, resamples, rng, confidence, how, clusters
+    )
+
+
+def evaluate_checked(
+    table, threshold=0.5, level="media", resamples=2000, rng=None, confidence=0.95, how="mean", clusters="media_id",
+    names=tuple(METRICS),
+):  # fmt: skip
+    """`evaluate` of a table that `check_predictions` returned, for some metrics."""
+    rows = select_rows(level, require_one_of_each(table), how)
     sample = Sample(rows.label, rows.score, choose_column(rows, clusters), threshold)
-    values = measure_all(sample, resamples, as_generator(rng), confidence)
+    values = measure_all(sample, resamples, as_generator(rng), confidence, names)
     about = {"n_media": rows.media_id.nunique(), "level": level, "confidence": confidence}
     about["of"] = {column: plain_value(rows[column].iloc[0]) for column in select_present(rows)}
     return Evaluation(**count_rows(sample), **about, values=values)
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #02ba5af8
-def evaluate_by(predictions, by=(), **options):
+def evaluate_by(predictions, by=(), within=(), tell=None, **options):
     """Evaluate each detector on each test set, and for each value of further columns.
 
     Parameters
@@ -986,15 +1093,20 @@ def evaluate_by(predictions, by=(), **options):
     predictions : DataFrame
         See `check_predictions`.
     by : str or sequence of str
-        Columns to group by, besides those of `KEYS` with several values. Where a column is "original" or
-        empty for all real rows, as ``method`` is, each of its values is evaluated against all of these.
+        Columns to group by, besides those of `KEYS` with several values. Where values of a column hold fakes only, as
+        those of ``method`` do, each is evaluated against the genuine media of all values.
+    within : str or sequence of str
+        Columns in which these genuine media have to be alike, such as a modality.
+    tell : callable, optional
+        Takes a sentence on what begins now.
     **options
         See `evaluate`.
 
     Returns
     -------
     dict of str to Evaluation
-        In order of appearance; ``of`` holds the values.
+        In order of appearance, or the lowest AUC first where fakes are compared with shared genuine media; ``of``
+        holds the values.
 
     Raises
     ------
@@ -1006,11 +1118,21 @@ def evaluate_by(predictions, by=(), **options):
     table = check_predictions(predictions)
     columns = [*dict.fromkeys([*find_mixed_columns(table), *choose_columns(table, by)])]
     evaluations = {}
-    for name, rows in iterate_groups(table, columns):
-        evaluation = evaluate(rows, **options)
+    for name, rows in iterate_groups(table, columns, choose_columns(table, within)):
+        if tell:
+            tell(f"evaluating {name} ({len(evaluations) + 1}), {len(rows):,} predictions")
+        evaluation = evaluate_checked(rows, **options)
         of = {column: plain_value(rows[column].iloc[-1]) for column in columns}
         evaluations[name] = replace(evaluation, of=evaluation.of | of)
+    if any(shares_genuine(table, column) for column in columns):
+        return dict(sorted(evaluations.items(), key=lambda item: low_auc_first(item[1])))
     return evaluations
+
+
+def low_auc_first(evaluation):
+    """A key that sorts evaluations by AUC, undefined ones last."""
+    value = evaluation.values["auc"].value
+    return np.inf if value is None else value
 
 
 # %% ../../nbs/evaluation/01_metrics.ipynb #d3d71ed0

@@ -7,19 +7,27 @@ __all__ = [
     "NEEDED",
     "KEYS",
     "USUAL_NAMES",
+    "MISSING",
     "LABEL_WORDS",
     "IMAGES_IN_FOLDER",
     "simulated_predictions",
     "check_predictions",
     "read_predictions",
+    "one_row_per_score",
     "pool",
+    "pool_checked",
     "list_doubts",
 ]
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #e2efaa3f
-import itertools
+import bz2
+import fnmatch
+import gzip
+import io
 import json
+import lzma
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +107,8 @@ def choose_columns(table, columns):
 
 def check_ids(table):
     """Reject media files with two labels, and duplicate units."""
+    if "eval_set" not in table.columns and table["media_id"].is_unique:
+        return
     groups = table.groupby(
         select_present(table, ("eval_set", "media_id")), sort=False, dropna=False, observed=True
     )["label"]
@@ -160,14 +170,20 @@ def check_predictions(predictions):
 # %% ../../nbs/evaluation/00_predictions.ipynb #318c1133
 USUAL_NAMES = {
     "media_id": ("media_id", "filename", "file_name", "file", "video", "video_name", "video_id", "video_path",
-                 "image", "image_path", "path", "name", "id"),
+                 "image", "image_path", "path", "name", "id", "media"),
     "label": ("label", "ground_truth", "true_label", "y_true", "target", "truth", "gt", "is_fake"),
     "score": ("score", "mean_prediction", "fake_score", "fake_probability", "prob_fake", "probability", "prob",
               "y_score", "prediction", "pred"),
 }  # fmt: skip
+MISSING = ("", "nan", "na", "n/a", "none", "null", "-")
 LABEL_WORDS = {
-    **dict.fromkeys(("0", "0.0", "false", "real", "original", "genuine", "authentic", "pristine"), 0),
-    **dict.fromkeys(("1", "1.0", "true", "fake", "deepfake", "manipulated", "forged", "synthetic"), 1),
+    **dict.fromkeys(
+        ("0", "0.0", "false", "real", "original", "genuine", "authentic", "pristine", "bonafide"), 0
+    ),
+    **dict.fromkeys(
+        ("1", "1.0", "true", "fake", "deepfake", "manipulated", "forged", "synthetic", "generated", "spoof"),
+        1,
+    ),
 }
 
 
@@ -190,9 +206,24 @@ def pick_column(table, role, wanted, source):
     )
 
 
+def pick_scores(table, wanted, source):
+    """The columns of the file that one of several names or patterns such as ``prob_*`` fits, in the order of the file."""
+    columns = [str(column) for column in table.columns]
+    for pattern in wanted:
+        if not fnmatch.filter(columns, pattern):
+            raise UsageError(f"{source} has no column {pattern!r}; it has {', '.join(columns)}.")
+    return [column for column in columns if any(fnmatch.fnmatchcase(column, pattern) for pattern in wanted)]
+
+
 def label_of(value):
     """0 or 1 for common label words; any other value is returned unchanged."""
     return LABEL_WORDS.get(str(value).strip().lower(), value)
+
+
+def labels_of(column):
+    """`label_of` each cell of a column."""
+    code, values = pd.factorize(column, use_na_sentinel=False)
+    return np.array([label_of(value) for value in values], dtype=object)[code]
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #815f546b
@@ -210,7 +241,13 @@ def find_table_in_json(value, source):
             raise InputError(f"{source} has several lists of records ({', '.join(lists)}). Keep one of them.")
         if lists:
             return pd.DataFrame(value[lists[0]])
+        if isinstance(value.get("data"), list) and isinstance(
+            value.get("columns"), list
+        ):  # pandas, orient="split"
+            return with_named_index(pd.DataFrame(value["data"], value.get("index"), value["columns"]))
         if value and all(isinstance(item, dict) for item in value.values()):
+            if set(USUAL_NAMES["label"]) & {key.strip().lower() for key in value}:  # pandas, orient="columns"
+                return with_named_index(pd.DataFrame(value))
             return pd.DataFrame([{"media_id": key} | item for key, item in value.items()])
         columns = {key: item for key, item in value.items() if isinstance(item, list)}
         if columns and len({len(item) for item in columns.values()}) == 1:
@@ -220,69 +257,104 @@ def find_table_in_json(value, source):
     )
 
 
-# %% ../../nbs/evaluation/00_predictions.ipynb #4a587d2a
-def read_text_table(path, separator):
-    """Read a delimited file as text, so that an id such as 007 keeps its zeros.
+def with_named_index(table):
+    """An index that holds ids becomes a column."""
+    if all(str(name).isdecimal() for name in table.index) and not any(table.index.names):
+        return table
+    named = any(table.index.names) or "media_id" in table.columns
+    return (table if named else table.rename_axis("media_id")).reset_index()
 
-    Spreadsheets export UTF-16, a line ``sep=;``, semicolons with decimal commas, and a separator at the end of each row;
-    others begin with comment lines.
+
+# %% ../../nbs/evaluation/00_predictions.ipynb #4a587d2a
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+def read_bytes(path):
+    """The content of a file, decompressed."""
+    with OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+        return file.read()
+
+
+def decode(content):
+    """Text from UTF-8, UTF-16 with or without its mark, or else the 8-bit encoding of Windows."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    if 0 in content[:2]:
+        return content.decode("utf-16-le" if content[1] == 0 else "utf-16-be")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        if 0 in content:
+            raise
+        return content.decode("cp1252", errors="replace")
+
+
+# %% ../../nbs/evaluation/00_predictions.ipynb #e69920fe
+PREAMBLE = re.compile(r'#|"?sep=.+|\s*$')
+
+
+def read_text_table(content, separator):
+    """Read a delimited text as text, so that an id such as 007 keeps its zeros.
+
+    Spreadsheets export a line ``sep=;``, semicolons with decimal commas, and a separator at the end of each row; others
+    write comment lines.
     """
-    with open(path, "rb") as file:
-        encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    with open(path, encoding=encoding, newline="") as file:
-        begin = list(itertools.islice(file, 100))
-    preamble = list(itertools.takewhile(lambda line: re.match(r"#|sep=.$|\s*$", line.rstrip("\r\n")), begin))
-    stated = [line[4] for line in preamble if line.startswith("sep=")]
-    header = begin[len(preamble)] if len(begin) > len(preamble) else ""
-    found = stated[0] if stated else max((separator, ",", ";", "\t"), key=header.count)
-    rows = [line.rstrip("\r\n") for line in begin[len(preamble) + 1 :]]
-    trails = not header.rstrip("\r\n").endswith(found) and all(row.endswith(found) for row in rows if row)
+    lines = decode(content).splitlines(keepends=True)
+    start = next((at for at, line in enumerate(lines) if not PREAMBLE.match(line)), len(lines))
+    stated = [line.strip().strip('"')[4:5] for line in lines[:start] if "sep=" in line[:5]]
+    header = lines[start].rstrip("\r\n") if start < len(lines) else ""
+    found = stated[0] if stated else max((separator, ",", ";", "\t", "|"), key=header.count)
+    rows = [line for line in lines[start + 1 :] if not is_comment(line, header.count(found), found)]
+    begin = [row.rstrip("\r\n") for row in rows[:100]]
+    trails = not header.endswith(found) and all(row.endswith(found) for row in begin if row)
     options = {"index_col": False, "usecols": range(header.count(found) + 1)} if trails else {}
     table = pd.read_csv(
-        path, sep=found, dtype=str, keep_default_na=False, encoding=encoding, skipinitialspace=True,
-        skiprows=len(preamble), **options,
+        io.StringIO("".join([header, "\n", *rows])), sep=found, dtype=str, keep_default_na=False, skipinitialspace=True,
+        **options,
     )  # fmt: skip
-    return table if found == "," else with_decimal_points(table)
+    return with_decimal_points(table)
+
+
+def is_comment(line, n_separators, separator):
+    """Whether a line below the header is a comment, and no row whose first cell begins with a hash."""
+    return line[0] == "#" and (line[1:2].isspace() or line.count(separator) != n_separators)
 
 
 def with_decimal_points(table):
-    """Convert decimal commas to points in the numeric columns of a table of text."""
+    """Convert decimal commas to points, and percentages to shares, in the numeric columns of a table of text."""
     for column in table:
-        numbers = table[column].str.fullmatch(r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?")
-        if numbers.all() and table[column].str.contains(",").any():
-            table[column] = table[column].str.replace(",", ".")
+        cells = table[column]
+        if cells.str.endswith("%").any() and cells.str.fullmatch(r"(\d+([.,]\d+)?\s*%)?").all():
+            shares = pd.to_numeric(cells.str.rstrip(" %").str.replace(",", ".")) / 100
+            cells = table[column] = shares.map(lambda share: "" if np.isnan(share) else repr(float(share)))
+        if cells.str.contains(",").any() and cells.str.fullmatch(r"([-+]?\d+(,\d+)?([eE][-+]?\d+)?)?").all():
+            table[column] = cells.str.replace(",", ".")
     return table
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #d1f544c9
-def read_json_lines(path):
-    with open(path, encoding="utf-8-sig") as file:
-        return pd.DataFrame([json.loads(line) for line in file if line.strip()])
+def read_json_lines(content):
+    return pd.DataFrame([json.loads(line) for line in decode(content).split("\n") if line.strip()])
 
 
-def read_json(path):
+def read_json(content, source):
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return find_table_in_json(json.load(file), f"{str(path)!r}")
+        return find_table_in_json(json.loads(decode(content)), source)
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise
-        return read_json_lines(path)
-
-
-def read_parquet(path):
-    """Read a Parquet file; a named index becomes a column."""
-    table = pd.read_parquet(path)
-    return table.reset_index() if any(table.index.names) else table
+        return read_json_lines(content)
 
 
 READERS = {
-    ".csv": lambda path: read_text_table(path, ","),
-    ".tsv": lambda path: read_text_table(path, "\t"),
+    ".csv": lambda content, source: read_text_table(content, ","),
+    ".tsv": lambda content, source: read_text_table(content, "\t"),
+    ".txt": lambda content, source: read_text_table(content, "\t"),
     ".json": read_json,
-    ".jsonl": read_json_lines,
-    ".parquet": read_parquet,
-    ".pq": read_parquet,
+    ".jsonl": lambda content, source: read_json_lines(content),
+    ".ndjson": lambda content, source: read_json_lines(content),
+    ".parquet": lambda content, source: with_named_index(pd.read_parquet(io.BytesIO(content))),
+    ".pq": lambda content, source: with_named_index(pd.read_parquet(io.BytesIO(content))),
 }
 
 
@@ -291,19 +363,30 @@ def read_any(path, source):
     """Read a file by its extension; any failure of a reader becomes an error message."""
     if find_address(path):
         raise InputError(explain_absence(path))
-    if path.suffix.lower() not in READERS:
-        raise InputError(f"{source} is not one of {', '.join(READERS)}: predictions are read from these.")
+    suffix = Path(path.stem if path.suffix.lower() in OPENERS else path).suffix.lower()
+    if suffix not in READERS:
+        kinds = f"{', '.join(READERS)}, or one of them compressed ({', '.join(OPENERS)})"
+        raise InputError(f"{source} is not one of {kinds}: predictions are read from these.")
     if not path.is_file():
         raise InputError(explain_absence(path))
     try:
-        return READERS[path.suffix.lower()](path)
+        return READERS[suffix](read_bytes(path), source)
     except InputError:
         raise
     except pd.errors.EmptyDataError:
         raise InputError(f"{source} is empty.") from None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        EOFError,
+        lzma.LZMAError,
+        zlib.error,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{source} cannot be read as {path.suffix[1:].upper()}: {reason}.") from None
+        raise InputError(f"{source} cannot be read as {suffix[1:].upper()}: {reason}.") from None
 
 
 def with_numbers(table):
@@ -317,7 +400,7 @@ def with_numbers(table):
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #7979a8e4
 def read_predictions(path, label=None, score=None, media_id=None):
-    """Read predictions from CSV, TSV, Parquet, JSON or JSON lines.
+    """Read predictions from CSV, TSV, Parquet, JSON or JSON lines, also compressed.
 
     Parameters
     ----------
@@ -326,12 +409,15 @@ def read_predictions(path, label=None, score=None, media_id=None):
         column.
     label, score, media_id : str, optional
         Names of these columns in the file; usual names are found automatically (`USUAL_NAMES`). Labels may be 0
-        and 1, true and false, or words such as "fake" and "real".
+        and 1, true and false, or words such as "fake" and "real". `score` may be a list of columns or of patterns such as
+        ``prob_*``: each is a detector, and a missing score is media that it did not score.
 
     Returns
     -------
     DataFrame
-        Checked by `check_predictions`, with all other columns kept; ``attrs["columns"]`` holds the original three names.
+        Checked by `check_predictions`, with all other columns kept; ``attrs["columns"]`` holds the original three names. Of
+        several scores, one row per score, with the column as `detector`, and in ``attrs`` the number ``n_media`` of media
+        in the file and the columns ``without_scores``.
 
     Raises
     ------
@@ -343,18 +429,39 @@ def read_predictions(path, label=None, score=None, media_id=None):
     path = Path(path)
     source = f"{str(path)!r}"
     table = read_any(path, source)
-    roles = {"media_id": media_id, "label": label, "score": score}
+    several = score if isinstance(score, list) else None
+    roles = {"media_id": media_id, "label": label} | ({} if several else {"score": score})
     found = {role: pick_column(table, role, wanted, source) for role, wanted in roles.items()}
     chosen = {role: table[column] for role, column in found.items()}
-    table = table.drop(columns=[*{*found.values()}, *select_present(table, NEEDED)], errors="ignore")
-    table = pd.DataFrame({**chosen, **{column: table[column] for column in table.columns}})
-    table["label"] = [label_of(value) for value in table["label"]]
+    detectors = pick_scores(table, several, source) if several else []
+    rest = table.drop(columns=[*found.values(), *detectors, *select_present(table, NEEDED)], errors="ignore")
+    table = pd.DataFrame({**chosen, **{column: table[column] for column in [*detectors, *rest.columns]}})
+    table["label"] = labels_of(table["label"])
     try:
+        if several:
+            return one_row_per_score(table, detectors, found)
         checked = check_predictions(with_numbers(table))
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     checked.attrs["columns"] = found
     return checked
+
+
+def one_row_per_score(table, detectors, found):
+    """One row per score from one column per detector; missing scores are left out."""
+    others = table.drop(columns=detectors)
+    if "detector" in others.columns:
+        others["detector"] = others["detector"].astype(str) + ", "
+    parts = []
+    for name in detectors:
+        scored = ~table[name].isna() & ~table[name].astype(str).str.strip().str.lower().isin(MISSING)
+        rows = others[scored]
+        prefix = rows["detector"] if "detector" in rows.columns else ""
+        parts.append(rows.assign(score=table.loc[scored, name], detector=prefix + name))
+    long = check_predictions(with_numbers(pd.concat(parts, ignore_index=True)))
+    without = [name for name, part in zip(detectors, parts, strict=True) if not len(part)]
+    long.attrs |= {"columns": found, "n_media": table["media_id"].nunique(), "without_scores": without}
+    return long
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #ed2edd8d
@@ -392,10 +499,19 @@ def pool(predictions, how="mean", by=()):
     InputError
         See `check_predictions`.
     """
+    return pool_checked(check_predictions(predictions), how, by)
+
+
+def pool_checked(table, how="mean", by=()):
+    """`pool` of a table that `check_predictions` returned."""
     if how not in POOLINGS:
         raise UsageError(f"There is no pooling {how!r}. Choose one of: {', '.join(POOLINGS)}.")
-    table = check_predictions(predictions)
     keys = [*dict.fromkeys([*select_present(table), *choose_columns(table, by), "media_id"])]
+    if not table.duplicated(keys).any():
+        others = [
+            column for column in table.columns if column not in {*keys, "label", "score", "unit", "n_units"}
+        ]
+        return table.assign(n_units=1)[[*keys, "label", "score", "n_units", *others]].reset_index(drop=True)
     groups = table.groupby(keys, sort=False, dropna=False, observed=True)
     pooled = groups.agg(label=("label", "first"), score=("score", POOLINGS[how]), n_units=("score", "size"))
     others = [column for column in table.columns if column not in {*keys, *pooled.columns, "unit"}]
@@ -410,7 +526,7 @@ def select_rows(level, table, how="mean"):
     """The rows to evaluate: media files, or the units themselves."""
     if level not in ("media", "unit"):
         raise UsageError(f"There is no level {level!r}. Choose media or unit.")
-    return pool(table, how) if level == "media" else table
+    return pool_checked(table, how) if level == "media" else table
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #a940bc9a
@@ -438,27 +554,33 @@ def choose_column(rows, name):
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #92301e8c
-GENUINE = {"", "original", "real", "genuine", "pristine", "none"}
-
-
 def shares_genuine(table, column):
-    """Whether a column divides only the fakes: real rows are "original" or empty in it."""
-    words = table[column].astype(object).where(table[column].notna(), "").astype(str).str.lower()
-    real, fake = (set(words[table["label"] == label]) for label in (0, 1))
-    return column not in KEYS and bool(real) and real <= GENUINE and not real & fake
+    """Whether values of a column hold fakes only, which are then compared with the genuine media of all its values."""
+    if column in KEYS:
+        return False
+    least = table.groupby(column, dropna=False, observed=True)["label"].min()
+    return bool((least == 1).any() and (table["label"] == 0).any())
 
 
-def select_genuine(table, values):
-    """The real rows with these values, {column: value}; a missing value counts as a value."""
+def select_genuine(table, values, rows=None, within=()):
+    """The real rows with these values, {column: value}, and those that `rows` have in the columns `within`.
+
+    A missing value counts as a value.
+    """
     beside = table["label"] == 0
     for column, value in values.items():
         beside &= table[column].isna() if pd.isna(value) else table[column] == value
+    for column in within:
+        beside &= table[column].isin(rows[column].unique())
     return table[beside]
 
 
-# %% ../../nbs/evaluation/00_predictions.ipynb #e1eb79ba
-def iterate_groups(table, by):
-    """Yield (name, rows) for each value of the columns in `by`."""
+def iterate_groups(table, by, within=()):
+    """Yield (name, rows) for each value of the columns in `by`.
+
+    Fakes without genuine media of their own come with those of all values, or with those that are alike in the columns
+    `within`; genuine media alone are no group then.
+    """
     if not by:
         yield "all", table
         return
@@ -466,16 +588,16 @@ def iterate_groups(table, by):
     for values, rows in table.groupby(by, sort=False, dropna=False, observed=True):
         if shared and rows["label"].max() == 0:
             continue
-        if shared:
+        if shared and rows["label"].min() == 1:
             kept_apart = {column: v for column, v in zip(by, values, strict=True) if column not in shared}
-            rows = pd.concat([select_genuine(table, kept_apart), rows])
+            rows = pd.concat([select_genuine(table, kept_apart, rows, within), rows])
         yield ", ".join(map(str, values)), rows
 
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #7d00b703
-def doubt_about_scale(table):
+def doubt_about_scale(table, threshold=0.5):
     low, high = table.score.min(), table.score.max()
-    if low >= 0 and 1 < high <= 100 and table.score.between(1, 100).mean() > 0.5:
+    if low >= 0 and 1.5 < high <= 100 and threshold <= 1:
         return (
             f"Scores run from {low:g} to {high:g}. If they are percentages, give the threshold as one too, such as "
             f"--threshold 50."
@@ -554,13 +676,15 @@ def describe_counts(table, clusters="media_id"):
 IMAGES_IN_FOLDER = 4  # mean per folder from which on its images look like frames of a video
 
 
-def list_doubts(table):
+def list_doubts(table, threshold=0.5):
     """List what looks wrong in a table of predictions.
 
     Parameters
     ----------
     table : DataFrame
-        See `read_predictions`.
+        See `read_predictions`; of one detector.
+    threshold : float
+        Scores at or above it are classified as fake.
 
     Returns
     -------
@@ -568,5 +692,6 @@ def list_doubts(table):
         One sentence per doubt: scores of 0 to 100, inverted labels or scores, decisions in place of scores, frames as
         media files.
     """
-    checks = (doubt_about_scale, doubt_about_direction, doubt_about_decisions, doubt_about_frames)
-    return [sentence for check in checks if (sentence := check(table))]
+    checks = (doubt_about_direction, doubt_about_decisions, doubt_about_frames)
+    found = [doubt_about_scale(table, threshold), *(check(table) for check in checks)]
+    return [sentence for sentence in found if sentence]

@@ -10,6 +10,7 @@ __all__ = [
     "media_kind",
     "read_image",
     "image_damage",
+    "read_pages",
     "is_animated",
     "reduce_image",
     "Frame",
@@ -64,29 +65,56 @@ class UnreadableMedia(InputError):
 
 IMAGE_ENDINGS = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .dib .webp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .tga "
-    ".avif .heic .heif".split()
+    ".avif .heic .heif .mpo".split()
 )
 VIDEO_ENDINGS = frozenset(
     ".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .ts .mts .m2ts .vob .wmv .asf .flv .f4v .3gp .3g2 "
-    ".ogv .mxf .mjpeg .mjpg .h264 .264 .hevc .265 .y4m .nut .ivf".split()
+    ".ogv .ogg .mxf .mjpeg .mjpg .h264 .264 .hevc .265 .y4m .nut .ivf .mpe .divx .dv .3gpp".split()
 )
 
 
+_NEITHER = frozenset(  # sound and raw photographs begin like videos and TIFF
+    ".m4a .m4b .m4r .aac .oga .opus .spx .wma .mka .dng .nef .nrw .arw .sr2 .cr2 .cr3 .orf .rw2 .raf .pef .srw".split()
+)
+_IMAGE_BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|\0...ftyp(?:avif|avis|heic|heix|heif|hevc|mif1|msf1)",
+    re.DOTALL,
+)
+_VIDEO_BEGINNINGS = re.compile(
+    rb"\0...(?:ftyp|moov|wide|skip)|....mdat|\x1aE\xdf\xa3|RIFF....AVI |FLV\x01|OggS|\x30\x26\xb2\x75\x8e\x66\xcf\x11|\0\0\x01[\xba\xb3]|YUV4MPEG2|"
+    rb"DKIF|\x06\x0e\x2b\x34|G.{187}G.{187}G|.{4}G.{191}G.{191}G",
+    re.DOTALL,
+)
+
+
+def _kind_of_content(path):
+    """ "image" or "video" by the first bytes of a file; None where they say neither, or it cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        with open(path, "rb") as file:
+            begin = file.read(600)
+    except (OSError, ValueError):
+        return None
+    return "image" if _IMAGE_BEGINNINGS.match(begin) else "video" if _VIDEO_BEGINNINGS.match(begin) else None
+
+
 def media_kind(path):
-    """Whether a file name is that of an image or of a video.
+    """Whether a file is an image or a video.
 
     Parameters
     ----------
     path : str or Path
-        Only the extension is used; the file need not exist.
+        The content decides; where it says nothing, or there is no such file, the extension.
 
     Returns
     -------
     {"image", "video"} or None
-        None when the extension is that of neither.
+        None for neither.
     """
     ending = Path(path).suffix.lower()
-    return "image" if ending in IMAGE_ENDINGS else "video" if ending in VIDEO_ENDINGS else None
+    by_name = "image" if ending in IMAGE_ENDINGS else "video" if ending in VIDEO_ENDINGS else None
+    return None if ending in _NEITHER else _kind_of_content(path) or by_name
 
 
 # %% ../../nbs/media/00_video.ipynb #4cc95bd9
@@ -184,12 +212,14 @@ def read_image(path):
         The file is missing, empty, truncated, of an unknown format, or larger than Pillow's limit of
         about 179 million pixels.
     """
-    path = _ordinary_file(path)
-    register_heic()
+    return next(read_pages(path, most=1))[2]
+
+
+@contextlib.contextmanager
+def _readable(path):
+    """Turn what Pillow raises on an unreadable file into `UnreadableMedia`."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            image.load()
-            return _rgb_of_image(_upright(image))
+        yield
     except UnidentifiedImageError as error:
         raise UnreadableMedia(
             f"{str(path)!r} is not an image in a format known here. Save it as JPEG or PNG."
@@ -201,8 +231,6 @@ def read_image(path):
     except MemoryError as error:
         raise UnreadableMedia(f"{str(path)!r} does not fit into memory. Make it smaller first.") from error
     except Exception as error:  # a Pillow decoder may raise anything on damaged bytes
-        if found := _read_cut_jpeg(path):
-            return found[0]
         raise UnreadableMedia(
             f"The image {str(path)!r} is cut or damaged ({error}). Copy or download it again."
         ) from error
@@ -267,6 +295,50 @@ def image_damage(path):
 _ANIMATIONS = {"GIF", "WEBP", "PNG", "AVIF"}  # other formats store previews and pages as further frames
 
 
+_REDUCED = 254  # the TIFF tag whose first bit marks a smaller version of another page
+
+
+def read_pages(path, most=16):
+    """Read the pages of an image file, or the frames of an animation, one by one.
+
+    Parameters
+    ----------
+    path : str or Path
+    most : int
+        Of more, so many are read, evenly spaced, the first and the last among them.
+
+    Yields
+    ------
+    number : int
+        From 0.
+    total : int
+    image : ndarray, uint8 (H, W, 3)
+        As `read_image` returns it; a page that cannot be read ends the iteration, but for the first one.
+
+    Raises
+    ------
+    UnreadableMedia
+        See `read_image`.
+    """
+    path = _ordinary_file(path)
+    register_heic()
+    with _readable(path), warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        total = getattr(image, "n_frames", 1)
+        for number in np.unique(np.linspace(0, total - 1, min(total, most)).astype(int)).tolist():
+            try:
+                image.seek(number)
+                image.load()
+                pixels = _rgb_of_image(_upright(image))
+            except Exception:  # a Pillow decoder may raise anything on damaged bytes
+                if number > 0:
+                    return
+                if (found := _read_cut_jpeg(path)) is None:
+                    raise
+                pixels = found[0]
+            if number == 0 or not getattr(image, "tag_v2", {}).get(_REDUCED, 0) & 1:
+                yield number, total, pixels
+
+
 def is_animated(path):
     """Whether an image file is an animation, of which `read_image` returns the first frame.
 
@@ -316,6 +388,7 @@ def _like(frame, format_name, width, height):
     """A new frame, not yet filled, with the same colour properties."""
     new = av.VideoFrame(width, height, format_name)
     new.colorspace, new.color_range = frame.colorspace, frame.color_range
+    new.color_trc, new.color_primaries = frame.color_trc, frame.color_primaries
     return new
 
 
@@ -358,6 +431,43 @@ def _fitted_size(width, height, longest_side):
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
+# %% ../../nbs/media/00_video.ipynb #f86fae3d
+HIGH_RANGE = {16: "PQ", 18: "HLG"}  # H.273 codes of transfer functions
+_REFERENCE_WHITE = 203.0
+_KNEE = 0.95
+_BT709_FROM_BT2020 = np.array(
+    [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
+)
+
+
+@functools.cache
+def _light_of_codes(transfer):
+    """Light for 4096 codes: candelas per square metre for PQ (SMPTE ST 2084), the share of the peak in the scene for HLG."""
+    codes = np.arange(4096) / 4095
+    if HIGH_RANGE[transfer] == "PQ":
+        power = codes ** (32 / 2523)
+        light = 10_000 * (np.maximum(power - 0.8359375, 0) / (18.8515625 - 18.6875 * power)) ** (8192 / 1305)
+    else:
+        light = np.where(
+            codes <= 0.5, codes**2 / 3, (np.exp((codes - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        )
+    return light.astype(np.float32)
+
+
+def _standard_range(frame, transfer):
+    """8-bit pixels (H, W, 3) of standard range from an rgb48le frame of high range with the primaries of BT.2020."""
+    plane = frame.planes[0]
+    codes = np.frombuffer(plane, np.uint16).reshape(frame.height, plane.line_size // 2)[:, : 3 * frame.width]
+    light = _light_of_codes(transfer)[codes.reshape(frame.height, frame.width, 3) >> 4]
+    if HIGH_RANGE[transfer] == "HLG":  # as a screen of 1000 candelas shows it
+        luminance = light @ np.float32([0.2627, 0.678, 0.0593])
+        light = 1000 * light * (np.maximum(luminance, 1e-6) ** 0.2)[..., None]
+    linear = np.maximum(cv2.transform(light, _BT709_FROM_BT2020), 0) / _REFERENCE_WHITE
+    shown = cv2.pow(linear, 1 / 2.4)
+    bright = _KNEE + (1 - _KNEE) * (1 - np.exp((_KNEE - shown) / (1 - _KNEE)))
+    return np.round(255 * np.where(shown > _KNEE, bright, shown)).astype(np.uint8)
+
+
 # %% ../../nbs/media/00_video.ipynb #45cdac72
 class _ColourConverter:
     """Converts decoded frames, or parts of them, to RGB; one per stream, so that tables are built once."""
@@ -379,6 +489,8 @@ def rgb(self: _ColourConverter, frame, use="whole"):
         frame.colorspace = 9 if int(frame.colorspace) == 10 else 2
     if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
         return _on_mid_grey(_pixels(self._reformat(frame, "rgba", use)))
+    if int(frame.color_trc) in HIGH_RANGE:
+        return _standard_range(self._reformat(frame, "rgb48le", use), int(frame.color_trc))
     if frame.format.name in ("yuv444p", "yuvj444p"):  # ten times faster than swscale, and more accurate
         full_range = frame.color_range == ColorRange.JPEG or frame.format.name == "yuvj444p"
         return cv2.transform(cv2.merge(_planes(frame)), _rgb_from_yuv(int(frame.colorspace), full_range))
@@ -826,8 +938,9 @@ _PLAYLISTS = {"hls", "concat", "dash", "tty", "lavfi", "imf", "rtsp", "sdp"}
 
 
 def _video_stream(container, path):
-    """The first video stream of an opened container; an error when there is none that can be read."""
+    """The default video stream of an opened container, or its first; an error when there is none that can be read."""
     moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    moving.sort(key=lambda stream: not stream.disposition & Disposition.default)
     if container.format.name in _PLAYLISTS or not moving:
         what = "holds sound but no video" if container.streams.audio else "holds no video"
         raise UnreadableMedia(f"{str(path)!r} {what}. Give a file with a video stream.")
@@ -913,6 +1026,8 @@ class _Decoder:
         self.time_base, self.start = self.stream.time_base, self.stream.start_time
         self.frame_rate, self.stated_frames = _frame_rate(self.stream), self.stream.frames
         self.stated_s = _seconds(self.stream, self.container)
+        if self.stated_s and self.container.format.name.startswith("matroska") and self.start:
+            self.stated_s -= float(self.start * self.time_base)  # Matroska's lengths count from 0
         if self.container.streams.audio and not (self.stream.duration or "DURATION" in self.stream.metadata):
             self.stated_s = None  # perhaps that of the audio
         one_packet_a_frame = self.container.format.name.startswith(_RANKED_FORMATS)
@@ -920,6 +1035,11 @@ class _Decoder:
         self.table = None  # sorted times of all packets, set by a scan
         self.lost, self.n_packets, self.n_frames, self.end_s = 0, 0, 0, 0.0
         self.first_size = None  # of the first frame decoded, whether it is returned or not
+        self.transfer = None  # H.273 code of the first frame's transfer function
+        self.has_audio = bool(self.container.streams.audio)
+        self.n_streams = sum(
+            not s.disposition & Disposition.attached_pic for s in self.container.streams.video
+        )
         self.ended = self.sought = self.broke_off = False
 
 
@@ -935,6 +1055,8 @@ def packets(self: _Decoder):
                     self.lost, failures = self.lost + failures, 0
                     self.n_packets += 1
                     yield packet
+                elif packet.dts is not None:  # an empty packet repeats the frame before
+                    self.n_packets += 1
             break
         except av.error.EOFError:
             break
@@ -964,7 +1086,7 @@ class _FrameCounter:
     """Gives each decoded frame its index and time."""
 
     def __init__(self, decoder):
-        self.decoder, self.rank, self.last = decoder, 0, -1
+        self.decoder, self.rank, self.last, self.shift_s = decoder, 0, -1, 0.0
 
     def __call__(self, frame, waiting):
         decoder, pts = self.decoder, frame.pts
@@ -973,7 +1095,10 @@ class _FrameCounter:
             decoder.start = pts
         step = 1 / (decoder.frame_rate or 25)
         known = pts is not None and decoder.start is not None
-        time_s = float((pts - decoder.start) * decoder.time_base) if known else decoder.end_s
+        time_s = float((pts - decoder.start) * decoder.time_base) + self.shift_s if known else decoder.end_s
+        if self.last >= 0 and time_s < decoder.end_s - 2 * step:  # a segment glued on begins its own clock
+            self.shift_s += decoder.end_s - time_s
+            time_s = decoder.end_s
         index = self.last + 1
         if known and decoder.table is not None:
             index = int(np.searchsorted(decoder.table, pts))
@@ -1028,7 +1153,8 @@ def cut_short(self: _Decoder):
     if self.broke_off:
         return True
     if self.stated_frames:
-        return self.n_packets < self.stated_frames
+        late = (self.stated_frames - 1.5) / (self.frame_rate or 25)  # AVI repeats a frame by an empty packet
+        return self.n_packets < self.stated_frames and self.end_s < late
     return self.stated_s is not None and self.end_s < self.stated_s - max(0.5, 3 / (self.frame_rate or 25))
 
 
@@ -1213,6 +1339,8 @@ class FrameStream:
         After a complete pass: the file ended before its stated duration.
     damage : str
         Both as a sentence; empty when nothing was missing.
+    remark : str
+        What was done to the frames, and what was left out, as sentences: high dynamic range, several streams, sound.
     """
 
     def __init__(self, decoder, chosen, longest_side=None):
@@ -1257,6 +1385,20 @@ def damage(self: FrameStream):
     return " ".join(said)
 
 
+@patch(as_prop=True)
+def remark(self: FrameStream):
+    decoder, said = self._decoder, []
+    if decoder.transfer in HIGH_RANGE:
+        said.append(f"High dynamic range ({HIGH_RANGE[decoder.transfer]}): mapped to standard range.")
+    if decoder.n_streams > 1:
+        said.append(
+            f"It has {decoder.n_streams} video streams: only stream {decoder.stream.index} was looked at."
+        )
+    if decoder.has_audio:
+        said.append("The sound was not examined.")
+    return " ".join(said)
+
+
 # %% ../../nbs/media/00_video.ipynb #64672175
 def _made(decoder, chosen, longest_side):
     """Yield a `Frame` for each chosen frame; no reference leads back to the stream, so dropping it closes the file."""
@@ -1266,6 +1408,8 @@ def _made(decoder, chosen, longest_side):
             if decoded.rotation not in orientations:
                 orientations[decoded.rotation] = _Orientation.of_frame(decoded)
             orientation = orientations[decoded.rotation]
+            if decoder.transfer is None:
+                decoder.transfer = int(decoded.color_trc)
             canvas = canvas or _upright_size(*decoder.first_size, orientation, aspect)
             image = _DecodedImage(decoded, converter, orientation, aspect, canvas)
             if longest_side is not None:

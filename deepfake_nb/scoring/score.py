@@ -594,8 +594,10 @@ class MediaScorer:
         try:
             scores, kept = self.compute_scores(path, keep)
             kind = scores.views.kind
-            about = [describe_detector(loaded) for loaded in select_detectors(self.detectors, kind)]
-            return write_verdict(path, scores, self.group_by_task(kind), about), kept
+            able = select_detectors(self.detectors, kind)
+            absent = [loaded.name for loaded in self.detectors if loaded not in able]
+            about = [describe_detector(loaded) for loaded in able]
+            return write_verdict(path, scores, self.group_by_task(kind), about, absent), kept
         except Exception as error:
             return self.abstain(path, *explain_failure(error)), []
 

@@ -511,7 +511,7 @@ def rank_suspicion(face):
 
 
 # %% ../../nbs/scoring/01_verdict.ipynb #289cfaa6
-def explain_missing_score(views, detector):
+def explain_missing_score(views, detector, is_looked_at=True):
     """Why a detector has no score for a file: a `ReasonCode` and a sentence."""
     looked_at = f"{count_in_words(views.stream.count, 'frame')} looked at" if views.stream else "the picture"
     if not views.tracks:
@@ -525,6 +525,9 @@ def explain_missing_score(views, detector):
         needed = f"{views.minimum_frames(detector)} are needed"
         words = f"Too few frames: nobody was seen in more than {longest} of {looked_at}, {needed}."
         return ReasonCode.TOO_FEW_FRAMES, words
+    if not is_looked_at:
+        words = "Nothing was looked at: the frames in which a face was found could not be read again."
+        return ReasonCode.UNDEFINED_SCORE, words
     return ReasonCode.UNDEFINED_SCORE, "The score is undefined: the network did not output a number."
 
 
@@ -610,7 +613,8 @@ def decide(scores, groups):
     faces, scored = [one.face for one in found], [one for one in found if one.face.score is not None]
     if not scored:
         detector = min(scores.detectors, key=lambda one: one.minimum_frames)
-        return faces, MediaDecision("abstain", None, None, *explain_missing_score(scores.views, detector))
+        why = explain_missing_score(scores.views, detector, bool(scores.scores))
+        return faces, MediaDecision("abstain", None, None, *why)
     known = [one for one in scored if not one.face.unlike]
     alarms = [one for one in known if one.face.score >= one.face.threshold]
     strange = [one for one in scored if one.face.unlike] if not alarms else []
@@ -673,6 +677,17 @@ def list_remarks(scores, face):
     return [detector.remark(track) for detector in scores.detectors if detector.name in face.scores]
 
 
+def list_silent(scores, faces, absent):
+    """A sentence for each detector that had no say while others had."""
+    kind = scores.views.kind
+    found = [f"{name} had no say: it does not judge {kind}s." for name in absent]
+    for detector in scores.detectors:
+        if all(face.scores.get(detector.name) is None for face in faces):
+            why = explain_missing_score(scores.views, detector, bool(scores.scores))[1]
+            found.append(f"{detector.name} had no say: {why[0].lower()}{why[1:]}")
+    return found
+
+
 def score_detectors(scores, groups, faces):
     """Each detector's own score and probability for its most suspicious person, by its name."""
     own = {}
@@ -688,7 +703,7 @@ def score_detectors(scores, groups, faces):
 
 
 # %% ../../nbs/scoring/01_verdict.ipynb #bf769bd6
-def write_verdict(path, scores, groups, about):
+def write_verdict(path, scores, groups, about, absent=()):
     """The `Verdict` on a file.
 
     Parameters
@@ -698,6 +713,8 @@ def write_verdict(path, scores, groups, about):
     groups : list of TaskGroup
     about : list of dict
         ``{"name", "weights", "sha256", "trained_on"}`` of each detector.
+    absent : iterable of str
+        Names of detectors that do not judge this kind of media.
 
     Returns
     -------
@@ -707,7 +724,14 @@ def write_verdict(path, scores, groups, about):
     if decision.verdict != "abstain" and (problem := explain_compression(path, scores)):
         code = ReasonCode.TOO_COMPRESSED
         decision = decision._replace(verdict="abstain", rate=None, code=code, reason=problem)
-    remarks = [decision.reason, *list_remarks(scores, decision.face), scores.views.damage, decision.footnote]
+    silent = list_silent(scores, faces, absent) if decision.face else []
+    remarks = [
+        decision.reason,
+        *list_remarks(scores, decision.face),
+        *silent,
+        scores.views.remark,
+        decision.footnote,
+    ]
     fields = {"reason_code": decision.code, "footnote": decision.footnote, "advice": advise(decision.code)}
     if face := decision.face:
         fields |= {"score": face.score, "threshold": face.threshold, "probability": face.probability,

@@ -24,7 +24,8 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -42,12 +43,11 @@ from deepfake_nb.learning.clips import (
 from ..media.faces import face_tracks, track_faces
 from deepfake_nb.media.video import (
     Frame,
-    image_damage,
     is_animated,
     media_kind,
     probe,
     read_frames,
-    read_image,
+    read_pages,
 )
 from ..networks.video_resnet import normalise_clips
 from ..study.files import explain_absence, find_address, walk_folder
@@ -94,7 +94,7 @@ def not_media(path):
     """Why a named file is not a media file; None if it does not exist, which is reported on reading."""
     if not os.path.lexists(path):
         return explain_absence(path)
-    return "By its ending this is neither a picture nor a video; if it is one, give it the right ending."
+    return "By its content and its ending this is neither a picture nor a video. Convert it to JPEG or MP4."
 
 
 def counts_as_media(path, skipped):
@@ -494,7 +494,13 @@ class MediaViews:
     @property
     def damage(self):
         """What is missing in the file, or was skipped, as a sentence; empty if nothing."""
-        return self.stream.frames.damage if self.stream else self.passed_over
+        return self.stream.frames.damage if self.stream else ""
+
+    @property
+    def remark(self):
+        """What is missing, was left out or was changed on reading, as sentences; empty if nothing."""
+        parts = (self.passed_over, self.damage, self.stream.frames.remark if self.stream else "")
+        return " ".join(part for part in parts if part)
 
     def minimum_frames(self, detector):
         """The number of frames of a person that a detector needs for a score here."""
@@ -511,10 +517,11 @@ class Counted:
     """A frame stream that counts the frames read from it."""
 
     def __init__(self, frames):
-        self.frames, self.count = frames, 0
+        self.frames, self.count, self.first = frames, 0, 0
 
     def __iter__(self):
         for frame in self.frames:
+            self.first = self.first if self.count else frame.index
             self.count += 1
             yield frame
 
@@ -540,8 +547,8 @@ def space_evenly(rows, most=None):
     return rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
 
 
-def choose_frames(tracks, detectors, stride, portraits):
-    """For each frame index, the requested views: triples of detector, track and row."""
+def choose_frames(tracks, detectors, stride, portraits, first=0):
+    """For each frame index, the requested views: triples of detector, track and row; strides count from the frame `first`."""
     wanted = {}
 
     def ask(detector, number, rows):
@@ -549,7 +556,7 @@ def choose_frames(tracks, detectors, stride, portraits):
             wanted.setdefault(int(tracks[number].frame_indices[row]), []).append((detector, number, int(row)))
 
     for number, track in enumerate(tracks):
-        looked_at = track.frame_indices % stride == 0
+        looked_at = (track.frame_indices - first) % stride == 0
         for place, detector in enumerate(detectors):
             if not isinstance(detector, OverClips):
                 rows = np.flatnonzero(is_large_enough(track, detector) & looked_at)
@@ -586,6 +593,54 @@ def clip_views(tracks, place, detector):
                 yield View(place, number, int(start), detector.cut(track, start, detector.clip_length, **how))
 
 
+# %% ../../nbs/scoring/00_views.ipynb #0fb72040
+def turn_of(tracks):
+    """Quarter turns (anticlockwise) that set most of the faces upright; 0 where they are, or where there are none."""
+    turns = []
+    for track in tracks:
+        across, down = np.median(track.landmarks[:, 3:5].mean(1) - track.landmarks[:, :2].mean(1), axis=0)
+        degrees = np.degrees(np.arctan2(across, down))
+        turns.append(0 if abs(degrees) < 60 else 2 if abs(degrees) > 120 else 3 if degrees > 0 else 1)
+    most = max(turns, key=turns.count, default=0)
+    return most if turns.count(most) > len(turns) / 2 else 0
+
+
+def turned(frames, turn):
+    """Frames after some quarter turns."""
+    return (
+        frames
+        if not turn
+        else (
+            Frame(frame.index, frame.time_s, np.ascontiguousarray(np.rot90(frame.image, turn)))
+            for frame in frames
+        )
+    )
+
+
+def describe_turn(turn):
+    """A remark on frames that were turned."""
+    return (
+        f"Faces stand {'upside down' if turn == 2 else 'sideways'}: turned by {90 * turn} degrees first."
+        if turn
+        else ""
+    )
+
+
+def tracks_of_still(image, face_detector):
+    """The face tracks of an image, and the quarter turns after which they were found."""
+
+    def look(turn):
+        return face_tracks(np.ascontiguousarray(np.rot90(image, turn)), face_detector, crop_size=None)
+
+    tracks = look(0)
+    turn = turn_of(tracks)
+    for candidate in (turn,) if turn else (1, 3, 2) if not tracks else ():
+        found = look(candidate)
+        if found and len(found) >= len(tracks) and turn_of(found) == 0:
+            return found, candidate
+    return tracks, 0
+
+
 # %% ../../nbs/scoring/00_views.ipynb #23d562b5
 FIRST_FRAME = "This is an animation, and only its first frame was looked at: convert it to MP4 to have all of it judged."
 
@@ -609,12 +664,45 @@ def extract_views(path, detectors, face_detector, sampling, portrait_size=None):
     """
     if media_kind(path) == "video":
         return extract_video_views(path, detectors, face_detector, sampling, portrait_size)
-    frame = Frame(0, 0.0, read_image(path))
-    tracks = face_tracks(frame.image, face_detector, crop_size=None)
+    pages, tracks, remarks = {}, [], []
+    for number, total, image in read_pages(path):
+        n_pages = total
+        found, turn = tracks_of_still(image, face_detector)
+        if found or not pages:
+            pages[number] = np.ascontiguousarray(np.rot90(image, turn))
+            tracks += [replace(track, frame_indices=np.array([number])) for track in found]
+            remarks += [describe_turn(turn)] * bool(turn)
+        if found and not has_pages(path):
+            break
+    remarks += [describe_pages(path, sorted({*map(page_of, tracks)}), n_pages)] if n_pages > 1 else []
+    remarks += filter(None, [image_damage(path)])
     wanted = choose_frames(tracks, detectors, 1, portrait_size)
-    views = frame_views([frame] if wanted else (), wanted, tracks, detectors, portrait_size)
-    remarks = [FIRST_FRAME if is_animated(path) else "", image_damage(path)]
-    return MediaViews("picture", tracks, views, passed_over=" ".join(filter(None, remarks)))
+    frames = (Frame(number, 0.0, pages[number]) for number in sorted(wanted))
+    views = frame_views(frames, wanted, tracks, detectors, portrait_size)
+    return MediaViews("picture", tracks, views, passed_over=" ".join(dict.fromkeys(remarks)))
+
+
+def page_of(track):
+    return int(track.frame_indices[0])
+
+
+def has_pages(path):
+    """Whether the further frames of an image file are pages of their own, and no animation or other version of the first."""
+    return Path(path).suffix.lower() in (".tif", ".tiff")
+
+
+def describe_pages(path, pages, total):
+    """Which of several frames of an image file were looked at."""
+    if has_pages(path):
+        where = ", ".join(str(page + 1) for page in pages)
+        return f"It has {total} pages" + (
+            f"; faces are on page {where}." if pages else ", all without a face."
+        )
+    if not is_animated(path) and pages in ([], [0]):
+        return ""
+    if pages in ([], [0]):
+        return FIRST_FRAME
+    return f"Of {total} frames only number {pages[0] + 1}, the first with a face, was looked at: convert it to MP4 to have all of it judged."
 
 
 # %% ../../nbs/scoring/00_views.ipynb #c5ddf63d
@@ -622,15 +710,33 @@ def extract_video_views(path, detectors, face_detector, sampling, portrait_size)
     """Track the faces of a video, and prepare to crop them."""
     info = probe(path)
     rate = info.frame_rate or 25
-    stride = sampling.stride(rate, info.frame_count or int((info.duration_s or 0) * rate))
     clips = [(place, detector) for place, detector in enumerate(detectors) if isinstance(detector, OverClips)]
-    stream = Counted(read_frames(path, stride=1 if clips else stride))
-    tracks = track_faces(stream, face_detector, **choose_tracking(clips, stride, rate))
-    wanted = choose_frames(tracks, detectors, stride, portrait_size)
-    again = read_frames(path, indices=wanted) if wanted else ()
+
+    def look(stride, turn=0):
+        stream = Counted(read_frames(path, stride=1 if clips else stride))
+        return stream, track_faces(
+            turned(stream, turn), face_detector, **choose_tracking(clips, stride, rate)
+        )
+
+    stride = sampling.stride(rate, info.frame_count or int((info.duration_s or 0) * rate))
+    stream, tracks = look(stride)
+    if (
+        not clips and stream.count < sampling.fewest and stride > 1
+    ):  # the stated length was not that of the picture
+        stride = max(1, min(stride, stream.count * stride // sampling.fewest))
+        stream, tracks = look(stride)
+    turn = turn_of(tracks)
+    if turn:
+        other_stream, others = look(stride, turn)
+        if turn_of(others) == 0 and sum(map(len, others)) >= sum(map(len, tracks)) / 2:
+            stream, tracks = other_stream, others
+        else:
+            turn = 0
+    wanted = choose_frames(tracks, detectors, stride, portrait_size, stream.first)
+    again = turned(read_frames(path, indices=wanted), turn) if wanted else ()
     views = [frame_views(again, wanted, tracks, detectors, portrait_size)]
     views += [clip_views(tracks, place, detector) for place, detector in clips]
-    return MediaViews("video", tracks, itertools.chain(*views), stream)
+    return MediaViews("video", tracks, itertools.chain(*views), stream, describe_turn(turn))
 
 
 def choose_tracking(clips, stride, rate):
