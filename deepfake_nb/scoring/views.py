@@ -43,6 +43,7 @@ from deepfake_nb.learning.clips import (
 from ..media.faces import face_tracks, track_faces
 from deepfake_nb.media.video import (
     Frame,
+    image_damage,
     is_animated,
     media_kind,
     probe,
