@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
@@ -78,10 +77,11 @@ def run_section(section, data_root, out, status=0, **settings):
     return run(*command, "--data-root", data_root, *named, status=status)
 
 
-def start_study(out):
-    """Start a smoke study whose reports go to ``out/smoke``: two sections at once, no network, a cache of its own."""
+def start_study(out, sections=()):
+    """Start a smoke study of all or of some sections whose reports go to ``out/smoke``: two at once, no network, a cache of its own."""
     study = [BIN / "deepfake-nb", "study", "--profile", "smoke", "--jobs", 2, "--out", out]
-    command = [str(word) for word in [*(apart("--net") or []), *study]]
+    named = [word for section in sections for word in ("--section", section)]
+    command = [str(word) for word in [*(apart("--net") or []), *study, *named]]
     environment = os.environ | {"DEEPFAKE_NB_CACHE": str(out / "cache")}
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "errors.txt", "w") as errors:
@@ -97,30 +97,29 @@ def told_by(process):
             yield time.monotonic() - started, section, re.sub(r" in \d+ s$", "", state)
 
 
-def finish_study(out):
+def finish_study(out, sections=()):
     """Run a smoke study to its end; a dictionary of its ``status``, its ``errors`` and what was ``told``."""
-    process = start_study(out)
+    process = start_study(out, sections)
     told = list(told_by(process))
     return {"status": process.wait(), "errors": (out / "errors.txt").read_text(), "told": told}
 
 
-def random_moments(told, count, rng):
-    """One moment in each of `count` equal parts of a study, as (the section that began last, seconds since then)."""
-    begins = [(0.0, None), *((seconds, section) for seconds, section, state in told if state == "starts")]
-    for at in (np.arange(count) + rng.uniform(size=count)) / count * told[-1][0]:
-        seconds, section = max((begin for begin in begins if begin[0] <= at), key=lambda begin: begin[0])
-        yield section, at - seconds
+def random_moments(told, sections, rng):
+    """A moment in each of some sections of a study, as (the section, seconds since it began)."""
+    at = {(section, state): seconds for seconds, section, state in told}
+    for section in sections:
+        yield section, rng.uniform() * (at[section, "done"] - at[section, "starts"])
 
 
-def kill_study(out, section, seconds, everything):
-    """Start or resume a study, and kill it so long after a section began, or when that ends.
+def kill_study(out, sections, section, seconds, everything):
+    """Start or resume a study, and kill it so long after one of its sections began, or when that is done.
 
     Killed is the study's own process alone, which the others have to notice, or everything that it started.
     """
-    process = start_study(out)
-    next(filter(lambda told: told[1:] == (section, "starts"), told_by(process)), None) if section else None
+    process = start_study(out, sections)
+    next(filter(lambda told: told[1] == section, told_by(process)), None)
     latest = time.monotonic() + seconds
-    while time.monotonic() < latest and not (section and (out / "smoke" / section / "run.ipynb").is_file()):
+    while time.monotonic() < latest and not (out / "smoke" / section / "run.ipynb").is_file():
         time.sleep(0.02)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family if everything else family[:1]:

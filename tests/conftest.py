@@ -14,15 +14,16 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 STUDY_FILES = ("test_interrupted_study.py", "test_site.py")  # both look at the smoke study
+SLOW_FIXTURES = {"smoke_study", "followed", "little_base", "executed"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the study, which takes longest, end with the notebooks; what waits for the study is slow."""
+    """Begin with the study, which takes longest, end with the notebooks; what waits for a slow fixture is slow."""
     begun_first = {name: place - len(STUDY_FILES) for place, name in enumerate(STUDY_FILES)}
     items.sort(key=lambda item: begun_first.get(item.path.name, int("notebook_server" in item.fixturenames)))
     for item in items:
-        if "smoke_study" in item.fixturenames:
+        if SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
 
 

@@ -12,28 +12,10 @@ from deepfake_nb.scoring.fit_calibration import calibrate, find_labelled_media, 
 from deepfake_nb.scoring.score import MediaScorer, Verdicts
 from deepfake_nb.scoring.views import ClipDetector, Detector, Ready
 
-CONTRACT = {
-    "path",
-    "verdict",
-    "score",
-    "probability",
-    "interval",
-    "reason",
-    "detector",
-    "weights",
-    "trained_on",
-    "faces",
-    "kind",
-    "threshold",
-    "false_alarm_rate",
-    "real_below",
-    "task",
-    "calibration",
-    "detectors",
-    "reason_code",
-    "footnote",
-    "advice",
-}
+CONTRACT = set(
+    "path verdict score probability interval reason detector weights trained_on faces kind threshold "
+    "false_alarm_rate real_below task calibration detectors reason_code footnote advice".split()
+)
 
 
 FACE = {

@@ -49,7 +49,7 @@ def test_the_page_is_one_cell_and_one_line():
     assert line == 'REGISTRY["lcnet"] = own_weights("lcnet", "lcnet.safetensors")'
 
 
-def test_the_detector_learns_and_speaks(followed):
+def test_the_detector_of_the_guide_is_trained_and_gives_verdicts(followed):
     names, _, folder = followed
     log = names["trainer"].log.records
     assert log[-1]["train_loss"] < log[0]["train_loss"]

@@ -164,7 +164,7 @@ def test_features_of_a_flat_frame_have_no_edges():
     assert video_features(np.zeros((3, 32, 32, 3), np.uint8)).shape == (576,)
 
 
-def test_twins_across_the_split_turn_the_baseline_round():
+def test_twins_across_the_split_invert_the_baseline():
     rng = np.random.default_rng(1)
     people = rng.normal(size=(12, 20)).repeat(2, axis=0) + 0.01 * rng.normal(size=(24, 20))
     labels = np.tile([0, 1], 12)

@@ -92,6 +92,7 @@ def test_media_without_a_score_of_one_detector_still_count_for_the_other():
 # --- what it says ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_true_probability_about_as_often_as_it_says():
     held, widths = [], []
     for seed in range(30):
@@ -326,6 +327,7 @@ def test_a_file_from_before_two_thresholds_has_one(calibration, tmp_path):
 # --- out of distribution ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_stated_share_of_new_people_stays_within_the_limit():
     width, shares = sum(map(len, STATISTICS.values())), []
     for seed in range(12):
@@ -348,6 +350,7 @@ def test_a_face_is_compared_with_the_nearest_that_was_seen():
     assert far.distance(larger) < 1, "one that was seen is as far from the middle, and near to it"
 
 
+@pytest.mark.slow
 def test_statistics_do_not_depend_on_what_else_is_in_the_batch():
     crops = np.random.default_rng(0).integers(0, 256, (3, FACE_SIZE, FACE_SIZE, 3), dtype=np.uint8)
     alone = np.concatenate([face_statistics(crop[None], [90]) for crop in crops])

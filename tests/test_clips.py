@@ -226,7 +226,7 @@ def build(tmp_path):
     return write_build(tmp_path / "built", contents)
 
 
-def test_a_set_has_one_row_a_clip_and_tells_what_it_left_out(build):
+def test_a_set_has_one_row_per_clip_and_reports_what_it_left_out(build):
     clips = ClipSet(build)
     assert clips.table.media_id.tolist() == ["m0"] * 3 + ["m1"] + ["m4"] * 2
     assert clips.starts.tolist() == [0, 16, 32, 0, 0, 1]
@@ -344,7 +344,8 @@ def test_a_broken_off_cache_is_not_taken_for_a_whole_one(build, tmp_path, monkey
 # --- training and predicting ----------------------------------------------------------------------------------------
 
 
-def test_a_trainer_learns_from_a_set_and_goes_on_where_it_was_stopped(build, tmp_path):
+@pytest.mark.slow
+def test_a_trainer_trains_on_a_set_and_resumes_where_it_was_stopped(build, tmp_path):
     clips = ClipSet(build, length=8, step=8, size=16)
 
     def trainer(epochs, folder):
@@ -406,14 +407,14 @@ def test_predictions_can_be_evaluated_as_they_are(build, tmp_path):
     assert evaluate(read).values["auc"].value == 1.0
 
 
-def test_no_clips_and_no_such_precision_are_told(build):
+def test_no_clips_and_an_unknown_precision_are_refused(build):
     with pytest.raises(InputError, match="no clips in the set 'grey'; 2 files were left out"):
         clip_predictions(Levels(), ClipSet(build, split="test"), "levels", "nothing", "grey")
     with pytest.raises(UsageError, match="'float32', 'bf16' or 'auto', not 'float16'"):
         clip_predictions(Levels(), ClipSet(build), "levels", "nothing", "grey", precision="float16")
 
 
-def test_bf16_is_asked_for_and_stays_near(build):
+def test_bf16_is_requested_and_stays_near_float32(build):
     torch.manual_seed(0)
     network, clips = VideoResNet(width=2), ClipSet(build, length=8)
     for block in network.modules():
@@ -443,7 +444,7 @@ def test_a_timeline_is_the_mean_of_the_clips_that_show_a_frame():
             assert table.score[row] == pytest.approx(expected, nan_ok=True)
 
 
-def test_a_clip_without_a_number_is_not_heard():
+def test_a_clip_without_a_score_is_ignored():
     table = frame_timeline([0, 2], 4, [np.nan, 0.5], np.arange(6))
     assert table.clips.tolist() == [0, 0, 1, 1, 1, 1]
     assert table.score.isna().tolist() == [True, True, False, False, False, False]

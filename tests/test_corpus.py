@@ -144,7 +144,7 @@ def test_every_layout_becomes_rows_of_one_table(table, root):
     assert set(table.task[table.source != "generators_stills"]) == {"edited"}
 
 
-def test_people_are_told_from_names_folders_and_indexes(table):
+def test_people_are_read_from_names_folders_and_indexes(table):
     assert set(rows_of(table, "video_calls").person) == {"Ava", "Ben"}
     assert set(rows_of(table, "classic_swap").person) == {"classic_swap_f", "classic_swap_g"}
     assert set(rows_of(table, "real_faces").person) == {"real_faces-Ann_0001", "real_faces-Bea_0001"}

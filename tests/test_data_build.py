@@ -74,6 +74,7 @@ def test_a_build_holds_what_it_says(media, tmp_path):
     assert json.loads((tmp_path / "out" / "build.json").read_text())["counts"]["files"] == 4
 
 
+@pytest.mark.slow
 def test_jobs_and_order_change_no_byte(media, tmp_path):
     build("folder", media, tmp_path / "one", settings=SMALL)
     build("folder", media, tmp_path / "two", settings=SMALL, jobs=2)
@@ -119,6 +120,7 @@ def test_a_file_that_cannot_be_opened_is_rejected(media, tmp_path, monkeypatch):
     assert report.built == 3 and "Permission denied" in report.rejects.reason[0]
 
 
+@pytest.mark.slow
 def test_kill_and_resume_give_the_undisturbed_build(media, heads, tmp_path):
     for number in range(4, 12):
         shutil.copy(heads / f"{number % 4}.mp4", media / "real" / f"more {number}.mp4")
@@ -406,7 +408,7 @@ def test_a_dead_worker_gets_a_sentence(monkeypatch):
         next(results)
 
 
-def test_workers_end_with_the_process_that_asked(tmp_path):
+def test_workers_end_with_the_process_that_started_them(tmp_path):
     """Killed in the middle of long tasks, so that nobody can tell them."""
     asking = tmp_path / "asking.py"
     asking.write_text(
@@ -445,8 +447,9 @@ def test_a_set_is_rendered_anew_when_any_code_that_makes_it_changes():
     assert behind <= reached
 
 
+@pytest.mark.slow
 def test_sets_rendered_side_by_side_are_those_rendered_alone(tmp_path):
-    names = ("celeb-df", "course-fakes")
+    names = ("cross-stills", "openforensics")
     render_sets(names, "smoke", 0, tmp_path / "together", jobs=2)
     for name in names:
         together = make_paper_set(name, "smoke", 0, tmp_path / "together").manifest
@@ -467,7 +470,7 @@ def test_published_validation_is_a_part_of_training():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_nobody_is_learnt_from_and_validated_on(seed):
+def test_nobody_is_in_training_and_in_validation(seed):
     rng = np.random.default_rng(seed)
     people = [f"p{number:02d}" for number in rng.permutation(24)]
     rows = [("train", 0, person, None) for person in people]
@@ -484,6 +487,7 @@ def test_nobody_is_learnt_from_and_validated_on(seed):
     assert not learnt[table.split == "test"].any()
 
 
+@pytest.mark.slow
 def test_lfw_is_swapped_within_splits(shared_data, tmp_path):
     report = build(
         "lfw", shared_data / "lfw", tmp_path / "out", limit=16, settings={"crop_size": 64}, makers=MAKERS
@@ -508,6 +512,7 @@ def test_real_media(shared_data, tmp_path):
     assert report.built == 1 and report.rejected == 1
 
 
+@pytest.mark.slow
 def test_real_recordings_are_swapped_into_a_set(shared_data, tmp_path):
     from deepfake_nb.sections.filming import swap_ffpp
 
@@ -530,6 +535,7 @@ def test_who_is_swapped_in_ffpp(tmp_path, flat):
     assert flat or chosen.path.str.contains("/c23/").all()
 
 
+@pytest.mark.slow
 def test_rendered_people_are_a_source_of_their_own(tmp_path):
     settings = {**SMALL, "frames": 4}
     report = build(

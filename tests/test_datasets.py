@@ -20,7 +20,7 @@ from deepfake_nb.data.adapters import (
 from deepfake_nb.study.files import InputError, UsageError
 
 
-def test_ffpp_tells_four_methods_apart_that_share_file_names(tmp_path):
+def test_ffpp_distinguishes_four_methods_that_share_file_names(tmp_path):
     manifest = scan_source("ffpp", layouts.ffpp(tmp_path)).manifest
     assert len(manifest) == 4 + 8 + 2
     assert manifest.media_id.is_unique
@@ -86,7 +86,7 @@ def test_ffpp_as_its_first_script_and_as_kaggle_lay_it(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"compression": "c32"}, {"methods": "deepfakes"}])
-def test_ffpp_a_filter_that_keeps_nothing_is_told_what_there_is(tmp_path, options):
+def test_ffpp_the_error_for_a_filter_that_keeps_nothing_lists_what_there_is(tmp_path, options):
     with pytest.raises(UsageError, match=r"There are: .*Deepfakes c23.*original c23"):
         scan_source("ffpp", layouts.ffpp(tmp_path), options)
 
@@ -174,7 +174,7 @@ def test_dfd_alone_in_both_of_its_layouts(tmp_path):
 
 
 @pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le"])
-def test_celeb_df_pp_tells_its_methods_apart(tmp_path, coding):
+def test_celeb_df_pp_distinguishes_its_methods(tmp_path, coding):
     layouts.celeb_df_pp(tmp_path, suffix=".MP4", coding=coding, name="LIST_OF_TESTING_VIDEOS.TXT")
     scan = scan_source("celeb-df-pp", tmp_path)
     manifest = scan.manifest
@@ -416,7 +416,7 @@ def test_dfdc_later_sets_list_name_and_label_only(tmp_path, videos):
     assert len(scan.manifest) == 2 and "no column filename and label" in scan.rejected[0]["reason"]
 
 
-def test_dfdc_preview_tells_both_people(tmp_path):
+def test_dfdc_preview_gives_both_people(tmp_path):
     layouts.place(tmp_path, ["original_videos/1/1_A_001.mp4", "method_B/1/1_A/2_1_A_001.mp4"])
     fake = {"label": "fake", "set": "train", "target_id": 1, "swapped_id": 2, "augmentations": []}
     real = {"label": "real", "set": "train", "target_id": 1, "swapped_id": None, "augmentations": []}
@@ -463,13 +463,13 @@ def test_140k_faces_below_their_two_folders(tmp_path):
     assert manifest.split.value_counts().to_dict() == {"train": 2, "val": 2, "test": 2}
 
 
-def test_openforensics_whole_pictures_are_told_from_the_crops(tmp_path):
+def test_openforensics_whole_images_are_distinguished_from_the_crops(tmp_path):
     layouts.place(tmp_path, ["Train/Train/a.jpg", "Train/Train_poly.json"])
     with pytest.raises(InputError, match=r"whole images on Zenodo.* is not read"):
         scan_source("openforensics", tmp_path)
 
 
-def test_an_index_tells_people_and_methods(tmp_path):
+def test_an_index_gives_people_and_methods(tmp_path):
     layouts.place(tmp_path, ["real/a.png", "fake/b.png", "fake/c.png", "fake/d.png"])
     lines = [
         "File,label,method,source_id,target_id",

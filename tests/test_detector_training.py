@@ -158,7 +158,7 @@ def without_time(records):
     return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
-def test_training_changes_body_and_head_and_tells_each_step(undisturbed):
+def test_training_changes_body_and_head_and_reports_each_step(undisturbed):
     network, records = undisturbed
     assert [record["step"] for record in records] == list(range(6)) and not network.training
     before = Tiny().state_dict()

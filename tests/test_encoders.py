@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from parity import drawn, filled, fixture
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -12,9 +13,8 @@ from deepfake_nb.networks.encoders import (
     CLIP_MEAN,
     CLIP_STD,
     clip_input,
-    clip_state_dict_from_onnx,
+    clip_names,
     clip_vit_b16,
-    efficientnet_names,
     layer_norms,
     load_clip,
     load_layer_norms,
@@ -40,18 +40,12 @@ def clip(clip_file):
 
 
 @pytest.mark.parametrize("name", LITE)
-def test_every_tensor_of_the_release_finds_its_place(name, encoder_files):
-    released = read_state_dict(encoder_files(name))
-    network = timm.create_model(f"tf_{name.replace('-', '_')}")
-    renamed = efficientnet_names(released, [len(stage) for stage in network.blocks])
-    assert len(renamed) == len(released) and set(renamed) == set(network.state_dict())
-    network.load_state_dict(renamed, strict=True)
-    imported = import_state_dict(name, released)
-    assert not imported.training
-    for key, tensor in imported.state_dict().items():
-        assert torch.equal(tensor, renamed[key]), key
-        if key.endswith("running_var"):
-            assert not torch.equal(tensor, torch.ones_like(tensor)), key
+def test_an_efficientnet_outputs_what_the_released_code_does(name, one_thread):
+    released = fixture(name)
+    network = import_state_dict(name, {key: filled(key, shape) for key, shape in released["keys"].items()})
+    with torch.inference_mode():
+        logits = network(drawn("input0", released["inputs"]["input0"]))[:, :8]
+    assert logits.numpy() == pytest.approx(np.array(released["outputs"]), abs=1e-4)
 
 
 @pytest.mark.parametrize("name", LITE)
@@ -79,28 +73,14 @@ def test_an_efficientnet_file_is_recognised(name, encoder_files):
     assert "no detector" in report.trained_on
 
 
-def released_lite0():
-    """Random tensors under the names of the release, made from timm's by the order of both."""
-    from deepfake_nb.networks.encoders import efficientnet_lite0
-
-    network = efficientnet_lite0()
-    stages = [len(stage) for stage in network.blocks]
-    places = [(stage, block) for stage, length in enumerate(stages) for block in range(length)]
-    released = {}
-    for name, tensor in network.state_dict().items():
-        layer, _, leaf = name.rpartition(".")
-        old = {new: old for old, new in encoders.OUTER.items()}.get(layer)
-        if layer.startswith("blocks."):
-            _, stage, block, inner = layer.split(".")
-            names = encoders.FIRST_STAGE if stage == "0" else encoders.OTHER_STAGES
-            old = f"_blocks.{places.index((int(stage), int(block)))}."
-            old += {new: old for old, new in names.items()}[inner]
-        released[f"{old}.{leaf}"] = tensor
-    return network, released
+def drawn_lite0():
+    """The tensors of a release, each drawn from its name."""
+    return {name: filled(name, shape) for name, shape in fixture("efficientnet-lite0")["keys"].items()}
 
 
-def test_names_go_there_and_back_and_one_missing_is_named():
-    network, released = released_lite0()
+def test_a_wrapped_release_is_the_same_and_one_missing_tensor_is_named():
+    released = drawn_lite0()
+    network = import_state_dict("efficientnet-lite0", released)
     again = import_state_dict("efficientnet-lite0", {f"module.{name}": t for name, t in released.items()})
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in again.state_dict().items())
     for name in ("_blocks.3._bn1.running_mean", "_fc.weight"):
@@ -114,20 +94,24 @@ def test_names_go_there_and_back_and_one_missing_is_named():
 
 
 def test_tensors_that_have_the_names_of_timm_already():
-    network, _ = released_lite0()
+    network = import_state_dict("efficientnet-lite0", drawn_lite0())
     assert import_state_dict("efficientnet-lite0", network.state_dict()).num_classes == 1000
 
 
 # --- CLIP -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_tensor_of_clip_finds_its_place(clip, clip_file):
-    state_dict = clip_state_dict_from_onnx(clip_file)
-    network = clip_vit_b16()
-    network.load_state_dict(state_dict, strict=True)
-    assert {name: tensor.shape for name, tensor in network.state_dict().items()} == {
-        name: tensor.shape for name, tensor in clip.state_dict().items()
-    }
+@pytest.mark.slow
+def test_clip_outputs_what_openais_code_does(one_thread):
+    released, network = fixture("clip"), clip_vit_b16().eval()
+    drawn_tensors = {key: filled(key, shape) for key, shape in released["keys"].items()}
+    network.load_state_dict(clip_names(drawn_tensors), strict=True)
+    with torch.inference_mode():
+        outputs = network(drawn("input0", released["inputs"]["input0"]))[:, :8]
+    assert outputs.numpy() == pytest.approx(np.array(released["outputs"]), abs=1e-3)
+
+
+def test_clip_is_whole_and_in_eval_mode(clip):
     assert not clip.training and clip.num_classes == 512 and not clip.head.bias.any()
     assert all(
         parameter.dtype == torch.float32 and parameter.requires_grad for parameter in clip.parameters()
@@ -135,6 +119,7 @@ def test_every_tensor_of_clip_finds_its_place(clip, clip_file):
     assert not any(tensor.is_meta for tensor in [*clip.parameters(), *clip.buffers()])
 
 
+@pytest.mark.slow
 def test_clip_agrees_with_its_int8_graph(clip, clip_file, shared_data):
     """One face at a time, as the scales of the graph's activations depend on all images of a batch."""
     import onnxruntime

@@ -360,7 +360,7 @@ def test_forgetting_is_repeatable_and_leaves_the_network(small):
     assert float(one.norm.running_var.std()) == 0, "what a batch norm has seen is forgotten too"
 
 
-def test_randomisation_check_tells_a_map_of_the_network_from_one_of_the_picture(small):
+def test_randomisation_check_separates_a_map_of_the_network_from_one_of_the_image(small):
     def edges(network, inputs):
         return inputs.abs().amax(1).numpy()
 

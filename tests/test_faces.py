@@ -528,6 +528,7 @@ def real_videos(folder):
     return sorted((folder / "ffpp").rglob("*.mp4")) + sorted((folder / "dfdc").rglob("*.mp4"))
 
 
+@pytest.mark.slow
 def test_a_face_is_found_in_every_sampled_frame_of_real_clips(shared_data, detector):
     for path in real_videos(shared_data):
         for frame in read_frames(path, indices=range(0, 300, 60)):
@@ -537,6 +538,7 @@ def test_a_face_is_found_in_every_sampled_frame_of_real_clips(shared_data, detec
             assert points[:2, 1].max() < points[3:, 1].min() and points[0, 0] < points[1, 0]
 
 
+@pytest.mark.slow
 def test_tracks_of_real_clips_are_dense(shared_data, detector):
     for path in real_videos(shared_data):
         tracks = face_tracks(path, detector, max_frames=150, crop_size=64)

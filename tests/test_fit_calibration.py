@@ -18,7 +18,7 @@ from deepfake_nb.scoring.score import MediaScorer
 from deepfake_nb.study.files import InputError, UsageError
 
 
-def test_options_that_are_wrong_for_every_kind_are_told_as_such(with_test_detector, tmp_path):
+def test_options_that_are_wrong_for_every_kind_are_refused_as_such(with_test_detector, tmp_path):
     rows = [(str(n), n % 2, 0.5, name, "picture", str(n)) for n in range(40) for name in "abcde"]
     table = pd.DataFrame(rows, columns=["media_id", "label", "score", "detector", "kind", "person"])
     scorer = MediaScorer(detector_of(Brightness()), device="cpu", face_detector=WhiteSquares())
@@ -28,6 +28,7 @@ def test_options_that_are_wrong_for_every_kind_are_told_as_such(with_test_detect
         calibrate(table.iloc[:0], scorer, "nothing")
 
 
+@pytest.mark.slow
 def test_a_kind_of_too_few_people_is_left_out_and_the_other_calibrated(
     with_test_detector, known, tmp_path, capsys
 ):
@@ -62,6 +63,7 @@ def test_predictions_can_be_calibrated_without_media(with_test_detector, tmp_pat
     assert read_calibrations(tmp_path / "c.json")["picture"].familiarity is None
 
 
+@pytest.mark.slow
 def test_calibrate_and_score_on_the_command_line(with_test_detector, known, tmp_path, capsys):
     out = tmp_path / "own.json"
     assert (

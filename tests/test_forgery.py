@@ -495,7 +495,7 @@ def test_brightness_of_the_papers_augmentation_stays_within_a_tenth(stills):
     assert 0.89 < min(means) < 0.95 and 1.05 < max(means) < 1.11
 
 
-def test_frozen_share_is_as_asked():
+def test_frozen_share_is_as_requested():
     shown = frozen_indices(20000, np.random.default_rng(0), 0.3, 4)
     assert abs((np.diff(shown) == 0).mean() - 0.3) < 0.03
     assert (shown <= np.arange(20000)).all() and len(frozen_indices(0, np.random.default_rng(0), 0.3)) == 0
@@ -550,12 +550,12 @@ def test_bad_single_effects_are_sentences():
 # --- the same way out
 
 
-PEOPLE, TAKES = 6, 4
+PEOPLE, TAKES = 6, 2
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    """24 clips straight from the renderer, framed as broadly as FaceForensics++, each with a swap."""
+    """12 clips straight from the renderer, framed as broadly as FaceForensics++, each with a swap."""
     films = [
         render_video(random_identity(100 + place), "studio", 12 * TAKES, size=128, frame_rate=25, seed=place)
         for place in range(PEOPLE)
@@ -572,28 +572,20 @@ def pairs():
     return made
 
 
-def test_the_codec_does_not_tell_our_fakes(tmp_path, pairs):
+@pytest.mark.slow
+def test_packets_do_not_separate_our_fakes_from_reals(tmp_path, pairs):
     files = [
         write_pair(real, fake, tmp_path / f"real_{place}.mp4", tmp_path / f"fake_{place}.mp4")
         for place, (real, fake) in enumerate(pairs)
     ]
-    leak = codec_leak(*zip(*files, strict=True), np.random.default_rng(0))
+    leak = codec_leak(*zip(*files, strict=True), np.random.default_rng(0), repeats=1)
     assert leak["low"] <= 0.5 <= leak["high"], leak
-    same = [
-        "key_frames",
-        "reordered",
-        "frame_rate",
-        "frames",
-        "time_base",
-        "header_bytes",
-        "header",
-        "profile",
-        "metadata",
-    ]
+    same = "key_frames reordered frame_rate frames time_base header_bytes header profile metadata".split()
     assert (leak["features"].loc[same] == 0).all(axis=None)
 
 
-def test_the_codec_tells_the_published_fakes(tmp_path, pairs):
+@pytest.mark.slow
+def test_packets_separate_fakes_written_the_published_way(tmp_path, pairs):
     """Reals copied as they came, fakes encoded again at CRF 18 and 30 frames a second."""
     reals, fakes = [], []
     for place, (real, fake) in enumerate(pairs):
@@ -606,13 +598,13 @@ def test_the_codec_tells_the_published_fakes(tmp_path, pairs):
                     packet.stream = stream
                     way_out.mux(packet)
         fakes.append(write_video(tmp_path / f"fake_{place}.mp4", fake, 30, crf=18))
-    leak = codec_leak(reals, fakes, np.random.default_rng(0))
+    leak = codec_leak(reals, fakes, np.random.default_rng(0), repeats=1)
     assert leak["low"] > 0.95, leak
     sizes = np.array([codec_features(path)["bits_per_pixel"] for path in (*reals, *fakes)])
     assert np.mean(sizes[len(reals) :] > sizes[: len(reals)]) > 0.9
 
 
-def test_a_pair_with_history_leaves_no_crumbs(tmp_path, clip):
+def test_a_pair_encoded_before_is_smaller_and_leaves_no_other_files(tmp_path, clip):
     frames = [Frame(index, index / 25, image) for index, image in enumerate(clip.images)]
     sizes = []
     for history in (None, 40):

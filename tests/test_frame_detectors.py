@@ -82,7 +82,7 @@ def test_a_set_that_cannot_be_used_is_refused_in_words(tmp_path, broken, words):
         load_own_stills(root)
 
 
-def test_a_missing_folder_is_answered_with_those_beside_it(course_layout):
+def test_the_error_for_a_missing_folder_lists_those_beside_it(course_layout):
     with pytest.raises(InputError, match=r"course-fakes'\. Beside it: made, swaps\."):
         load_stills("course-fakes", "smoke", 0, data_root=course_layout, folder="course-fakes")
 
@@ -199,6 +199,7 @@ def test_a_collapse_is_a_rule_and_not_an_accuracy():
     assert detect_collapse(labels, np.full(100, 0.5)) == (True, "fake", 1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_section_runs_on_ones_own_pictures_as_published(course_layout, tmp_path):
     settings = {"fakes_set": "swaps", "synthetic_set": "made", "xception_weights": "none"}
     run_section("frame_detectors", course_layout, tmp_path, protocol="published", **settings)

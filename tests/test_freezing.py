@@ -3,12 +3,10 @@
 import json
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import in_two_processes
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -41,11 +39,7 @@ from deepfake_nb.study.files import InputError, UsageError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = TrainingSettings(epochs=3, batch_size=4, learning_rate=0.01, weight_decay=0.1)
-OPTIMIZERS = {
-    "adam": {},
-    "adamw": {},
-    "sgd": {"optimizer": "sgd", "momentum": 0.9},
-}
+OPTIMIZERS = {"adam": {}, "adamw": {}, "sgd": {"optimizer": "sgd", "momentum": 0.9}}
 TRAIN, VALIDATION = noise_clips(24), noise_clips(8, seed=1)
 
 
@@ -126,7 +120,7 @@ def changed(before, after, kind, part):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("turns", [(2, 1), (1, 2), (1, 1)])
-def test_turns_hold_weights_and_moments(optimizer, turns):
+def test_phases_hold_weights_and_moments(optimizer, turns):
     rule, diary = AlternateFreezing(*turns), Diary()
     run = trainer(rule, diary, settings=settings_of(optimizer))
     run.train_one_epoch(TRAIN, 1)
@@ -192,7 +186,7 @@ def test_stages_that_wait_stay_and_then_start_empty(optimizer):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_turns_count_steps_not_batches(accumulate):
+def test_phases_count_steps_not_batches(accumulate):
     rule, diary = AlternateFreezing(1, 1), Diary()
     run = trainer(rule, diary, settings=replace(SETTINGS, batch_size=2, accumulate=accumulate))
     run.train_one_epoch(TRAIN, 1)
@@ -203,7 +197,7 @@ def test_turns_count_steps_not_batches(accumulate):
         assert not any(changed(before, after, "network", f"{held}.0."))
 
 
-def test_clipping_sees_only_what_learns():
+def test_clipping_sees_only_trainable_parameters():
     """The held group's share of the gradient norm is not there, so what learns is shortened less."""
     run = trainer(AlternateFreezing(1, 1), settings=replace(SETTINGS, clip_gradients=1e-3))
     run.train_one_epoch(noise_clips(4), 1)
@@ -540,17 +534,6 @@ def test_rule_used_for_a_second_run_remembers_nothing_of_the_first():
 
 # --- several processes --------------------------------------------------------------------------------------------------
 
-TWO = """
-import json, sys
-sys.path.insert(0, {tests!r})
-import test_freezing as t
-
-t.torch.set_num_threads(1)
-found = t.run_of_processes(batch_size=2)
-if found.pop("first"):
-    json.dump(found, open({file!r}, "w"))
-"""
-
 
 class NoNorms(TinyVideo):
     def block(self, kernel, channels):
@@ -581,17 +564,6 @@ def run_of_processes(batch_size):
     return {"still": still, "weights": weights, "auc": log.records[-1]["val_auc"], **about}
 
 
-def test_two_processes_hold_the_same_group(tmp_path):
-    script, file = tmp_path / "two.py", tmp_path / "found.json"
-    script.write_text(TWO.format(tests=str(Path(__file__).parent), file=str(file)))
-    in_two_processes(script)
-    two, one = json.loads(file.read_text()), run_of_processes(4)
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert one["still"] == two["still"] == [["long.0.weight"], ["long.0.weight"], ["wide.0.weight"]] * 2
-    np.testing.assert_allclose(one["weights"], two["weights"], rtol=0, atol=1e-5)
-    assert one["auc"] == two["auc"]
-
-
 # --- metrics after each epoch -------------------------------------------------------------------------------------------
 
 
@@ -617,7 +589,7 @@ def test_epoch_metrics_change_nothing():
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_epoch_metrics_do_not_ask_again_what_the_trainer_asked():
+def test_epoch_metrics_reuse_the_predictions_of_the_trainer():
     metrics, record, expected = EpochMetrics(VALIDATION), {}, {}
     run = trainer()
     EpochMetrics(VALIDATION).on_epoch_end(run, 1, expected)
@@ -705,7 +677,7 @@ def test_plot_says_every_number():
     [(dict(spatial_steps=0), "0 spatial and 1 temporal"), (dict(temporal_steps=-1), "do not alternate"),
      (dict(groups="shape"), "'kernel', 'name'"), (dict(norm_statistics="frozen"), "'move', 'still'")],
 )  # fmt: skip
-def test_turns_that_do_not_exist(wrong, said):
+def test_phases_that_do_not_exist(wrong, said):
     with pytest.raises(UsageError, match=said):
         AlternateFreezing(**wrong)
 

@@ -156,7 +156,7 @@ def test_a_head_that_stops_leaves_the_others_as_they_would_be():
     )  # fmt: skip
 
 
-def test_heads_learn_and_the_uninformed_one_does_not(learnt):
+def test_heads_separate_the_classes_and_an_uninformed_one_does_not(learnt):
     _, _, val, val_labels, (heads, logs) = learnt
     right = ((predict_heads(heads, val.view(0)) > 0).numpy() == val_labels[:, None]).mean(0)
     assert right[ALL_OF_THREE.index(("a", "b"))] > 0.85 > 0.7 > right[ALL_OF_THREE.index(("c",))]
@@ -289,7 +289,7 @@ def test_a_cross_test_set_is_its_test_split_or_all_of_it(own_sets, tmp_path):
         load_cross_stills(tmp_path / "half")
 
 
-def test_an_unknown_backbone_is_answered_with_the_known_ones():
+def test_the_error_for_an_unknown_backbone_lists_the_known_ones():
     for ask in (lambda: make_backbone("vgg16"), lambda: parse_combination("meso4 + vgg16")):
         with pytest.raises(
             UsageError, match=r"'vgg16'.*meso4, mesoinception4, densenet121, xception, resnet50"
@@ -326,7 +326,7 @@ def test_a_hub_that_fails_on_the_way_is_no_end(monkeypatch):
     assert make_backbone("resnet50", "hub").weights.endswith("could not be reached (OSError)")
 
 
-def test_downloaded_weights_are_used_without_asking_the_hub(monkeypatch, tmp_path):
+def test_downloaded_weights_are_used_without_a_request_to_the_hub(monkeypatch, tmp_path):
     torch.manual_seed(3)
     network = timm.create_model("resnet50")
     torch.save(network.state_dict(), tmp_path / "kept.pth")
@@ -391,7 +391,7 @@ def test_frozen_backbones_keep_weights_and_norms():
     assert network.head[0].weight.grad is not None and network.head.training
 
 
-def test_all_of_a_network_from_scratch_learns():
+def test_all_parameters_of_a_network_from_scratch_have_gradients():
     network = network_maker(("meso4", "mesoinception4"), SIDE)().train()
     network(torch.rand(4, 3, SIDE, SIDE)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -497,6 +497,7 @@ def test_heads_become_networks(learnt):
     assert extract_head(heads, ("a", "b"))[0].in_features == 15
 
 
+@pytest.mark.slow
 def test_the_section_runs_on_ones_own_pictures_as_in_the_listing(own_sets, tmp_path):
     shutil.copytree(own_sets, tmp_path / "root")
     (tmp_path / "root" / "mine" / "train" / "fake" / "train_03.jpg").write_bytes(b"no picture")
@@ -523,6 +524,7 @@ def test_the_section_runs_on_ones_own_pictures_as_in_the_listing(own_sets, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_the_section_says_what_it_cannot_use(own_sets, tmp_path):
     done = run_section("fusion", own_sets, tmp_path, status=3, train_set="mine", regime="thawed")
     assert "regime='thawed' is none of" in done.stderr

@@ -125,6 +125,7 @@ def test_a_seed_makes_one_network_and_leaves_global_chance_alone(pictures, small
     assert not equal(first, train(pictures, steps=3, seed=2)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_taken_up_again_ends_where_an_undisturbed_one_does(pictures, small, name, tmp_path):
     train = trainings(small)[name]
@@ -137,7 +138,7 @@ def test_a_training_taken_up_again_ends_where_an_undisturbed_one_does(pictures, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_weights_that_learn_move(pictures, small, name):
+def test_all_trainable_weights_change(pictures, small, name):
     train = trainings(small)[name]
     before, after = (train(pictures, steps=steps)[0] for steps in (1, 4))
     moves = dict(after.named_parameters())
@@ -145,7 +146,7 @@ def test_all_weights_that_learn_move(pictures, small, name):
     assert all("norm.weight" in n for n in fixed) and bool(fixed) == (name == "encoder")
 
 
-def test_the_encoder_learns_in_front_of_a_generator_that_stays(pictures, small):
+def test_the_encoder_is_trained_in_front_of_a_fixed_generator(pictures, small):
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     train_encoder(small, pictures, CODER, steps=3, perceptual=Plain())
     assert all(torch.equal(tensor, before[name]) for name, tensor in small.state_dict().items())
@@ -172,7 +173,7 @@ def test_the_penalty_is_computed_at_its_steps_and_counts(pictures):
     assert not equal(gentle, strict)
 
 
-def test_the_discriminator_learns_only_in_its_own_turn(pictures):
+def test_the_discriminator_is_trained_only_in_its_own_step(pictures):
     learner = module.GANTraining(pictures, SMALL, 0)
     drawn = learner.draw()
     module.taken_for_real(learner, drawn).backward()
@@ -339,6 +340,7 @@ def start_training(out, steps):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_and_a_second_one_waits_outside(tmp_path):
     killed = start_training(tmp_path, 100_000)
     checkpoint = tmp_path / "training" / "stylegan.checkpoint"
@@ -366,7 +368,7 @@ def test_a_killed_training_goes_on_and_a_second_one_waits_outside(tmp_path):
 @pytest.mark.parametrize(
     "arguments, status", [(["--resolution", "48"], 2), (["--domain", "moon"], 3), (["--people", "0"], 2)]
 )
-def test_the_command_answers_bad_input_with_a_sentence(tmp_path, capsys, arguments, status):
+def test_bad_input_to_the_command_is_a_sentence(tmp_path, capsys, arguments, status):
     assert status_of("train-generator", "--out", tmp_path / "out", *arguments) == status
     assert "Error: " in capsys.readouterr().err
 
@@ -401,6 +403,7 @@ def test_the_package_s_networks_are_whole_small_and_explained():
     assert card["command"].startswith("deepfake-nb train-generator")
 
 
+@pytest.mark.slow
 def test_importing_reads_no_weights():
     code = "import deepfake_nb.learning.generator as g; print(g.shipped_networks.cache_info().currsize)"
     assert run(sys.executable, "-c", code).stdout.strip() == "0"
@@ -424,6 +427,7 @@ def test_the_recipe_of_the_set_changes_with_truncation_and_weights(monkeypatch):
     assert len(digests) == 6
 
 
+@pytest.mark.slow
 def test_the_synthetic_set(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
     made = make_paper_set("course-synthetic", "smoke")

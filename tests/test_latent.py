@@ -139,7 +139,7 @@ def test_a_set_of_one_label_is_refused(made, tmp_path, monkeypatch):
         aligned_faces(made, 32, tmp_path)
 
 
-def test_people_of_validation_are_not_learnt_from(faces):
+def test_people_of_validation_are_not_trained_on(faces):
     table = faces.table
     set_aside = validation_people(table, np.random.default_rng(1))
     rest = set(table.person[table.split == "train"]) - set_aside
@@ -179,7 +179,7 @@ def test_codes_of_another_generator_are_searched_anew(networks, faces, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["RF", *HIDDEN])
-def test_heads_learn_and_repeat(two_kinds, name):
+def test_heads_are_trained_reproducibly(two_kinds, name):
     codes, labels = two_kinds
 
     def scores(seed, epochs):
@@ -249,7 +249,7 @@ def test_layers_of_the_paper():
 
 
 @pytest.mark.parametrize("name", ["MesoNet", "EfficientNet"])
-def test_pixel_networks_answer_with_the_best_epoch(faces, name):
+def test_pixel_networks_predict_with_the_best_epoch(faces, name):
     pictures, labels = np.asarray(resize_images(faces.pictures, 32)), faces.table.label.to_numpy()
     rows = np.arange(len(labels))
     trainer = train_on_pixels(name, pictures, labels, rows[::2], rows[1::2], epochs=2)

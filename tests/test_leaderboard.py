@@ -279,7 +279,7 @@ def worn(table, axis="noise", levels=(0, 1, 2), noise=0.0):
     ], ignore_index=True)  # fmt: skip
 
 
-def test_worn_pictures_of_sections_with_other_columns(tmp_path):
+def test_degraded_images_of_sections_with_other_columns(tmp_path):
     labels, scores = noisy(60, 0.8)
     one, other = (
         predictions_of("one", scores, labels),

@@ -406,7 +406,7 @@ def test_scores_beyond_zero_and_one_have_ranks_but_no_probabilities():
         plot_reliability(rows)
 
 
-def test_mixed_detectors_are_refused_or_told_apart(tmp_path, capsys):
+def test_mixed_detectors_are_refused_or_evaluated_separately(tmp_path, capsys):
     both = pd.concat([table(20, detector="a"), table(20, gap=3, detector="b")])
     with pytest.raises(InputError, match="mix several values of detector"):
         evaluate(both)
@@ -487,7 +487,7 @@ def test_labels_that_are_neither_0_nor_1_are_refused_and_not_cut_to_it(labels):
 
 
 @pytest.mark.parametrize("confidence", [95, 0, 1, math.nan])
-def test_a_confidence_that_is_no_share_is_told(confidence):
+def test_a_confidence_outside_0_and_1_is_refused(confidence):
     rows = table(20)
     pair = rows.label, rows.score, table(20, seed=1).score
     options = {"confidence": confidence, "resamples": 10}
@@ -510,7 +510,7 @@ def test_no_resamples_are_too_few():
             measure(rows, resamples=0)
 
 
-def test_rows_without_a_cluster_are_told():
+def test_rows_without_a_cluster_are_refused():
     labels, scores = [0, 0, 1, 1], [0.1, 0.4, 0.3, 0.8]
     for clusters in (["a", None, "b", "c"], ["a", "b", "c"]):
         for measure in (delong, lambda *given: bootstrap_test(given[0], *given[1:2] * 2, clusters=given[2])):

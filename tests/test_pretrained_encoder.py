@@ -119,7 +119,7 @@ def test_equal_scores_have_no_difference_in_any_resample():
     assert drawn[0] == pytest.approx(drawn[1])
 
 
-def test_methods_are_told_only_where_there_are_several():
+def test_methods_are_named_only_where_there_are_several():
     table = pd.concat([judged(1), judged(1).query("label == 1").assign(method="reenactment")])
     found = {row: (len(part), part.label.nunique()) for row, part in sources_and_methods(table)}
     assert found == {"s0": (18, 2), "s0: reenactment": (12, 2), "s0: swap": (12, 2)}
@@ -163,6 +163,7 @@ def test_an_unknown_encoder_is_refused():
         load_encoder("resnet")
 
 
+@pytest.mark.slow
 def test_clip_gives_the_class_token_of_each_block(encoder_files, tmp_path, monkeypatch):
     """Its last one, normalised and projected, is what the whole encoder outputs."""
     monkeypatch.setattr(pretrained_encoder, "fetch", encoder_files)

@@ -247,7 +247,7 @@ def test_a_number_may_depend_on_the_protocol(protocol, expected):
     assert published_at("datasets", "Validation", f"FF++ DLC, {protocol} protocol", "files") == expected
 
 
-def test_a_record_finds_the_papers_number_unless_it_is_told():
+def test_a_record_looks_up_the_papers_number_unless_one_is_given():
     record = RunRecord("latent", "smoke")
     place = "Table 1", "MesoNet", "accuracy, frames"
     record.add(*place, np.float32(0.5))

@@ -144,6 +144,7 @@ def clip(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("clip") / "person.mp4", [larger] * 12, 25, crf=18)
 
 
+@pytest.mark.slow
 def test_every_rung_shows_the_face(clip):
     found = cut_ladder_faces(clip, frames=12, faces=3)
     assert list(found) == ["original", *reencoding.LADDER]
@@ -165,8 +166,9 @@ class Unused(torch.nn.Module):
         pytest.fail("a network was used on a person of its training data")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_the_ladder_asks_the_network_that_left_the_person_out(clip, tmp_path, monkeypatch, jobs):
+def test_the_ladder_uses_the_network_that_left_the_person_out(clip, tmp_path, monkeypatch, jobs):
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
     rows = pd.DataFrame({"path": [str(clip)], "media": ["person.mp4"], "label": [0], "person": ["p"], "source": ["s"], "fold": [1]})  # fmt: skip
     networks = {0: Unused(), 1: MeanBrightness()}

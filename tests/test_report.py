@@ -181,7 +181,7 @@ def test_what_was_done_before_an_interruption_is_in_the_index(ensemble, tmp_path
     assert "broken off" not in (tmp_path / "index.html").read_text()
 
 
-def test_a_folder_that_cannot_be_is_told(ensemble, tmp_path):
+def test_a_folder_that_cannot_be_made_is_refused(ensemble, tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(InputError, match="taken"):
         ReportWriter(tmp_path / "taken")
@@ -401,7 +401,8 @@ def test_after_the_small_network_the_page_ends_with_what_is_better(
     assert "weights fetch" not in unscored
 
 
-def test_the_heatmap_of_a_clip_shows_what_its_answer_hangs_on():
+@pytest.mark.slow
+def test_the_heatmap_of_a_clip_shows_what_its_score_depends_on():
     """Putting back what is bright in the map takes "fake" away; putting back as much of what is dark does not."""
     film = render_video(random_identity(9001), "studio", 16, size=160, seed=1)
     still = render_stills([random_identity(9501)], "studio", size=160, seed=1)

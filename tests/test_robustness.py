@@ -199,7 +199,7 @@ def test_stills_have_no_motion_to_lose():
     (lambda clips: np.zeros((len(clips), 2)), r"shape \(2, 1\), not shape \(2, 2\)"),
     (lambda clips: 0.5, "not shape ()"),
 ])  # fmt: skip
-def test_answers_that_are_no_scores_are_refused(score, words):
+def test_outputs_that_are_no_scores_are_refused(score, words):
     with pytest.raises(InputError, match=words):
         ask(made_clips(2) // 2 + 127, score)
 

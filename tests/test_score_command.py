@@ -26,7 +26,7 @@ def test_the_command_line_takes_a_stride(small_video_resnet, talking, tmp_path, 
     assert status_of(*about, "--stride", "0") == 2 and "stride of clips is 0" in capsys.readouterr().err
 
 
-def test_exit_status_tells_usage_from_nothing_scored(with_test_detector, tmp_path, capsys):
+def test_exit_status_distinguishes_usage_errors_from_nothing_scored(with_test_detector, tmp_path, capsys):
     save(tmp_path / "face.png", patches(200))
     write_video(tmp_path / "wall.mp4", [patches()] * 3, 25)
     assert status_of("score", tmp_path / "face.png", tmp_path / "wall.mp4", "--detector", "test") == 0

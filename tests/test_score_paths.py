@@ -109,6 +109,7 @@ def test_memory_does_not_grow_with_the_number_of_files(quick, tmp_path):
     assert held[1] - held[0] < 100_000, held
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_a_video(quick, tmp_path):
     peaks = []
     for seconds in (20, 60):

@@ -37,6 +37,7 @@ def test_weights_nobody_registered_are_named_as_such(tmp_path, face):
     assert 0 < verdict.score < 1
 
 
+@pytest.mark.slow
 def test_xception_scores_by_its_own_preprocessing(tmp_path, face):
     from deepfake_nb.networks.xception import Xception, to_deepfakebench
 
@@ -121,6 +122,7 @@ def test_a_network_trained_here_scores_as_it_was_trained(small_video_resnet, tal
     assert verdict.score == pytest.approx(pool_clips(starts, scores), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_of_full_width_scores_a_video(talking, tmp_path):
     from deepfake_nb.networks.video_resnet import VideoResNet
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import nbformat
 import numpy as np
 import pytest
-from commands import BIN, ROOT, allow_files_of, run
+from commands import allow_files_of, run, status_of
 
 from deepfake_nb.study import files, records, runner
 from deepfake_nb.study.files import InputError, UsageError, write_atomically
@@ -57,6 +57,7 @@ def small_study(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_section_is_run_once_and_again_when_its_inputs_change(small_study):
     folder = small_study / "reports" / "smoke" / "datasets"
     runner.run_study("smoke")
@@ -78,6 +79,7 @@ write_json(Path(report_folder) / 'cost.json', there)
 """
 
 
+@pytest.mark.slow
 def test_what_a_study_cost_is_said_of_the_run_that_computed_it(small_study):
     """Killed between its last section and `study.json`, a study has only sections that are done already."""
     reports = small_study / "reports" / "smoke"
@@ -122,6 +124,7 @@ def write_for_ever(path):
     return process
 
 
+@pytest.mark.slow
 def test_a_study_removes_what_killed_writers_left_and_nothing_else(small_study, monkeypatch):
     cache = small_study / "cache"
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(cache))
@@ -173,7 +176,7 @@ def test_a_disk_without_locks_is_written_and_never_swept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fields", [{"value": float("nan")}, {"value": 0.5, "low": np.float32("-inf")}])
-def test_a_number_that_no_report_can_hold_is_told_with_its_place(fields):
+def test_a_number_that_no_report_can_hold_is_refused_with_its_place(fields):
     record = records.RunRecord("latent", "smoke")
     with pytest.raises(ValueError, match=r"\('Table 1', 'MesoNet', 'AUC'\) is -?(nan|inf)\. Give None"):
         record.add("Table 1", "MesoNet", "AUC", **fields)
@@ -230,6 +233,7 @@ with locked_folder(Path(report_folder).parent / 'a set that both need'):
 """
 
 
+@pytest.mark.slow
 def test_sections_of_a_stage_run_side_by_side_with_a_share_of_the_cores(small_study, monkeypatch):
     """Each waits for the other: one after the other they would fail. Then both want the same folder at once."""
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
@@ -249,6 +253,7 @@ def test_sections_of_a_stage_run_side_by_side_with_a_share_of_the_cores(small_st
     assert about["peak_memory_gib"] > 0.05 and about["failed"] == []
 
 
+@pytest.mark.slow
 def test_a_failure_is_a_sentence_and_the_other_sections_are_run(small_study):
     write_section(small_study, "fusion", "raise RuntimeError('the oven is cold')")
     write_section(small_study, "latent", "import os\nos._exit(9)")
@@ -265,6 +270,7 @@ def test_a_failure_is_a_sentence_and_the_other_sections_are_run(small_study):
     assert done == ["datasets", "leaderboard"]
 
 
+@pytest.mark.slow
 def test_a_sentence_raised_in_a_notebook_reaches_the_user(small_study):
     files.write_json(small_study / "reports" / "smoke" / "datasets" / "results.json", [])
     with pytest.raises(InputError, match="'datasets' failed: The seed must be at least 0"):
@@ -278,6 +284,7 @@ def hold(folder, held, release):
         release.wait(30)
 
 
+@pytest.mark.slow
 def test_a_second_study_in_one_folder_says_so(small_study):
     folder = small_study / "reports" / "smoke"
     context = multiprocessing.get_context("spawn")
@@ -358,12 +365,14 @@ def test_a_folder_that_is_a_file_is_a_sentence(tmp_path):
         (["nonsense"], 2, "No such command"),
     ],
 )
-def test_exit_status_and_sentence(arguments, status, sentence):
-    done = run(BIN / "deepfake-nb", *arguments, cwd=ROOT, status=status)
-    assert sentence in done.stderr and "Traceback" not in done.stderr
+def test_exit_status_and_sentence(arguments, status, sentence, capsys):
+    assert status_of(*arguments) == status
+    said = " ".join(capsys.readouterr().err.split())
+    assert sentence in said and "Traceback" not in said
 
 
-def test_figures_stand_in_the_executed_notebook_whatever_backend_is_asked_for(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_figures_are_in_the_executed_notebook_for_any_backend(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     cell = nbformat.v4.new_code_cell("import matplotlib.pyplot as plt\nplt.plot([1, 2])")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "drawing.ipynb")

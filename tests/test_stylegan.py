@@ -126,7 +126,7 @@ class TestParity:
 
 
 @pytest.mark.parametrize("resolution", SIZES)
-def test_every_resolution_builds_and_answers(resolution):
+def test_every_resolution_builds_and_gives_outputs(resolution):
     with torch.device("meta"):
         generator, encoder = Generator(resolution), Encoder(resolution).eval()
         critic = Discriminator(resolution)
@@ -388,13 +388,13 @@ class TestDiscriminator:
         slow = [np.sqrt(part.numpy().var(axis=0) + 1e-8).mean() for part in members]
         assert found[:, 0, 0].tolist() == pytest.approx(slow * group, abs=1e-6)
 
-    def test_every_parameter_learns(self):
+    def test_every_parameter_has_a_gradient(self):
         critic = Discriminator(32, channels_base=256, max_channels=16)
         critic(torch.randn(4, 3, 32, 32)).sum().backward()
         assert all(parameter.grad is not None for parameter in critic.parameters())
 
 
-def test_every_parameter_of_a_generator_learns():
+def test_every_parameter_of_a_generator_has_a_gradient():
     generator = Generator(32, **SMALL)
     generator.synthesis(generator.truncate(generator.mapping(torch.randn(2, 16)))).square().sum().backward()
     assert all(parameter.grad.any() for parameter in generator.parameters())

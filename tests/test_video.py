@@ -511,7 +511,7 @@ def test_media_kind():
         ("one.gif", False),
     ],
 )
-def test_animations_are_told_from_pages_and_previews(tmp_path, name, animated):
+def test_animations_are_distinguished_from_pages_and_previews(tmp_path, name, animated):
     pictures = [Image.fromarray(quarters()), Image.fromarray(quarters()[::-1].copy())]
     pictures[0].save(tmp_path / name, save_all=True, append_images=[] if "one" in name else pictures[1:])
     assert is_animated(tmp_path / name) is animated
@@ -665,6 +665,7 @@ def resident_mib():
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_length(tmp_path):
     path = write_video(
@@ -710,14 +711,14 @@ def test_a_dropped_stream_closes_its_file_at_once(clip):
 # Real files
 
 
+@pytest.mark.slow
 def test_real_clips(shared_data):
     (portrait,) = shared_data.glob("dfdc/*/brtujopkby.mp4")
     info = probe(portrait)
     assert (info.width, info.height, info.has_audio, info.frame_count) == (1080, 1920, True, 300)
     assert [frame.index for frame in read_frames(portrait, stride=100, longest_side=320)] == [0, 100, 200]
     for path in shared_data.glob("ffpp/**/*.mp4"):
-        count = probe(path).frame_count
-        dense = next(frame for frame in read_frames(path, threads=0) if frame.index == count - 5)
-        (sought,) = read_frames(path, indices=[count - 5])
+        dense = next(frame for frame in read_frames(path, threads=0) if frame.index == 120)
+        (sought,) = read_frames(path, indices=[120])
         assert np.array_equal(dense.image, sought.image)
         assert np.array_equal(sought.crop((100, 80, 333, 311))[0], dense.image[80:311, 100:333])

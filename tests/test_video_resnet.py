@@ -57,7 +57,8 @@ def released():
     return fixture("altfreezing")
 
 
-def test_answers_are_those_of_the_released_network(released, altfreezing_kind):
+@pytest.mark.slow
+def test_outputs_are_those_of_the_released_network(released, altfreezing_kind):
     network = weights.import_state_dict("altfreezing", fill(released["keys"]))
     assert not network.training
     assert sum(p.numel() for p in network.parameters()) == released["parameters"]
@@ -77,7 +78,7 @@ def test_names_and_shapes_are_the_released_ones(released):
     "shape", [(8, 160, 160), (32, 64, 64), (4, 256, 256), (1, 96, 96), (2, 33, 47), (7, 101, 64), (3, 1, 1)]
 )
 @pytest.mark.parametrize("head", ["linear", "transformer"])
-def test_every_length_and_size_gives_one_answer(shape, head):
+def test_every_length_and_size_gives_one_logit_per_clip(shape, head):
     network = filled_network(width=2, head=head)
     clips = random_clips(2, 3, *shape)
     frames, height, width = shape
@@ -92,7 +93,7 @@ def test_every_length_and_size_gives_one_answer(shape, head):
 
 
 @pytest.mark.parametrize("head", ["linear", "transformer"])
-def test_a_network_without_numbers_says_what_shape_its_answer_has(head):
+def test_a_network_on_the_meta_device_has_an_output_shape(head):
     network = VideoResNet(width=2, head=head).to("meta")
     assert network(torch.empty(2, 3, 4, 64, 64, device="meta")).shape == (2,)
 
@@ -146,7 +147,7 @@ def test_groups_by_released_name_are_the_published_ones():
 
 
 @pytest.mark.parametrize("head", ["linear", "transformer"])
-def test_every_parameter_learns(head):
+def test_every_parameter_has_a_gradient(head):
     network = VideoResNet(width=2, head=head, pooling="class").train()
     network.load_state_dict(fill({key: tuple(t.shape) for key, t in network.state_dict().items()}))
     network(random_clips(4, 3, 4, 64, 64)).sum().backward()
@@ -255,6 +256,7 @@ def training_checkpoint(network):
     }
 
 
+@pytest.mark.slow
 def test_a_training_checkpoint_is_unwrapped(tmp_path, narrow_kind):
     source = filled_network()
     checkpoint = training_checkpoint(source)

