@@ -7463,8 +7463,16 @@ d = {
                 "scoring/origin.html#describe_x264",
                 "deepfake_nb/scoring/origin.py",
             ),
+            "deepfake_nb.scoring.origin.make_context": (
+                "scoring/origin.html#make_context",
+                "deepfake_nb/scoring/origin.py",
+            ),
             "deepfake_nb.scoring.origin.make_fact": (
                 "scoring/origin.html#make_fact",
+                "deepfake_nb/scoring/origin.py",
+            ),
+            "deepfake_nb.scoring.origin.mentions_credentials": (
+                "scoring/origin.html#mentions_credentials",
                 "deepfake_nb/scoring/origin.py",
             ),
             "deepfake_nb.scoring.origin.open_credentials": (

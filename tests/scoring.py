@@ -14,7 +14,7 @@ from deepfake_nb.scoring.views import ClipDetector, Detector, Ready
 
 CONTRACT = set(
     "path verdict score probability interval reason detector weights trained_on faces kind threshold "
-    "false_alarm_rate real_below task calibration detectors reason_code footnote advice".split()
+    "false_alarm_rate real_below task calibration detectors reason_code footnote advice origin".split()
 )
 
 

@@ -23,6 +23,8 @@ __all__ = [
     "describe_x264",
     "read_video_facts",
     "Credentials",
+    "make_context",
+    "mentions_credentials",
     "open_credentials",
     "describe_manifest",
     "read_credentials",
@@ -31,7 +33,10 @@ __all__ = [
 ]
 
 # %% ../../nbs/scoring/04_origin.ipynb #ce4d493f
+import functools
 import json
+import mmap
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -243,19 +248,34 @@ class Credentials:
 
 
 # %% ../../nbs/scoring/04_origin.ipynb #89e61cec
-def open_credentials(path, trusted=None):
-    """State and manifest (a dictionary) of the Content Credentials inside a file; (None, {}) where there are none."""
+@functools.cache
+def make_context(trusted=None):
+    """How Content Credentials are checked: against a list of roots if there is one, and without a network."""
     import c2pa
 
     settings = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_trust": True}}
     if trusted:
         settings["trust"] = {"trust_anchors": trusted}
-    with c2pa.Context.from_dict(settings) as context:
-        reader = c2pa.Reader.try_create(str(path), context=context)
-        if reader is None:
-            return None, {}
-        with reader:
-            return reader.get_validation_state(), json.loads(reader.json())
+    return c2pa.Context.from_dict(settings)
+
+
+def mentions_credentials(path):
+    """Whether the bytes of a file name C2PA at all; most files need no closer look."""
+    if not os.path.getsize(path):
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(b"c2pa") >= 0
+
+
+def open_credentials(path, trusted=None):
+    """State and manifest (a dictionary) of the Content Credentials inside a file; (None, {}) where there are none."""
+    import c2pa
+
+    reader = c2pa.Reader.try_create(str(path), context=make_context(trusted))
+    if reader is None:
+        return None, {}
+    with reader:
+        return reader.get_validation_state(), json.loads(reader.json())
 
 
 def describe_manifest(content):
@@ -296,6 +316,8 @@ def read_credentials(path, trusted=None):
     -------
     Credentials
     """
+    if not mentions_credentials(path):
+        return Credentials("absent")
     import c2pa
 
     try:
