@@ -49,7 +49,7 @@ from .study.runner import wait_without_spinning
 # %% ../nbs/80_cli.ipynb #a390280e
 app = typer.Typer(
     name="deepfake-nb",
-    help="A reproducible study of deepfake detection, and a verdict on your own pictures and videos.",
+    help="A reproducible study of deepfake detection, and a verdict on your own images and videos.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -664,7 +664,7 @@ def _open_report(folder):
 # %% ../nbs/80_cli.ipynb #3cb7b63c
 def _check_score_options(paths, camera, frames, report, json_file, csv_file, resume):
     if camera is None and not paths:
-        raise UsageError("Name a picture, a video or a folder, or give --camera 0.")
+        raise UsageError("Name an image, a video or a folder, or give --camera 0.")
     if camera is not None and (paths or report or csv_file):
         raise UsageError("A camera is watched alone: leave out the paths, --report and --csv.")
     if frames is not None and camera is None:

@@ -2,7 +2,7 @@
 
     python scripts/calibrate_shipped.py --work out/calibration
 
-Films and pictures that are there already are kept. On one core they take some twenty minutes, and scoring them three.
+Films and images that are there already are kept. On one core they take some twenty minutes, and scoring them three.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Film(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A group of pictures; `frame` as for films."""
+    """A group of images; `frame` as for films."""
 
     domain: str
     quality: str
@@ -81,7 +81,7 @@ PICTURES = (
 WORDS = {
     "video": "rendered people in a studio, outdoors, on a stage and in video calls, in frames of 160 pixels to 720p, each as "
     "filmed and with another one's face; no living person is among them",
-    "picture": "rendered people in a studio, outdoors, on a stage and in video calls, in pictures of 192 pixels to 720p, each "
+    "picture": "rendered people in a studio, outdoors, on a stage and in video calls, in images of 192 pixels to 720p, each "
     "as pictured and with another one's face, and faces that a small generator drew; no living person is among them",
 }
 
@@ -111,7 +111,7 @@ def shown_larger(images, shape, rng):
 
 
 def reframe(source, target, group, rng):
-    """Write a film or picture again as a part of a larger one, in one of the qualities that people send."""
+    """Write a film or image again as a part of a larger one, in one of the qualities that people send."""
     if isinstance(group, Film):
         frames = shown_larger([frame.image for frame in read_frames(source)], group.frame, rng)
         write_video(target, frames, 25, crf=group.crf + int(rng.integers(-3, 4)))
@@ -216,7 +216,7 @@ def main():
         words = f"people {kind} in each group, to fit and to test on"
         parser.add_argument(f"--{kind}", type=int, nargs=2, default=people, help=words)
     parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--only-film", action="store_true", help="make films and pictures, and stop")
+    parser.add_argument("--only-film", action="store_true", help="make films and images, and stop")
     parser.add_argument("--out", type=Path, default=Path("deepfake_nb/weights_shipped"))
     options = parser.parse_args()
     for make, counts in ((make_films, options.filmed), (make_pictures, options.pictured)):

@@ -1,7 +1,7 @@
 """Keep a profile's reports as the committed reference run: `python scripts/keep_reference.py [PROFILE]`.
 
 Copies results, predictions, run records, figures and executed notebooks to `reports/reference/`, without the folders of the
-machine they were made on. Pictures are kept small: with 256 colours, or as JPEG within a notebook where that is smaller.
+machine they were made on. Images are kept small: with 256 colours, or as JPEG within a notebook where that is smaller.
 """
 
 import base64
@@ -47,7 +47,7 @@ def as_jpeg(picture: bytes) -> bytes:
 
 
 def with_small_picture(data: dict) -> dict:
-    """An output's data with its picture as PNG or JPEG, whichever is smaller."""
+    """An output's data with its image as PNG or JPEG, whichever is smaller."""
     if "image/png" not in data:
         return data
     picture = base64.b64decode("".join(data["image/png"]))

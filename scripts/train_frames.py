@@ -62,7 +62,7 @@ def coded(images, rng):
 
 
 def swaps(image, points, others, rng):
-    """A picture with two other faces and with its own, each in another quality; kinds and pictures."""
+    """An image with two other faces and with its own, each in another quality; kinds and images."""
     for number, (other, theirs) in enumerate(others):
         quality = [rng.uniform(0, 0.5), rng.uniform(0.5, 1)][number]
         kind = "crude swap" if number == 0 else "fine swap"
@@ -206,7 +206,7 @@ def move(crop, rng):
 
 
 def worsen(crop, rng):
-    """A face after a few of the things that happen to pictures, each with a chance."""
+    """A face after a few of the things that happen to images, each with a chance."""
     if rng.random() < 0.3:
         side = int(SIZE * rng.uniform(0.4, 0.9))
         crop = cv2.resize(cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA), (SIZE, SIZE))

@@ -30,7 +30,7 @@ class WhiteSquares:
 
 
 class Everywhere:
-    """A face detector for which every picture is one face."""
+    """A face detector for which every image is one face."""
 
     working_size = 64
 
@@ -243,7 +243,7 @@ def noise(folder, count, size=64):
 
 
 def talking_heads(folder, frames=12, side=128):
-    """Four short videos and two pictures of two rendered people, and of the same two in a mirror."""
+    """Four short videos and two images of two rendered people, and of the same two in a mirror."""
     from deepfake_nb.media.video import write_video
     from deepfake_nb.people.heads import random_identity
     from deepfake_nb.people.rendering import render_video

@@ -80,7 +80,7 @@ def ensemble_of(**options):
 
 
 def patches(*levels, side=64, width=320, height=120):
-    """A black picture with a patch of each grey level."""
+    """A black image with a patch of each grey level."""
     image = np.zeros((height, width, 3), np.uint8)
     for number, level in enumerate(levels):
         image[20 : 20 + side, 20 + 100 * number : 20 + 100 * number + side] = level
@@ -88,7 +88,7 @@ def patches(*levels, side=64, width=320, height=120):
 
 
 def textured(level, rng, tint=(0, 0, 0), spread=12):
-    """A black picture with a patch of noise around a grey level."""
+    """A black image with a patch of noise around a grey level."""
     image = patches(level, side=80).astype(float)
     inside = image.max(2) > 0
     image[inside] += rng.normal(scale=spread, size=(inside.sum(), 1)) + np.array(tint)

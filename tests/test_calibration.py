@@ -53,8 +53,8 @@ def calibration():
     "spoil, words",
     [
         (lambda t: t.drop(columns="person"), "no column 'person'"),
-        (lambda t: t.assign(kind=["picture", "video"] * (len(t) // 2)), "of pictures or of videos"),
-        (lambda t: t.assign(kind="sound"), "of pictures or of videos, not of sound"),
+        (lambda t: t.assign(kind=["picture", "video"] * (len(t) // 2)), "of images or of videos"),
+        (lambda t: t.assign(kind="sound"), "of images or of videos, not of sound"),
         (lambda t: t.assign(split=["train", "val"] * (len(t) // 2)), "some rows are of train"),
         (lambda t: pd.concat([t, t.tail(1)]), "two scores of one detector"),
         (lambda t: t[t.label == 0], "Only 0 people have fake media"),

@@ -268,7 +268,7 @@ def test_a_file_without_a_face_has_an_empty_file_of_faces(root, tmp_path):
 
 @pytest.fixture
 def everywhere(monkeypatch):
-    """Every picture is a face, in the processes that look for them too: they are forked."""
+    """Every image is a face, in the processes that look for them too: they are forked."""
     monkeypatch.setattr(corpus, "CenterFace", lambda **options: Everywhere())
 
 

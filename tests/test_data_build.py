@@ -34,7 +34,7 @@ SMALL = {"crop_size": 32, "detect_every": 5}
 
 @pytest.fixture(scope="session")
 def heads(tmp_path_factory):
-    """Four short videos and two pictures of rendered people."""
+    """Four short videos and two images of rendered people."""
     return layouts.talking_heads(tmp_path_factory.mktemp("heads"))
 
 

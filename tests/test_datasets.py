@@ -293,7 +293,7 @@ def test_the_newer_sets_are_split_by_person(tmp_path, name):
 
 @pytest.fixture(scope="module")
 def portrait(tmp_path_factory):
-    """A picture of a rendered person."""
+    """An image of a rendered person."""
     from PIL import Image
 
     from deepfake_nb.people.heads import random_identity

@@ -72,7 +72,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def portrait():
-    return pytest.importorskip("skimage.data", reason="needs scikit-image's picture of a face").astronaut()
+    return pytest.importorskip("skimage.data", reason="needs scikit-image's image of a face").astronaut()
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_the_detector_refuses_parameters_out_of_range(options):
         CenterFace(**options)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def test_pictures_without_a_face_give_no_track(detector):

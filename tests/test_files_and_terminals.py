@@ -31,7 +31,7 @@ ODD = os.fsdecode(b"caf\xe9.png")
 
 
 def save_odd(folder, image):
-    """A picture whose name is no UTF-8."""
+    """An image whose name is no UTF-8."""
     content = save(folder / "plain.png", image).read_bytes()
     try:
         (folder / ODD).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Frame detectors: one's own pictures, weights of one's own, and the section on both."""
+"""Frame detectors: one's own images, weights of one's own, and the section on both."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ def test_videos_among_the_pictures_are_left_alone(course_layout, tmp_path):
     ("broken", "words"),
     [
         ("absent", "There is no folder"),
-        ("empty split", "has no fake picture in val"),
+        ("empty split", "has no fake image in val"),
         ("one label", "no real picture"),
     ],
 )
@@ -205,7 +205,7 @@ def test_the_section_runs_on_ones_own_pictures_as_published(course_layout, tmp_p
     run_section("frame_detectors", course_layout, tmp_path, protocol="published", **settings)
     folder = tmp_path / "smoke" / "frame_detectors"
     results = json.loads((folder / "results.json").read_text())
-    pictures = {"the pictures in 'swaps'", "the pictures in 'made'", "no pictures"}
+    pictures = {"the images in 'swaps'", "the images in 'made'", "no pictures"}
     assert {result["data"] for result in results} == pictures
     assert {result["protocol"] for result in results} == {"published"}
     areas = [

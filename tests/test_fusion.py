@@ -1,4 +1,4 @@
-"""Fusion: heads trained together, features kept, networks side by side, printed rates, and one's own pictures."""
+"""Fusion: heads trained together, features kept, networks side by side, printed rates, and one's own images."""
 
 import itertools
 import json
@@ -209,7 +209,7 @@ def test_a_changed_picture_is_noticed(own_sets, tmp_path):
     compute_features(read_split(stills, "test", SIDE), [backbone], tmp_path, "set", AUGMENTATION)
     layouts.noise(tmp_path / "mine" / "test" / "fake", 4, size=64)
     found = compute_features(read_split(stills, "test", SIDE), [backbone], tmp_path, "set", AUGMENTATION)
-    assert found.computed == {"meso4": "other pictures than in the cache"}
+    assert found.computed == {"meso4": "other images than in the cache"}
 
 
 def test_features_do_not_depend_on_the_batch_and_views_are_the_augmented_pictures(pictures, tmp_path):
@@ -274,7 +274,7 @@ def test_a_picture_that_cannot_be_read_is_named_left_out_and_counted(own_sets, t
     for path in (tmp_path / "mine" / "train" / "fake").iterdir():
         path.write_bytes(b"no picture")
     with pytest.raises(
-        InputError, match=r"'train' of 'mine' has no pictures of both labels\. 4 could not be read"
+        InputError, match=r"'train' of 'mine' has no images of both labels\. 4 could not be read"
     ):
         read_split(load_own_stills(tmp_path / "mine"), "train", SIDE)
 

@@ -1,4 +1,4 @@
-"""Trainings that are killed, damaged, mixed up, given the wrong pictures, or run by two processes at once; the files in the package."""
+"""Trainings that are killed, damaged, mixed up, given the wrong images, or run by two processes at once; the files in the package."""
 
 import json
 import signal
@@ -100,7 +100,7 @@ def equal(first, second):
 
 
 def trainings(small):
-    """The three trainings, as functions of pictures and options."""
+    """The three trainings, as functions of images and options."""
     return {
         "stylegan": lambda pictures, **options: train_stylegan(pictures, SMALL, **options),
         "encoder": lambda pictures, **options: train_encoder(
@@ -231,7 +231,7 @@ def test_a_loss_that_is_no_number_stops_the_training(pictures, tmp_path):
 )
 def test_wrong_pictures_get_a_sentence(pictures, small, wrong):
     for train in trainings(small).values():
-        with pytest.raises(InputError, match="Training needs uint8 pictures of shape"):
+        with pytest.raises(InputError, match="Training needs uint8 images of shape"):
             train(wrong(pictures), steps=1)
 
 
@@ -324,7 +324,7 @@ from deepfake_nb.learning import generator as g
 from deepfake_nb.people import portraits
 torch.set_num_threads(1)
 picture = lambda start, people, takes, size, **_: np.random.default_rng(start).integers(0, 256, (people * takes, size, size, 3), np.uint8)
-portraits.render_portion = picture
+portraits.render_portion = image
 g.STYLEGAN_SIZES[32] = g.StyleGANSettings(resolution=32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, batch_size=4)
 g.LOG_EVERY = 5
 g.usual_perceptual = lambda: (torch.nn.Sequential(), "none")

@@ -123,7 +123,7 @@ from deepfake_nb.scoring.views import cut_as_mesonet
 
 faulthandler.dump_traceback_later(60, exit=True)
 points = np.float32([[-40, 20], [-30, 20], [-35, 26], [-39, 32], [-31, 32]])
-for width in (1, 80):  # a face that walks out; OpenCV never ends mirroring the single line that is left of the picture
+for width in (1, 80):  # a face that walks out; OpenCV never ends mirroring the single line that is left of the image
     assert (cut_as_mesonet(np.full((60, width, 3), 90, np.uint8), np.float32([-50, 10, -20, 40]), points, 64) == 90).all()
 scorer = MediaScorer([frames, clips], **options)
 for path in sorted(Path(sys.argv[1]).iterdir()):

@@ -1,4 +1,4 @@
-"""Inversion: codes kept and found again, pictures that stop, bad files, other networks, many workers, and the published loss term by term."""
+"""Inversion: codes kept and found again, images that stop, bad files, other networks, many workers, and the published loss term by term."""
 
 import contextlib
 import copy
@@ -108,7 +108,7 @@ def test_a_search_begins_at_the_given_codes(networks, loss, images):
     told, asked = (invert(images, *networks, loss, settings, starts=begin) for begin in (guess, None))
     torch.testing.assert_close(told.codes, asked.codes, atol=1e-4, rtol=0)
     for wrong in (starts[:6], starts[:, :4], torch.randn(7, 8, 8)):
-        with pytest.raises(InputError, match=r"7 pictures, but 6 starts|takes codes of shape"):
+        with pytest.raises(InputError, match=r"7 images, but 6 starts|takes codes of shape"):
             invert(images, *networks, loss, settings, starts=wrong)
 
 
@@ -359,7 +359,7 @@ def test_a_search_that_is_cut_off_goes_on(networks, loss, images, tmp_path, monk
 
 
 def search_until_killed(folder):
-    """What the killed process does: three hundred pictures, one after the other."""
+    """What the killed process does: three hundred images, one after the other."""
     torch.set_num_threads(1)
     pictures = np.random.default_rng(5).integers(0, 255, (300, 32, 32, 3)).astype(np.uint8)
     find_codes(pictures, *small_networks(), StatedLoss(embedded_perceptual()), QUICK, folder=folder)

@@ -267,7 +267,7 @@ def test_shapes_are_those_of_the_sections():
     assert leaderboard.network_like("latent", "SG LR", "demo") is None
 
 
-# Worn pictures
+# Worn images
 
 
 def worn(table, axis="noise", levels=(0, 1, 2), noise=0.0):

@@ -294,7 +294,7 @@ def test_a_detector_that_had_no_say_is_named(tmp_path):
     verdict = scorer.score(tmp_path / "small.png")
     assert verdict.score is not None
     assert "strict had no say: the faces are too small" in verdict.reason
-    assert "of-videos had no say: it does not judge pictures." in verdict.reason
+    assert "of-videos had no say: it does not judge images." in verdict.reason
 
 
 def test_sound_is_not_examined(tmp_path):

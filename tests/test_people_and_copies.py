@@ -20,7 +20,7 @@ from deepfake_nb.study.files import find_copies, walk_folder
 
 
 def picture(path, number):
-    """A picture like no other number's."""
+    """An image like no other number's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(number).integers(0, 255, (16, 16, 3), np.uint8)).save(path)
     return path
@@ -28,7 +28,7 @@ def picture(path, number):
 
 @pytest.fixture
 def people(tmp_path):
-    """Ten people of each label with three pictures each, and two of both."""
+    """Ten people of each label with three images each, and two of both."""
     for number in range(72):
         label = "fake" if number >= 36 else "real"
         picture(tmp_path / "mine" / label / f"person{number // 3 % 14:02}" / f"{number}.png", number)
@@ -100,7 +100,7 @@ def test_given_splits_outlive_a_stray_file(tmp_path):
     stills = load_own_stills(tmp_path / "mine")
     pd.testing.assert_frame_equal(stills.manifest, calm)
     assert [path for path, _ in stills.left_out] == ["other.png", "real/x.png"]
-    assert stills.data == "the pictures in 'mine' (2 left out)"
+    assert stills.data == "the images in 'mine' (2 left out)"
     assert "train, val and test" in dict(stills.left_out)["real/x.png"]
     assert dict(load_cross_stills(tmp_path / "mine").left_out).keys() == {"other.png"}
     planned, _ = plan("folder", tmp_path / "mine")
@@ -142,7 +142,7 @@ def test_people_whom_copies_join_stay_together():
 
 @pytest.fixture
 def quick_faces(monkeypatch):
-    """Builds for which every picture is a face."""
+    """Builds for which every image is a face."""
     monkeypatch.setattr(builds, "_detector", lambda *_: layouts.Everywhere())
 
 

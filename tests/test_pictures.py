@@ -58,7 +58,7 @@ def test_frames_of_a_clip_are_changed_alike():
 
 
 def test_crop_and_mirror_are_those_of_torchvision():
-    """Where torchvision crops a padded picture at (i, j), ours shifts it by (padding - i, padding - j)."""
+    """Where torchvision crops a padded image at (i, j), ours shifts it by (padding - i, padding - j)."""
     from torchvision.transforms import functional
 
     picture = noise(1)
@@ -91,7 +91,7 @@ def test_rotation_turns_by_the_angle_it_says():
     assert (abs(row - 20), column) == (15, 30)
 
 
-# --- pictures from files --------------------------------------------------------------------------------------------
+# --- images from files --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

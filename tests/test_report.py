@@ -79,7 +79,7 @@ def page(ensemble, video, tmp_path_factory):
 
 
 def pictures_in(text):
-    """The pictures of a page, decoded."""
+    """The images of a page, decoded."""
     found = re.findall(r'<img [^>]*?src="data:image/(?:jpeg|png);base64,([^"]+)"', text)
     return [
         cv2.imdecode(np.frombuffer(base64.b64decode(one), np.uint8), cv2.IMREAD_COLOR_RGB) for one in found
@@ -113,7 +113,7 @@ def test_a_page_is_complete_in_itself(page):
 
 
 def test_a_face_has_its_picture_and_its_heatmap(page):
-    """White in the picture, and brighter in the left half of the map, by which alone the network goes."""
+    """White in the image, and brighter in the left half of the map, by which alone the network goes."""
     text = page.read_text(encoding="utf-8")
     assert "most of it lies in the" in text and "left." in text
     for found in re.finditer(r'<img src="[^"]+" alt="Heatmap[^"]+"', text):

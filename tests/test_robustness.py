@@ -35,7 +35,7 @@ QUICK = {name: thin_axes(2)[name] for name in ("noise", "blur", "low light", "fr
 
 
 def made_clips(count, frames=3, side=48, seed=0):
-    """Smooth moving pictures, uint8 (count, frames, side, side, 3)."""
+    """Smooth moving images, uint8 (count, frames, side, side, 3)."""
     rng = np.random.default_rng(seed)
     down, across = np.mgrid[:side, :side] / side
     phase = rng.uniform(0, 6, (count, 1, 1, 1, 3)) + 0.4 * np.arange(frames)[:, None, None, None]
@@ -294,7 +294,7 @@ def test_a_gain_is_paired():
 
 
 def test_people_are_drawn_where_they_are_known():
-    """Ten people with ten pictures each, all alike: an audience of ten, not of a hundred."""
+    """Ten people with ten images each, all alike: an audience of ten, not of a hundred."""
     people = np.repeat([f"p{at}" for at in range(10)], 10)
     table = made_table(n=100, people=people, same=True)
     rng = np.random.default_rng(0)

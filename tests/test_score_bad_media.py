@@ -40,7 +40,7 @@ def test_damaged_and_mislabelled_files_do_not_stop_a_batch(scorer, face, tmp_pat
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.mp4").write_text("This is no video.")
-    (tmp_path / "text.jpg").write_text("This is no picture.")
+    (tmp_path / "text.jpg").write_text("This is no image.")
     save(tmp_path / "zz.png", face)
     write_sound(tmp_path / "sound.mp4")
     verdicts = {Path(verdict.path).name: verdict for verdict in score_with(scorer, tmp_path)}

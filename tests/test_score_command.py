@@ -135,7 +135,7 @@ def test_what_would_help_is_said_once_a_reason_and_where_nothing_was_scored_too(
 def test_what_a_real_verdict_does_not_cover_is_on_its_line(
     with_test_detector, believed_file, tmp_path, capsys
 ):
-    """Half a film and the first picture of an animation must not pass for a look at all of it."""
+    """Half a film and the first image of an animation must not pass for a look at all of it."""
     whole = write_video(tmp_path / "whole.mp4", [patches(80 + number % 9) for number in range(50)], 25)
     (tmp_path / "half.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size * 9 // 10])
     whole.unlink()

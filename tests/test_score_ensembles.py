@@ -202,5 +202,5 @@ def test_a_detector_of_pictures_is_silent_on_videos(tmp_path):
     assert asked["mp4"].detector == "test" and asked["png"].detector == "test + pictures"
     alone = MediaScorer(pictures, **how).score(tmp_path / "face.mp4")
     assert_contract(alone)
-    assert alone.verdict == "abstain" and "judges single pictures, and this is a video" in alone.reason
+    assert alone.verdict == "abstain" and "judges single images, and this is a video" in alone.reason
     assert MediaScorer(pictures, **how).score(tmp_path / "face.png").score is not None

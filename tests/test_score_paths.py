@@ -57,7 +57,7 @@ def test_a_folder_that_may_not_be_read_is_named_and_the_rest_goes_on(quick, tmp_
     assert_contract(locked)
     assert locked.verdict == "abstain" and "Permission denied" in locked.reason
     (alone,) = score_with(quick, tmp_path / "locked")
-    assert "Permission denied" in alone.reason and "no picture or video" not in alone.reason
+    assert "Permission denied" in alone.reason and "no image or video" not in alone.reason
 
 
 def test_paths_that_are_not_there(quick, tmp_path):
@@ -66,9 +66,9 @@ def test_paths_that_are_not_there(quick, tmp_path):
     reasons = [verdict.reason for verdict in score_with(quick, *paths)]
     expected = [
         "There is no file",
-        "neither a picture nor a video",
+        "neither an image nor a video",
         "matches this pattern",
-        "no picture or video in this",
+        "no image or video in this",
     ]
     assert len(reasons) == 4
     assert all(words in reason for words, reason in zip(expected, reasons, strict=True)), reasons

@@ -482,7 +482,7 @@ def test_each_epoch_has_its_own_order_and_changes():
 
 
 def run_of_processes(batch_size, folder):
-    """37 pictures, so that the last step is uneven, without batch norm and dropout."""
+    """37 images, so that the last step is uneven, without batch norm and dropout."""
     settings = replace(SETTINGS, epochs=2, batch_size=batch_size, accumulate=2, optimizer="sgd")
     run = trainer(settings, network(dropout=0, norm=False), folder=folder)
     records = numbers(run.fit(pictures(37), VALIDATION))

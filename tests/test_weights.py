@@ -105,7 +105,7 @@ def keras_file(keras_layers, tmp_path_factory):
 
 
 def score(network, images):
-    """P(fake) of pictures (N, H, W, 3) in [0, 1]."""
+    """P(fake) of images (N, H, W, 3) in [0, 1]."""
     with torch.no_grad():
         return torch.sigmoid(network(torch.from_numpy(np.float32(images)).permute(0, 3, 1, 2))).numpy()
 
@@ -113,7 +113,7 @@ def score(network, images):
 def test_imported_meso4_agrees_with_keras_arithmetic_in_numpy(keras_layers, keras_file):
     images = np.random.default_rng(1).uniform(size=(3, 256, 256, 3))
     expected = [1 - keras_meso4(keras_layers, image) for image in images]
-    assert np.ptp(expected) > 1e-3, "the pictures must not all get the same score, or the comparison is void"
+    assert np.ptp(expected) > 1e-3, "the images must not all get the same score, or the comparison is void"
     assert score(import_mesonet(keras_file), images) == pytest.approx(expected, abs=1e-5)
 
 

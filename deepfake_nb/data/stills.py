@@ -67,7 +67,7 @@ def describe_stills(folder, manifest, left_out):
     """The `Stills` of a user's folder; the description says how many images are left out."""
     lost = f" ({len(left_out)} left out)" if left_out else ""
     reasons = tuple((row["path"], row["reason"]) for row in left_out)
-    return Stills(folder.name, manifest, folder, None, f"the pictures in {folder.name!r}{lost}", reasons)
+    return Stills(folder.name, manifest, folder, None, f"the images in {folder.name!r}{lost}", reasons)
 
 
 # %% ../../nbs/data/02_stills.ipynb #1204418e
@@ -78,7 +78,7 @@ def check_stills(stills):
         for label, word in enumerate(("real", "fake")):
             if not counts.get((split, label), 0):
                 raise InputError(
-                    f"The set {stills.name!r} has no {word} picture in {split}. Add some, or choose another set."
+                    f"The set {stills.name!r} has no {word} image in {split}. Add some, or choose another set."
                 )
     crossing = find_leaks(stills.manifest)
     if len(crossing):
@@ -215,7 +215,7 @@ def load_cross_stills(folder):
         manifest = manifest[manifest.split == "test"]
     if set(manifest.label) != {0, 1}:
         raise InputError(
-            f"The set {folder.name!r} needs test pictures of both labels, in folders named real and fake."
+            f"The set {folder.name!r} needs test images of both labels, in folders named real and fake."
         )
     manifest = manifest.assign(split="test").reset_index(drop=True)
     return describe_stills(folder, manifest, left_out)
@@ -234,7 +234,7 @@ def read_split(stills, split, size):
 
     Returns
     -------
-    pictures.ImageSet
+    images.ImageSet
         Its ``left_out`` lists (path, reason).
 
     Raises
@@ -249,5 +249,5 @@ def read_split(stills, split, size):
     )
     if set(np.asarray(pictures.labels).tolist()) != {0, 1}:
         why = f" {len(pictures.left_out)} could not be read." if pictures.left_out else ""
-        raise InputError(f"The split {split!r} of {stills.name!r} has no pictures of both labels.{why}")
+        raise InputError(f"The split {split!r} of {stills.name!r} has no images of both labels.{why}")
     return pictures

@@ -64,7 +64,7 @@ def encode_as_h264(frames, crf=28, share=1.0):
 
 # %% ../../nbs/detectors/02_reencoding.ipynb #12d03e72
 def encode_as_motion_jpeg(frames, quality=60):
-    """Frames through a second codec: JPEG, picture by picture, as webcams and old cameras send them."""
+    """Frames through a second codec: JPEG, image by image, as webcams and old cameras send them."""
     return [jpeg(frame, quality) for frame in frames]
 
 
@@ -212,7 +212,7 @@ LADDER_STILLS = 160
 
 # %% ../../nbs/detectors/02_reencoding.ipynb #3eb95d92
 def read_tokens(network, files, changed=False, seed=0, tell=None):
-    """Class tokens of the middle face of each file, float32 (N, blocks, width); `changed` draws what happens to a picture first."""
+    """Class tokens of the middle face of each file, float32 (N, blocks, width); `changed` draws what happens to an image first."""
     faces = [
         read_middle_face(file, random_stream(seed, "probe", place) if changed else None)
         for place, file in enumerate(files)

@@ -385,7 +385,7 @@ def check_table(table):
     kinds, splits = set(table.kind), set(table.split) if "split" in table else {"val"}
     if len(kinds) != 1 or not kinds <= {*KINDS_OF_MEDIA}:
         raise InputError(
-            f"A calibration is of pictures or of videos, not of {', '.join(sorted(kinds)) or 'nothing'}."
+            f"A calibration is of images or of videos, not of {', '.join(sorted(kinds)) or 'nothing'}."
         )
     if splits - {"val"}:
         raise InputError(

@@ -125,7 +125,7 @@ def fuse_scores(tables):
     first, *others = (table.set_index("media_id") for table in tables)
     if any(set(table.index) != set(first.index) for table in others):
         raise InputError(
-            "A mean of scores needs the same pictures in every table. Score all detectors on one set."
+            "A mean of scores needs the same images in every table. Score all detectors on one set."
         )
     mean = np.mean([first.score, *(table.score.reindex(first.index) for table in others)], axis=0)
     return first.assign(

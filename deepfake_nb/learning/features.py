@@ -181,7 +181,7 @@ def compute_features(
         Cache folder.
     name : str
         Name of the image set; cache files are named after it and the backbone.
-    augmentation : pictures.Augmentation
+    augmentation : images.Augmentation
         Only its normalisation is used for the original images.
     views : int
         Augmented views of each image; 0 for the original image.
@@ -232,7 +232,7 @@ def measure_norms(backbone, pictures, normalise, count=128, batch=32):
     backbone : backbones.Backbone
         Changed in place.
     pictures : pictures.ImageSet
-    normalise : pictures.Normalise
+    normalise : images.Normalise
     count, batch : int
         Number of images, spread over the set, and the batch size.
 

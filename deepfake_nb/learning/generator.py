@@ -273,7 +273,7 @@ def check_pictures(pictures, resolution):
     expected = (resolution, resolution, 3)
     if shape is None or len(shape) != 4 or shape[1:] != expected or kind != np.uint8 or not len(pictures):
         raise InputError(
-            f"Training needs uint8 pictures of shape (n, {resolution}, {resolution}, 3), not {kind} of {shape}."
+            f"Training needs uint8 images of shape (n, {resolution}, {resolution}, 3), not {kind} of {shape}."
         )
 
 
@@ -883,7 +883,7 @@ def write_card(settings, of_networks, pictures, words, logs, device):
     card = {
         "command": f"deepfake-nb train-generator --out OUT {list_arguments(settings)}",
         "lesson": asdict(settings),
-        "data": f"{len(pictures)} pictures of {settings.people} rendered people, domain {settings.domain}, mirrored at random",
+        "data": f"{len(pictures)} images of {settings.people} rendered people, domain {settings.domain}, mirrored at random",
         "pictures_digest": pictures_digest(pictures),
         "resolution": settings.resolution,
         "perceptual": words,

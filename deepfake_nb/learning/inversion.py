@@ -199,7 +199,7 @@ class InversionSettings:
     def __post_init__(self):
         if self.steps < 0 or self.batch_size < 1 or self.stall < 0:
             raise UsageError(
-                "An inversion takes at least 0 steps, a batch of at least 1 picture, and a stall of at least 0."
+                "An inversion takes at least 0 steps, a batch of at least 1 image, and a stall of at least 0."
             )
         if self.precision not in ("float32", "bf16", "auto"):
             raise UsageError(f"precision={self.precision!r} is none of float32, bf16, auto.")
@@ -358,7 +358,7 @@ def check_starts(starts, count, generator):
         return
     require_styles(starts, generator.resolution, generator.layer_count, generator.style_size)
     if len(starts) != count:
-        raise InputError(f"There are {count} pictures, but {len(starts)} starts. Give one for each.")
+        raise InputError(f"There are {count} images, but {len(starts)} starts. Give one for each.")
 
 
 def make_empty_inversion(generator, settings):
@@ -430,7 +430,7 @@ def invert(images, generator, encoder, loss, settings=None, *, starts=None):
     require_same_codes(generator, encoder)
     require_side(images, generator.resolution, "generator")
     if not torch.isfinite(images).all():
-        raise InputError("A picture holds values that are no numbers. Give RGB in [-1, 1].")
+        raise InputError("An image holds values that are no numbers. Give RGB in [-1, 1].")
     check_starts(starts, len(images), generator)
     if not len(images):
         return make_empty_inversion(generator, settings)
@@ -513,7 +513,7 @@ def read_codes(path, generator):
     if made_for != digest:
         raise InputError(
             f"{str(path)!r} holds codes of another generator ({made_for}) than this one ({digest}). "
-            f"Invert the pictures again, or load the generator that they were found for."
+            f"Invert the images again, or load the generator that they were found for."
         )
     return content
 

@@ -80,7 +80,7 @@ def train_together(makers, train, validation, settings, transform, memory_budget
         Each makes a network that outputs logits (N,).
     train, validation : labelled images
     settings : training.TrainingSettings
-    transform : pictures.Augmentation or pictures.Normalise
+    transform : images.Augmentation or images.Normalise
     memory_budget : int
         Bytes for weights, gradients and optimizers of the networks trained side by side.
 

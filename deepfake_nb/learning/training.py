@@ -817,7 +817,7 @@ def fingerprint(dataset):
     """A short digest of a data set's labels and media ids."""
     digest = hashlib.sha256(np.asarray(dataset.labels).tobytes())
     digest.update(json.dumps(list(dataset.media_ids)).encode())
-    return f"{len(dataset)} pictures, digest {digest.hexdigest()[:12]}"
+    return f"{len(dataset)} images, digest {digest.hexdigest()[:12]}"
 
 
 def describe_object(way):

@@ -75,7 +75,7 @@ class Camera:
             self.close()
             what = f"The camera {number}" if number is not None else f"{text!r}"
             raise InputError(
-                f"{what} gives no picture. Check that it is connected and that no other program uses it."
+                f"{what} gives no image. Check that it is connected and that no other program uses it."
             )
         self.frame_rate = (self._capture.get(cv2.CAP_PROP_FPS) or 25.0) if number is None else None
 

@@ -175,7 +175,7 @@ def read_scores_to_calibrate(path, detectors, kind=None):
     path : str or Path
         See `deepfake_nb.evaluation.metrics.read_predictions`; a file's frames or clips are pooled by their mean. A column
         ``person`` identifies the person, else the folders of a path do (`adapters.find_person`); a column ``kind`` says
-        whether it is a picture or a video.
+        whether it is an image or a video.
     detectors : sequence of str
         Detectors of the scores. A single name applies to all rows if the file names no detector.
     kind : {"picture", "video"}, optional

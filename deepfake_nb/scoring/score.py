@@ -487,9 +487,9 @@ def select_detectors(detectors, kind):
         return able
     names = ", ".join(loaded.name for loaded in detectors)
     if kind == "picture":
-        why = f"{names} looks at how a face moves and needs a video; a picture has none."
+        why = f"{names} looks at how a face moves and needs a video; an image has none."
         raise UnsupportedKind(ReasonCode.NEEDS_VIDEO, why)
-    raise UnsupportedKind(ReasonCode.NEEDS_IMAGE, f"{names} judges single pictures, and this is a video.")
+    raise UnsupportedKind(ReasonCode.NEEDS_IMAGE, f"{names} judges single images, and this is a video.")
 
 
 # %% ../../nbs/70_score.ipynb #9c20621c

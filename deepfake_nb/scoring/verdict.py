@@ -105,8 +105,8 @@ ADVICE = {
     ),
     ReasonCode.TOO_COMPRESSED: "A copy of a higher quality, such as the file before it was sent on, would help.",
     ReasonCode.TOO_FEW_FRAMES: "A longer piece, in which the face stays in view, would help.",
-    ReasonCode.NEEDS_VIDEO: "The video that this picture was taken from would help, or a detector of single pictures.",
-    ReasonCode.NEEDS_IMAGE: "A detector of videos would help, or single frames of this one, saved as pictures.",
+    ReasonCode.NEEDS_VIDEO: "The video that this image was taken from would help, or a detector of single images.",
+    ReasonCode.NEEDS_IMAGE: "A detector of videos would help, or single frames of this one, saved as images.",
     ReasonCode.OUT_OF_MEMORY: "A smaller or shorter version would help.",
     ReasonCode.OUT_OF_DISTRIBUTION: (
         "Nothing done to this file will help. Detectors trained on media like this can be named "

@@ -87,7 +87,7 @@ def find_media(paths, skipped=None):
             matches = sorted(match for match in glob.iglob(path, recursive=True) if not os.path.isdir(match))
             yield from (Source(match) for match in matches if counts_as_media(match, skipped))
             if not any(map(media_kind, matches)):
-                yield Source(path, "No picture or video matches this pattern.")
+                yield Source(path, "No image or video matches this pattern.")
 
 
 # %% ../../nbs/scoring/00_views.ipynb #08a9fbff
@@ -95,7 +95,7 @@ def not_media(path):
     """Why a named file is not a media file; None if it does not exist, which is reported on reading."""
     if not os.path.lexists(path):
         return explain_absence(path)
-    return "By its content and its ending this is neither a picture nor a video. Convert it to JPEG or MP4."
+    return "By its content and its ending this is neither an image nor a video. Convert it to JPEG or MP4."
 
 
 def counts_as_media(path, skipped):
@@ -121,7 +121,7 @@ def list_media(folder, skipped):
                 yield Source(path)
     yield from (folder_problem(error, folder) for error in problems)
     if not found and not problems:
-        yield Source(folder, "There is no picture or video in this folder.")
+        yield Source(folder, "There is no image or video in this folder.")
 
 
 def folder_problem(error, folder):
@@ -723,7 +723,7 @@ def extract_video_views(path, detectors, face_detector, sampling, portrait_size)
     stream, tracks = look(stride)
     if (
         not clips and stream.count < sampling.fewest and stride > 1
-    ):  # the stated length was not that of the picture
+    ):  # the stated length was not that of the image
         stride = max(1, min(stride, stream.count * stride // sampling.fewest))
         stream, tracks = look(stride)
     turn = turn_of(tracks)

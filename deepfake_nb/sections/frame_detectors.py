@@ -106,7 +106,7 @@ def face_transform(protocol="stated"):
 
     Returns
     -------
-    pictures.Normalise or pictures.Augmentation
+    images.Normalise or images.Augmentation
     """
     if protocol == "published":
         return Augmentation(CIFAR_NORMALISATION, padding=4, flip=True)
@@ -270,7 +270,7 @@ def detect_collapse(labels, scores, threshold=0.5, share=0.99):
     """
     labels, scores = np.asarray(labels), np.asarray(scores, float)
     if len(set(labels.tolist())) < 2:
-        raise InputError("Whether a detector collapsed can only be seen on pictures of both labels.")
+        raise InputError("Whether a detector collapsed can only be seen on images of both labels.")
     called_fake = float((scores >= threshold).mean())
     word, most = ("fake", called_fake) if called_fake > 0.5 else ("real", 1 - called_fake)
     return Collapse(most >= share, word, most, float(scores.std()))
