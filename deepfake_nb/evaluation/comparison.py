@@ -197,6 +197,7 @@ def delong_test(labels, scores_a, scores_b, clusters=None, confidence=0.95):
     return difference_of_areas(a, b, covariance, n, confidence)
 
 
+# %% ../../nbs/evaluation/02_comparison.ipynb #a75e489c
 def difference_of_areas(a, b, covariance, n, confidence):
     """DeLong's test from two AUCs and their covariance (2, 2)."""
     found = Difference("auc", "DeLong", float(a), float(b), float(b - a), n=n)

@@ -827,6 +827,7 @@ def list_metric_names(metrics):
     return names
 
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #db8539f0
 def value_of(name, sample):
     """A metric of a sample, computed once; raises `Undefined`."""
     if name not in sample.known:
@@ -910,6 +911,7 @@ def measure(name, sample, drawn, confidence):
     return measured(value, drawn, n, confidence, trials, metric.turned)
 
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #0915ae05
 def trials_behind(metric, sample):
     """Independent trials behind a value of 0 or 1; None where unknown."""
     if metric.trials is None or (sample.strata == 2).any():

@@ -206,6 +206,7 @@ def pick_column(table, role, wanted, source):
     )
 
 
+# %% ../../nbs/evaluation/00_predictions.ipynb #10d5d43e
 def pick_scores(table, wanted, source):
     """The columns of the file that one of several names or patterns such as ``prob_*`` fits, in the order of the file."""
     columns = [str(column) for column in table.columns]
@@ -575,6 +576,7 @@ def select_genuine(table, values, rows=None, within=()):
     return table[beside]
 
 
+# %% ../../nbs/evaluation/00_predictions.ipynb #89a8e345
 def iterate_groups(table, by, within=()):
     """Yield (name, rows) for each value of the columns in `by`.
 

@@ -73,6 +73,7 @@ def pairs_by_common_media(there):
     return [(np.flatnonzero(np.frombuffer(common, bool)), found) for common, found in pairs.items()]
 
 
+# %% ../../nbs/evaluation/10_ranking.ipynb #b9890462
 def compare_pairs(scores, labels, clusters, pairs, confidence):
     """Yield (i, j, `Difference`) of pairs of detectors that scored the same media."""
     members = sorted({*chain(*pairs)})

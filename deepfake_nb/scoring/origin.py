@@ -62,6 +62,7 @@ MEANINGS = {
 }
 
 
+# %% ../../nbs/scoring/04_origin.ipynb #8ab587a8
 @dataclass(frozen=True)
 class Fact:
     """What a file says about itself.
@@ -104,6 +105,7 @@ def read_xmp_facts(xmp):
         yield make_fact("software", found[1])
 
 
+# %% ../../nbs/scoring/04_origin.ipynb #5c81a69a
 def read_exif_facts(exif):
     """What EXIF, a Pillow object, says about its origin."""
     more = exif.get_ifd(ExifTags.IFD.Exif)

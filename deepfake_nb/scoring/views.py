@@ -581,6 +581,7 @@ def frame_views(frames, wanted, tracks, detectors, portrait_size):
             yield View(place, number, row, cut(frame.image, box, landmarks, size))
 
 
+# %% ../../nbs/scoring/00_views.ipynb #ae1dd991
 def clip_views(tracks, place, detector):
     """Cut the clips of all tracks that are long enough; at least half of a clip's frames have a large enough face."""
     how = {"stride": detector.stride, "size": detector.input_size}

@@ -267,6 +267,7 @@ def walk_folder(folder, onerror=None):
             yield here, sorted(names)
 
 
+# %% ../../nbs/study/00_files.ipynb #deb1fa3b
 def _is_link(path):
     """Whether a folder is a link to one, or a junction of Windows."""
     return os.path.islink(path) or getattr(os.path, "isjunction", lambda path: False)(path)
@@ -356,6 +357,7 @@ def _group_by(what, paths):
     return [alike for value, alike in groups.items() if len(alike) > 1 and value is not None]
 
 
+# %% ../../nbs/study/00_files.ipynb #9069d1d5
 def _size_of(path):
     status = os.stat(path)
     return status.st_size if stat.S_ISREG(status.st_mode) and status.st_size else None

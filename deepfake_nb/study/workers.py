@@ -77,6 +77,7 @@ def _end_with(asker):
     threading.Thread(target=watch, daemon=True).start()
 
 
+# %% ../../nbs/study/03_workers.ipynb #2a7bb305
 def _is_parent(asker):
     """Whether the process that asked is alive; Windows keeps its number as that of the parent after its end."""
     if os.getppid() != asker:
