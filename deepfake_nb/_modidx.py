@@ -4619,6 +4619,10 @@ d = {
                 "media/video.html#_list_packets",
                 "deepfake_nb/media/video.py",
             ),
+            "deepfake_nb.media.video._load_page": (
+                "media/video.html#_load_page",
+                "deepfake_nb/media/video.py",
+            ),
             "deepfake_nb.media.video._made": ("media/video.html#_made", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._no_frame": ("media/video.html#_no_frame", "deepfake_nb/media/video.py"),
             "deepfake_nb.media.video._not_a_file": (

@@ -212,7 +212,10 @@ def read_image(path):
         The file is missing, empty, truncated, of an unknown format, or larger than Pillow's limit of
         about 179 million pixels.
     """
-    return next(read_pages(path, most=1))[2]
+    path = _ordinary_file(path)
+    register_heic()
+    with _readable(path), warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        return _load_page(image, path)
 
 
 @contextlib.contextmanager
@@ -261,6 +264,17 @@ def _read_cut_jpeg(path):
         differs = (stored[0] != stored[1]).reshape(len(stored[0]), -1).any(1)
         share = int(differs.argmax()) / len(differs) if differs.any() else 1.0
         return (pixels, share) if share >= _FEWEST_ROWS else None
+
+
+def _load_page(image, path):
+    """The pixels of the current page of an open image, or those of its file if that is a JPEG without its end."""
+    try:
+        image.load()
+        return _rgb_of_image(_upright(image))
+    except Exception:  # a Pillow decoder may raise anything on damaged bytes
+        if (found := _read_cut_jpeg(path)) is None:
+            raise
+        return found[0]
 
 
 def image_damage(path):
@@ -327,14 +341,11 @@ def read_pages(path, most=16):
         for number in np.unique(np.linspace(0, total - 1, min(total, most)).astype(int)).tolist():
             try:
                 image.seek(number)
-                image.load()
-                pixels = _rgb_of_image(_upright(image))
+                pixels = _load_page(image, path)
             except Exception:  # a Pillow decoder may raise anything on damaged bytes
-                if number > 0:
-                    return
-                if (found := _read_cut_jpeg(path)) is None:
+                if number == 0:
                     raise
-                pixels = found[0]
+                return
             if number == 0 or not getattr(image, "tag_v2", {}).get(_REDUCED, 0) & 1:
                 yield number, total, pixels
 
