@@ -680,7 +680,8 @@ def list_remarks(scores, face):
 def list_silent(scores, faces, absent):
     """A sentence for each detector that had no say while others had."""
     kind = scores.views.kind
-    found = [f"{name} had no say: it does not judge {kind}s." for name in absent]
+    what = {"picture": "images"}.get(kind, f"{kind}s")
+    found = [f"{name} had no say: it does not judge {what}." for name in absent]
     for detector in scores.detectors:
         if all(face.scores.get(detector.name) is None for face in faces):
             why = explain_missing_score(scores.views, detector, bool(scores.scores))[1]
