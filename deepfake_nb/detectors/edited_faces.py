@@ -104,15 +104,9 @@ def tune_clip(table, settings, folder, start=None, tell=None):
 
 
 # %% ../../nbs/detectors/05_edited_faces.ipynb #0d8abf01
-BLENDS = DetectorSettings(steps=320, pairs=16, learning_rate=2e-3, patch_dropout=0.6)
+BLENDS = DetectorSettings(steps=420, pairs=16, learning_rate=2e-3)
 FORGERIES = DetectorSettings(
-    steps=200,
-    pairs=8,
-    forgeries=8,
-    learning_rate=1.5e-3,
-    head_learning_rate=3e-3,
-    warmup=10,
-    patch_dropout=0.6,
+    steps=100, pairs=8, forgeries=8, learning_rate=8e-4, head_learning_rate=3e-3, warmup=6
 )
 FOLDS = len(SOURCE_GROUPS["edited"])
 
