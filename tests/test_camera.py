@@ -43,7 +43,7 @@ def test_a_camera_is_watched_by_the_detectors_of_videos(tmp_path):
 
 def test_without_a_camera_there_is_a_sentence(with_test_detector, tmp_path, capsys):
     assert status_of("score", "--camera", "63", "--detector", "test") == 3
-    assert "The camera 63 gives no picture" in capsys.readouterr().err
+    assert "The camera 63 gives no image" in capsys.readouterr().err
     write_video(tmp_path / "empty.mp4", [patches()] * 4, 25)
     assert status_of("score", "--camera", tmp_path / "empty.mp4", "--detector", "test") == 3
     assert "no face was seen" in capsys.readouterr().err

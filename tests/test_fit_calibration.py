@@ -41,7 +41,7 @@ def test_a_kind_of_too_few_people_is_left_out_and_the_other_calibrated(
     assert status_of(*how) == 0
     said = capsys.readouterr().out
     assert "There is no calibration for videos: What 4 people look like says little of others" in said
-    assert "60 images of 60 people" in said and set(read_calibrations(tmp_path / "c.json")) == {"picture"}
+    assert "60 pictures of 60 people" in said and set(read_calibrations(tmp_path / "c.json")) == {"picture"}
     for path in [*(tmp_path / "media").rglob("*.png"), tmp_path / "c.json"]:
         path.unlink()
     assert status_of(*how) == 3 and "What 4 people look like" in capsys.readouterr().err
@@ -70,7 +70,7 @@ def test_calibrate_and_score_on_the_command_line(with_test_detector, known, tmp_
         status_of("calibrate", known, "--detector", "test", "--out", out, "--about", "patches of mine") == 0
     )
     said = capsys.readouterr().out
-    assert "60 images of 60 people, 30 of them fake: patches of mine" in said and "is called fake" in said
+    assert "60 pictures of 60 people, 30 of them fake: patches of mine" in said and "is called fake" in said
     save(tmp_path / "media" / "light.png", textured(168, np.random.default_rng(0)))
     about = (
         "--detector",

@@ -64,7 +64,7 @@ def test_videos_among_the_pictures_are_left_alone(course_layout, tmp_path):
     [
         ("absent", "There is no folder"),
         ("empty split", "has no fake image in val"),
-        ("one label", "no real picture"),
+        ("one label", "no real image"),
     ],
 )
 def test_a_set_that_cannot_be_used_is_refused_in_words(tmp_path, broken, words):

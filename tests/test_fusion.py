@@ -209,7 +209,7 @@ def test_a_changed_picture_is_noticed(own_sets, tmp_path):
     compute_features(read_split(stills, "test", SIDE), [backbone], tmp_path, "set", AUGMENTATION)
     layouts.noise(tmp_path / "mine" / "test" / "fake", 4, size=64)
     found = compute_features(read_split(stills, "test", SIDE), [backbone], tmp_path, "set", AUGMENTATION)
-    assert found.computed == {"meso4": "other images than in the cache"}
+    assert found.computed == {"meso4": "other pictures than in the cache"}
 
 
 def test_features_do_not_depend_on_the_batch_and_views_are_the_augmented_pictures(pictures, tmp_path):

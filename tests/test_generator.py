@@ -324,7 +324,7 @@ from deepfake_nb.learning import generator as g
 from deepfake_nb.people import portraits
 torch.set_num_threads(1)
 picture = lambda start, people, takes, size, **_: np.random.default_rng(start).integers(0, 256, (people * takes, size, size, 3), np.uint8)
-portraits.render_portion = image
+portraits.render_portion = picture
 g.STYLEGAN_SIZES[32] = g.StyleGANSettings(resolution=32, style_size=8, channels_base=256, max_channels=8, mapping_layers=2, batch_size=4)
 g.LOG_EVERY = 5
 g.usual_perceptual = lambda: (torch.nn.Sequential(), "none")

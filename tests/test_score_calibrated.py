@@ -26,7 +26,7 @@ def test_a_calibrated_verdict_keeps_to_its_false_alarm_rate(calibrated, tmp_path
         for verdict in judged:
             low, high = verdict.interval
             assert low <= verdict.probability <= high and verdict.calibration.startswith(
-                "60 images of 60 people"
+                "60 pictures of 60 people"
             )
 
 

@@ -210,7 +210,7 @@ def test_file_that_is_no_checkpoint(run_folder):
         (dict(settings=replace(SETTINGS, epochs=2)), "more epochs than this run's 2"),
         (dict(transform=HALF_NORMALISATION), "transform"),
         (dict(loss=lambda logits, labels: 2 * cross_entropy(logits, labels)), "loss"),
-        (dict(train=pictures(40)), "train set = 33 pictures"),
+        (dict(train=pictures(40)), "train set = 33 images"),
         (dict(hooks=[object()]), "hooks"),
     ],
 )  # fmt: skip
