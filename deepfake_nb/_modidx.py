@@ -2238,6 +2238,10 @@ d = {
                 "evaluation/ranking.html#most_frequent",
                 "deepfake_nb/evaluation/ranking.py",
             ),
+            "deepfake_nb.evaluation.ranking.p_value_matrix": (
+                "evaluation/ranking.html#p_value_matrix",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
             "deepfake_nb.evaluation.ranking.pairs_by_common_media": (
                 "evaluation/ranking.html#pairs_by_common_media",
                 "deepfake_nb/evaluation/ranking.py",
@@ -2254,8 +2258,12 @@ d = {
                 "evaluation/ranking.html#rank_detectors",
                 "deepfake_nb/evaluation/ranking.py",
             ),
-            "deepfake_nb.evaluation.ranking.ranks": (
-                "evaluation/ranking.html#ranks",
+            "deepfake_nb.evaluation.ranking.rank_evaluations": (
+                "evaluation/ranking.html#rank_evaluations",
+                "deepfake_nb/evaluation/ranking.py",
+            ),
+            "deepfake_nb.evaluation.ranking.ranks_with_ties": (
+                "evaluation/ranking.html#ranks_with_ties",
                 "deepfake_nb/evaluation/ranking.py",
             ),
             "deepfake_nb.evaluation.ranking.says_by_name": (
@@ -9009,10 +9017,6 @@ d = {
             ),
             "deepfake_nb.sections.leaderboard.plot_ranks": (
                 "leaderboard.html#plot_ranks",
-                "deepfake_nb/sections/leaderboard.py",
-            ),
-            "deepfake_nb.sections.leaderboard.ranks_with_ties": (
-                "leaderboard.html#ranks_with_ties",
                 "deepfake_nb/sections/leaderboard.py",
             ),
             "deepfake_nb.sections.leaderboard.read_costs": (

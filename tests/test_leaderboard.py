@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from deepfake_nb.evaluation.ranking import ranks_with_ties
 from deepfake_nb.sections import leaderboard
 from deepfake_nb.sections.leaderboard import (
     NOT_TUNED,
@@ -19,7 +20,6 @@ from deepfake_nb.sections.leaderboard import (
     is_home,
     measure_detectors,
     paired_differences,
-    ranks_with_ties,
     read_costs,
     read_reports,
     with_ranks,

@@ -5,6 +5,7 @@
 # %% auto #0
 __all__ = [
     "TEST_COLUMNS",
+    "LEVEL",
     "SHOWN",
     "MANY_GROUPS",
     "SAYS_SO",
@@ -12,15 +13,16 @@ __all__ = [
     "YES_AND_NO",
     "pairwise_tests",
     "holm_or_none",
-    "ranks",
+    "p_value_matrix",
+    "ranks_with_ties",
     "evaluate_groups",
     "with_delong",
     "plot_groups",
     "figure_for",
     "shortened",
     "Leaderboard",
+    "rank_evaluations",
     "rank_detectors",
-    "most_frequent",
     "says_directly",
     "says_by_name",
     "training_of",
@@ -143,26 +145,41 @@ def holm_or_none(tests):
 
 
 # %% ../../nbs/evaluation/10_ranking.ipynb #ea62c15c
-def ranks(tests, level=0.05):
-    """Ranks from pairwise tests: 1 and the number of detectors that are significantly better.
+def p_value_matrix(names, tests):
+    """Corrected p-values of pairs as a symmetric matrix (K, K), NaN if there is no test; `tests` has ``a, b, p_holm``."""
+    place, values = {name: at for at, name in enumerate(names)}, np.full((len(names), len(names)), np.nan)
+    for a, b, p_value in zip(tests["a"], tests["b"], tests["p_holm"], strict=True):
+        values[place[a], place[b]] = values[place[b], place[a]] = np.nan if p_value is None else p_value
+    return values
+
+
+LEVEL = 0.05  #: of significance, after Holm's correction
+
+
+def ranks_with_ties(areas, p_values, level=LEVEL):
+    """Ranks in which a detector ties with the best of its group unless it is significantly worse.
 
     Parameters
     ----------
-    tests : DataFrame
-        See `pairwise_tests`.
-    level : float
-        Largest corrected p-value that counts as a difference.
+    areas : array, shape (K,)
+        Higher is better.
+    p_values : array, shape (K, K), symmetric
+        Corrected p-values of the pairs; NaN if there is no test, which counts as no difference.
+    level : float in (0, 1)
 
     Returns
     -------
-    dict of str to int
-        In order of appearance.
+    int array, shape (K,)
+        1 is the best.
     """
-    found = dict.fromkeys(chain(tests["a"], tests["b"]), 1)
-    for a, b, difference, p_value in tests[["a", "b", "difference", "p_holm"]].itertuples(index=False):
-        if p_value is not None and p_value < level:
-            found[a if difference > 0 else b] += 1
-    return found
+    areas, ranks = np.asarray(areas, float), np.zeros(len(areas), int)
+    order = np.argsort(-areas, kind="stable")
+    leader, rank = order[:1], 1
+    for place, at in enumerate(order, 1):
+        if p_values[leader[0], at] < level:
+            leader, rank = [at], place
+        ranks[at] = rank
+    return ranks
 
 
 # %% ../../nbs/evaluation/10_ranking.ipynb #6b37740e
@@ -267,7 +284,16 @@ def shortened(name, length=34):
     return name if len(name) <= length else f"{name[: length - 3]}..."
 
 
-# %% ../../nbs/evaluation/10_ranking.ipynb #3c1e4c0d
+# %% ../../nbs/evaluation/10_ranking.ipynb #2ab62ee2
+def most_frequent(scores, share=0.25):
+    """A note where a detector gives a large share of its media the same score."""
+    counts = scores.value_counts()
+    if len(scores) < 20 or counts.iloc[0] < share * len(scores):
+        return ""
+    return f"{counts.index[0]:g} for {100 * counts.iloc[0] / len(scores):.0f} %"
+
+
+# %% ../../nbs/evaluation/10_ranking.ipynb #ca167c08
 @dataclass(frozen=True)
 class Leaderboard:
     """Several detectors on one set of media.
@@ -277,7 +303,7 @@ class Leaderboard:
     evaluations : dict of str to Evaluation
         By detector.
     ranks : dict of str to int
-        See `ranks`.
+        See `ranks_with_ties`.
     tests : DataFrame
         See `pairwise_tests`.
     n_media : int
@@ -295,7 +321,7 @@ class Leaderboard:
         """One row per detector, the best first; `coverage` is the share of the media that it scored."""
         rows = [
             {
-                "rank": None if found.values["auc"].value is None else self.ranks.get(name, 1),
+                "rank": None if found.values["auc"].value is None else self.ranks[name],
                 "detector": name,
                 "coverage": found.n_media / self.n_media,
                 "n": found.n,
@@ -315,6 +341,15 @@ class Leaderboard:
             for row in self.table().to_dict("records")
         ]
         return {"n_media": self.n_media, "detectors": ranked, "pairwise": self.tests.to_dict("records")}
+
+
+# %% ../../nbs/evaluation/10_ranking.ipynb #3c1e4c0d
+def rank_evaluations(evaluations, tests):
+    """The rank of each detector by its AUC and the pairwise tests; those without an AUC come last."""
+    areas = [found.values["auc"].value for found in evaluations.values()]
+    areas = [-np.inf if area is None else area for area in areas]
+    ranks = ranks_with_ties(areas, p_value_matrix(evaluations, tests))
+    return dict(zip(evaluations, ranks.tolist(), strict=True))
 
 
 def rank_detectors(predictions, by=(), within=(), tell=None, **options):
@@ -348,16 +383,9 @@ def rank_detectors(predictions, by=(), within=(), tell=None, **options):
             detector: most_frequent(scores)
             for detector, scores in rows.groupby("detector", sort=False)["score"]
         }
-        boards[name] = Leaderboard(evaluations, ranks(tests), tests, rows["media_id"].nunique(), notes)
+        ranks = rank_evaluations(evaluations, tests)
+        boards[name] = Leaderboard(evaluations, ranks, tests, rows["media_id"].nunique(), notes)
     return boards
-
-
-def most_frequent(scores, share=0.25):
-    """A note where a detector gives a large share of its media the same score."""
-    counts = scores.value_counts()
-    if len(scores) < 20 or counts.iloc[0] < share * len(scores):
-        return ""
-    return f"{counts.index[0]:g} for {100 * counts.iloc[0] / len(scores):.0f} %"
 
 
 # %% ../../nbs/evaluation/10_ranking.ipynb #55978194

@@ -6,7 +6,6 @@
 __all__ = [
     "OTHER_SECTIONS",
     "METRIC_TITLES",
-    "LEVEL",
     "SIDES",
     "Reports",
     "read_reports",
@@ -15,7 +14,6 @@ __all__ = [
     "measure_entry",
     "measure_detectors",
     "paired_differences",
-    "ranks_with_ties",
     "with_ranks",
     "format_interval",
     "format_table",
@@ -53,6 +51,7 @@ from ..evaluation.comparison import bootstrap_test, correct_by_holm, delong_test
 from ..evaluation.curves import COLOURS
 from ..evaluation.metrics import Sample, Undefined, measure, resample_metrics
 from ..evaluation.predictions import pool, read_predictions
+from ..evaluation.ranking import LEVEL, p_value_matrix, ranks_with_ties
 from deepfake_nb.evaluation.robustness import (
     ALL_AXES,
     area_under_robustness,
@@ -354,36 +353,6 @@ def measure_difference(media, a, b, resamples):
     return {name: getattr(test, name) for name in TOLD} | {"n": len(media)}
 
 
-# %% ../../nbs/60_leaderboard.ipynb #e2ba96fe
-LEVEL = 0.05  #: of significance, after Holm's correction
-
-
-def ranks_with_ties(areas, p_values, level=LEVEL):
-    """Ranks in which a detector ties with the best of its group unless it is significantly worse.
-
-    Parameters
-    ----------
-    areas : array, shape (K,)
-        Higher is better.
-    p_values : array, shape (K, K), symmetric
-        Corrected p-values of the pairs; NaN if there is no test, which counts as no difference.
-    level : float in (0, 1)
-
-    Returns
-    -------
-    int array, shape (K,)
-        1 is the best.
-    """
-    areas, ranks = np.asarray(areas, float), np.zeros(len(areas), int)
-    order = np.argsort(-areas, kind="stable")
-    leader, rank = order[:1], 1
-    for place, at in enumerate(order, 1):
-        if p_values[leader[0], at] < level:
-            leader, rank = [at], place
-        ranks[at] = rank
-    return ranks
-
-
 # %% ../../nbs/60_leaderboard.ipynb #88b8b80c
 def with_ranks(board, differences, level=LEVEL):
     """Add each detector's rank within its test set.
@@ -403,11 +372,8 @@ def with_ranks(board, differences, level=LEVEL):
     """
     parts = []
     for test_set, part in board.groupby("test_set", sort=False):
-        place = {entry: at for at, entry in enumerate(zip(part.detector, part.train_set, strict=True))}
-        p_values = np.full((len(part), len(part)), np.nan)
-        for row in differences[differences.test_set == test_set].itertuples():
-            a, b = place[row.a], place[row.b]
-            p_values[a, b] = p_values[b, a] = row.p_holm
+        entries = list(zip(part.detector, part.train_set, strict=True))
+        p_values = p_value_matrix(entries, differences[differences.test_set == test_set])
         part = part.assign(rank=ranks_with_ties(part.auc, p_values, level), above_chance=part.auc_low > 0.5)
         parts.append(part.sort_values(["rank", "auc"], ascending=[True, False], kind="stable"))
     return pd.concat(parts, ignore_index=True)
